@@ -1,0 +1,39 @@
+"""Packaging of cadc_jax."""
+
+import pathlib
+import re
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "cadc_jax/__init__.py").read_text()).group(1)
+
+setuptools.setup(
+    name="cadc-jax",
+    version=VERSION,
+    description="Collaborative-aware compression of recommendation training data, in JAX",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=setuptools.find_packages(include=["cadc_jax", "cadc_jax.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "absl-py>=2.1",
+        "flax>=0.10",
+        "jax>=0.6",
+        "matplotlib>=3.9",
+        "ml_collections>=1.0",
+        "numpy>=2.0",
+        "optax>=0.2.4",
+        "orbax-checkpoint>=0.11",
+        "pyarrow>=17",
+        "tensorflow-cpu>=2.18; sys_platform == 'linux' and platform_machine == 'x86_64'",
+        "tensorflow>=2.18; sys_platform != 'linux' or platform_machine != 'x86_64'",
+        "tensorflow-datasets>=4.9.7",
+    ],
+    extras_require={
+        "test": ["hypothesis>=6.100", "pytest>=8", "ruff>=0.6", "scikit-learn>=1.5"],
+        "bench": ["implicit==0.7.3", "cmfrec==3.5.1.post13", "scipy>=1.13", "torch==2.13.0"],
+    },
+    entry_points={"console_scripts": ["cadc = cadc_jax.main:run"]},
+)
