@@ -1,0 +1,86 @@
+"""Negative items: drawn uniformly, seeded, never among the items a user is known to have touched."""
+
+import numpy as np
+
+from cadc_jax.data import sampling
+from cadc_jax.errors import ConfigError
+
+ATTEMPTS = 8  # redraws of a training negative; after 8, a user of half the items keeps 1 in 256
+
+
+def pair_keys(user: np.ndarray, item: np.ndarray, num_items: int) -> np.ndarray:
+    """One int64 a (user, item) pair, ordered by user and then item."""
+    return user.astype(np.int64) * num_items + item
+
+
+def contains(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Whether each wanted key is in the sorted `keys`."""
+    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return keys[places] == wanted
+
+
+def draw_for_evaluation(
+    user: np.ndarray, seen: np.ndarray, num_items: int, count: int, seed: int
+) -> np.ndarray:
+    """Draws distinct items that a user never touched, uniformly.
+
+    Args:
+      user: [n] user ids.
+      seen: sorted `pair_keys` of everything any user touched, in any split.
+      num_items: number of item ids; id 0 is never drawn.
+      count: items to draw for each row.
+      seed: of the draw; row i's items depend on i and the seed alone.
+
+    Returns:
+      [n, count] int32.
+
+    Raises:
+      ConfigError: if some user has not enough unseen items.
+    """
+    drawn = np.zeros((len(user), count), np.int32)
+    filled = np.zeros(len(user), np.int64)
+    for attempt in range(20 * count + 100):
+        rows = np.flatnonzero(filled < count)
+        if not len(rows):
+            return drawn
+        hashes = sampling.mix64(rows * np.int64(1 << 20) + attempt, seed)
+        candidate = (1 + hashes % np.uint64(num_items - 1)).astype(np.int32)
+        new = ~contains(seen, pair_keys(user[rows], candidate, num_items))
+        new &= ~(drawn[rows] == candidate[:, None]).any(axis=1)
+        rows, candidate = rows[new], candidate[new]
+        drawn[rows, filled[rows]] = candidate
+        filled[rows] += 1
+    raise ConfigError(
+        f"a user has seen too many of the {num_items - 1} items to draw {count} unseen ones: "
+        "lower data.num_negatives"
+    )
+
+
+def draw_for_training(
+    user: np.ndarray, draws: np.ndarray, known: np.ndarray, num_items: int, count: int, seed: int
+) -> np.ndarray:
+    """Draws items that are not among the user's training items, with repeats.
+
+    Held-out items are drawn like any other unseen item: sparing them would tell the model which
+    of a user's unseen items come next.
+
+    Args:
+      user: [n] user ids.
+      draws: [n] int64, a number for each draw; equal numbers draw equal items.
+      known: sorted `pair_keys` of all training rows, kept or not.
+      num_items: number of item ids; id 0 is never drawn.
+      count: negatives for each user.
+      seed: of the draw.
+
+    Returns:
+      [n, count] int32.
+    """
+    numbers = (draws[:, None] * count + np.arange(count)).ravel() * ATTEMPTS
+    users = np.repeat(user, count)
+    items = np.zeros(len(users), np.int32)
+    left = np.arange(len(users))
+    for attempt in range(ATTEMPTS):
+        hashes = sampling.mix64(numbers[left] + attempt, seed)
+        items[left] = 1 + hashes % np.uint64(num_items - 1)
+        left = left[contains(known, pair_keys(users[left], items[left], num_items))]
+    return items.reshape(len(user), count)

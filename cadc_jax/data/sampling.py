@@ -1,0 +1,133 @@
+"""The sampling rule: which training rows are kept, as a pure function of (row, rate, seed).
+
+Row i is kept iff ``mix64(i, seed) < floor(rate * 2**64)``. `mix64(i, seed)` is output i of the
+SplitMix64 generator (Steele, Lea and Flood, 'Fast splittable pseudorandom number generators',
+OOPSLA 2014) whose state starts at the finalised seed. A row's fate therefore depends on no host,
+shard, batch size, order, library version or platform, and rates nest: the rows kept at 1 % are
+among those kept at 10 %.
+
+The rule exists in NumPy, in JAX (32-bit arithmetic only, so it needs no x64 mode and runs on TPU)
+and in TensorFlow (for `tf.data`); the three agree bit for bit.
+"""
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+GAMMA = 0x9E3779B97F4A7C15  # the constants of SplitMix64
+MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+MASK64 = (1 << 64) - 1
+
+
+def mix64(row_ids: np.ndarray, seed: int) -> np.ndarray:
+    """The hash of the rule.
+
+    Args:
+      row_ids: [N] integers >= 0, indices in the training split.
+      seed: any integer (taken modulo 2**64).
+
+    Returns:
+      [N] uint64, uniform.
+    """
+    ids = np.asarray(row_ids).astype(np.uint64)
+    return _finalise((ids + np.uint64(1)) * np.uint64(GAMMA) + np.uint64(_start(seed)))
+
+
+def threshold(rate: float) -> int:
+    """Largest hash that is kept at `rate`: ``floor(rate * 2**64) - 1``, exactly.
+
+    Raises:
+      ValueError: if rate is outside (0, 1].
+    """
+    if not 0 < rate <= 1:
+        raise ValueError(f"rate must be in (0, 1], not {rate}")
+    return int(rate * 2.0**64) - 1  # scaling by a power of two does not round
+
+
+def keep(row_ids: np.ndarray, rate: float, seed: int) -> np.ndarray:
+    """Which rows the sample keeps: [N] row ids -> [N] bool.
+
+    Raises:
+      ValueError: if rate is outside (0, 1].
+    """
+    return mix64(row_ids, seed) <= np.uint64(threshold(rate))
+
+
+def keep_jax(row_ids: jax.Array, rate: float, seed: int, high: jax.Array | int = 0) -> jax.Array:
+    """`keep` as JAX operations on 32-bit words, equal bit for bit.
+
+    Args:
+      row_ids: [N] int32 or uint32, the low words of the row indices.
+      rate: share of rows to keep, in (0, 1].
+      seed: any integer.
+      high: [N] (or scalar) uint32, the high words, for tables of more than 2**32 rows.
+
+    Returns:
+      [N] bool.
+    """
+    low = row_ids.astype(jnp.uint32)
+    x = (jnp.broadcast_to(jnp.asarray(high, jnp.uint32), low.shape), low)
+    x = _add(_multiply(_add(x, _words(1)), _words(GAMMA)), _words(_start(seed)))
+    for shift, multiplier in zip((30, 27), MULTIPLIERS, strict=True):
+        x = _multiply(_xor_shift(x, shift), _words(multiplier))
+    high, low = _xor_shift(x, 31)
+    limit_high, limit_low = _words(threshold(rate))
+    return (high < limit_high) | ((high == limit_high) & (low <= limit_low))
+
+
+def keep_tf(row_ids: "tf.Tensor", rate: float, seed: int) -> "tf.Tensor":
+    """`keep` as TensorFlow operations, for `tf.data`: [N] int64 -> [N] bool, equal bit for bit."""
+    import tensorflow as tf
+
+    def constant(value: int) -> tf.Tensor:
+        return tf.constant(value, tf.uint64)
+
+    x = (tf.cast(row_ids, tf.uint64) + constant(1)) * constant(GAMMA) + constant(_start(seed))
+    for shift, multiplier in zip((30, 27), MULTIPLIERS, strict=True):
+        x = tf.bitwise.bitwise_xor(x, tf.bitwise.right_shift(x, constant(shift)))
+        x = x * constant(multiplier)
+    x = tf.bitwise.bitwise_xor(x, tf.bitwise.right_shift(x, constant(31)))
+    return x <= constant(threshold(rate))
+
+
+def _finalise(x: np.ndarray) -> np.ndarray:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(MULTIPLIERS[0])
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(MULTIPLIERS[1])
+    return x ^ (x >> np.uint64(31))
+
+
+def _start(seed: int) -> int:
+    """The generator's first state: neighbouring seeds must not give shifted copies of a stream."""
+    return int(_finalise(np.array([seed & MASK64], np.uint64))[0])
+
+
+# 64-bit arithmetic on (high, low) pairs of uint32.
+
+
+def _words(value: int) -> tuple[jax.Array, jax.Array]:
+    return jnp.uint32(value >> 32), jnp.uint32(value & 0xFFFFFFFF)
+
+
+def _add(a, b):
+    low = a[1] + b[1]
+    return a[0] + b[0] + (low < a[1]).astype(jnp.uint32), low
+
+
+def _multiply(a, b):
+    """Product modulo 2**64; the low words' full product is put together from 16-bit halves."""
+    a0, a1 = a[1] & 0xFFFF, a[1] >> 16
+    b0, b1 = b[1] & 0xFFFF, b[1] >> 16
+    cross = a1 * b0 + ((a0 * b0) >> 16)
+    carry = (cross >> 16) + ((a0 * b1 + (cross & 0xFFFF)) >> 16)
+    return a1 * b1 + carry + a[0] * b[1] + a[1] * b[0], a[1] * b[1]
+
+
+def _xor_shift(x, shift: int):
+    """x ^ (x >> shift), for 0 < shift < 32."""
+    high, low = x
+    return high ^ (high >> shift), low ^ ((low >> shift) | (high << (32 - shift)))

@@ -1,0 +1,125 @@
+"""Which rows train, validate and test."""
+
+import dataclasses
+
+import numpy as np
+
+from cadc_jax.data import sampling
+from cadc_jax.data.schema import TEST, TRAIN, VALIDATION, RawTable
+from cadc_jax.errors import ConfigError
+
+RULES = ("leave_one_out", "order", "time", "random", "given")
+
+
+def assign(raw: RawTable, rule: str, validation: float, test: float, seed: int) -> np.ndarray:
+    """The split of each row.
+
+    Rules:
+      leave_one_out: each user's last interaction tests, the one before validates (ties by row
+        order); without timestamps a seeded order stands in for time. Users with fewer than three
+        interactions only train.
+      order, time, random: the last `test` share of all rows tests, the `validation` share before
+        it validates, in the order of the source, of the timestamp or of a seeded hash.
+      given: the data's own; without its own validation rows, one seeded training row of each test
+        user validates (if another one is left to train).
+
+    Returns:
+      [N] int8 of TRAIN, VALIDATION, TEST.
+
+    Raises:
+      ConfigError: if the rule is unknown or needs what the data lacks.
+    """
+    if rule == "leave_one_out":
+        return _leave_one_out(raw, seed)
+    if rule == "given":
+        return _given(raw, seed)
+    if rule not in RULES:
+        raise ConfigError(f"data.split must be one of {', '.join(RULES)}; not '{rule}'")
+    if validation <= 0 or test <= 0 or validation + test >= 1:
+        raise ConfigError(
+            "data.validation and data.test must be positive shares that leave rows to train; "
+            f"not {validation} and {test}"
+        )
+    rows = len(raw.user)
+    if rule == "order":
+        order = np.arange(rows)
+    elif rule == "time":
+        if raw.timestamp is None:
+            raise ConfigError("data.split='time' needs timestamps, which this data does not have")
+        order = np.argsort(raw.timestamp, kind="stable")
+    else:
+        order = np.argsort(sampling.mix64(np.arange(rows), seed))
+    fold = np.full(rows, TRAIN, np.int8)
+    num_test, num_validation = round(rows * test), round(rows * validation)
+    fold[order[rows - num_test - num_validation :]] = VALIDATION
+    fold[order[rows - num_test :]] = TEST
+    return fold
+
+
+def merge_repeats(raw: RawTable) -> RawTable:
+    """One row a (user, item) pair: the latest of the repeats, with the sum of their values.
+
+    Without this a held-out item could also be among the user's training items.
+    """
+    rows = len(raw.user)
+    user = np.unique(raw.user, return_inverse=True)[1]
+    item = np.unique(raw.item, return_inverse=True)[1]
+    pair = np.unique(user * (int(item.max()) + 1) + item, return_inverse=True)[1]
+    if pair.max() + 1 == rows:
+        return raw
+    age = np.arange(rows) if raw.timestamp is None else np.argsort(
+        np.argsort(raw.timestamp, kind="stable")
+    )
+    order = np.lexsort((age, pair))
+    last = order[np.append(pair[order][1:] != pair[order][:-1], True)]
+    kept = np.sort(last)
+    value = np.bincount(pair, weights=raw.value).astype(np.float32)[pair[kept]]
+    columns = {
+        name: getattr(raw, name)[kept]
+        for name in ("user", "item", "label", "timestamp", "fold")
+        if getattr(raw, name) is not None
+    }
+    for name in ("dense", "categorical"):
+        columns[name] = {key: values[kept] for key, values in getattr(raw, name).items()}
+    if raw.negatives is not None:
+        columns["negatives"] = raw.negatives[np.isin(np.flatnonzero(raw.fold == TEST), kept)]
+    return dataclasses.replace(raw, value=value, **columns)
+
+
+def _leave_one_out(raw: RawTable, seed: int) -> np.ndarray:
+    when = raw.timestamp
+    if when is None:
+        when = sampling.mix64(np.arange(len(raw.user)), seed)
+    from_last = _places_from_last(raw.user, when)
+    _, user, count = np.unique(raw.user, return_inverse=True, return_counts=True)
+    fold = np.full(len(raw.user), TRAIN, np.int8)
+    enough = count[user] >= 3
+    fold[enough & (from_last == 0)] = TEST
+    fold[enough & (from_last == 1)] = VALIDATION
+    return fold
+
+
+def _given(raw: RawTable, seed: int) -> np.ndarray:
+    if raw.fold is None:
+        raise ConfigError("data.split='given' needs data with a split of its own (a test file)")
+    if np.any(raw.fold == VALIDATION):
+        return raw.fold
+    fold = raw.fold.copy()
+    train = np.flatnonzero(fold == TRAIN)
+    user = raw.user[train]
+    _, inverse, count = np.unique(user, return_inverse=True, return_counts=True)
+    chosen = _places_from_last(user, sampling.mix64(train, seed)) == 0
+    chosen &= (count[inverse] >= 2) & np.isin(user, raw.user[fold == TEST])
+    fold[train[chosen]] = VALIDATION
+    return fold
+
+
+def _places_from_last(user: np.ndarray, when: np.ndarray) -> np.ndarray:
+    """For each row, how many rows of its user come after it (ties by row order)."""
+    order = np.lexsort((np.arange(len(user)), when, user))
+    is_last = np.append(user[order][1:] != user[order][:-1], True)
+    place = np.arange(len(user))
+    end = place[is_last][np.searchsorted(place[is_last], place)]
+    from_last = np.empty(len(user), np.int64)
+    from_last[order] = end - place
+    return from_last

@@ -1,0 +1,58 @@
+"""Two-tower network: a user tower and an item tower, scored by the dot product of their outputs."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from cadc_jax.models.embeddings import Inputs
+from cadc_jax.models.mlp import MLP
+
+
+class Tower(nn.Module):
+    """Embedding, dense and categorical features of one side -> vector [..., D] and bias [...].
+
+    The vector is the embedding plus a correction that starts at zero: initialised from factors, the
+    network starts as the factorisation itself and learns what content adds to it.
+    """
+
+    hidden: Sequence[int]
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, embedding, dense, features, train: bool = False):
+        flat = features.reshape(*features.shape[:-2], -1)
+        x = jnp.concatenate([embedding, dense, flat], axis=-1)
+        dim = embedding.shape[-1]
+        out = MLP((*self.hidden, dim + 1), zero_output=True, dropout=self.dropout)(x, train)
+        return embedding + out[..., :dim], out[..., dim]
+
+
+class TwoTower(nn.Module):
+    """logit = scale * <user vector, item vector> / sqrt(D) + user bias + item bias + bias.
+
+    Attributes:
+      hidden: hidden layers of each tower.
+      dropout: dropout of the hidden layers.
+    """
+
+    hidden: Sequence[int] = (128,)
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, inputs: Inputs, train: bool = False) -> jax.Array:
+        """Logits [B, G] of each user's items."""
+        user, user_bias = Tower(self.hidden, self.dropout, name="user_tower")(
+            inputs.user, inputs.user_dense, inputs.user_features, train
+        )
+        item, item_bias = Tower(self.hidden, self.dropout, name="item_tower")(
+            inputs.item, inputs.item_dense, inputs.item_features, train
+        )
+        scale = self.param("scale", nn.initializers.ones, ())
+        bias = self.param("bias", nn.initializers.zeros, ())
+        if len(item) == 1:  # shared by all users: one matrix product
+            dots = user @ item[0].T
+        else:
+            dots = jnp.einsum("bd,bgd->bg", user, item)
+        return scale / user.shape[-1] ** 0.5 * dots + user_bias[:, None] + item_bias + bias

@@ -1,0 +1,94 @@
+"""Ranks of held-out items, in the full protocol and in the sampled '1 + K' one.
+
+A rank is the number of other items scored at least as high (so ties count against the model, and
+one that scores everything alike gets no credit). Rank 0 is best.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+ScoreGrid = Callable[[jax.Array], jax.Array]  # users [B] int32 -> scores [B, I]
+ScoreItems = Callable[[jax.Array, jax.Array], jax.Array]  # users [B], items [B, G] -> [B, G]
+
+
+def full_ranks(
+    score_grid: ScoreGrid, user: np.ndarray, item: np.ndarray, seen: "SeenItems", block: int
+) -> np.ndarray:
+    """Rank of each held-out item among all items the user has not seen in training.
+
+    Args:
+      score_grid: scores of all items for a block of users.
+      user: [N] int32.
+      item: [N] int32 held-out items; id 0 (not in training) can't be recommended and ranks last.
+      seen: training items of each user, which are left out of the ranking.
+      block: users scored at a time.
+
+    Returns:
+      [N] int32 ranks.
+    """
+    ranks = []
+    for start in range(0, len(user), block):
+        users, items = _padded(user, start, block), _padded(item, start, block)
+        excluded = seen.padded(users)
+        ranks.append(np.asarray(_ranks_in_grid(score_grid(users), items, excluded)))
+    return np.concatenate(ranks)[: len(user)]
+
+
+def sampled_ranks(
+    score_items: ScoreItems, user: np.ndarray, item: np.ndarray, negatives: np.ndarray, block: int
+) -> np.ndarray:
+    """Rank of each held-out item among its K given negatives.
+
+    Args:
+      score_items: scores of each user's own candidates.
+      user: [N] int32.
+      item: [N] int32.
+      negatives: [N, K] int32.
+      block: users scored at a time.
+
+    Returns:
+      [N] int32 ranks.
+    """
+    ranks = []
+    for start in range(0, len(user), block):
+        users, items = _padded(user, start, block), _padded(item, start, block)
+        candidates = np.concatenate([items[:, None], _padded(negatives, start, block)], axis=1)
+        scores = score_items(users, candidates)
+        ranks.append(np.asarray(jnp.sum(~(scores[:, 1:] < scores[:, :1]), axis=1)))
+    return np.concatenate(ranks)[: len(user)]
+
+
+class SeenItems:
+    """Training items of each user, as compressed rows."""
+
+    def __init__(self, user: np.ndarray, item: np.ndarray, num_users: int):
+        order = np.argsort(user, kind="stable")
+        self.items = item[order]
+        self.start = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=num_users))])
+        self.longest = int(np.diff(self.start).max(initial=0))
+
+    def padded(self, users: np.ndarray) -> np.ndarray:
+        """[B] users -> [B, longest] int32 items, filled up with id 0 (never recommended)."""
+        start, length = self.start[users], self.start[users + 1] - self.start[users]
+        place = np.arange(self.longest)
+        inside = place < length[:, None]
+        return np.where(inside, self.items[np.where(inside, start[:, None] + place, 0)], 0)
+
+
+@jax.jit
+def _ranks_in_grid(scores, item, excluded):
+    """[B, I] scores, [B] held-out items, [B, L] items left out -> [B] ranks."""
+    rows = jnp.arange(len(item))[:, None]
+    own = scores[rows, item[:, None]]
+    candidates = scores.at[rows, excluded].set(-jnp.inf).at[:, 0].set(-jnp.inf)
+    candidates = candidates.at[rows, item[:, None]].set(-jnp.inf)
+    ranks = jnp.sum(~(candidates < own), axis=1)  # so that NaN ranks last
+    return jnp.where(item == 0, scores.shape[1], ranks)
+
+
+def _padded(values: np.ndarray, start: int, block: int) -> np.ndarray:
+    """`block` rows of `values` from `start`, the last one repeated past the end."""
+    return np.asarray(values[np.minimum(np.arange(start, start + block), len(values) - 1)])
