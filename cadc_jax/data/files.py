@@ -1,0 +1,138 @@
+"""Opening raw files: plain, gzip or Zstandard, with errors that say what to do."""
+
+import codecs
+import difflib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from cadc_jax.errors import DataError
+
+HINT = "check `data.path`"
+
+_UTF8_BOM = b"\xef\xbb\xbf"
+_COMPRESSION = {b"\x1f\x8b": "gzip", b"\x28\xb5": "zstd"}  # by the first two bytes of a file
+
+
+def open_stream(path: str | Path, hint: str = HINT) -> pa.NativeFile:
+    """Opens a file for reading; its first bytes, not its name, say how it is compressed.
+
+    Args:
+      path: the file.
+      hint: what the user can do if it is not there; ends the error's text.
+
+    Raises:
+      DataError: no such file, a folder, an empty file, or one that may not be read.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"{path}: no such file; {hint}")
+    if path.is_dir():
+        raise DataError(f"{path}: a folder where a file is expected; {hint}")
+    try:
+        with open(path, "rb") as file:
+            magic = file.read(2)
+        if not magic:
+            raise empty(path)
+        return pa.input_stream(str(path), compression=_COMPRESSION.get(magic))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}); {hint}") from error
+
+
+def read_blocks(path: str | Path, size: int, hint: str = HINT) -> Iterator[tuple[int, bytes]]:
+    r"""Yields the lines of a text file in blocks, so that it is never whole in memory.
+
+    Args:
+      path: a text file, plain or compressed. A UTF-8 byte-order mark is dropped, '\r\n' becomes
+        '\n', and the last line gets the newline it may lack.
+      size: bytes read at a time; a line may be at most twice as long.
+      hint: as for `open_stream`.
+
+    Yields:
+      (number of the block's first line, from 1; whole lines, each with its newline).
+
+    Raises:
+      DataError: as `open_stream`; a binary file; a truncated or damaged compressed file.
+    """
+    line, rest = 1, b""
+    with open_stream(path, hint) as stream:
+        chunk = _read(stream, size, path)
+        _check_text(path, chunk)
+        chunk = chunk.removeprefix(_UTF8_BOM)
+        while chunk:
+            cut = chunk.rfind(b"\n") + 1
+            if cut:
+                yield line, _unix_lines(rest + chunk[:cut])
+                line += chunk.count(b"\n")
+                rest = chunk[cut:]
+            elif len(rest) < size:
+                rest += chunk
+            else:
+                raise DataError(f"{path}:{line}: the line is longer than {size} bytes; {hint}")
+            chunk = _read(stream, size, path)
+    if rest:
+        yield line, _unix_lines(rest + b"\n")
+    elif line == 1:
+        raise empty(path)
+
+
+def read_text(path: str | Path, hint: str = HINT) -> bytes:
+    """Returns a whole text file, its lines as `read_blocks` yields them.
+
+    Its encoding is the caller's affair; the errors are those of `open_stream`, and a DataError for
+    a file with NUL bytes or a damaged compressed file.
+    """
+    with open_stream(path, hint) as stream:
+        text = _read(stream, None, path).removeprefix(_UTF8_BOM)
+    if not text:
+        raise empty(path)
+    if b"\0" in text:
+        raise binary(path)
+    return _unix_lines(text if text.endswith(b"\n") else text + b"\n")
+
+
+def empty(path: str | Path) -> DataError:
+    """Returns the error for a file without any data."""
+    return DataError(f"{path}: the file is empty; get a whole copy of it, or do not name it")
+
+
+def damaged(path: str | Path, error: OSError) -> DataError:
+    """Returns the error for a compressed file that cannot be unpacked."""
+    return DataError(
+        f"{path}: the compressed file is truncated or damaged ({error}); get a whole copy of it"
+    )
+
+
+def binary(path: str | Path) -> DataError:
+    """Returns the error for a file that is not text."""
+    return DataError(
+        f"{path}: a binary file (or not in UTF-8) where text is expected; name the unpacked text"
+    )
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Returns "; did you mean 'user_id'?" if one of `names` is close to `name`, else ''."""
+    match = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean '{match[0]}'?" if match else ""
+
+
+def _read(stream: pa.NativeFile, size: int | None, path: str | Path) -> bytes:
+    try:
+        return stream.read(size)
+    except OSError as error:
+        raise damaged(path, error) from error
+
+
+def _unix_lines(text: bytes) -> bytes:
+    return text.replace(b"\r\n", b"\n") if b"\r" in text else text  # looking first is faster
+
+
+def _check_text(path: str | Path, head: bytes) -> None:
+    """Raises DataError unless the first bytes of a file are UTF-8 text."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError as error:
+        raise binary(path) from error
+    if b"\0" in head:
+        raise binary(path)

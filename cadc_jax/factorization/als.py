@@ -1,0 +1,447 @@
+"""Alternating least squares, implicit and explicit, on one device or many.
+
+One side's factors x are found with the other side's, y, fixed: each row is a small least-squares
+problem with matrix A and right-hand side b, solved by conjugate gradients or exactly.
+
+Implicit (Hu, Koren & Volinsky 2008, eq. 4): every pair of user and item has a preference p (1 if
+seen, else 0) and a confidence c = 1 + alpha * value, and
+
+    A = Y'Y + sum_seen (c - 1) y y' + lambda I        b = sum_seen c p y
+
+Explicit (Zhou et al. 2008, sec. 3.1, with biases): only ratings count, and
+
+    A = sum_seen y y' + lambda n I                    b = sum_seen (rating - mean - bias of y) y
+
+where y has a 1 appended and x its own bias, so that both are found in the same solve.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from cadc_jax import sharding
+from cadc_jax.errors import ConfigError
+from cadc_jax.factorization.factors import Factors
+from cadc_jax.factorization.interactions import Chunks, Interactions, Layout, make_layout, pack
+
+# Solves are in full float32 on every backend; the TPU's default would round inputs to bfloat16.
+_einsum = functools.partial(
+    jnp.einsum, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ALSConfig:
+    """What `fit` computes.
+
+    Attributes:
+      factors: D, the rank.
+      regularization: lambda, at least a little over 0.
+      frequency_exponent: nu of the frequency-scaled lambda of a row with n entries. Implicit:
+        lambda * (n + number of columns / alpha) ** nu (Rendle et al. 2021, arXiv 2110.14037,
+        eq. 14, whose alpha_0 is 1 / alpha here). Explicit: lambda * n ** nu, nu = 1 being the
+        'weighted lambda' of Zhou et al. 0 gives every row the same lambda.
+      alpha: implicit: confidence of an entry is 1 + alpha * |value|.
+      iterations: each solves the users, then the items.
+      feedback: 'implicit' or 'explicit'.
+      solver: 'cg' (conjugate gradients from the last factors) or 'cholesky' (exact).
+      cg_steps: conjugate-gradient steps in each solve.
+      tolerance: stop once an iteration improves the objective by less than this share of it.
+      dtype: of the tables, 'float32' or 'bfloat16'. Solves are in float32 either way.
+      fixed_side: over several devices: 'gathered' copies the fixed table to each of them;
+        'sharded' leaves it in pieces and exchanges the rows of each chunk.
+      chunk: entries gathered at once; None for about 1 MiB of factors, which fits a cache.
+    """
+
+    factors: int = 64
+    regularization: float = 30.0
+    frequency_exponent: float = 0.0
+    alpha: float = 9.0
+    iterations: int = 15
+    feedback: str = "implicit"
+    solver: str = "cg"
+    cg_steps: int = 3
+    tolerance: float = 0.0
+    dtype: str = "float32"
+    fixed_side: str = "gathered"
+    chunk: int | None = None
+
+    def __post_init__(self):
+        choices = {
+            "feedback": ("implicit", "explicit"),
+            "solver": ("cg", "cholesky"),
+            "dtype": ("float32", "bfloat16"),
+            "fixed_side": ("gathered", "sharded"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}"
+                )
+        for name in ("factors", "iterations", "cg_steps", "regularization", "alpha"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}={getattr(self, name)}: must be above 0")
+
+
+Progress = Callable[[int, float, float], None]
+
+
+def fit(
+    interactions: Interactions,
+    config: ALSConfig,
+    key: jax.Array,
+    *,
+    mesh: Mesh | None = None,
+    progress: Progress | None = None,
+) -> tuple[Factors, np.ndarray]:
+    """Factorises.
+
+    Args:
+      interactions: training entries.
+      config: see `ALSConfig`.
+      key: PRNG key of the initial item factors. The start does not depend on the mesh.
+      mesh: devices to spread both sides over (all its axes); None for the default device alone.
+      progress: called after each iteration with its number (from 1), the objective, and the
+        seconds since `fit` was called.
+
+    Returns:
+      factors: of `config.dtype`, biases (float32) only if explicit. Rows without entries are 0.
+      losses: [iterations done] float64, the objective after each: the weighted squared error over
+        all pairs (implicit) or all entries (explicit), plus the regularisation.
+
+    Raises:
+      ConfigError: by `ALSConfig`, or if there are no interactions.
+    """
+    if interactions.num_entries == 0:
+        raise ConfigError("there are no interactions to factorise")
+    start = time.perf_counter()
+    mesh = Mesh(np.array(jax.devices()[:1]), (sharding.DATA,)) if mesh is None else mesh
+    users, items = _prepare(interactions, config, mesh)
+    user, item = _initial(interactions, config, key, users, items)
+    mean = 0.0
+    if config.feedback == "explicit":
+        mean = float(interactions.by_user.values.mean(dtype=np.float64))
+
+    losses = []
+    for iteration in range(1, config.iterations + 1):
+        user, _ = _solve(users, user, items, item, config, mean)
+        item, loss = _solve(items, item, users, user, config, mean)
+        losses.append(float(loss))
+        if progress is not None:
+            progress(iteration, losses[-1], time.perf_counter() - start)
+        if iteration > 1 and losses[-2] - losses[-1] < config.tolerance * abs(losses[-2]):
+            break
+    return _factors(user[users.layout.position], item[items.layout.position], mean, config), (
+        np.array(losses)
+    )
+
+
+class _Side(NamedTuple):
+    """Users or items, ready to be solved. Device arrays are split by their leading axis."""
+
+    layout: Layout
+    regularization: jax.Array  # [table rows] f32
+    short: Chunks
+    long: Chunks
+
+
+class _Form(NamedTuple):
+    """What of a half-step is fixed when it is compiled."""
+
+    feedback: str
+    solver: str
+    cg_steps: int
+    fixed_side: str
+    chunk_rows: int
+
+
+def _prepare(interactions: Interactions, config: ALSConfig, mesh: Mesh) -> tuple[_Side, _Side]:
+    """Packs both sides and puts them on the devices."""
+    chunk = config.chunk or max(256, 2**18 // config.factors)
+    both = (interactions.by_user, interactions.by_item)
+    layouts = [make_layout(rows.counts, chunk, mesh.size) for rows in both]
+    spread = _spread(mesh)
+
+    def side(rows, layout: Layout, fixed: Layout) -> _Side:
+        scale = np.maximum(layout.counts, 1.0)
+        if config.feedback == "implicit":
+            scale = layout.counts + len(fixed.counts) / config.alpha
+        regularization = np.ones(layout.table_rows, np.float32)  # of unused places: any but 0
+        regularization[layout.position] = config.regularization * scale**config.frequency_exponent
+        short, long = pack(rows, layout, fixed.position)
+        return _Side(layout, *jax.device_put((regularization, short, long), spread))
+
+    return side(both[0], *layouts), side(both[1], *reversed(layouts))
+
+
+def _initial(
+    interactions: Interactions, config: ALSConfig, key: jax.Array, users: _Side, items: _Side
+) -> tuple[jax.Array, jax.Array]:
+    """Tables to start from: users 0, items normal with standard deviation 0.1 / sqrt(D)."""
+    spread = users.regularization.sharding
+    width = config.factors + (config.feedback == "explicit")
+    start = jax.random.normal(key, (interactions.num_items, config.factors))
+    start = start * (0.1 / np.sqrt(config.factors)) * (items.layout.counts > 0)[:, None]
+    item = jnp.zeros((items.layout.table_rows, width), config.dtype, device=spread)
+    item = item.at[items.layout.position, : config.factors].set(start.astype(config.dtype))
+    user = jnp.zeros((users.layout.table_rows, width), config.dtype, device=spread)
+    return user, jax.device_put(item, spread)
+
+
+def _spread(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P(mesh.axis_names))
+
+
+def _factors(user: jax.Array, item: jax.Array, mean: float, config: ALSConfig) -> Factors:
+    if config.feedback == "implicit":
+        return Factors(user, item)
+    return Factors(
+        user=user[:, :-1],
+        item=item[:, :-1],
+        user_bias=user[:, -1].astype(jnp.float32),
+        item_bias=item[:, -1].astype(jnp.float32),
+        global_bias=jnp.float32(mean),
+    )
+
+
+def _solve(
+    side: _Side, table: jax.Array, fixed_side: _Side, fixed: jax.Array, config: ALSConfig, mean
+) -> tuple[jax.Array, jax.Array]:
+    """One half-step: `table` solved anew, and the objective there."""
+    form = _Form(
+        config.feedback,
+        config.solver,
+        config.cg_steps,
+        config.fixed_side,
+        side.layout.chunk_rows,
+    )
+    return _half_step(
+        table,
+        side.regularization,
+        side.short,
+        side.long,
+        fixed,
+        fixed_side.regularization,
+        jnp.float32(config.alpha),
+        jnp.float32(mean),
+        form=form,
+        mesh=table.sharding.mesh,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("form", "mesh"), donate_argnums=0)
+def _half_step(
+    table: jax.Array,  # [N, K] to be solved; K is D, and one more for the bias if explicit
+    regularization: jax.Array,  # [N]
+    short: Chunks,
+    long: Chunks,
+    fixed: jax.Array,  # [M, K]
+    fixed_regularization: jax.Array,  # [M]
+    alpha: jax.Array,
+    mean: jax.Array,
+    *,
+    form: _Form,
+    mesh: Mesh,
+) -> tuple[jax.Array, jax.Array]:
+    """Solves every row of `table`; each device those that it stores."""
+    rows, whole = P(mesh.axis_names), P()
+    local = functools.partial(_half_step_of_one_device, form=form, axes=mesh.axis_names)
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(rows, rows, rows, rows, rows, rows, whole, whole),
+        out_specs=(rows, whole),
+        check_vma=False,
+    )(table, regularization, short, long, fixed, fixed_regularization, alpha, mean)
+
+
+def _half_step_of_one_device(
+    table, regularization, short, long, fixed, fixed_regularization, alpha, mean, *, form, axes
+):
+    """`_half_step` on this device's rows of every argument."""
+    width = table.shape[1]
+    wide = fixed.astype(jnp.float32)
+    penalty = jnp.sum(fixed_regularization * jnp.sum(wide**2, 1))
+    gram = jnp.zeros((width, width))
+    if form.feedback == "implicit":
+        gram = lax.psum(_einsum("nk,nl->kl", wide, wide), axes)
+    fetch = _fetcher(fixed, form.fixed_side, axes)
+
+    def read(chunk: Chunks) -> _Entries:
+        return _entries(chunk, fetch(chunk.index), form.feedback, alpha, mean)
+
+    def solve_chunk(arguments):
+        chunk, x, penalties = arguments
+        entries = read(chunk)
+
+        def total(terms, x):
+            parts, loss = terms(entries, x[chunk.row])
+            parts = jax.ops.segment_sum(
+                parts, chunk.row, form.chunk_rows, indices_are_sorted=True
+            )
+            return parts, loss
+
+        return _solve_rows(x.astype(jnp.float32), penalties, gram, total, form)
+
+    def total_of_long(terms, x):
+        everyone = lax.all_gather(x, axes, tiled=True)
+
+        def add(carry, chunk):
+            parts, loss = terms(read(chunk), everyone[chunk.row])
+            return (carry[0].at[chunk.row].add(parts), carry[1] + loss), None
+
+        one = jax.tree.map(lambda leaf: leaf[0], long)
+        parts, _ = jax.eval_shape(lambda: terms(read(one), everyone[one.row]))
+        zeros = jnp.zeros((len(everyone), *parts.shape[1:])), jnp.zeros(())
+        (parts, loss), _ = lax.scan(add, zeros, long)
+        return lax.psum_scatter(parts, axes, tiled=True), loss
+
+    chunks = len(short.index)
+    num_long = len(table) - chunks * form.chunk_rows  # stored on this device
+
+    def by_chunk(array):
+        return array[num_long:].reshape(chunks, form.chunk_rows, *array.shape[1:])
+
+    solved, losses = lax.map(solve_chunk, (short, by_chunk(table), by_chunk(regularization)))
+    solved, loss = solved.reshape(-1, width), penalty + losses.sum()
+    if num_long:
+        x = table[:num_long].astype(jnp.float32)
+        x, of_long = _solve_rows(x, regularization[:num_long], gram, total_of_long, form)
+        solved, loss = jnp.concatenate([x, solved]), loss + of_long
+    return solved.astype(table.dtype), lax.psum(loss, axes)
+
+
+def _fetcher(
+    fixed: jax.Array, fixed_side: str, axes: tuple[str, ...]
+) -> Callable[[jax.Array], jax.Array]:
+    """A function from places in the whole fixed table to the rows there, in float32."""
+    if fixed_side == "gathered":
+        whole = lax.all_gather(fixed, axes, tiled=True)
+        return lambda index: whole.at[index].get(mode="promise_in_bounds").astype(jnp.float32)
+
+    def fetch(index: jax.Array) -> jax.Array:
+        wanted = lax.all_gather(index, axes)  # [devices, S, L]: what each of them asks for
+        own = wanted - lax.axis_index(axes) * len(fixed)
+        inside = (own >= 0) & (own < len(fixed))
+        found = jnp.where(inside[..., None], fixed.at[own].get(mode="clip"), 0)
+        return lax.psum_scatter(found, axes).astype(jnp.float32)
+
+    return fetch
+
+
+class _Entries(NamedTuple):
+    """The entries of a chunk, as terms of sum (weight / 2 (x . factors)^2 - target x . factors)."""
+
+    factors: jax.Array  # [S, L, K]
+    weight: jax.Array  # [S, L]
+    target: jax.Array  # [S, L]
+    constant: jax.Array  # [S, L] what the entry adds to the objective at x = 0
+
+
+def _entries(chunk: Chunks, factors, feedback: str, alpha, mean) -> _Entries:
+    segment = chunk.index.shape[-1]
+    real = jnp.arange(segment) < chunk.length[:, None]
+    value = jnp.ones(real.shape) if chunk.value is None else chunk.value
+    if feedback == "implicit":
+        weight = jnp.where(real, alpha * jnp.abs(value), 0)
+        target = jnp.where(real & (value > 0), 1 + weight, 0)
+        return _Entries(factors, weight, target, target)
+    target = jnp.where(real, value - mean - factors[..., -1], 0)
+    factors = factors.at[..., -1].set(1)
+    return _Entries(factors, real.astype(jnp.float32), target, target**2)
+
+
+def _solve_rows(x, regularization, gram, total, form: _Form) -> tuple[jax.Array, jax.Array]:
+    """Minimises over x, [n, K], the rows' share of the objective.
+
+    Args:
+      x: [n, K] where to start.
+      regularization: [n].
+      gram: [K, K], the part of the matrix that all rows share.
+      total: (terms, x [n, K]) -> ([n, ...], scalar): calls terms(entries, x of each segment
+        [S, K]) -> ([S, ...], scalar) on all entries, and adds up by row.
+
+    Returns:
+      x, and the objective there: the constants of the entries + x'Ax - 2 b'x.
+    """
+    if form.solver == "cholesky":
+        parts, loss = total(_normal_equations, x)
+        matrix = parts[..., :-1] + gram
+        matrix += regularization[:, None, None] * jnp.eye(x.shape[1])
+        b = parts[..., -1]
+        x = _cholesky_solve(matrix, b)
+        return x, loss - jnp.sum(b * x)
+
+    def apply(p):
+        parts, _ = total(_products, p)
+        return parts + _einsum("nk,kl->nl", p, gram) + regularization[:, None] * p
+
+    parts, loss = total(_residuals, x)
+    residual = parts - _einsum("nk,kl->nl", x, gram) - regularization[:, None] * x
+    loss -= jnp.sum(x * residual)
+    x, gain = _conjugate_gradients(x, residual, apply, form.cg_steps)
+    return x, loss - jnp.sum(gain)
+
+
+def _scores(entries: _Entries, x: jax.Array) -> jax.Array:
+    return _einsum("slk,sk->sl", entries.factors, x)
+
+
+def _products(entries: _Entries, x: jax.Array):
+    weighted = entries.weight * _scores(entries, x)
+    return _einsum("slk,sl->sk", entries.factors, weighted), jnp.zeros(())
+
+
+def _residuals(entries: _Entries, x: jax.Array):
+    scores = _scores(entries, x)
+    residual = entries.target - entries.weight * scores
+    loss = jnp.sum(entries.constant - entries.target * scores)
+    return _einsum("slk,sl->sk", entries.factors, residual), loss
+
+
+def _normal_equations(entries: _Entries, x: jax.Array):
+    del x
+    right = jnp.concatenate(
+        [entries.weight[..., None] * entries.factors, entries.target[..., None]], -1
+    )
+    return _einsum("slk,slm->skm", entries.factors, right), jnp.sum(entries.constant)
+
+
+def _conjugate_gradients(x, residual, apply, steps: int) -> tuple[jax.Array, jax.Array]:
+    """`steps` of conjugate gradients on every row of A x = b at once.
+
+    Returns:
+      x [n, K], and by how much x'Ax - 2 b'x has fallen, [n]: alpha |residual|^2 a step.
+    """
+
+    def ratio(above, below):  # 0 once a row is solved, as an empty one is from the start
+        return jnp.where(below > 0, above / jnp.where(below > 0, below, 1), 0)
+
+    def step(_, state):
+        x, residual, p, square, gain = state
+        product = apply(p)
+        alpha = ratio(square, jnp.sum(p * product, 1))
+        x = x + alpha[:, None] * p
+        residual = residual - alpha[:, None] * product
+        following = jnp.sum(residual**2, 1)
+        p = residual + ratio(following, square)[:, None] * p
+        return x, residual, p, following, gain + alpha * square
+
+    square = jnp.sum(residual**2, 1)
+    state = (x, residual, residual, square, jnp.zeros_like(square))
+    x, _, _, _, gain = lax.fori_loop(0, steps, step, state)
+    return x, gain
+
+
+def _cholesky_solve(matrix: jax.Array, b: jax.Array) -> jax.Array:
+    """Solves matrix [n, K, K] x = b [n, K], each symmetric and positive definite."""
+    return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(matrix), b[..., None])[..., 0]

@@ -1,0 +1,63 @@
+"""The result of a factorisation, and the scores it gives."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+
+@flax.struct.dataclass
+class Factors:
+    """User and item factors, and the biases if the model has any (else all three are None).
+
+    The score of user u and item i is user[u] . item[i] + user_bias[u] + item_bias[i] + global_bias.
+    """
+
+    user: jax.Array  # [U, D]
+    item: jax.Array  # [I, D]
+    user_bias: jax.Array | None = None  # [U] f32
+    item_bias: jax.Array | None = None  # [I] f32
+    global_bias: jax.Array | None = None  # [] f32
+
+
+def scores(factors: Factors, user_ids: jax.Array, item_ids: jax.Array) -> jax.Array:
+    """Scores of pairs.
+
+    Args:
+      factors: the model.
+      user_ids: int32, of any shape.
+      item_ids: int32, of a shape that broadcasts with that of `user_ids`.
+
+    Returns:
+      float32, of the broadcast shape.
+    """
+    user = factors.user[user_ids].astype(jnp.float32)
+    item = factors.item[item_ids].astype(jnp.float32)
+    dot = jnp.sum(user * item, -1)
+    if factors.global_bias is None:
+        return dot
+    return dot + factors.user_bias[user_ids] + factors.item_bias[item_ids] + factors.global_bias
+
+
+def with_bias_columns(factors: Factors) -> tuple[jax.Array, jax.Array]:
+    """Tables whose plain dot product is the biased score.
+
+    Returns:
+      user [U, D + 2]: factors, bias + global bias, 1; item [I, D + 2]: factors, 1, bias. Without
+      biases these columns hold 0 and 1 on both sides, and add nothing.
+    """
+    user, item = factors.user, factors.item
+    zero = jnp.zeros((), user.dtype)
+
+    def columns(bias: jax.Array | None, size: int) -> tuple[jax.Array, jax.Array]:
+        bias = zero if bias is None else bias.astype(user.dtype)
+        return jnp.broadcast_to(bias, size)[:, None], jnp.ones((size, 1), user.dtype)
+
+    user_bias = factors.user_bias
+    if user_bias is not None:
+        user_bias = user_bias + factors.global_bias
+    user_bias, user_one = columns(user_bias, len(user))
+    item_bias, item_one = columns(factors.item_bias, len(item))
+    return (
+        jnp.concatenate([user, user_bias, user_one], 1),
+        jnp.concatenate([item, item_one, item_bias], 1),
+    )
