@@ -109,7 +109,7 @@ def _decoded_blocks(paths: Sequence[str | Path]) -> Iterator[tuple[str | Path, i
     )
     workers = os.cpu_count() or 1
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        waiting = collections.deque()
+        waiting: collections.deque = collections.deque()
         for path, line, text in blocks:
             waiting.append((path, line, pool.submit(_decode, text)))
             if len(waiting) > 2 * workers:

@@ -53,13 +53,14 @@ class ALSConfig:
       alpha: implicit: confidence of an entry is 1 + alpha * |value|.
       iterations: each solves the users, then the items.
       feedback: 'implicit' or 'explicit'.
-      solver: 'cg' (conjugate gradients from the last factors) or 'cholesky' (exact).
+      solver: 'cg' (conjugate gradients from the last factors) or 'cholesky' (exact: forms every
+        matrix and eliminates, in blocks).
       cg_steps: conjugate-gradient steps in each solve.
       tolerance: stop once an iteration improves the objective by less than this share of it.
       dtype: of the tables, 'float32' or 'bfloat16'. Solves are in float32 either way.
       fixed_side: over several devices: 'gathered' copies the fixed table to each of them;
         'sharded' leaves it in pieces and exchanges the rows of each chunk.
-      chunk: entries gathered at once; None for about 1 MiB of factors, which fits a cache.
+      chunk: entries gathered at once; None for half a MiB of factors, which stays in cache.
     """
 
     factors: int = 64
@@ -124,9 +125,9 @@ def fit(
     if interactions.num_entries == 0:
         raise ConfigError("there are no interactions to factorise")
     start = time.perf_counter()
-    mesh = Mesh(np.array(jax.devices()[:1]), (sharding.DATA,)) if mesh is None else mesh
-    users, items = _prepare(interactions, config, mesh)
-    user, item = _initial(interactions, config, key, users, items)
+    users, items = _prepare(interactions, config, _one_device() if mesh is None else mesh)
+    item = _table(items, _initial(config, key, items), config.dtype)
+    user = _table(users, jnp.zeros((interactions.num_users, item.shape[1])), config.dtype)
     mean = 0.0
     if config.feedback == "explicit":
         mean = float(interactions.by_user.values.mean(dtype=np.float64))
@@ -143,6 +144,59 @@ def fit(
     return _factors(user[users.layout.position], item[items.layout.position], mean, config), (
         np.array(losses)
     )
+
+
+def fold_in(
+    factors: Factors,
+    interactions: Interactions,
+    config: ALSConfig,
+    *,
+    side: str = "user",
+    mesh: Mesh | None = None,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Factors of new users (or items) from their interactions alone, the other side as it is.
+
+    The problem solved is that of the last half-step of `fit` on that side, with the same
+    regularisation, but exactly whatever `config.solver` says.
+
+    Args:
+      factors: a result of `fit`.
+      interactions: of N new users with the I items of the model (side='user'), or of the U users
+        of the model with N new items (side='item').
+      config: that of the fit.
+      side: which side is new.
+      mesh: as for `fit`.
+
+    Returns:
+      [N, D] factors, and [N] biases (None if implicit).
+
+    Raises:
+      ConfigError: if `side` is neither, or the known side's size is not that of the model.
+    """
+    if side not in ("user", "item"):
+        raise ConfigError(f"side={side!r}: choose user or item")
+    user_is_new = side == "user"
+    known = factors.item if user_is_new else factors.user
+    sizes = interactions.num_users, interactions.num_items
+    if sizes[user_is_new] != len(known):
+        raise ConfigError(
+            f"interactions have {sizes[user_is_new]} known rows, the model has {len(known)}"
+        )
+    config = dataclasses.replace(config, factors=known.shape[1], solver="cholesky")
+    mesh = _one_device() if mesh is None else mesh
+    new, old = _prepare(interactions, config, mesh)[:: 1 if user_is_new else -1]
+    mean = 0.0
+    if config.feedback == "explicit":
+        bias = factors.item_bias if user_is_new else factors.user_bias
+        known = jnp.concatenate([known, bias[:, None].astype(known.dtype)], 1)
+        mean = factors.global_bias
+    fixed = _table(old, known, config.dtype)
+    start = jnp.zeros((len(new.layout.counts), known.shape[1]))
+    solved, _ = _solve(new, _table(new, start, config.dtype), old, fixed, config, mean)
+    solved = solved[new.layout.position]
+    if config.feedback == "implicit":
+        return solved, None
+    return solved[:, :-1], solved[:, -1].astype(jnp.float32)
 
 
 class _Side(NamedTuple):
@@ -166,7 +220,7 @@ class _Form(NamedTuple):
 
 def _prepare(interactions: Interactions, config: ALSConfig, mesh: Mesh) -> tuple[_Side, _Side]:
     """Packs both sides and puts them on the devices."""
-    chunk = config.chunk or max(256, 2**18 // config.factors)
+    chunk = config.chunk or max(256, 2**17 // config.factors)
     both = (interactions.by_user, interactions.by_item)
     layouts = [make_layout(rows.counts, chunk, mesh.size) for rows in both]
     spread = _spread(mesh)
@@ -183,18 +237,23 @@ def _prepare(interactions: Interactions, config: ALSConfig, mesh: Mesh) -> tuple
     return side(both[0], *layouts), side(both[1], *reversed(layouts))
 
 
-def _initial(
-    interactions: Interactions, config: ALSConfig, key: jax.Array, users: _Side, items: _Side
-) -> tuple[jax.Array, jax.Array]:
-    """Tables to start from: users 0, items normal with standard deviation 0.1 / sqrt(D)."""
-    spread = users.regularization.sharding
-    width = config.factors + (config.feedback == "explicit")
-    start = jax.random.normal(key, (interactions.num_items, config.factors))
-    start = start * (0.1 / np.sqrt(config.factors)) * (items.layout.counts > 0)[:, None]
-    item = jnp.zeros((items.layout.table_rows, width), config.dtype, device=spread)
-    item = item.at[items.layout.position, : config.factors].set(start.astype(config.dtype))
-    user = jnp.zeros((users.layout.table_rows, width), config.dtype, device=spread)
-    return user, jax.device_put(item, spread)
+def _initial(config: ALSConfig, key: jax.Array, items: _Side) -> jax.Array:
+    """[I, K] items to start from: factors normal with variance 1 / D, biases 0; unseen items 0."""
+    counts = items.layout.counts
+    start = jax.random.normal(key, (len(counts), config.factors)) / np.sqrt(config.factors)
+    start = start * (counts > 0)[:, None]
+    return jnp.pad(start, ((0, 0), (0, config.feedback == "explicit")))
+
+
+def _table(side: _Side, rows: jax.Array, dtype: str) -> jax.Array:
+    """The table of `side` that holds `rows` [N, K], on its devices."""
+    table = jnp.zeros((side.layout.table_rows, rows.shape[1]), dtype)
+    table = table.at[side.layout.position].set(rows.astype(dtype))
+    return jax.device_put(table, side.regularization.sharding)
+
+
+def _one_device() -> Mesh:
+    return Mesh(np.array(jax.devices()[:1]), (sharding.DATA,))
 
 
 def _spread(mesh: Mesh) -> NamedSharding:
@@ -285,9 +344,7 @@ def _half_step_of_one_device(
 
         def total(terms, x):
             parts, loss = terms(entries, x[chunk.row])
-            parts = jax.ops.segment_sum(
-                parts, chunk.row, form.chunk_rows, indices_are_sorted=True
-            )
+            parts = jax.ops.segment_sum(parts, chunk.row, form.chunk_rows, indices_are_sorted=True)
             return parts, loss
 
         return _solve_rows(x.astype(jnp.float32), penalties, gram, total, form)
@@ -339,25 +396,30 @@ def _fetcher(
 
 
 class _Entries(NamedTuple):
-    """The entries of a chunk, as terms of sum (weight / 2 (x . factors)^2 - target x . factors)."""
+    """The entries of a chunk, as terms (factors . x)^2 - 2 target (factors . x) + constant.
+
+    The square root of an entry's weight is multiplied into its factors, so that no later step
+    needs it; padding has weight 0.
+    """
 
     factors: jax.Array  # [S, L, K]
-    weight: jax.Array  # [S, L]
     target: jax.Array  # [S, L]
-    constant: jax.Array  # [S, L] what the entry adds to the objective at x = 0
+    constant: jax.Array  # [S, L]
 
 
-def _entries(chunk: Chunks, factors, feedback: str, alpha, mean) -> _Entries:
+def _entries(chunk: Chunks, factors: jax.Array, feedback: str, alpha, mean) -> _Entries:
     segment = chunk.index.shape[-1]
     real = jnp.arange(segment) < chunk.length[:, None]
     value = jnp.ones(real.shape) if chunk.value is None else chunk.value
     if feedback == "implicit":
         weight = jnp.where(real, alpha * jnp.abs(value), 0)
-        target = jnp.where(real & (value > 0), 1 + weight, 0)
-        return _Entries(factors, weight, target, target)
+        liked = real & (value > 0)
+        root = jnp.sqrt(weight)
+        target = jnp.where(liked, (1 + weight) / jnp.where(liked, root, 1), 0)
+        return _Entries(factors * root[..., None], target, jnp.where(liked, 1 + weight, 0))
     target = jnp.where(real, value - mean - factors[..., -1], 0)
-    factors = factors.at[..., -1].set(1)
-    return _Entries(factors, real.astype(jnp.float32), target, target**2)
+    factors = jnp.where(jnp.arange(factors.shape[-1]) == factors.shape[-1] - 1, 1, factors)
+    return _Entries(factors * real[..., None], target, target**2)
 
 
 def _solve_rows(x, regularization, gram, total, form: _Form) -> tuple[jax.Array, jax.Array]:
@@ -378,7 +440,7 @@ def _solve_rows(x, regularization, gram, total, form: _Form) -> tuple[jax.Array,
         matrix = parts[..., :-1] + gram
         matrix += regularization[:, None, None] * jnp.eye(x.shape[1])
         b = parts[..., -1]
-        x = _cholesky_solve(matrix, b)
+        x = _solve_positive_definite(matrix, b)
         return x, loss - jnp.sum(b * x)
 
     def apply(p):
@@ -397,23 +459,20 @@ def _scores(entries: _Entries, x: jax.Array) -> jax.Array:
 
 
 def _products(entries: _Entries, x: jax.Array):
-    weighted = entries.weight * _scores(entries, x)
-    return _einsum("slk,sl->sk", entries.factors, weighted), jnp.zeros(())
+    return _einsum("slk,sl->sk", entries.factors, _scores(entries, x)), jnp.zeros(())
 
 
 def _residuals(entries: _Entries, x: jax.Array):
     scores = _scores(entries, x)
-    residual = entries.target - entries.weight * scores
     loss = jnp.sum(entries.constant - entries.target * scores)
-    return _einsum("slk,sl->sk", entries.factors, residual), loss
+    return _einsum("slk,sl->sk", entries.factors, entries.target - scores), loss
 
 
 def _normal_equations(entries: _Entries, x: jax.Array):
     del x
-    right = jnp.concatenate(
-        [entries.weight[..., None] * entries.factors, entries.target[..., None]], -1
-    )
-    return _einsum("slk,slm->skm", entries.factors, right), jnp.sum(entries.constant)
+    matrix = _einsum("slk,slm->skm", entries.factors, entries.factors)
+    b = _einsum("slk,sl->sk", entries.factors, entries.target)
+    return jnp.concatenate([matrix, b[..., None]], -1), jnp.sum(entries.constant)
 
 
 def _conjugate_gradients(x, residual, apply, steps: int) -> tuple[jax.Array, jax.Array]:
@@ -442,6 +501,36 @@ def _conjugate_gradients(x, residual, apply, steps: int) -> tuple[jax.Array, jax
     return x, gain
 
 
-def _cholesky_solve(matrix: jax.Array, b: jax.Array) -> jax.Array:
-    """Solves matrix [n, K, K] x = b [n, K], each symmetric and positive definite."""
-    return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(matrix), b[..., None])[..., 0]
+def _solve_positive_definite(matrix: jax.Array, b: jax.Array, block: int = 8) -> jax.Array:
+    """Solves matrix [n, K, K] x = b [n, K], each symmetric and positive definite.
+
+    Block Gauss-Jordan elimination: like Cholesky's it needs no pivoting on such matrices, and it is
+    made of small matrix products. (A LAPACK call in a program with collectives can deadlock on the
+    CPU backend, for both wait in the same thread pool.)
+    """
+    n, width = b.shape
+    size = width + -width % block
+    system = jnp.zeros((n, size, size + 1)) + jnp.eye(size, size + 1)  # [matrix | b], padded by 1
+    system = system.at[:, :width, :width].set(matrix).at[:, :width, -1].set(b)
+
+    def eliminate(nth, system):
+        at = nth * block
+        rows = lax.dynamic_slice_in_dim(system, at, block, 1)
+        pivot = lax.dynamic_slice_in_dim(rows, at, block, 2)
+        rows = _einsum("nij,njk->nik", _inverse(pivot), rows)
+        columns = lax.dynamic_slice_in_dim(system, at, block, 2)
+        system = system - _einsum("nij,njk->nik", columns, rows)
+        return lax.dynamic_update_slice_in_dim(system, rows, at, 1)
+
+    return lax.fori_loop(0, size // block, eliminate, system)[:, :width, -1]
+
+
+def _inverse(matrix: jax.Array) -> jax.Array:
+    """Inverses of small positive definite matrices, [n, k, k], by unrolled elimination."""
+    size = matrix.shape[-1]
+    both = jnp.concatenate([matrix, jnp.broadcast_to(jnp.eye(size), matrix.shape)], -1)
+    for j in range(size):
+        row = both[:, j] / both[:, j, j, None]
+        others = jnp.where(jnp.arange(size) == j, 0, both[:, :, j])
+        both = (both - others[..., None] * row[:, None]).at[:, j].set(row)
+    return both[..., size:]

@@ -154,18 +154,24 @@ def make_layout(counts: np.ndarray, chunk: int, devices: int = 1) -> Layout:
 
     chunks = max(1, -(-int(need[short].sum()) // target), -(-len(short) // target))
     chunks = -(-chunks // devices) * devices
-    chunk_rows = -(-len(short) // chunks)
     chunk_of = np.full(len(counts), chunks)
     slot = np.zeros(len(counts), np.int64)
     slot[long] = np.arange(len(long))
     load = np.zeros(chunks, np.int64)
+    capacity = -(-int(need[short].sum()) // chunks)
     short = short[np.argsort(-need[short], kind="stable")]
-    for turn in range(chunk_rows):  # one row to every chunk: the longest left to the emptiest
-        dealt = short[turn * chunks : (turn + 1) * chunks]
-        emptiest = np.argsort(load, kind="stable")[: len(dealt)]
+    chunk_rows = 0
+    while len(short):  # a turn gives the longest rows left to the emptiest chunks, one each
+        emptiest = np.argsort(load, kind="stable")[: len(short)]
+        emptiest = emptiest[load[emptiest] + need[short[0]] <= capacity]
+        if not len(emptiest):
+            capacity += 1 + capacity // 100
+            continue
+        dealt, short = short[: len(emptiest)], short[len(emptiest) :]
         load[emptiest] += need[dealt]
         chunk_of[dealt] = emptiest
-        slot[dealt] = turn
+        slot[dealt] = chunk_rows
+        chunk_rows += 1
 
     local_chunks, local_long = chunks // devices, -(-len(long) // devices)
     local_rows = local_long + local_chunks * chunk_rows

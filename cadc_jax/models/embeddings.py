@@ -123,6 +123,16 @@ def lookup_ids(content: Content, batch: Batch) -> dict[str, jax.Array]:
     }
 
 
+def pair_batch(user: jax.Array, item: jax.Array) -> Batch:
+    """A batch of users [B] and items [B, G] (or [1, G], shared) without features of the row."""
+    return {
+        "user": user,
+        "item": item,
+        "dense": jnp.zeros((len(user), 0), jnp.float32),
+        "categorical": jnp.zeros((len(user), 0), jnp.int32),
+    }
+
+
 def gather(tables: Tables, ids: Mapping[str, jax.Array]) -> Tables:
     """The rows of each table: name -> [n, D]. Ids outside a table read its nearest row."""
     return {name: table.at[ids[name]].get(mode="clip") for name, table in tables.items()}

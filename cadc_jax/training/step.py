@@ -151,16 +151,6 @@ def predict(
     return model.apply(params, model_inputs(rows, content, batch))
 
 
-def pair_batch(user: jax.Array, item: jax.Array) -> Batch:
-    """A batch of users [B] and items [B, G] (or [1, G], shared) without features of the row."""
-    return {
-        "user": user,
-        "item": item,
-        "dense": jnp.zeros((len(user), 0), jnp.float32),
-        "categorical": jnp.zeros((len(user), 0), jnp.int32),
-    }
-
-
 def _optimizer(config: TrainConfig) -> optax.GradientTransformation:
     return optax.adam(config.learning_rate)
 

@@ -1,0 +1,177 @@
+"""The configuration of a run: its defaults, its checks, and what the stages are given of it.
+
+`ConfigDict`s end here: all code below `experiment` takes plain arguments or its own dataclass.
+"""
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cadc_jax import sparse
+from cadc_jax.data import splits
+from cadc_jax.data.prepare import PrepareConfig
+from cadc_jax.errors import ConfigError
+from cadc_jax.factorization.als import ALSConfig
+from cadc_jax.factorization.sgd import SGDConfig
+from cadc_jax.models.dlrm import DLRM
+from cadc_jax.models.two_tower import TwoTower
+from cadc_jax.training.step import TrainConfig
+
+SOURCES = ("criteo", "movielens", "tabular")
+TASKS = ("click", "ranking")
+ARMS = ("full", "sample", "cadc_frozen", "cadc_trainable")
+MODELS = {"dlrm": DLRM, "two_tower": TwoTower}
+METHODS = {"als": ALSConfig, "sgd": SGDConfig}
+
+
+def default_config() -> ConfigDict:
+    """Every field there is, with defaults. The files in `configs/` start from it."""
+    config = ConfigDict()
+    config.name = "default"  # of the run's folder and of the report
+    config.seed = 0  # of everything random
+    config.rate = 0.1  # share of the training rows that the sample keeps, in (0, 1]
+    config.models = ("two_tower",)  # of 'dlrm' and 'two_tower'
+    config.arms = ARMS  # what to compare
+
+    data = config.data = ConfigDict()
+    data.source = "tabular"  # 'criteo', 'movielens' or 'tabular'
+    data.path = ""  # the raw file or folder; empty: `folder` inside $CADC_DATA_DIR
+    data.folder = ""
+    data.task = "ranking"  # 'ranking' (positives only) or 'click' (labels 0 and 1)
+    data.split = "leave_one_out"  # leave_one_out, order, time, random or given
+    data.validation = 0.1  # share of rows, for order, time and random
+    data.test = 0.1
+    data.min_count = 1  # training rows a value needs for an id of its own
+    data.user_features = ()  # columns that name the user, where there is no user id
+    data.item_features = ()
+    data.log_dense = False  # log(1 + x) of dense features, for counts
+    data.num_negatives = 99  # of the '1 + K' ranking protocol
+    data.max_malformed = 0.0  # criteo: share of malformed rows to leave out before giving up
+    data.synthetic_rows = 200_000  # criteo: rows made up where there is no file
+    data.variant = ""  # movielens: '100k', '1m' or '10m'
+    data.train_file = ""  # tabular: files inside the folder ...
+    data.validation_file = ""
+    data.test_file = ""
+    data.negatives_file = ""
+    data.columns = ConfigDict(  # ... and what their columns are; see data/tabular.py
+        dict(
+            user="user_id",
+            item="item_id",
+            label="",
+            value="",
+            timestamp="",
+            dense=(),
+            categorical=(),
+            separator="",
+            header=(),
+        )
+    )
+    content = dict(
+        file="",
+        format="table",
+        id="id",
+        dense=(),
+        categorical=(),
+        title="",
+        separator="",
+        header=(),
+    )
+    data.users = ConfigDict(content)  # tabular: files of user and item content
+    data.items = ConfigDict(content)
+
+    config.factorization = "als"  # 'als' or 'sgd', with the settings of the section of that name
+    config.als = ConfigDict(_fields_of(ALSConfig))
+    config.sgd = ConfigDict(_fields_of(SGDConfig))
+    config.train = ConfigDict(_fields_of(TrainConfig))
+    config.dlrm = ConfigDict(_fields_of(DLRM))
+    config.two_tower = ConfigDict(_fields_of(TwoTower))
+
+    config.evaluation = ConfigDict()
+    config.evaluation.k = 10  # cut-off of HR@k and NDCG@k
+    config.evaluation.max_users = 0  # users of the full ranking, drawn at random; 0 for all
+    return config.lock()
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks what can be checked before any work.
+
+    Raises:
+      ConfigError: naming the field, its value and what it may be.
+    """
+    if not 0 < config.rate <= 1:
+        raise ConfigError(
+            f"rate={config.rate}: must be above 0 and at most 1, the share of training rows to "
+            "keep (0.1 keeps 10 %)"
+        )
+    _one_of("data.source", config.data.source, SOURCES)
+    _one_of("data.task", config.data.task, TASKS)
+    _one_of("data.split", config.data.split, splits.RULES)
+    _one_of("factorization", config.factorization, METHODS)
+    for name, allowed in (("models", MODELS), ("arms", ARMS)):
+        if isinstance(config[name], str):
+            raise ConfigError(f"{name}={config[name]!r}: write a tuple, such as ('{config[name]}',)")
+        for value in config[name]:
+            _one_of(name, value, allowed)
+    _one_of("train.loss", config.train.loss, ("bce", "softmax"))
+    _one_of("train.table_optimizer", config.train.table_optimizer, sparse.OPTIMIZERS)
+    for field in ("batch_rows", "max_evaluations", "evaluation_steps", "patience"):
+        if config.train[field] < 1:
+            raise ConfigError(f"train.{field}={config.train[field]}: must be at least 1")
+    ranking = config.data.task == "ranking"
+    if ranking != (config.train.negatives > 0):
+        raise ConfigError(
+            f"train.negatives={config.train.negatives}: "
+            + ("the ranking task needs at least 1" if ranking else "rows have labels; set it to 0")
+        )
+    if config.train.loss == "softmax" and not ranking:
+        raise ConfigError("train.loss='softmax' needs the ranking task; use 'bce' for labels")
+    if ranking and config.data.columns.label:
+        raise ConfigError("data.columns.label is for data.task='click'")
+    factorization_config(config)
+
+
+def prepare_config(config: ConfigDict) -> PrepareConfig:
+    """What `prepare` is given."""
+    names = {field.name for field in dataclasses.fields(PrepareConfig)} - {"seed"}
+    settings = {name: config.data[name] for name in names}
+    return PrepareConfig(**settings, seed=config.seed)
+
+
+def train_config(config: ConfigDict) -> TrainConfig:
+    """What training is given."""
+    return TrainConfig(**config.train)
+
+
+def factorization_config(config: ConfigDict) -> ALSConfig | SGDConfig:
+    """What the factorisation is given.
+
+    Raises:
+      ConfigError: if a value is outside its range.
+    """
+    return METHODS[config.factorization](**config[config.factorization])
+
+
+def make_model(config: ConfigDict, name: str) -> DLRM | TwoTower:
+    """The network of that name."""
+    return MODELS[name](**config[name])
+
+
+def raw_path(config: ConfigDict) -> pathlib.Path:
+    """The raw file or folder: `data.path`, or `data.folder` inside $CADC_DATA_DIR."""
+    if config.data.path:
+        return pathlib.Path(config.data.path).expanduser()
+    return pathlib.Path(os.environ.get("CADC_DATA_DIR", "../shared/data")) / config.data.folder
+
+
+def _fields_of(cls: type) -> dict[str, Any]:
+    """Defaults of a dataclass' own fields (flax modules add 'parent' and 'name')."""
+    fields = [field for field in dataclasses.fields(cls) if field.name not in ("parent", "name")]
+    return {field.name: field.default for field in fields}
+
+
+def _one_of(field: str, value: str, allowed) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{field}={value!r}: must be one of {', '.join(allowed)}")

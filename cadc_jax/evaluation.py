@@ -1,0 +1,90 @@
+"""Quality of anything that scores rows, on the validation or the test split of a prepared table."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from cadc_jax import metrics, ranking
+from cadc_jax.data import sampling
+from cadc_jax.data.schema import SPLITS
+from cadc_jax.data.table import Columns, Table
+from cadc_jax.models.embeddings import Batch, pair_batch
+
+Score = Callable[[Batch], jax.Array]  # users [B] and items [B, G] or [1, G] -> scores [B, G]
+
+CLICK_BLOCK = 8192  # rows scored at a time
+USER_BLOCK = 512  # users scored at a time against their own candidates
+PAIR_BLOCK = 1 << 18  # (user, item) pairs scored at a time against all items
+
+
+def evaluate_clicks(score: Score, columns: Columns, *, calibrated: bool = True) -> dict[str, float]:
+    """AUC and, where scores are logits (`calibrated`), log loss of a split of labelled rows."""
+    rows = len(columns["label"])
+    names = [name for name in ("user", "item", "dense", "categorical") if name in columns]
+    logits = []
+    for start in range(0, rows, CLICK_BLOCK):
+        places = np.minimum(np.arange(start, start + CLICK_BLOCK), rows - 1)
+        batch = {name: np.asarray(columns[name][places]) for name in names}
+        batch["item"] = batch["item"][:, None]
+        logits.append(np.asarray(score(batch))[:, 0])
+    logits = np.concatenate(logits)[:rows]
+    labels = np.asarray(columns["label"])
+    result = {"auc": float(metrics.auc(labels, logits))}
+    if calibrated:
+        result["logloss"] = float(metrics.log_loss(labels, logits))
+    return result
+
+
+def evaluate_ranking_sampled(score: Score, columns: Columns, k: int) -> dict[str, float]:
+    """HR@k and NDCG@k of each held-out item among its own K negatives; keys end in '/1+K'."""
+
+    def score_items(users, items):
+        return score(pair_batch(users, items))
+
+    ranks = ranking.sampled_ranks(
+        score_items, columns["user"], columns["item"], columns["negatives"], USER_BLOCK
+    )
+    return _of_ranks(ranks, k, f"/1+{columns['negatives'].shape[1]}")
+
+
+def evaluate_ranking_full(
+    score: Score, table: Table, split: str, k: int, max_users: int = 0, seed: int = 0
+) -> dict[str, float]:
+    """HR@k and NDCG@k of each held-out item among all items its user has not seen before it.
+
+    Args:
+      score: scores of users with all items.
+      table: a prepared table of the ranking task.
+      split: 'validation' or 'test'; the rows of all earlier splits are 'seen'.
+      k: cut-off.
+      max_users: rank for so many rows only, drawn by `seed`; 0 for all.
+      seed: of that draw.
+    """
+    columns = table.splits[split]
+    chosen = np.arange(len(columns["user"]))
+    if 0 < max_users < len(chosen):
+        chosen = np.sort(np.argsort(sampling.mix64(chosen, seed))[:max_users])
+    earlier = [table.splits[name] for name in SPLITS[: SPLITS.index(split)]]
+    seen = ranking.SeenItems(
+        np.concatenate([rows["user"] for rows in earlier]),
+        np.concatenate([rows["item"] for rows in earlier]),
+        table.schema.num_users,
+    )
+    all_items = np.arange(table.schema.num_items, dtype=np.int32)[None]
+    block = int(np.clip(PAIR_BLOCK // table.schema.num_items, 1, len(chosen)))
+    ranks = ranking.full_ranks(
+        lambda users: score(pair_batch(users, all_items)),
+        columns["user"][chosen],
+        columns["item"][chosen],
+        seen,
+        block,
+    )
+    return _of_ranks(ranks, k, "")
+
+
+def _of_ranks(ranks: np.ndarray, k: int, suffix: str) -> dict[str, float]:
+    return {
+        f"hr@{k}{suffix}": float(metrics.hit_rate(ranks, k)),
+        f"ndcg@{k}{suffix}": float(metrics.ndcg(ranks, k)),
+    }

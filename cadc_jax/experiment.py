@@ -1,0 +1,411 @@
+"""One run: the stages in order, each an artefact on disk, and the arms that are compared."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from ml_collections import ConfigDict
+
+from cadc_jax import artifacts, configuration, evaluation, report
+from cadc_jax.artifacts import Artifact, materialize
+from cadc_jax.data import negatives, pipeline, prepare, sources, synthetic
+from cadc_jax.data.table import Columns, Table, open_table, read_columns, write_columns
+from cadc_jax.factorization import als, sgd
+from cadc_jax.factorization.factors import Factors, with_bias_columns
+from cadc_jax.factorization.interactions import Interactions
+from cadc_jax.models import embeddings
+from cadc_jax.progress import Progress
+from cadc_jax.training import loop, step
+
+STAGES = ("prepare", "factorize", "sample", "train", "evaluate", "report")
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What the stages share.
+
+    Attributes:
+      config: the validated configuration.
+      workdir: where artefacts and the report go.
+      say: shows the user a line.
+    """
+
+    config: ConfigDict
+    workdir: pathlib.Path
+    say: Say
+
+
+def run(config: ConfigDict, workdir: pathlib.Path, last: str = "report", say: Say = print) -> None:
+    """Runs the stages up to `last`, reusing those that are finished.
+
+    Raises:
+      CadcError: whatever the user has to mend.
+    """
+    configuration.validate(config)
+    this = Run(config, pathlib.Path(workdir), say)
+    raw = raw_data(this)
+    prepared = prepare_stage(this, raw)
+    if last == "prepare":
+        return
+    factors = factorize_stage(this, prepared)
+    if last == "factorize":
+        return
+    sample = sample_stage(this, prepared)
+    if last == "sample":
+        return
+    if last == "train":
+        for model, arm in _models_and_arms(config):
+            train_stage(this, prepared, factors, sample, model, arm)
+        return
+    rows = [
+        baseline_row(this, prepared, factors, "popularity"),
+        baseline_row(this, prepared, factors, "mf_alone"),
+    ]
+    for model, arm in _models_and_arms(config):
+        rows.append(arm_row(this, prepared, factors, sample, model, arm))
+    if last == "report":
+        results = {"config": config.to_dict(), "seed": config.seed, "rows": rows}
+        say("\n" + report.write(this.workdir, results, prepared.facts))
+
+
+def raw_data(run: Run) -> pathlib.Path:
+    """The raw file or folder; where Criteo's is not there, a synthetic file in its place."""
+    data = run.config.data
+    path = configuration.raw_path(run.config)
+    if data.source != "criteo" or data.path or path.exists():
+        return path
+    settings = {"rows": data.synthetic_rows, "seed": run.config.seed}
+
+    def write(folder: pathlib.Path) -> Mapping[str, Any]:
+        synthetic.write_criteo(folder / "train.txt", data.synthetic_rows, run.config.seed)
+        return {"rows": data.synthetic_rows}
+
+    made = _stage(run, "synthetic", settings, write)
+    run.say(
+        f"*** NO CRITEO DATA GIVEN: running on {data.synthetic_rows:,} SYNTHETIC rows in its format "
+        f"({made.path / 'train.txt'}); for the real thing: --config.data.path=/path/to/train.txt ***"
+    )
+    return made.path / "train.txt"
+
+
+def prepare_stage(run: Run, raw: pathlib.Path) -> Artifact:
+    """Raw rows to the prepared table."""
+    data = run.config.data.to_dict()
+    files = sources.raw_files(data["source"], raw, data)
+    settings = {
+        "data": {name: value for name, value in data.items() if name not in ("path", "folder")},
+        "seed": run.config.seed,
+        "files": artifacts.file_identity(files),
+    }
+
+    def write(folder: pathlib.Path) -> Mapping[str, Any]:
+        table = sources.read(data["source"], raw, data)
+        return prepare.write(folder, table, configuration.prepare_config(run.config))
+
+    made = _stage(run, "prepare", settings, write)
+    facts = made.facts
+    read = facts["reader"]
+    rows = ", ".join(f"{count:,} {split}" for split, count in facts["rows"].items())
+    run.say(f"         {rows} rows; {facts['num_users']:,} users, {facts['num_items']:,} items")
+    for name, what in (("padded", "lacked trailing fields: filled in as missing"),):
+        if read[name]:
+            run.say(f"         {read[name]:,} rows {what}")
+    if read["malformed"]:
+        run.say(f"         {read['malformed']:,} malformed rows left out: {read['examples'][0]}")
+    return made
+
+
+def factorize_stage(run: Run, prepared: Artifact) -> Artifact:
+    """All training rows to user and item factors."""
+    config = configuration.factorization_config(run.config)
+    settings = {
+        "prepared": prepared.fingerprint,
+        "method": run.config.factorization,
+        "config": dataclasses.asdict(config),
+        "seed": run.config.seed,
+    }
+
+    def write(folder: pathlib.Path) -> Mapping[str, Any]:
+        table = open_table(prepared.path)
+        factors, losses = _factorize(table, config, jax.random.key(run.config.seed))
+        found = {field.name: getattr(factors, field.name) for field in dataclasses.fields(factors)}
+        arrays = {name: np.asarray(x, np.float32) for name, x in found.items() if x is not None}
+        write_columns(folder, arrays)
+        return {"losses": [float(loss) for loss in losses]}
+
+    return _stage(run, "factorize", settings, write)
+
+
+def _factorize(table: Table, config, key: jax.Array) -> tuple[Factors, np.ndarray]:
+    schema, train = table.schema, table.splits["train"]
+    users, items = np.asarray(train["user"]), np.asarray(train["item"])
+    total = config.iterations if isinstance(config, als.ALSConfig) else config.epochs
+    progress = Progress("factorize", total, "passes")
+
+    def show(done: int, loss: float, seconds: float) -> None:
+        del seconds
+        progress.update(done, f"loss {loss:.6g}")
+
+    try:
+        if isinstance(config, als.ALSConfig):
+            value = train["value"] if schema.task == "ranking" else train["label"]
+            if config.feedback == "implicit" and schema.task == "ranking":
+                value = np.ones_like(value)  # that it happened counts, not how it was rated
+            matrix = Interactions.from_rows(users, items, schema.num_users, schema.num_items, value)
+            return als.fit(matrix, config, key, progress=show)
+        label = np.asarray(train["label"]) if schema.task == "click" else None
+        return sgd.fit(
+            users, items, schema.num_users, schema.num_items, config, key, label, progress=show
+        )
+    finally:
+        progress.close()
+
+
+def sample_stage(run: Run, prepared: Artifact) -> Artifact:
+    """Writes the training rows that the sampling rule keeps."""
+    rate, seed = run.config.rate, run.config.seed
+    settings = {"prepared": prepared.fingerprint, "rate": rate, "seed": seed}
+
+    def write(folder: pathlib.Path) -> Mapping[str, Any]:
+        train = open_table(prepared.path).splits["train"]
+        ids = np.concatenate(
+            list(pipeline.sampled_ids(len(train["user"]), rate, seed).as_numpy_iterator())
+        )
+        write_columns(folder, {"row": ids, **{name: x[ids] for name, x in train.items()}})
+        return {"rows": len(ids)}
+
+    made = _stage(run, "sample", settings, write)
+    run.say(f"         {made.facts['rows']:,} of {prepared.facts['rows']['train']:,} rows kept")
+    if not made.facts["rows"]:
+        raise configuration.ConfigError(f"rate={rate} keeps no row: raise it")
+    return made
+
+
+def train_stage(
+    run: Run, prepared: Artifact, factors: Artifact, sample: Artifact, model_name: str, arm: str
+) -> Artifact:
+    """Trains one model in one arm; the artefact holds the state that validated best."""
+    config = run.config
+    train_config = configuration.train_config(config)
+    settings = {
+        "prepared": prepared.fingerprint,
+        "sample": None if arm == "full" else sample.fingerprint,
+        # Random arms take no more from the factors than their width.
+        "factors": factors.fingerprint if arm.startswith("cadc") else _rank(factors),
+        "embeddings": _embeddings(arm),
+        "model": [model_name, config[model_name].to_dict()],
+        "train": dataclasses.asdict(train_config),
+        "k": config.evaluation.k,
+        "seed": config.seed,
+    }
+
+    def write(folder: pathlib.Path) -> Mapping[str, Any]:
+        jax.clear_caches()  # so that each arm pays for its own compilation
+        table = open_table(prepared.path)
+        rows = table.splits["train"] if arm == "full" else read_columns(sample.path)
+        fitted = _fit(run, table, rows, factors, model_name, arm, train_config)
+        trained = {
+            name: x for name, x in fitted.tables.items() if name not in _frozen_tables(arm)
+        }
+        with ocp.StandardCheckpointer() as checkpointer:
+            path = (folder / "state").resolve()
+            checkpointer.save(path, {"params": fitted.params, "tables": trained})
+        return {
+            "rows": len(rows["user"]),
+            "best_step": fitted.best_step,
+            "history": fitted.history,
+        }
+
+    return _stage(run, "train", settings, write, f"{model_name}, {arm}")
+
+
+def _fit(run, table: Table, rows: Columns, factors: Artifact, model_name, arm, config):
+    schema, seed = table.schema, run.config.seed
+    model = configuration.make_model(run.config, model_name)
+    tables_key, fit_key = jax.random.split(jax.random.key(seed))
+    given = _factor_tables(factors) if arm.startswith("cadc") else None
+    tables = loop.initial_tables(
+        schema.num_users,
+        schema.num_items,
+        embeddings.num_feature_rows(table),
+        _rank(factors),
+        run.config.dlrm.embedding_dim,
+        given,
+        tables_key,
+    )
+    content = embeddings.content_of(table)
+    sampler = None
+    if schema.task == "ranking":
+        train = table.splits["train"]
+        known = np.unique(negatives.pair_keys(train["user"], train["item"], schema.num_items))
+        sampler = pipeline.NegativeSampling(config.negatives, known, schema.num_items)
+    names = {"user", "item", "dense", "categorical"} | ({"label"} if sampler is None else set())
+    rows = {name: column for name, column in rows.items() if name in names}
+
+    def validate(params, tables) -> float:
+        score = functools.partial(step.predict, model, params, tables, content)
+        if schema.task == "click":
+            return -evaluation.evaluate_clicks(score, table.splits["validation"])["logloss"]
+        k = run.config.evaluation.k
+        quality = evaluation.evaluate_ranking_sampled(score, table.splits["validation"], k)
+        return next(value for key, value in quality.items() if key.startswith("ndcg"))
+
+    return loop.fit(
+        model,
+        config,
+        tables,
+        _frozen_tables(arm),
+        content,
+        pipeline.training_batches(rows, config.batch_rows, seed, sampler=sampler),
+        pipeline.steps_per_epoch(len(rows["user"]), config.batch_rows),
+        validate,
+        fit_key,
+        label=f"train {model_name}, {arm}",
+    )
+
+
+def arm_row(
+    run: Run, prepared: Artifact, factors: Artifact, sample: Artifact, model_name: str, arm: str
+) -> dict[str, Any]:
+    """Trains and evaluates one arm: a row of the results."""
+    trained = train_stage(run, prepared, factors, sample, model_name, arm)
+
+    def score_of(table: Table):
+        model = configuration.make_model(run.config, model_name)
+        with ocp.StandardCheckpointer() as checkpointer:
+            state = checkpointer.restore((trained.path / "state").resolve())
+        tables = dict(state["tables"])
+        if _frozen_tables(arm):
+            tables |= loop.scaled(_factor_tables(factors))
+        content = embeddings.content_of(table)
+        return functools.partial(step.predict, model, state["params"], tables, content)
+
+    evaluated = _evaluate(run, prepared, trained.fingerprint, score_of, f"{model_name}, {arm}")
+    seconds = {"prepare": prepared.seconds}
+    if arm.startswith("cadc"):
+        seconds["factorize"] = factors.seconds
+    if arm != "full":
+        seconds["sample"] = sample.seconds
+    seconds |= {"train": trained.seconds, "evaluate": evaluated.seconds}
+    rate = 1.0 if arm == "full" else run.config.rate
+    return _row(arm, model_name, rate, trained.facts["rows"], evaluated, seconds)
+
+
+def baseline_row(run: Run, prepared: Artifact, factors: Artifact, arm: str) -> dict[str, Any]:
+    """Evaluates what needs no deep model: popularity, or the factors' own score."""
+
+    def score_of(table: Table):
+        return popularity(table) if arm == "popularity" else factor_score(factors)
+
+    inputs = factors.fingerprint if arm == "mf_alone" else "popularity"
+    # ALS scores are preferences, not logits.
+    calibrated = arm == "popularity" or run.config.factorization == "sgd"
+    evaluated = _evaluate(run, prepared, inputs, score_of, arm, calibrated)
+    seconds = {"prepare": prepared.seconds}
+    if arm == "mf_alone":
+        seconds["factorize"] = factors.seconds
+    seconds["evaluate"] = evaluated.seconds
+    return _row(arm, None, 1.0, prepared.facts["rows"]["train"], evaluated, seconds)
+
+
+def popularity(table: Table) -> evaluation.Score:
+    """Scores an item by its training rows; of clicks, by its smoothed click rate (a logit)."""
+    train, size = table.splits["train"], table.schema.num_items
+    counts = np.bincount(train["item"], minlength=size)
+    if table.schema.task == "ranking":
+        scores = jnp.asarray(counts, jnp.float32)
+    else:
+        clicks = np.bincount(train["item"], weights=train["label"], minlength=size)
+        mean = clicks.sum() / counts.sum()
+        rate = (clicks + 10 * mean) / (counts + 10)  # ten rows' worth of the mean
+        scores = jnp.asarray(np.log(rate / (1 - rate)), jnp.float32)
+    return lambda batch: jnp.broadcast_to(
+        scores[batch["item"]], (len(batch["user"]), batch["item"].shape[1])
+    )
+
+
+def factor_score(factors: Artifact) -> evaluation.Score:
+    """Scores by the factorisation alone."""
+    tables = _factor_tables(factors)
+
+    @jax.jit
+    def score(batch):
+        user, item = tables[0][batch["user"]], tables[1][batch["item"]]
+        return user @ item[0].T if len(item) == 1 else jnp.einsum("bd,bgd->bg", user, item)
+
+    return score
+
+
+def _evaluate(
+    run: Run, prepared: Artifact, inputs: str, score_of, label: str, calibrated: bool = True
+) -> Artifact:
+    """Test metrics of a scorer, as an artefact."""
+    options = run.config.evaluation.to_dict()
+    settings = {"prepared": prepared.fingerprint, "inputs": inputs, "evaluation": options}
+
+    def write(folder: pathlib.Path) -> Mapping[str, Any]:
+        del folder
+        table = open_table(prepared.path)
+        score = score_of(table)
+        if table.schema.task == "click":
+            return evaluation.evaluate_clicks(score, table.splits["test"], calibrated=calibrated)
+        return evaluation.evaluate_ranking_full(
+            score, table, "test", options["k"], options["max_users"], run.config.seed
+        ) | evaluation.evaluate_ranking_sampled(score, table.splits["test"], options["k"])
+
+    return _stage(run, "evaluate", settings, write, label)
+
+
+def _stage(run: Run, stage: str, settings, write, label: str = "") -> Artifact:
+    """`materialize`, and a line for the user."""
+    made = materialize(run.workdir, stage, json.loads(json.dumps(settings)), write)
+    how = "reused, made in" if made.reused else "done in"
+    name = f"{stage} ({label})" if label else stage
+    run.say(f"[{stage:>9}] {name}: {how} {made.seconds:.1f} s -> {made.path}")
+    logging.info("%s settings: %s", name, settings)
+    return made
+
+
+def _models_and_arms(config: ConfigDict):
+    return [(model, arm) for model in config.models for arm in config.arms]
+
+
+def _embeddings(arm: str) -> str:
+    return {"cadc_frozen": "frozen", "cadc_trainable": "trainable"}.get(arm, "random")
+
+
+def _frozen_tables(arm: str) -> frozenset[str]:
+    return frozenset({"user", "item"} if arm == "cadc_frozen" else ())
+
+
+def _factor_tables(factors: Artifact) -> tuple[jax.Array, jax.Array]:
+    """User and item tables whose dot product is the factorisation's score."""
+    found = Factors(**{name: jnp.asarray(x) for name, x in read_columns(factors.path).items()})
+    return (found.user, found.item) if found.user_bias is None else with_bias_columns(found)
+
+
+def _rank(factors: Artifact) -> int:
+    """Width of `_factor_tables`."""
+    columns = read_columns(factors.path)
+    return columns["user"].shape[1] + (2 if "user_bias" in columns else 0)
+
+
+def _row(arm, model, rate, rows_used, evaluated: Artifact, seconds) -> dict[str, Any]:
+    seconds = {name: round(value, 2) for name, value in seconds.items()}
+    return {
+        "arm": arm,
+        "model": model,
+        "rate": rate,
+        "rows_used": rows_used,
+        "metrics": dict(evaluated.facts),
+        "seconds": {**seconds, "total": round(sum(seconds.values()), 2)},
+    }

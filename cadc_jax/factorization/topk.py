@@ -1,0 +1,100 @@
+"""Exact top-k retrieval by inner product, in blocks of items, on one device or many."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+
+@functools.partial(jax.jit, static_argnames=("k", "block", "mesh"))
+def retrieve(
+    queries: jax.Array,
+    items: jax.Array,
+    k: int,
+    exclude: jax.Array | None = None,
+    *,
+    block: int = 8192,
+    mesh: Mesh | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """The k items of largest inner product with each query, best first.
+
+    No more than `block` scores of a query exist at a time. Among equal scores the lower id wins.
+
+    Args:
+      queries: [B, D] float.
+      items: [I, D] float.
+      k: at most I.
+      exclude: [B, L] int32, ids that must not be returned to that query, padded with -1; or None.
+      block: items scored at once.
+      mesh: devices to spread the items over (all its axes); None for no spreading.
+
+    Returns:
+      scores [B, k] float32 and ids [B, k] int32. If a query has fewer than k items left, the rest
+      have score -inf and id -1.
+
+    Raises:
+      ValueError: if k is not in [1, I].
+    """
+    num_items = len(items)
+    if not 1 <= k <= num_items:
+        raise ValueError(f"k={k} is not between 1 and the number of items, {num_items}")
+    if exclude is None:
+        exclude = jnp.zeros((len(queries), 0), jnp.int32)
+    devices = 1 if mesh is None else mesh.size
+    block = min(block, -(-num_items // devices))
+    rows = -(-num_items // (block * devices)) * block  # of each device, padding included
+    items = jnp.pad(items, ((0, rows * devices - num_items), (0, 0)))
+    search = functools.partial(_search, k=k, block=block, num_items=num_items)
+    if mesh is None:
+        return search(queries, items, exclude, 0)
+
+    def search_shard(queries, items, exclude):
+        first = lax.axis_index(mesh.axis_names) * rows
+        found = search(queries, items, exclude, first)
+        found = [lax.all_gather(part, mesh.axis_names, axis=1, tiled=True) for part in found]
+        return _best(*found, k)
+
+    return jax.shard_map(
+        search_shard,
+        mesh=mesh,
+        in_specs=(P(), P(mesh.axis_names), P()),
+        out_specs=P(),
+        check_vma=False,
+    )(queries, items, exclude)
+
+
+def _search(queries, items, exclude, first, *, k, block, num_items):
+    """The best of `items`, whose ids count from `first`; those past `num_items` are padding."""
+    batch = jnp.arange(len(queries))[:, None]
+
+    def step(best, chunk):
+        start, rows = chunk
+        scores = jnp.einsum(
+            "bd,nd->bn",
+            queries,
+            rows,
+            precision=lax.Precision.HIGHEST,
+            preferred_element_type=jnp.float32,
+        )
+        ids = jnp.broadcast_to(start + jnp.arange(block, dtype=jnp.int32), scores.shape)
+        inside = (exclude >= start) & (exclude < start + block)
+        column = jnp.where(inside, exclude - start, block)
+        scores = scores.at[batch, column].set(-jnp.inf, mode="drop")
+        scores = jnp.where(ids < num_items, scores, -jnp.inf)
+        merged = (jnp.concatenate(pair, 1) for pair in zip(best, (scores, ids), strict=True))
+        return _best(*merged, k), None
+
+    starts = first + jnp.arange(0, len(items), block, dtype=jnp.int32)
+    empty = jnp.full((len(queries), k), -jnp.inf), jnp.full((len(queries), k), -1, jnp.int32)
+    best, _ = lax.scan(step, empty, (starts, items.reshape(-1, block, items.shape[1])))
+    return best
+
+
+def _best(scores, ids, k):
+    """The k best columns of each row; earlier columns first among equals."""
+    scores, column = lax.top_k(scores, k)
+    ids = jnp.take_along_axis(ids, column, 1)
+    return scores, jnp.where(scores > -jnp.inf, ids, -1)
