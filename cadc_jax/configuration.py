@@ -79,8 +79,8 @@ def default_config() -> ConfigDict:
         separator="",
         header=(),
     )
-    data.users = ConfigDict(content)  # tabular: files of user and item content
-    data.items = ConfigDict(content)
+    data.user_content = ConfigDict(content)  # tabular: files of user and item content
+    data.item_content = ConfigDict(content)
 
     config.factorization = "als"  # 'als' or 'sgd', with the settings of the section of that name
     config.als = ConfigDict(_fields_of(ALSConfig))

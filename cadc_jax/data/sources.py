@@ -32,8 +32,8 @@ def read(source: str, path: pathlib.Path, settings: Mapping[str, Any]) -> RawTab
         validation=settings["validation_file"] or None,
         test=settings["test_file"] or None,
         negatives=settings["negatives_file"] or None,
-        users=_content(settings["users"]),
-        items=_content(settings["items"]),
+        users=_content(settings["user_content"]),
+        items=_content(settings["item_content"]),
     )
 
 
@@ -45,7 +45,7 @@ def raw_files(source: str, path: pathlib.Path, settings: Mapping[str, Any]) -> l
     """
     if source == "tabular":
         names = [settings[f"{split}_file"] for split in ("train", "validation", "test", "negatives")]
-        names += [settings["users"]["file"], settings["items"]["file"]]
+        names += [settings["user_content"]["file"], settings["item_content"]["file"]]
         files = [path / name for name in names if name]
         missing = [file for file in files if not file.is_file()]
         if missing:

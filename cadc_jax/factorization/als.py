@@ -275,15 +275,16 @@ def _factors(user: jax.Array, item: jax.Array, mean: float, config: ALSConfig) -
 def _solve(
     side: _Side, table: jax.Array, fixed_side: _Side, fixed: jax.Array, config: ALSConfig, mean
 ) -> tuple[jax.Array, jax.Array]:
-    """One half-step: `table` solved anew, and the objective there."""
+    """One half-step: `table` (which is given up) solved anew, and the objective there."""
+    return _half_step(*_arguments(side, table, fixed_side, fixed, config, mean))
+
+
+def _arguments(side, table, fixed_side, fixed, config: ALSConfig, mean) -> tuple:
+    """Those of `_half_step`."""
     form = _Form(
-        config.feedback,
-        config.solver,
-        config.cg_steps,
-        config.fixed_side,
-        side.layout.chunk_rows,
+        config.feedback, config.solver, config.cg_steps, config.fixed_side, side.layout.chunk_rows
     )
-    return _half_step(
+    return (
         table,
         side.regularization,
         side.short,
@@ -292,8 +293,8 @@ def _solve(
         fixed_side.regularization,
         jnp.float32(config.alpha),
         jnp.float32(mean),
-        form=form,
-        mesh=table.sharding.mesh,
+        form,
+        table.sharding.mesh,
     )
 
 
@@ -307,7 +308,6 @@ def _half_step(
     fixed_regularization: jax.Array,  # [M]
     alpha: jax.Array,
     mean: jax.Array,
-    *,
     form: _Form,
     mesh: Mesh,
 ) -> tuple[jax.Array, jax.Array]:

@@ -52,8 +52,7 @@ def initial_tables(
       num_features: V, rows of the stacked table of other categorical features.
       rank: D, width of random user and item tables.
       embedding_dim: E, width of the stacked table.
-      factors: user [U, D'] and item [I, D'] factors, or None for random tables. Each is scaled to
-        a root mean square of 1, whatever scale the factorisation left it at.
+      factors: user [U, D'] and item [I, D'] factors, or None for random tables.
       key: of the random numbers.
 
     Returns:
@@ -66,8 +65,19 @@ def initial_tables(
         user = jax.random.normal(user_key, (num_users, rank)) * 0.1
         item = jax.random.normal(item_key, (num_items, rank)) * 0.1
     else:
-        user, item = (x / jnp.sqrt(jnp.mean(jnp.square(x))) for x in factors)
+        user, item = scaled(factors).values()
     return {"user": user, "item": item, "features": features * 0.1}
+
+
+def scaled(factors: tuple[jax.Array, jax.Array]) -> Tables:
+    """User and item tables of factors, each scaled to a root mean square of 1.
+
+    The scale a factorisation leaves its factors at says nothing about a good start of the network.
+    """
+    return {
+        name: table / jnp.sqrt(jnp.mean(jnp.square(table)))
+        for name, table in zip(("user", "item"), factors, strict=True)
+    }
 
 
 def fit(

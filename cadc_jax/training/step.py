@@ -33,7 +33,7 @@ class TrainConfig:
       learning_rate: of the network (Adam).
       table_optimizer: 'adam' (lazy), 'adagrad' (row-wise) or 'sgd', for embedding rows.
       table_learning_rate: of embedding rows.
-      l2: penalty on the squared user and item rows of a batch, when these are trained.
+      l2: penalty on the squared norms of the embedding rows of a batch that are trained.
       max_evaluations: evaluations on the validation split before training ends.
       evaluation_steps: steps between evaluations, or one epoch if that is longer.
       patience: evaluations without a better validation result before training ends.
@@ -114,9 +114,8 @@ def train_step(
         inputs = model_inputs({**rows, **frozen_rows}, content, batch)
         logits = model.apply(params, inputs, train=True, rngs={"dropout": dropout_key})
         loss = _loss(config, logits, batch)
-        for name in {"user", "item"} & set(rows):
-            if config.l2:
-                loss += config.l2 * jnp.mean(jnp.sum(rows[name] ** 2, axis=-1))
+        if config.l2:
+            loss += config.l2 / len(batch["user"]) * sum(jnp.sum(x**2) for x in rows.values())
         return loss
 
     rows = gather(state.tables, ids)

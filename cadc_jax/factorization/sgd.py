@@ -1,0 +1,289 @@
+"""Logistic matrix factorisation with biases by minibatch SGD (the model of arXiv 2407.08108).
+
+    P(click of user u on item v) = sigmoid(u . v + b_u + b_v + b)
+
+Rows either bring labels (clicks against impressions), or are all positive, and then each goes with
+fresh negatives every epoch, drawn uniformly over the items; a draw that is a positive of the same
+user counts for nothing. Updates are row-sparse, so that a step costs what its batch costs.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from cadc_jax import sparse
+from cadc_jax.errors import ConfigError, DataError
+from cadc_jax.factorization.factors import Factors
+from cadc_jax.factorization.interactions import Interactions
+
+
+@dataclasses.dataclass(frozen=True)
+class SGDConfig:
+    """What `fit` computes.
+
+    Attributes:
+      factors: D, the rank.
+      regularization: l2 penalty on the factors and biases of each row's user and item.
+      learning_rate: of `optimizer`; the global bias follows plain SGD.
+      learning_rate_decay: share of the learning rate lost by the last epoch, linearly.
+      optimizer: 'adagrad' (row-wise), 'adam' (lazy) or 'sgd'.
+      batch_rows: B, rows of the log in a step.
+      negatives: drawn for each row, where rows bring no labels.
+      epochs: passes over the rows.
+    """
+
+    factors: int = 64
+    regularization: float = 0.0
+    learning_rate: float = 0.05
+    learning_rate_decay: float = 0.9
+    optimizer: str = "adagrad"
+    batch_rows: int = 4096
+    negatives: int = 4
+    epochs: int = 20
+
+    def __post_init__(self):
+        for name in ("factors", "learning_rate", "batch_rows", "negatives", "epochs"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"sgd.{name}={getattr(self, name)}: must be above 0")
+        if self.regularization < 0:
+            raise ConfigError(f"sgd.regularization={self.regularization}: must not be negative")
+        if not 0 <= self.learning_rate_decay <= 1:
+            raise ConfigError(f"sgd.learning_rate_decay={self.learning_rate_decay}: not in [0, 1]")
+        if self.optimizer not in sparse.OPTIMIZERS:
+            raise ConfigError(
+                f"sgd.optimizer={self.optimizer!r}: choose one of {', '.join(sparse.OPTIMIZERS)}"
+            )
+
+
+@flax.struct.dataclass
+class _State:
+    user: jax.Array  # [U, D + 1] f32; the last column is the bias
+    item: jax.Array  # [I, D + 1] f32
+    bias: jax.Array  # [] f32
+    user_slots: sparse.Slots
+    item_slots: sparse.Slots
+
+
+@flax.struct.dataclass
+class _Rows:
+    """The log on the device, and for rows without labels what users are known to have touched."""
+
+    user: jax.Array  # [N] int32
+    item: jax.Array  # [N] int32
+    label: jax.Array | None  # [N] f32
+    offsets: jax.Array | None  # [U + 1] int32: a user's items are items[offsets[u]:offsets[u + 1]]
+    items: jax.Array | None  # [nnz] int32, ascending within a user
+
+
+def fit(
+    user: np.ndarray,
+    item: np.ndarray,
+    num_users: int,
+    num_items: int,
+    config: SGDConfig,
+    key: jax.Array,
+    label: np.ndarray | None = None,
+    *,
+    progress: Callable[[int, float, float], None] | None = None,
+) -> tuple[Factors, np.ndarray]:
+    """Factorises.
+
+    Args:
+      user: [N] int user ids in [0, num_users).
+      item: [N] int item ids in [0, num_items).
+      num_users: U.
+      num_items: I.
+      config: see `SGDConfig`.
+      key: PRNG key of the start, the order of rows and the negatives.
+      label: [N] in {0, 1}, or None if all rows are positive and negatives are to be drawn.
+      progress: called after each epoch with its number (from 1), its mean loss, and the seconds
+        since `fit` was called.
+
+    Returns:
+      factors: float32, with biases. Rows of users and items that do not occur stay near 0.
+      losses: [epochs] float64, mean log loss of each epoch, in nats, before each update.
+
+    Raises:
+      ConfigError: by `SGDConfig`, or if there are no rows.
+      DataError: if ids are outside their range, or a label is neither 0 nor 1.
+    """
+    if not len(user):
+        raise ConfigError("there are no interactions to factorise")
+    if label is not None and not np.isin(label, (0, 1)).all():
+        raise DataError("labels must be 0 or 1: a rating or a count is not a click")
+    start = time.perf_counter()
+    known = Interactions.from_rows(user, item, num_users, num_items).by_user  # checks ids too
+    rows = _Rows(
+        user=jnp.asarray(user, jnp.int32),
+        item=jnp.asarray(item, jnp.int32),
+        label=None if label is None else jnp.asarray(label, jnp.float32),
+        offsets=None if label is not None else jnp.asarray(known.offsets, jnp.int32),
+        items=None if label is not None else jnp.asarray(known.columns),
+    )
+    init_key, order_key, key = jax.random.split(key, 3)
+    # The order is drawn on the host: the sort behind jax.random.permutation takes as long as an
+    # epoch on a CPU.
+    shuffle = np.random.default_rng(np.asarray(jax.random.key_data(order_key)))
+    batch = min(config.batch_rows, len(user))
+    share = 1 / (1 + config.negatives) if label is None else np.mean(label)
+    state = _init(num_users, num_items, config, share, init_key)
+    losses = []
+    for epoch in range(config.epochs):
+        order = shuffle.permutation(len(user)).astype(np.int32)
+        order = np.pad(order, (0, -len(user) % batch), constant_values=-1)
+        decay = 1 - config.learning_rate_decay * epoch / config.epochs
+        rate = config.learning_rate * decay
+        state, loss = _epoch(
+            state,
+            rows,
+            order.reshape(-1, batch),
+            jnp.float32(rate),
+            jnp.float32(config.regularization),
+            jax.random.fold_in(key, epoch),
+            optimizer=config.optimizer,
+            negatives=config.negatives,
+        )
+        losses.append(float(loss))
+        if progress is not None:
+            progress(epoch + 1, losses[-1], time.perf_counter() - start)
+    factors = Factors(
+        user=state.user[:, :-1],
+        item=state.item[:, :-1],
+        user_bias=state.user[:, -1],
+        item_bias=state.item[:, -1],
+        global_bias=state.bias,
+    )
+    return factors, np.array(losses)
+
+
+def _init(
+    num_users: int, num_items: int, config: SGDConfig, share: float, key: jax.Array
+) -> _State:
+    """Factors normal with standard deviation 0.1; biases 0, the global one the log-odds of 1."""
+    share = np.clip(share, 1e-6, 1 - 1e-6)
+    user_key, item_key = jax.random.split(key)
+
+    def table(key: jax.Array, size: int) -> jax.Array:
+        factors = 0.1 * jax.random.normal(key, (size, config.factors))
+        return jnp.pad(factors, ((0, 0), (0, 1)))
+
+    user, item = table(user_key, num_users), table(item_key, num_items)
+    return _State(
+        user=user,
+        item=item,
+        bias=jnp.float32(np.log(share / (1 - share))),
+        user_slots=sparse.init(config.optimizer, user),
+        item_slots=sparse.init(config.optimizer, item),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("optimizer", "negatives"), donate_argnames="state")
+def _epoch(
+    state: _State,
+    rows: _Rows,
+    order: jax.Array,  # [steps, B] int32 row numbers; -1 for padding
+    learning_rate: jax.Array,
+    regularization: jax.Array,
+    key: jax.Array,
+    *,
+    optimizer: str,
+    negatives: int,
+) -> tuple[_State, jax.Array]:
+    """All rows once, in the order given. Returns the state and the mean loss."""
+
+    def step(state: _State, x):
+        ids, number = x
+        user, item = rows.user[ids], rows.item[ids][:, None]
+        weight = jnp.broadcast_to((ids >= 0).astype(jnp.float32)[:, None], item.shape)
+        if rows.label is None:
+            drawn = jax.random.randint(
+                jax.random.fold_in(key, number), (len(ids), negatives), 0, len(state.item)
+            )
+            fair = ~_contains(rows, user[:, None], drawn)
+            label = jnp.zeros((len(ids), 1 + negatives)).at[:, 0].set(1)
+            item = jnp.concatenate([item, drawn], axis=1)
+            weight = jnp.concatenate([weight, weight * fair], axis=1)
+        else:
+            label = rows.label[ids][:, None]
+        gradients, loss = _gradients(
+            state.user[user], state.item[item], state.bias, label, weight, regularization
+        )
+        state = _update(state, user, item, weight, gradients, optimizer, learning_rate)
+        return state, (loss, weight.sum())
+
+    state, (losses, weights) = jax.lax.scan(step, state, (order, jnp.arange(len(order))))
+    return state, losses.sum() / weights.sum()
+
+
+def _gradients(user, item, bias, label, weight, regularization):
+    """Gradients of the penalised log loss, summed over a batch.
+
+    Args:
+      user: [B, D + 1] the users' rows, each with its bias last.
+      item: [B, G, D + 1] the rows of the items that go with each.
+      bias: [].
+      label: [B, G] in {0, 1}.
+      weight: [B, G], 0 for what is to be left out.
+      regularization: [].
+
+    Returns:
+      (of user, of item, of bias), and the loss without the penalty.
+    """
+    is_bias = jnp.arange(user.shape[1]) == user.shape[1] - 1
+    ones = jnp.where(is_bias, 1, user)  # so that the item's bias meets a 1
+    logits = jnp.einsum("bd,bgd->bg", ones, item) + user[:, -1:] + bias
+    loss = jnp.sum(weight * optax.sigmoid_binary_cross_entropy(logits, label))
+    error = weight * (jax.nn.sigmoid(logits) - label)
+    of_item = error[..., None] * ones[:, None] + regularization * weight[..., None] * item
+    of_user = jnp.where(is_bias, error.sum(1)[:, None], jnp.einsum("bg,bgd->bd", error, item))
+    of_user += regularization * weight.sum(1)[:, None] * user
+    return (of_user, of_item, error.sum()), loss
+
+
+def _update(state: _State, user, item, weight, gradients, optimizer, learning_rate) -> _State:
+    """One step on the rows of a batch, and one of plain SGD on the global bias."""
+    user_grads, item_grads, bias_grad = gradients
+    user_table, user_slots = sparse.update(
+        optimizer,
+        state.user,
+        state.user_slots,
+        user,
+        user_grads,
+        learning_rate,
+        mask=weight[:, 0] > 0,
+    )
+    item_table, item_slots = sparse.update(
+        optimizer,
+        state.item,
+        state.item_slots,
+        item.reshape(-1),
+        item_grads.reshape(-1, item_grads.shape[-1]),
+        learning_rate,
+        mask=weight.reshape(-1) > 0,
+    )
+    bias = state.bias - learning_rate * bias_grad / weight.sum()
+    return _State(user_table, item_table, bias, user_slots, item_slots)
+
+
+def _contains(rows: _Rows, user: jax.Array, item: jax.Array) -> jax.Array:
+    """Whether each item is among its user's: [B, 1], [B, n] -> [B, n] bool, by binary search."""
+    low = jnp.broadcast_to(rows.offsets[user], item.shape)
+    end = jnp.broadcast_to(rows.offsets[user + 1], item.shape)
+    high = end
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = (low + high) // 2
+        below = (low < high) & (rows.items[middle] < item)
+        return jnp.where(below, middle + 1, low), jnp.where(below, high, jnp.maximum(middle, low))
+
+    halvings = max(1, len(rows.items)).bit_length()
+    low, _ = jax.lax.fori_loop(0, halvings, halve, (low, high))
+    return (low < end) & (rows.items[jnp.minimum(low, len(rows.items) - 1)] == item)

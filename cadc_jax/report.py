@@ -1,0 +1,129 @@
+"""The comparison of arms: results.json, a table for people, and a plot of quality against time."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from cadc_jax import artifacts
+
+matplotlib.use("Agg")
+
+NAMES = {
+    "popularity": "popularity",
+    "mf_alone": "MF alone",
+    "full": "full data",
+    "sample": "sample, no factors",
+    "cadc_frozen": "CADC, frozen",
+    "cadc_trainable": "CADC, trainable",
+}
+STAGES = ("prepare", "factorize", "sample", "train", "evaluate", "total")
+LOWER_IS_BETTER = ("logloss",)
+Row = Mapping[str, Any]
+
+
+def write(workdir: pathlib.Path, results: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    """Writes `results.json`, `report.md` and `report.png` into `workdir`.
+
+    Args:
+      workdir: folder of the run.
+      results: `config`, `seed` and `rows`, the stable contract of `results.json`.
+      facts: of the prepared table.
+
+    Returns:
+      The table as text, with the places of the files under it.
+    """
+    rows = results["rows"]
+    config = results["config"]
+    artifacts.write_json(workdir / "results.json", results)
+    plot(workdir / "report.png", rows)
+    heading = f"{config['name']}, seed {results['seed']}, rate {config['rate']:g}"
+    counts = ", ".join(f"{count:,} {split}" for split, count in facts["rows"].items())
+    notes = [
+        f"Rows: {counts}. Users {facts['num_users']:,}, items {facts['num_items']:,}.",
+        *_explain(rows, config),
+    ]
+    header, *body = table(rows)
+    markdown = [f"# {heading}", "", *notes, "", _markdown(header), _markdown(["---"] * len(header))]
+    markdown += [_markdown(line) for line in body]
+    markdown += ["", "![quality against wall time](report.png)", ""]
+    (workdir / "report.md").write_text("\n".join(markdown))
+    lines = [heading, *notes, "", *_aligned([header, *body]), ""]
+    lines.append(f"{workdir / 'report.md'}, report.png and results.json hold the same.")
+    return "\n".join(lines)
+
+
+def table(rows: Sequence[Row]) -> list[list[str]]:
+    """The header and one line a row, as text. The best value of each metric of an arm has a *."""
+    metrics = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
+    stages = [name for name in STAGES if any(name in row["seconds"] for row in rows)]
+    best = {}
+    for name in metrics:
+        values = [row["metrics"][name] for row in rows if name in row["metrics"]]
+        best[name] = min(values) if name in LOWER_IS_BETTER else max(values)
+    lines = [["arm", "model", "rows used", *metrics, *(f"{name} s" for name in stages)]]
+    for row in rows:
+        line = [NAMES[row["arm"]], row["model"] or "-", f"{row['rows_used']:,}"]
+        for name in metrics:
+            value = row["metrics"].get(name)
+            star = "*" if value == best[name] else " "
+            line.append("-" if value is None else f"{value:.4f}{star}")
+        line += [f"{row['seconds'][s]:.1f}" if s in row["seconds"] else "-" for s in stages]
+        lines.append(line)
+    return lines
+
+
+def plot(path: pathlib.Path, rows: Sequence[Row]) -> None:
+    """Quality (the first metric) against the seconds it took to get there, after `prepare`."""
+    metric = next(iter(rows[-1]["metrics"]))
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    for row in rows:
+        if metric not in row["metrics"]:
+            continue
+        seconds = sum(row["seconds"].get(name, 0) for name in ("factorize", "sample", "train"))
+        marker = "os^"[models.index(row["model"])]
+        point = (max(seconds, 0.1), row["metrics"][metric])
+        axes.scatter(*point, marker=marker, s=60)
+        label = NAMES[row["arm"]] + (f" ({row['model']})" if row["model"] else "")
+        axes.annotate(label, point, xytext=(6, 5), textcoords="offset points", fontsize=8)
+    axes.set_xscale("log")
+    axes.set_xlabel("seconds: factorise + sample + train")
+    axes.set_ylabel(f"{metric} (test)")
+    axes.margins(x=0.25, y=0.1)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
+def _explain(rows: Sequence[Row], config: Mapping[str, Any]) -> list[str]:
+    metrics = {name for row in rows for name in row["metrics"]}
+    lines = ["Stopping and every other choice by the validation split; figures are of the test split."]
+    if any(name.startswith("hr@") for name in metrics):
+        limit = config["evaluation"]["max_users"]
+        whom = f"{limit:,} users drawn at random" if limit else "all test users"
+        lines.append(
+            f"hr, ndcg: {whom}, every item not seen before as a candidate; with '/1+K': the test "
+            "item among K unseen items only. Ties count against the model."
+        )
+    lines.append(
+        "Seconds include compiling. 'rows used' are those the model trains on; the factors of MF "
+        "and CADC come from all training rows. * marks the best of a column."
+    )
+    return lines
+
+
+def _markdown(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.strip() for cell in cells) + " |"
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+
+    def row(line):
+        text = [line[i].ljust(widths[i]) if i < 2 else line[i].rjust(widths[i]) for i in range(len(line))]
+        return "  ".join(text).rstrip()
+
+    return [row(lines[0]), "-" * (sum(widths) + 2 * len(widths) - 2), *map(row, lines[1:])]

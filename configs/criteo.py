@@ -1,0 +1,43 @@
+"""Criteo display advertising (Kaggle format): DLRM on a 10 % sample with factors of all rows.
+
+    python -m cadc_jax.main --config=configs/criteo.py --config.data.path=/path/to/train.txt
+
+Without a path (and without `criteo/train.txt` in $CADC_DATA_DIR) it runs on synthetic rows of the
+same format. The logs name no user and no item: columns C7 and C11 stand for them, a choice to
+revisit on your own data. The last seventh of the rows tests, as the file is in order of time.
+"""
+
+from cadc_jax.configuration import default_config
+
+
+def get_config():
+    config = default_config()
+    config.name = "criteo"
+    config.models = ("dlrm",)
+
+    data = config.data
+    data.source = "criteo"
+    data.folder = "criteo/train.txt"
+    data.task = "click"
+    data.split = "order"
+    data.validation = 1 / 14
+    data.test = 1 / 7
+    data.min_count = 4
+    data.user_features = ("C7",)
+    data.item_features = ("C11",)
+    data.log_dense = True
+
+    config.factorization = "sgd"  # the paper's model; clicks are weighed against impressions
+    config.sgd.factors = 14  # with the two biases, as wide as DLRM's embeddings
+    config.sgd.negatives = 1  # rows have labels: none are drawn
+    config.sgd.epochs = 20
+    config.sgd.learning_rate = 0.2
+    config.sgd.regularization = 0.05
+
+    config.dlrm.embedding_dim = 16
+    config.dlrm.bottom = (64, 32)
+    config.dlrm.top = (128, 64)
+    config.train.batch_rows = 1024
+    config.train.learning_rate = 1e-3
+    config.train.table_learning_rate = 1e-3
+    return config

@@ -1,0 +1,32 @@
+"""MovieLens 100K, original files: each user's last interaction tests, the one before validates.
+
+Reads `ml-100k/` in $CADC_DATA_DIR: u.data, u.user and u.item.
+
+    python -m cadc_jax.main --config=configs/movielens_100k.py
+"""
+
+from cadc_jax.configuration import default_config
+
+
+def get_config():
+    config = default_config()
+    config.name = "movielens_100k"
+    config.models = ("two_tower",)
+
+    data = config.data
+    data.source = "movielens"
+    data.variant = "100k"
+    data.folder = "ml-100k"
+    data.split = "leave_one_out"
+
+    config.factorization = "als"
+    config.als.factors = 32
+    config.als.regularization = 20.0
+    config.als.alpha = 5.0
+    config.als.iterations = 15
+
+    config.train.negatives = 4
+    config.train.batch_rows = 512
+    config.train.table_learning_rate = 2e-3
+    config.train.max_evaluations = 40
+    return config

@@ -1,0 +1,33 @@
+"""MovieLens 1M, original files: each user's last interaction tests, the one before validates.
+
+Reads `ml-1m/` in $CADC_DATA_DIR: ratings.dat, users.dat and movies.dat. Copies whose ratings have
+no timestamps are read too; a seeded order then stands in for time.
+
+    python -m cadc_jax.main --config=configs/movielens_1m.py
+"""
+
+from cadc_jax.configuration import default_config
+
+
+def get_config():
+    config = default_config()
+    config.name = "movielens_1m"
+    config.models = ("two_tower",)
+
+    data = config.data
+    data.source = "movielens"
+    data.variant = "1m"
+    data.folder = "ml-1m"
+    data.split = "leave_one_out"
+
+    config.factorization = "als"
+    config.als.factors = 64
+    config.als.regularization = 30.0
+    config.als.alpha = 10.0
+    config.als.iterations = 15
+
+    config.train.negatives = 4
+    config.train.batch_rows = 2048
+    config.train.table_learning_rate = 2e-3
+    config.train.max_evaluations = 40
+    return config

@@ -1,0 +1,82 @@
+"""Plain NumPy float64 references, on dense matrices, and small data to run them on."""
+
+import numpy as np
+
+
+def sparse_data(users=40, items=30, entries=300, seed=0):
+    """A log with empty rows, empty columns, one dense row, one dense column and repeats."""
+    rng = np.random.default_rng(seed)
+    user, item = rng.integers(3, users, entries), rng.integers(2, items, entries)
+    user = np.concatenate([user, np.full(items - 2, 7), np.arange(3, users), user[:5]])
+    item = np.concatenate([item, np.arange(2, items), np.full(users - 3, 4), item[:5]])
+    return user, item, rng.integers(1, 6, len(user)).astype(np.float32)
+
+
+def dense(user, item, value, num_users, num_items):
+    matrix = np.zeros((num_users, num_items))
+    np.add.at(matrix, (user, item), value)
+    return matrix
+
+
+def implicit_half_step(matrix, fixed, regularization, alpha):
+    """Exact solution of the normal equations, row by row; `regularization` [N] of each row."""
+    confidence, preference = 1 + alpha * np.abs(matrix), (matrix > 0).astype(float)
+    solved = np.zeros((len(matrix), fixed.shape[1]))
+    for row, (c, p) in enumerate(zip(confidence, preference, strict=True)):
+        a = fixed.T @ (c[:, None] * fixed) + regularization[row] * np.eye(fixed.shape[1])
+        solved[row] = np.linalg.solve(a, fixed.T @ (c * p))
+    return solved
+
+
+def implicit_cg_half_step(matrix, fixed, start, regularization, alpha, steps):
+    """Textbook conjugate gradients on the same equations."""
+    solved = np.zeros_like(start)
+    for row, values in enumerate(matrix):
+        c, p = 1 + alpha * np.abs(values), (values > 0).astype(float)
+        a = fixed.T @ (c[:, None] * fixed) + regularization[row] * np.eye(fixed.shape[1])
+        x = start[row].copy()
+        r = fixed.T @ (c * p) - a @ x
+        d = r.copy()
+        for _ in range(steps):
+            if r @ r < 1e-20:
+                break
+            step = (r @ r) / (d @ a @ d)
+            x, r, old = x + step * d, r - step * (a @ d), r @ r
+            d = r + (r @ r) / old * d
+        solved[row] = x
+    return solved
+
+
+def implicit_objective(matrix, user, item, user_regularization, item_regularization, alpha):
+    confidence, preference = 1 + alpha * np.abs(matrix), (matrix > 0).astype(float)
+    error = (confidence * (preference - user @ item.T) ** 2).sum()
+    return (
+        error
+        + (user_regularization * (user**2).sum(1)).sum()
+        + (item_regularization * (item**2).sum(1)).sum()
+    )
+
+
+def explicit_half_step(matrix, fixed, fixed_bias, mean, regularization):
+    """Exact factors and biases of the rows; an entry of 0 is no entry."""
+    ones = np.concatenate([fixed, np.ones((len(fixed), 1))], 1)
+    solved = np.zeros((len(matrix), ones.shape[1]))
+    for row, values in enumerate(matrix):
+        seen = values != 0
+        if seen.any():
+            y = ones[seen]
+            a = y.T @ y + regularization[row] * np.eye(ones.shape[1])
+            solved[row] = np.linalg.solve(a, y.T @ (values[seen] - mean - fixed_bias[seen]))
+    return solved[:, :-1], solved[:, -1]
+
+
+def explicit_objective(matrix, factors, user_regularization, item_regularization):
+    user, item = np.float64(factors.user), np.float64(factors.item)
+    user_bias, item_bias = np.float64(factors.user_bias), np.float64(factors.item_bias)
+    scores = user @ item.T + user_bias[:, None] + item_bias + np.float64(factors.global_bias)
+    error = (((matrix - scores) ** 2) * (matrix != 0)).sum()
+    return (
+        error
+        + (user_regularization * ((user**2).sum(1) + user_bias**2)).sum()
+        + (item_regularization * ((item**2).sum(1) + item_bias**2)).sum()
+    )

@@ -1,0 +1,44 @@
+"""Scores of a model with and without biases."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cadc_jax.factorization.factors import Factors, scores, with_bias_columns
+
+RNG = np.random.default_rng(0)
+USER, ITEM = RNG.normal(size=(4, 3)), RNG.normal(size=(5, 3))
+USER_BIAS, ITEM_BIAS = RNG.normal(size=4), RNG.normal(size=5)
+PLAIN = Factors(jnp.asarray(USER, jnp.float32), jnp.asarray(ITEM, jnp.float32))
+BIASED = PLAIN.replace(
+    user_bias=jnp.asarray(USER_BIAS, jnp.float32),
+    item_bias=jnp.asarray(ITEM_BIAS, jnp.float32),
+    global_bias=jnp.float32(0.7),
+)
+WANT = {
+    "plain": USER @ ITEM.T,
+    "biased": USER @ ITEM.T + USER_BIAS[:, None] + ITEM_BIAS + 0.7,
+}
+MODELS = {"plain": PLAIN, "biased": BIASED}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_scores_broadcast_users_against_items(kind):
+    got = scores(MODELS[kind], jnp.arange(4)[:, None], jnp.arange(5))
+    np.testing.assert_allclose(got, WANT[kind], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_dot_product_of_the_bias_columns_is_the_score(kind):
+    user, item = with_bias_columns(MODELS[kind])
+    assert user.shape == (4, 5)
+    assert item.shape == (5, 5)
+    np.testing.assert_allclose(user @ item.T, WANT[kind], rtol=1e-5, atol=1e-6)
+
+
+def test_bfloat16_factors_are_scored_in_float32():
+    narrow = Factors(PLAIN.user.astype(jnp.bfloat16), PLAIN.item.astype(jnp.bfloat16))
+    got = scores(narrow, jnp.arange(4)[:, None], jnp.arange(5))
+    assert got.dtype == jnp.float32
+    exact = np.asarray(narrow.user, np.float64) @ np.asarray(narrow.item, np.float64).T
+    np.testing.assert_allclose(got, exact, rtol=1e-5, atol=1e-6)

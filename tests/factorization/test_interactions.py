@@ -1,0 +1,125 @@
+"""Building both orders of a log, and packing them into chunks of one shape."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cadc_jax.errors import DataError
+from cadc_jax.factorization.interactions import Interactions, make_layout, pack
+from tests.factorization import reference
+
+
+def unpack(rows, layout, fixed_position, num_columns):
+    """The dense matrix that the chunks hold."""
+    column = np.full(fixed_position.max() + 1, -1)
+    column[fixed_position] = np.arange(num_columns)
+    matrix = np.zeros((len(layout.counts), num_columns))
+    for part, chunks in enumerate(pack(rows, layout, fixed_position)):
+        names = {}
+        for row in range(len(layout.counts)):
+            if (layout.chunk[row] == layout.chunks) == bool(part):
+                chunk = None if part else int(layout.chunk[row])
+                names[chunk, int(layout.slot[row])] = row
+        for c, s in np.ndindex(chunks.row.shape):
+            for place in range(chunks.length[c, s]):
+                row = names[None if part else c, int(chunks.row[c, s])]
+                value = 1 if chunks.value is None else chunks.value[c, s, place]
+                matrix[row, column[chunks.index[c, s, place]]] += value
+    return matrix
+
+
+def test_repeated_pairs_are_added():
+    x = Interactions.from_rows([0, 1, 0], [2, 0, 2], 2, 3, [1.0, 5.0, 0.5])
+    assert x.num_entries == 2
+    np.testing.assert_array_equal(x.by_user.columns, [2, 0])
+    np.testing.assert_array_equal(x.by_user.values, [1.5, 5.0])
+    np.testing.assert_array_equal(x.by_item.offsets, [0, 1, 1, 2])
+    np.testing.assert_array_equal(x.by_item.values, [5.0, 1.5])
+
+
+def test_rows_without_value_count_one_each():
+    x = Interactions.from_rows([0, 0, 0], [1, 1, 0], 1, 2)
+    np.testing.assert_array_equal(x.by_user.values, [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([0, 2], [0, 0], 2, 1), r"user ids run from 0 to 2, outside \[0, 2\)"),
+        (([0, 1], [0, -1], 2, 1), r"item ids run from -1 to 0, outside \[0, 1\)"),
+        (([0], [0, 0], 1, 1), "have 1, 2 and 1 rows"),
+        (([0, 0], [0, 0], 1, 1, [1, np.nan]), "1 values are not finite"),
+    ],
+)
+def test_bad_rows_are_refused_in_words(arguments, message):
+    with pytest.raises(DataError, match=message):
+        Interactions.from_rows(*arguments)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    users=st.integers(1, 12),
+    items=st.integers(1, 12),
+    entries=st.integers(0, 80),
+    chunk=st.sampled_from([2, 5, 16, 64]),
+    devices=st.sampled_from([1, 2, 4]),
+    seed=st.integers(0, 99),
+)
+def test_chunks_hold_every_entry_once(users, items, entries, chunk, devices, seed):
+    rng = np.random.default_rng(seed)
+    user = rng.integers(0, users, entries)
+    item = rng.integers(0, items, entries)
+    value = rng.integers(1, 4, entries).astype(np.float32)
+    x = Interactions.from_rows(user, item, users, items, value)
+    by_user = make_layout(x.by_user.counts, chunk, devices)
+    by_item = make_layout(x.by_item.counts, chunk, devices)
+    want = reference.dense(user, item, value, users, items)
+    np.testing.assert_array_equal(unpack(x.by_user, by_user, by_item.position, items), want)
+    np.testing.assert_array_equal(unpack(x.by_item, by_item, by_user.position, users), want.T)
+    for layout in (by_user, by_item):
+        assert len(set(layout.position)) == len(layout.position)
+        assert layout.position.max() < layout.table_rows
+        assert layout.table_rows % devices == 0
+
+
+def test_each_device_stores_the_rows_that_it_solves():
+    counts = np.random.default_rng(0).integers(0, 60, 200)
+    layout = make_layout(counts, 100, devices=4)
+    short = layout.chunk < layout.chunks
+    solver = layout.chunk[short] // (layout.chunks // 4)
+    np.testing.assert_array_equal(layout.position[short] // (layout.table_rows // 4), solver)
+
+
+def test_rows_of_a_chunk_ascend():
+    user, item, value = reference.sparse_data()
+    x = Interactions.from_rows(user, item, 40, 30, value)
+    layout = make_layout(x.by_user.counts, 64)
+    for chunks in pack(x.by_user, layout, np.arange(30, dtype=np.int32)):
+        assert np.all(np.diff(chunks.row, axis=1) >= 0)
+
+
+@pytest.mark.parametrize("exponent", [1.2, 2.0, 4.0])
+def test_padding_of_a_long_tailed_log_is_under_half(exponent):
+    counts = np.minimum(np.random.default_rng(0).zipf(exponent, 20_000), 5_000)
+    rows = np.repeat(np.arange(20_000), counts)
+    columns = np.concatenate([np.arange(n) for n in counts])
+    x = Interactions.from_rows(rows, columns, 20_000, 5_000)
+    layout = make_layout(x.by_user.counts, 2048)
+    packed = pack(x.by_user, layout, np.arange(5_000, dtype=np.int32))
+    assert sum(part.index.size for part in packed) < 1.5 * x.num_entries
+
+
+def test_a_row_of_a_million_entries_is_split():
+    x = Interactions.from_rows(np.zeros(1_000_000, int), np.arange(1_000_000), 3, 1_000_000)
+    layout = make_layout(x.by_user.counts, 4096)
+    _, long = pack(x.by_user, layout, np.arange(1_000_000, dtype=np.int32))
+    assert long.length.sum() == 1_000_000
+    assert long.index[0].size <= 4096 + 32
+
+
+def test_values_are_left_out_when_all_are_one():
+    x = Interactions.from_rows([0, 1], [0, 1], 2, 2)
+    short, long = pack(x.by_user, make_layout(x.by_user.counts, 8), np.arange(2, dtype=np.int32))
+    assert short.value is None
+    assert long.value is None

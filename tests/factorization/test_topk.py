@@ -1,0 +1,87 @@
+"""Top-k retrieval against a full sort."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cadc_jax import sharding
+from cadc_jax.factorization.topk import retrieve
+
+B, D, ITEMS = 7, 5, 103
+
+
+@pytest.fixture
+def tables():
+    rng = np.random.default_rng(0)
+    return (
+        rng.normal(size=(B, D)).astype(np.float32),
+        rng.normal(size=(ITEMS, D)).astype(np.float32),
+    )
+
+
+def reference(queries, items, k, exclude=None):
+    scores = queries.astype(np.float64) @ items.astype(np.float64).T
+    for row, ids in enumerate([] if exclude is None else exclude):
+        scores[row, ids[ids >= 0]] = -np.inf
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, order, 1), order
+
+
+@pytest.mark.parametrize("block", [1, 16, 103, 8192])
+@pytest.mark.parametrize("k", [1, 10, ITEMS])
+def test_equals_a_full_sort_whatever_the_block(block, k, tables):
+    scores, ids = retrieve(*map(jnp.asarray, tables), k, block=block)
+    want_scores, want_ids = reference(*tables, k)
+    np.testing.assert_array_equal(ids, want_ids)
+    np.testing.assert_allclose(scores, want_scores, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("block", [10, 8192])
+def test_excluded_items_never_come_back(block, tables):
+    exclude = np.random.default_rng(1).integers(-1, ITEMS, (B, 40)).astype(np.int32)
+    _, ids = retrieve(*map(jnp.asarray, tables), 20, jnp.asarray(exclude), block=block)
+    np.testing.assert_array_equal(ids, reference(*tables, 20, exclude)[1])
+
+
+def test_what_is_missing_when_too_few_items_are_left_is_marked(tables):
+    exclude = jnp.tile(jnp.arange(ITEMS - 2, dtype=jnp.int32), (B, 1))
+    scores, ids = retrieve(*map(jnp.asarray, tables), 4, exclude, block=16)
+    assert np.all(np.sort(ids[:, :2]) == [ITEMS - 2, ITEMS - 1])
+    assert np.all(np.asarray(ids[:, 2:]) == -1)
+    assert np.all(np.isneginf(scores[:, 2:]))
+
+
+def test_the_lower_id_wins_among_equals():
+    items = jnp.ones((20, 2))
+    _, ids = retrieve(jnp.ones((1, 2)), items, 5, block=4)
+    np.testing.assert_array_equal(ids, [[0, 1, 2, 3, 4]])
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+@pytest.mark.parametrize("block", [6, 8192])
+def test_items_spread_over_devices_give_the_same(devices, block, tables):
+    mesh = sharding.make_mesh(model=2, devices=jax.devices()[:devices])
+    exclude = jnp.asarray(np.random.default_rng(1).integers(-1, ITEMS, (B, 9)), jnp.int32)
+    arguments = (*map(jnp.asarray, tables), 12, exclude)
+    got = retrieve(*arguments, block=block, mesh=mesh)
+    want = retrieve(*arguments)
+    np.testing.assert_array_equal(got[1], want[1])
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
+
+
+def test_no_device_holds_all_scores_or_all_items():
+    mesh = sharding.make_mesh(devices=jax.devices()[:8])
+    queries = jax.ShapeDtypeStruct((4, 16), jnp.float32)
+    rows = sharding.named(mesh, jax.sharding.PartitionSpec(mesh.axis_names))
+    items = jax.ShapeDtypeStruct((8 * 1024, 16), jnp.float32, sharding=rows)
+    text = retrieve.lower(queries, items, 5, block=256, mesh=mesh).compile().as_text()
+    assert "f32[8192,16]" not in text
+    assert "f32[4,8192]" not in text
+    assert "f32[4,1024]" not in text
+    assert "f32[4,256]" in text
+
+
+def test_more_than_all_items_are_refused(tables):
+    with pytest.raises(ValueError, match="k=104 is not between 1 and the number of items, 103"):
+        retrieve(*map(jnp.asarray, tables), 104)
