@@ -25,7 +25,6 @@ from cadc_jax.models import embeddings
 from cadc_jax.progress import Progress
 from cadc_jax.training import loop, step
 
-STAGES = ("prepare", "factorize", "sample", "train", "evaluate", "report")
 Say = Callable[[str], None]
 
 

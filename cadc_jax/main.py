@@ -19,8 +19,9 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from cadc_jax import experiment
-from cadc_jax.errors import CadcError
+from cadc_jax.errors import CadcError, ConfigError
+
+STAGES = ("prepare", "factorize", "sample", "train", "evaluate", "report")
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "File of the configuration, for example configs/criteo.py.", lock_config=True
@@ -31,7 +32,7 @@ _WORKDIR = flags.DEFINE_string(
 _STAGE = flags.DEFINE_enum(
     "stage",
     "report",
-    experiment.STAGES,
+    STAGES,
     "Last stage to run; the ones before it are run unless they are finished.",
 )
 
@@ -43,7 +44,13 @@ def main(argv: list[str]) -> None:
     if _CONFIG.value is None:
         raise CadcError("no configuration: give one, such as --config=configs/criteo.py")
     config = _CONFIG.value
-    workdir = pathlib.Path(_WORKDIR.value or pathlib.Path("workdir") / config.name)
+    try:
+        name = config.name
+    except OSError as error:  # config_flags puts off the failure to the first use
+        raise ConfigError(str(error)) from None
+    workdir = pathlib.Path(_WORKDIR.value or pathlib.Path("workdir") / name)
+    from cadc_jax import experiment  # seconds of imports, which --help and a typo need not wait for
+
     experiment.run(config, workdir, _STAGE.value)
 
 
@@ -63,13 +70,15 @@ def _main_without_traceback(argv: list[str]) -> None:
 def _parse_flags(argv: list[str]) -> list[str]:
     """absl's parser; config_flags raises plain errors for a bad file, field or value."""
     try:
-        return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         _fail(error)
 
 
 def _fail(error: Exception) -> None:
-    text = " ".join(str(error.args[0] if error.args else error).split())
+    while isinstance(error, KeyError) and error.args:  # whose text would be shown in quotes
+        error = error.args[0]
+    text = " ".join(str(error).split())
     print(f"cadc: error: {text}", file=sys.stderr)
     sys.exit(1)
 

@@ -35,9 +35,11 @@ def get_config():
     config.sgd.regularization = 0.05
 
     config.dlrm.embedding_dim = 16
-    config.dlrm.bottom = (64, 32)
-    config.dlrm.top = (128, 64)
+    config.dlrm.bottom = (32,)
+    config.dlrm.top = (64, 32)
     config.train.batch_rows = 1024
-    config.train.learning_rate = 1e-3
-    config.train.table_learning_rate = 1e-3
+    config.train.learning_rate = 2e-3
+    config.train.table_optimizer = "adagrad"
+    config.train.table_learning_rate = 0.05
+    config.train.l2 = 0.003
     return config

@@ -87,7 +87,10 @@ class Interactions:
 
 
 def _rows(matrix: scipy.sparse.csr_matrix) -> Rows:
-    return Rows(matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32), matrix.data)
+    values = matrix.data
+    if np.all(values == 1):
+        values = np.broadcast_to(np.float32(1), values.shape)  # takes no memory
+    return Rows(matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32, copy=False), values)
 
 
 @flax.struct.dataclass
@@ -251,4 +254,8 @@ def pack(rows: Rows, layout: Layout, fixed_position: np.ndarray) -> tuple[Chunks
 
 def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """starts[0], starts[0] + 1, ... (counts[0] of them), starts[1], ..."""
-    return np.repeat(starts - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
+    end = int((starts + counts).max(initial=0))
+    dtype = np.int32 if end < 2**31 else np.int64  # half the memory where the log is largest
+    ranges = np.repeat((starts - (np.cumsum(counts) - counts)).astype(dtype), counts)
+    ranges += np.arange(len(ranges), dtype=dtype)
+    return ranges

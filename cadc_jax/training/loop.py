@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cadc_jax import sharding
-from cadc_jax.errors import TrainingError
+from cadc_jax.errors import ConfigError, TrainingError
 from cadc_jax.models.embeddings import Content, Tables
 from cadc_jax.progress import Progress
 from cadc_jax.training.step import Batch, TrainConfig, init_state, train_step
@@ -110,9 +110,14 @@ def fit(
       The state with the best validation result; step 0 takes part.
 
     Raises:
+      ConfigError: if the rows of a batch do not split evenly over the devices.
       TrainingError: if the loss or the validation result is not a number.
     """
     mesh = sharding.make_mesh()
+    if config.batch_rows % mesh.size:
+        raise ConfigError(
+            f"train.batch_rows={config.batch_rows} does not split evenly over {mesh.size} devices"
+        )
     on_all = sharding.named(mesh, sharding.REPLICATED)
     split = sharding.named(mesh, sharding.BATCH)
     init_key, step_key = jax.random.split(key)

@@ -1,0 +1,78 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cadc_jax.models.dlrm import DLRM, pairwise_dots
+from cadc_jax.models.embeddings import Inputs
+
+
+def random_inputs(users=3, items=2, rank=4, dim=4, item_rows=None):
+    keys = iter(jax.random.split(jax.random.key(0), 6))
+    normal = jax.random.normal
+    rows = users if item_rows is None else item_rows
+    return Inputs(
+        user=normal(next(keys), (users, rank)),
+        item=normal(next(keys), (rows, items, rank)),
+        user_dense=normal(next(keys), (users, 3)),
+        item_dense=normal(next(keys), (rows, items, 2)),
+        user_features=normal(next(keys), (users, 2, dim)),
+        item_features=normal(next(keys), (rows, items, 1, dim)),
+    )
+
+
+def numpy_dlrm(params, x, b, g):
+    """The logit of one pair, step by step as the paper describes it."""
+
+    def mlp(layers, v):
+        for i in range(len(layers)):
+            layer = layers[f"Dense_{i}"]
+            v = v @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"])
+            v = np.maximum(v, 0) if i < len(layers) - 1 else v
+        return v
+
+    dense = np.concatenate([x.user_dense[b], x.item_dense[b, g]])
+    bottom = np.maximum(mlp(params["bottom_mlp"], dense), 0)
+    user, item = np.asarray(x.user[b]), np.asarray(x.item[b, g])
+    if "project_user" in params:
+        user = user @ np.asarray(params["project_user"]["kernel"])
+        item = item @ np.asarray(params["project_item"]["kernel"])
+    vectors = [bottom, user, *x.user_features[b], item, *x.item_features[b, g]]
+    dots = [vectors[i] @ vectors[j] for i in range(len(vectors)) for j in range(i)]
+    return mlp(params["top_mlp"], np.concatenate([bottom, dots]))[0]
+
+
+@pytest.mark.parametrize("rank", [4, 6])  # 6: user and item pass a projection
+def test_logits_equal_a_numpy_reference(rank):
+    model = DLRM(embedding_dim=4, bottom=(5,), top=(6, 3))
+    x = random_inputs(rank=rank)
+    params = model.init(jax.random.key(1), x)
+    logits = model.apply(params, x)
+    expected = [[numpy_dlrm(params["params"], x, b, g) for g in range(2)] for b in range(3)]
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_items_shared_by_all_users_score_as_if_repeated():
+    model = DLRM(embedding_dim=4, bottom=(5,), top=(6,))
+    shared = random_inputs(items=5, item_rows=1)
+    repeated = shared.replace(
+        item=jnp.repeat(shared.item, 3, 0),
+        item_dense=jnp.repeat(shared.item_dense, 3, 0),
+        item_features=jnp.repeat(shared.item_features, 3, 0),
+    )
+    params = model.init(jax.random.key(1), shared)
+    np.testing.assert_allclose(
+        model.apply(params, shared), model.apply(params, repeated), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_pairwise_dots_are_the_strictly_lower_triangle():
+    vectors = jnp.array([[[1.0, 0.0], [2.0, 1.0], [0.0, 3.0]]])
+    np.testing.assert_array_equal(pairwise_dots(vectors), [[2.0, 0.0, 3.0]])
+
+
+def test_a_model_without_dense_features_has_no_bottom_mlp():
+    x = random_inputs()
+    x = x.replace(user_dense=x.user_dense[:, :0], item_dense=x.item_dense[..., :0])
+    params = DLRM(embedding_dim=4, top=(6,)).init(jax.random.key(0), x)
+    assert set(params["params"]) == {"top_mlp"}

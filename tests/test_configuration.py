@@ -1,0 +1,63 @@
+import pathlib
+import runpy
+
+import pytest
+
+from cadc_jax import configuration
+from cadc_jax.errors import ConfigError
+
+CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_is_valid_and_named_after_its_file(path):
+    config = runpy.run_path(path)["get_config"]()
+    configuration.validate(config)
+    configuration.prepare_config(config)
+    configuration.train_config(config)
+    for model in config.models:
+        configuration.make_model(config, model)
+    assert config.name == path.stem
+
+
+def changed(**fields):
+    config = configuration.default_config()
+    config.train.negatives = 4
+    for name, value in fields.items():
+        section, _, field = name.rpartition("__")
+        (config[section] if section else config)[field] = value
+    return config
+
+
+@pytest.mark.parametrize("rate", [0.0, -0.1, 1.5])
+def test_a_rate_outside_its_range_is_named(rate):
+    with pytest.raises(ConfigError, match=f"rate={rate}.*above 0 and at most 1"):
+        configuration.validate(changed(rate=rate))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"arms": ("full", "cadc")}, "arms='cadc': must be one of full"),
+        ({"models": ("mlp",)}, "models='mlp': must be one of dlrm, two_tower"),
+        ({"data__source": "csv"}, "data.source='csv'"),
+        ({"data__task": "rank"}, "data.task='rank'"),
+        ({"data__split": "last"}, "data.split='last'"),
+        ({"factorization": "svd"}, "factorization='svd'"),
+        ({"train__loss": "hinge"}, "train.loss='hinge'"),
+        ({"train__batch_rows": 0}, "train.batch_rows=0"),
+        ({"train__negatives": 0}, "ranking task needs at least 1"),
+        ({"data__task": "click"}, "rows have labels; set it to 0"),
+        ({"als__factors": 0}, "factors=0"),
+    ],
+)
+def test_a_value_that_cannot_work_is_named(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        configuration.validate(changed(**fields))
+
+
+def test_raw_data_is_looked_for_in_the_data_folder_unless_a_path_is_given(monkeypatch):
+    monkeypatch.setenv("CADC_DATA_DIR", "/data")
+    assert configuration.raw_path(changed(data__folder="ml-1m")) == pathlib.Path("/data/ml-1m")
+    given = changed(data__folder="ml-1m", data__path="/elsewhere")
+    assert configuration.raw_path(given) == pathlib.Path("/elsewhere")

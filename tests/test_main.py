@@ -1,0 +1,197 @@
+"""The program as a user runs it, in processes of its own."""
+
+import gzip
+import json
+import os
+import pathlib
+import runpy
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from cadc_jax import experiment
+from cadc_jax.errors import DataError
+
+ROOT = pathlib.Path(__file__).parents[1]
+CRITEO = ROOT / "configs/criteo.py"
+SMALL = (
+    "--config.data.synthetic_rows=6000",
+    "--config.sgd.epochs=2",
+    "--config.train.max_evaluations=1",
+    "--config.dlrm.bottom=(8,)",
+    "--config.dlrm.top=(8,)",
+)
+ARMS = ["popularity", "mf_alone", "full", "sample", "cadc_frozen", "cadc_trainable"]
+
+
+def cadc(*arguments, data_dir="/nowhere"):
+    return subprocess.run(
+        [sys.executable, "-m", "cadc_jax.main", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "CADC_DATA_DIR": str(data_dir)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A finished small run of the main job without any data."""
+    path = tmp_path_factory.mktemp("main")
+    done = cadc(f"--config={CRITEO}", f"--workdir={path}", *SMALL)
+    assert done.returncode == 0, done.stderr
+    (path / "stdout").write_text(done.stdout)
+    return path
+
+
+def test_without_data_the_main_job_says_loudly_that_it_is_synthetic(workdir):
+    assert "NO CRITEO DATA GIVEN" in (workdir / "stdout").read_text()
+
+
+def test_results_hold_a_row_for_every_arm(workdir):
+    results = json.loads((workdir / "results.json").read_text())
+    assert [row["arm"] for row in results["rows"]] == ARMS
+    by_arm = {row["arm"]: row for row in results["rows"]}
+    assert by_arm["full"]["rows_used"] == round(6000 * (1 - 1 / 7 - 1 / 14))
+    assert 0 < by_arm["sample"]["rows_used"] == by_arm["cadc_frozen"]["rows_used"] < 1000
+    for row in results["rows"]:
+        assert 0 <= row["metrics"]["auc"] <= 1
+        assert row["metrics"]["logloss"] > 0
+        parts = sum(value for name, value in row["seconds"].items() if name != "total")
+        assert row["seconds"]["total"] == pytest.approx(parts, abs=0.02)
+    assert "factorize" in by_arm["cadc_frozen"]["seconds"]
+    assert "factorize" not in by_arm["sample"]["seconds"]
+
+
+def test_the_report_is_written_for_people_too(workdir):
+    text = (workdir / "report.md").read_text()
+    assert "CADC, frozen" in text
+    assert (workdir / "report.png").stat().st_size > 5000
+    assert "CADC, frozen" in (workdir / "stdout").read_text()
+
+
+def test_a_second_run_reuses_every_finished_stage(workdir):
+    before = (workdir / "results.json").read_text()
+    done = cadc(f"--config={CRITEO}", f"--workdir={workdir}", *SMALL)
+    stages = [line for line in done.stdout.splitlines() if line.startswith("[")]
+    assert len(stages) > 10
+    assert all("reused" in line for line in stages)
+    assert (workdir / "results.json").read_text() == before
+
+
+def test_another_rate_reuses_what_does_not_depend_on_it(workdir):
+    done = cadc(
+        f"--config={CRITEO}", f"--workdir={workdir}", *SMALL, "--config.rate=0.5", "--stage=sample"
+    )
+    lines = {line.split("]")[0].strip("[ "): line for line in done.stdout.splitlines()}
+    assert "reused" in lines["prepare"] and "reused" in lines["factorize"]
+    assert "done" in lines["sample"]
+    assert "train" not in lines
+
+
+def test_the_same_seed_gives_the_same_metrics(workdir, tmp_path):
+    done = cadc(f"--config={CRITEO}", f"--workdir={tmp_path}", *SMALL, "--config.arms=('sample',)")
+    assert done.returncode == 0, done.stderr
+    again, first = (
+        {row["arm"]: row["metrics"] for row in json.loads((d / "results.json").read_text())["rows"]}
+        for d in (tmp_path, workdir)
+    )
+    assert again == {arm: first[arm] for arm in again}
+
+
+def criteo_row(label=1, fields=40):
+    return "\t".join([str(label), *["3"] * 13, *["68fd1e64"] * 30][:fields]) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        (b"", "empty"),
+        (bytes(range(256)) * 20, "binary"),
+        ((criteo_row() + criteo_row(fields=41)).encode(), ":2: .*41 fields"),
+        ((criteo_row() + criteo_row(label=2)).encode(), ":2: label"),
+    ],
+    ids=["missing", "empty", "binary", "41 fields", "label 2"],
+)
+def test_a_bad_file_is_an_error_that_names_it(tmp_path, content, message):
+    path = tmp_path / "train.txt"
+    if content is not None:
+        path.write_bytes(content)
+    config = runpy.run_path(CRITEO)["get_config"]()
+    config.data.path = str(path)
+    with pytest.raises(DataError, match=f"{path}.*{message}"):
+        experiment.run(config, tmp_path / "work", say=lambda line: None)
+
+
+def test_an_error_in_a_stage_ends_in_one_clear_line(tmp_path):
+    done = cadc(f"--config={CRITEO}", f"--config.data.path={tmp_path / 'x'}")
+    assert_one_line(done, "no such file")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.rate=0"], "rate=0"),
+        (["--config.rate=1.5"], "rate=1.5"),
+        (["--config.rate=ten"], "rate"),
+        (["--config.ratee=0.1"], "ratee"),
+        (["--config.data.pth=x"], "pth"),
+        (["--stage=cook"], "cook"),
+        (["--wrkdir=x"], "wrkdir"),
+        (["stray"], "stray"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_bad_option_ends_in_one_clear_line(tmp_path, arguments, message):
+    assert_one_line(cadc(f"--config={CRITEO}", f"--workdir={tmp_path}", *arguments), message)
+
+
+def test_a_missing_config_ends_in_one_clear_line():
+    assert_one_line(cadc("--config=configs/nothing.py"), "nothing.py")
+    assert_one_line(cadc(), "--config=")
+
+
+def assert_one_line(done, message):
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_help_explains_the_stages_and_the_flags():
+    text = cadc("--help").stdout
+    for word in ("prepare, factorize, sample, train", "--workdir", "--stage", "--config"):
+        assert word in text
+
+
+def test_a_ranking_run_from_csv_files_with_their_own_split(tmp_path):
+    rng = np.random.default_rng(0)
+    pairs = np.unique(rng.integers(0, [40, 60], (900, 2)), axis=0)
+    is_test = np.append(pairs[1:, 0] != pairs[:-1, 0], True)
+    data = tmp_path / "data"
+    data.mkdir()
+    with gzip.open(data / "train.csv.gz", "wt") as file:
+        file.write("user_id,item_id\n" + "".join(f"{u},{i}\n" for u, i in pairs[~is_test]))
+    (data / "test.csv").write_text(
+        "user_id,item_id\n" + "".join(f"{u},{i}\n" for u, i in pairs[is_test])
+    )
+    (tmp_path / "config.py").write_text(
+        "from cadc_jax.configuration import default_config\n"
+        "def get_config():\n"
+        "    c = default_config()\n"
+        "    c.name, c.models = 'own', ('two_tower', 'dlrm')\n"
+        f"    c.data.path, c.data.split = {str(data)!r}, 'given'\n"
+        "    c.data.train_file, c.data.test_file = 'train.csv.gz', 'test.csv'\n"
+        "    c.data.num_negatives, c.als.factors, c.als.iterations = 20, 16, 2\n"
+        "    c.train.negatives, c.train.batch_rows, c.train.max_evaluations = 2, 64, 1\n"
+        "    return c\n"
+    )
+    done = cadc(f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'w'}")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "w/results.json").read_text())["rows"]
+    assert len(rows) == 2 + 2 * 4
+    assert set(rows[-1]["metrics"]) == {"hr@10", "ndcg@10", "hr@10/1+20", "ndcg@10/1+20"}
