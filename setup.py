@@ -27,13 +27,14 @@ setuptools.setup(
         "optax>=0.2.4",
         "orbax-checkpoint>=0.11",
         "pyarrow>=17",
+        "scipy>=1.13",
         "tensorflow-cpu>=2.18; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "tensorflow>=2.18; sys_platform != 'linux' or platform_machine != 'x86_64'",
         "tensorflow-datasets>=4.9.7",
     ],
     extras_require={
         "test": ["hypothesis>=6.100", "pytest>=8", "ruff>=0.6", "scikit-learn>=1.5"],
-        "bench": ["implicit==0.7.3", "cmfrec==3.5.1.post13", "scipy>=1.13", "torch==2.13.0"],
+        "bench": ["implicit==0.7.3", "cmfrec>=3.5", "torch==2.13.0"],
     },
     entry_points={"console_scripts": ["cadc = cadc_jax.main:run"]},
 )

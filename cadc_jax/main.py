@@ -76,9 +76,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 
 def _fail(error: Exception) -> None:
-    while isinstance(error, KeyError) and error.args:  # whose text would be shown in quotes
-        error = error.args[0]
-    text = " ".join(str(error).split())
+    text = str(error)
+    if isinstance(error, AttributeError | KeyError):  # ConfigDict quotes its text, once or twice
+        text = "no such field: " + text.replace("\\n", " ").replace("\\", "").replace("'", "")
+    text = " ".join(text.split())
     print(f"cadc: error: {text}", file=sys.stderr)
     sys.exit(1)
 

@@ -27,7 +27,7 @@ def get_config():
 
     config.train.negatives = 4
     config.train.batch_rows = 8192
-    config.train.table_learning_rate = 2e-3
+    config.train.table_learning_rate = 1e-2
     config.train.max_evaluations = 40
     config.evaluation.max_users = 10_000
     return config

@@ -34,7 +34,7 @@ def get_config():
     config.train.negatives = 4
     config.train.batch_rows = 2048
     config.train.learning_rate = 1e-3
-    config.train.table_learning_rate = 2e-3
+    config.train.table_learning_rate = 1e-2
     config.train.max_evaluations = 40
     config.train.patience = 3
     return config
