@@ -112,7 +112,9 @@ def validate(config: ConfigDict) -> None:
     _one_of("factorization", config.factorization, METHODS)
     for name, allowed in (("models", MODELS), ("arms", ARMS)):
         if isinstance(config[name], str):
-            raise ConfigError(f"{name}={config[name]!r}: write a tuple, such as ('{config[name]}',)")
+            raise ConfigError(
+                f"{name}={config[name]!r}: write a tuple, such as ('{config[name]}',)"
+            )
         for value in config[name]:
             _one_of(name, value, allowed)
     _one_of("train.loss", config.train.loss, ("bce", "softmax"))

@@ -90,8 +90,8 @@ def raw_data(run: Run) -> pathlib.Path:
 
     made = _stage(run, "synthetic", settings, write)
     run.say(
-        f"*** NO CRITEO DATA GIVEN: running on {data.synthetic_rows:,} SYNTHETIC rows in its format "
-        f"({made.path / 'train.txt'}); for the real thing: --config.data.path=/path/to/train.txt ***"
+        f"*** NO CRITEO DATA GIVEN: running on {data.synthetic_rows:,} SYNTHETIC rows in its "
+        f"format ({made.path / 'train.txt'}); for real ones: --config.data.path=/path/train.txt ***"
     )
     return made.path / "train.txt"
 
@@ -212,9 +212,7 @@ def train_stage(
         table = open_table(prepared.path)
         rows = table.splits["train"] if arm == "full" else read_columns(sample.path)
         fitted = _fit(run, table, rows, factors, model_name, arm, train_config)
-        trained = {
-            name: x for name, x in fitted.tables.items() if name not in _frozen_tables(arm)
-        }
+        trained = {name: x for name, x in fitted.tables.items() if name not in _frozen_tables(arm)}
         with ocp.StandardCheckpointer() as checkpointer:
             path = (folder / "state").resolve()
             checkpointer.save(path, {"params": fitted.params, "tables": trained})

@@ -1,4 +1,4 @@
-"""Progress of long work: one line that renews itself on a terminal, a line now and then in a pipe."""
+"""Progress of long work: a line that renews itself on a terminal, a line now and then in a pipe."""
 
 import sys
 import time

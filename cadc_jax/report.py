@@ -100,7 +100,7 @@ def plot(path: pathlib.Path, rows: Sequence[Row]) -> None:
 
 def _explain(rows: Sequence[Row], config: Mapping[str, Any]) -> list[str]:
     metrics = {name for row in rows for name in row["metrics"]}
-    lines = ["Stopping and every other choice by the validation split; figures are of the test split."]
+    lines = ["Stopping and other choices by the validation split; figures are of the test split."]
     if any(name.startswith("hr@") for name in metrics):
         limit = config["evaluation"]["max_users"]
         whom = f"{limit:,} users drawn at random" if limit else "all test users"
@@ -120,10 +120,13 @@ def _markdown(cells: Sequence[str]) -> str:
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
 
-    def row(line):
-        text = [line[i].ljust(widths[i]) if i < 2 else line[i].rjust(widths[i]) for i in range(len(line))]
-        return "  ".join(text).rstrip()
+    def row(cells: Sequence[str]) -> str:
+        padded = [
+            cell.ljust(width) if i < 2 else cell.rjust(width)  # names left, numbers right
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return "  ".join(padded).rstrip()
 
     return [row(lines[0]), "-" * (sum(widths) + 2 * len(widths) - 2), *map(row, lines[1:])]

@@ -27,6 +27,7 @@ def get_config():
 
     config.train.negatives = 4
     config.train.batch_rows = 512
+    config.train.evaluation_steps = 100
     config.train.table_learning_rate = 2e-3
     config.train.max_evaluations = 40
     return config

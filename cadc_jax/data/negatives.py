@@ -1,4 +1,4 @@
-"""Negative items: drawn uniformly, seeded, never among the items a user is known to have touched."""
+"""Negative items: drawn uniformly, seeded, not among the items a user is known to have touched."""
 
 import numpy as np
 

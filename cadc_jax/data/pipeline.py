@@ -107,4 +107,3 @@ def training_batches(
         load, num_parallel_calls=2, deterministic=True
     )
     return stream.prefetch(4).as_numpy_iterator()
-

@@ -113,7 +113,7 @@ def write(path: pathlib.Path, raw: RawTable, config: PrepareConfig) -> Mapping[s
 
 
 def vocabulary(values: np.ndarray, min_count: int) -> np.ndarray:
-    """The sorted distinct values that occur at least `min_count` times; value v has id v's place + 1."""
+    """The sorted distinct values of at least `min_count` rows; the id of a value is its place + 1."""
     distinct, counts = np.unique(values, return_counts=True)
     return distinct[counts >= min_count]
 
@@ -179,7 +179,9 @@ def _write_context(path, raw, rows_of, config, vocabularies) -> Features:
     """Writes dense and categorical features of rows, one column in memory at a time."""
     out = [
         {
-            "dense": _new_array(path / split / "dense.npy", (len(rows), len(raw.dense)), np.float32),
+            "dense": _new_array(
+                path / split / "dense.npy", (len(rows), len(raw.dense)), np.float32
+            ),
             "categorical": _new_array(
                 path / split / "categorical.npy", (len(rows), len(raw.categorical)), np.int32
             ),

@@ -44,7 +44,9 @@ def raw_files(source: str, path: pathlib.Path, settings: Mapping[str, Any]) -> l
       DataError: if there is none.
     """
     if source == "tabular":
-        names = [settings[f"{split}_file"] for split in ("train", "validation", "test", "negatives")]
+        names = [
+            settings[f"{split}_file"] for split in ("train", "validation", "test", "negatives")
+        ]
         names += [settings["user_content"]["file"], settings["item_content"]["file"]]
         files = [path / name for name in names if name]
         missing = [file for file in files if not file.is_file()]

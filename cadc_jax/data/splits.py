@@ -67,8 +67,10 @@ def merge_repeats(raw: RawTable) -> RawTable:
     pair = np.unique(user * (int(item.max()) + 1) + item, return_inverse=True)[1]
     if pair.max() + 1 == rows:
         return raw
-    age = np.arange(rows) if raw.timestamp is None else np.argsort(
-        np.argsort(raw.timestamp, kind="stable")
+    age = (
+        np.arange(rows)
+        if raw.timestamp is None
+        else np.argsort(np.argsort(raw.timestamp, kind="stable"))
     )
     order = np.lexsort((age, pair))
     last = order[np.append(pair[order][1:] != pair[order][:-1], True)]

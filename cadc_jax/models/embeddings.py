@@ -118,9 +118,7 @@ def lookup_ids(content: Content, batch: Batch) -> dict[str, jax.Array]:
             name: [jnp.where(real.reshape((-1,) + (1,) * (x.ndim - 1)), x, -1) for x in group]
             for name, group in groups.items()
         }
-    return {
-        name: jnp.concatenate([x.reshape(-1) for x in group]) for name, group in groups.items()
-    }
+    return {name: jnp.concatenate([x.reshape(-1) for x in group]) for name, group in groups.items()}
 
 
 def pair_batch(user: jax.Array, item: jax.Array) -> Batch:

@@ -53,9 +53,7 @@ def start(config, frozen=(), model=None):
     all_tables = tables()
     constant = {name: all_tables[name] for name in frozen}
     trained = {name: t for name, t in all_tables.items() if name not in frozen}
-    state = step.init_state(
-        model, config, trained, constant, content(), batch(), jax.random.key(1)
-    )
+    state = step.init_state(model, config, trained, constant, content(), batch(), jax.random.key(1))
     return model, state, constant
 
 
@@ -163,9 +161,7 @@ def test_eight_devices_train_as_one_does(model, frozen):
             losses.append(float(loss))
         results.append((losses, jax.tree.map(np.asarray, state.tables)))
     assert len(jax.devices()) == 8
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
 
 
 def test_all_batches_of_one_shape_use_one_compilation():
