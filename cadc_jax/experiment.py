@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from ml_collections import ConfigDict
 
-from cadc_jax import artifacts, configuration, evaluation, report
+from cadc_jax import artifacts, configuration, evaluation, report, sharding
 from cadc_jax.artifacts import Artifact, materialize
 from cadc_jax.data import negatives, pipeline, prepare, sources, synthetic
 from cadc_jax.data.table import Columns, Table, open_table, read_columns, write_columns
@@ -160,7 +160,7 @@ def _factorize(table: Table, config, key: jax.Array) -> tuple[Factors, np.ndarra
             if config.feedback == "implicit" and schema.task == "ranking":
                 value = np.ones_like(value)  # that it happened counts, not how it was rated
             matrix = Interactions.from_rows(users, items, schema.num_users, schema.num_items, value)
-            return als.fit(matrix, config, key, progress=show)
+            return als.fit(matrix, config, key, mesh=sharding.make_mesh(), progress=show)
         label = np.asarray(train["label"]) if schema.task == "click" else None
         return sgd.fit(
             users, items, schema.num_users, schema.num_items, config, key, label, progress=show

@@ -1,7 +1,8 @@
 """Ranks of held-out items, in the full protocol and in the sampled '1 + K' one.
 
 A rank is the number of other items scored at least as high (so ties count against the model, and
-one that scores everything alike gets no credit). Rank 0 is best.
+one that scores everything alike gets no credit). Rank 0 is best. Item id 0, 'not in training',
+cannot be recommended, in either protocol: held out it ranks last, as a candidate it never competes.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,7 @@ def full_ranks(
     Args:
       score_grid: scores of all items for a block of users.
       user: [N] int32.
-      item: [N] int32 held-out items; id 0 (not in training) can't be recommended and ranks last.
+      item: [N] int32 held-out items.
       seen: training items of each user, which are left out of the ranking.
       block: users scored at a time.
 
@@ -56,8 +57,7 @@ def sampled_ranks(
     for start in range(0, len(user), block):
         users, items = _padded(user, start, block), _padded(item, start, block)
         candidates = np.concatenate([items[:, None], _padded(negatives, start, block)], axis=1)
-        scores = score_items(users, candidates)
-        ranks.append(np.asarray(jnp.sum(~(scores[:, 1:] < scores[:, :1]), axis=1)))
+        ranks.append(np.asarray(_ranks_among(score_items(users, candidates), candidates)))
     return np.concatenate(ranks)[: len(user)]
 
 
@@ -76,6 +76,15 @@ class SeenItems:
         place = np.arange(self.longest)
         inside = place < length[:, None]
         return np.where(inside, self.items[np.where(inside, start[:, None] + place, 0)], 0)
+
+
+@jax.jit
+def _ranks_among(scores, candidates):
+    """[B, 1 + K] scores of the held-out item and its negatives, and their ids -> [B] ranks."""
+    own = scores[:, :1]
+    others = jnp.where(candidates[:, 1:] == 0, -jnp.inf, scores[:, 1:])
+    ranks = jnp.sum(~(others < own), axis=1)  # so that NaN ranks last
+    return jnp.where(candidates[:, 0] == 0, others.shape[1], ranks)
 
 
 @jax.jit

@@ -113,7 +113,7 @@ def write(path: pathlib.Path, raw: RawTable, config: PrepareConfig) -> Mapping[s
 
 
 def vocabulary(values: np.ndarray, min_count: int) -> np.ndarray:
-    """The sorted distinct values of at least `min_count` rows; the id of a value is its place + 1."""
+    """The sorted distinct values of at least `min_count` rows; a value's id is its place + 1."""
     distinct, counts = np.unique(values, return_counts=True)
     return distinct[counts >= min_count]
 

@@ -1,0 +1,55 @@
+import json
+
+from cadc_jax import report
+
+ROWS = [
+    {
+        "arm": "mf_alone",
+        "model": None,
+        "rate": 1.0,
+        "rows_used": 1000,
+        "metrics": {"auc": 0.7},
+        "seconds": {"prepare": 1.0, "factorize": 2.0, "total": 3.0},
+    },
+    {
+        "arm": "cadc_frozen",
+        "model": "dlrm",
+        "rate": 0.1,
+        "rows_used": 100,
+        "metrics": {"auc": 0.72, "logloss": 0.5},
+        "seconds": {"prepare": 1.0, "factorize": 2.0, "train": 4.0, "total": 7.0},
+    },
+    {
+        "arm": "full",
+        "model": "dlrm",
+        "rate": 1.0,
+        "rows_used": 1000,
+        "metrics": {"auc": 0.71, "logloss": 0.6},
+        "seconds": {"prepare": 1.0, "train": 9.0, "total": 10.0},
+    },
+]
+
+
+def test_the_table_has_a_line_an_arm_and_stars_the_best():
+    header, mf, cadc, full = report.table(ROWS)
+    assert header == [
+        *("arm", "model", "rows used", "auc", "logloss"),
+        *("prepare s", "factorize s", "train s", "total s"),
+    ]
+    assert [cell.strip() for cell in mf] == [
+        *("MF alone", "-", "1,000", "0.7000", "-", "1.0", "2.0", "-", "3.0"),
+    ]
+    assert [cell.strip() for cell in cadc[3:5]] == ["0.7200*", "0.5000*"]  # a low log loss is good
+    assert [cell.strip() for cell in full[3:5]] == ["0.7100", "0.6000"]
+
+
+def test_everything_is_written_and_the_text_holds_the_table(tmp_path):
+    config = {"name": "x", "rate": 0.1, "evaluation": {"max_users": 0}}
+    facts = {"rows": {"train": 1000, "validation": 10, "test": 10}, "num_users": 3, "num_items": 4}
+    text = report.write(tmp_path, {"config": config, "seed": 0, "rows": ROWS}, facts)
+    assert "CADC, frozen" in text
+    assert json.loads((tmp_path / "results.json").read_text())["rows"] == ROWS
+    assert (
+        "| CADC, frozen | dlrm | 100 | 0.7200* | 0.5000* |" in (tmp_path / "report.md").read_text()
+    )
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
