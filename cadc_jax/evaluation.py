@@ -15,7 +15,7 @@ Score = Callable[[Batch], jax.Array]  # users [B] and items [B, G] or [1, G] -> 
 
 CLICK_BLOCK = 8192  # rows scored at a time
 USER_BLOCK = 512  # users scored at a time against their own candidates
-PAIR_BLOCK = 1 << 18  # (user, item) pairs scored at a time against all items
+PAIR_BLOCK = 1 << 24  # (user, item) pairs scored at a time, where a score is a dot product
 
 
 def evaluate_clicks(score: Score, columns: Columns, *, calibrated: bool = True) -> dict[str, float]:
@@ -49,7 +49,13 @@ def evaluate_ranking_sampled(score: Score, columns: Columns, k: int) -> dict[str
 
 
 def evaluate_ranking_full(
-    score: Score, table: Table, split: str, k: int, max_users: int = 0, seed: int = 0
+    score: Score,
+    table: Table,
+    split: str,
+    k: int,
+    max_users: int = 0,
+    seed: int = 0,
+    pair_block: int = PAIR_BLOCK,
 ) -> dict[str, float]:
     """HR@k and NDCG@k of each held-out item among all items its user has not seen before it.
 
@@ -60,6 +66,7 @@ def evaluate_ranking_full(
       k: cut-off.
       max_users: rank for so many rows only, drawn by `seed`; 0 for all.
       seed: of that draw.
+      pair_block: (user, item) pairs scored at a time, a bound on memory.
     """
     columns = table.splits[split]
     chosen = np.arange(len(columns["user"]))
@@ -72,7 +79,7 @@ def evaluate_ranking_full(
         table.schema.num_users,
     )
     all_items = np.arange(table.schema.num_items, dtype=np.int32)[None]
-    block = int(np.clip(PAIR_BLOCK // table.schema.num_items, 1, len(chosen)))
+    block = int(np.clip(pair_block // table.schema.num_items, 1, len(chosen)))
     ranks = ranking.full_ranks(
         lambda users: score(pair_batch(users, all_items)),
         columns["user"][chosen],

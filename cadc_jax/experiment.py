@@ -27,6 +27,9 @@ from cadc_jax.training import loop, step
 
 Say = Callable[[str], None]
 
+# Pairs scored at a time in the full ranking: DLRM holds all embeddings of each, the towers a score.
+PAIR_BLOCKS = {"dlrm": 1 << 18, "two_tower": evaluation.PAIR_BLOCK}
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -286,7 +289,14 @@ def arm_row(
         content = embeddings.content_of(table)
         return functools.partial(step.predict, model, state["params"], tables, content)
 
-    evaluated = _evaluate(run, prepared, trained.fingerprint, score_of, f"{model_name}, {arm}")
+    evaluated = _evaluate(
+        run,
+        prepared,
+        trained.fingerprint,
+        score_of,
+        f"{model_name}, {arm}",
+        pair_block=PAIR_BLOCKS[model_name],
+    )
     seconds = {"prepare": prepared.seconds}
     if arm.startswith("cadc"):
         seconds["factorize"] = factors.seconds
@@ -343,7 +353,13 @@ def factor_score(factors: Artifact) -> evaluation.Score:
 
 
 def _evaluate(
-    run: Run, prepared: Artifact, inputs: str, score_of, label: str, calibrated: bool = True
+    run: Run,
+    prepared: Artifact,
+    inputs: str,
+    score_of: Callable[[Table], evaluation.Score],
+    label: str,
+    calibrated: bool = True,
+    pair_block: int = evaluation.PAIR_BLOCK,
 ) -> Artifact:
     """Test metrics of a scorer, as an artefact."""
     options = run.config.evaluation.to_dict()
@@ -356,7 +372,7 @@ def _evaluate(
         if table.schema.task == "click":
             return evaluation.evaluate_clicks(score, table.splits["test"], calibrated=calibrated)
         return evaluation.evaluate_ranking_full(
-            score, table, "test", options["k"], options["max_users"], run.config.seed
+            score, table, "test", options["k"], options["max_users"], run.config.seed, pair_block
         ) | evaluation.evaluate_ranking_sampled(score, table.splits["test"], options["k"])
 
     return _stage(run, "evaluate", settings, write, label)

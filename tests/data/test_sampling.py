@@ -1,19 +1,32 @@
+"""The sampling rule: published hash, three forms that agree, and the statistics of what is kept."""
+
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cadc_jax.data import sampling
 
 MASK = (1 << 64) - 1
-GOLDEN = [
-    [16294208416658607535, 7960286522194355700, 487617019471545679],
-    [10996452266160306281, 2958219263312191191, 7406622554204047885],
-]
+GOLDEN = {  # (row, seed): hash
+    (0, 0): 16294208416658607535,
+    (1, 0): 7960286522194355700,
+    (2, 0): 487617019471545679,
+    (0, 42): 10996452266160306281,
+    (1, 42): 2958219263312191191,
+    (10**12, 42): 7406622554204047885,
+}
 KEPT = [2, 32, 33, 41, 42, 43, 53, 94, 95]  # of 100 rows, at 10 %, with seed 0
-SEEDS = (0, 1, -5, 2**63, 2**64 - 1)
+SEEDS = (0, 1, -5, 2**40 + 3, 2**63, 2**64 - 1)
+RATES = (1e-12, 1e-6, 0.01, 0.1, 1 / 3, 0.5, 1 - 2**-53, 1.0)
+
+rows = st.integers(0, 2**63 - 1)
+seeds = st.integers(-(2**64), 2**65)
 
 
 def finalise(x):
@@ -27,11 +40,36 @@ def splitmix64(state, n):
     return [finalise((state + (i + 1) * 0x9E3779B97F4A7C15) & MASK) for i in range(n)]
 
 
+def reference_hash(row, seed):
+    return finalise((finalise(seed & MASK) + (row + 1) * 0x9E3779B97F4A7C15) & MASK)
+
+
+def keep_in_jax(ids, rate, seed):
+    ids = np.asarray(ids, np.int64)
+    low, high = (ids & 0xFFFFFFFF).astype(np.uint32), (ids >> 32).astype(np.uint32)
+    return np.asarray(sampling.keep_jax(jnp.asarray(low), rate, seed, jnp.asarray(high)))
+
+
+def keep_in_tensorflow(ids, rate, seed):
+    import tensorflow as tf
+
+    return sampling.keep_tf(tf.constant(ids, tf.int64), rate, seed).numpy()
+
+
+FORMS = {"numpy": sampling.keep, "jax": keep_in_jax, "tensorflow": keep_in_tensorflow}
+any_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
+
+
+# The hash.
+
+
 def test_the_reference_is_the_published_generator():
-    assert splitmix64(1234567, 3) == [
+    assert splitmix64(1234567, 5) == [
         6457827717110365317,
         3203168211198807973,
         9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
     ]
 
 
@@ -41,76 +79,175 @@ def test_the_hash_is_splitmix64_started_at_the_finalised_seed(seed):
     assert sampling.mix64(np.arange(50), seed).tolist() == expected
 
 
-def test_golden_values_never_change():
-    assert sampling.mix64(np.arange(3), 0).tolist() == GOLDEN[0]
-    assert sampling.mix64(np.array([0, 1, 10**12]), 42).tolist() == GOLDEN[1]
-    kept = np.flatnonzero(sampling.keep(np.arange(100), 0.1, 0)).tolist()
+@pytest.mark.parametrize(("place", "value"), GOLDEN.items())
+def test_golden_hashes_never_change(place, value):
+    row, seed = place
+    assert reference_hash(row, seed) == value
+    assert sampling.mix64(np.array([row]), seed).tolist() == [value]
+
+
+@any_form
+def test_golden_rows_never_change(form):
+    kept = [i for i in range(100) if reference_hash(i, 0) < 2**64 // 10]
     assert kept == KEPT
+    assert np.flatnonzero(form(np.arange(100), 0.1, 0)).tolist() == KEPT
 
 
-@given(
-    st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=50),
-    st.floats(1e-9, 1.0),
-    st.integers(-(2**40), 2**64),
-)
-def test_numpy_and_jax_agree_bit_for_bit(ids, rate, seed):
-    expected = sampling.keep(np.array(ids), rate, seed)
-    np.testing.assert_array_equal(sampling.keep_jax(jnp.array(ids), rate, seed), expected)
+@given(rows, seeds)
+def test_the_hash_of_any_row_and_seed_is_the_references(row, seed):
+    assert sampling.mix64(np.array([row]), seed).tolist() == [reference_hash(row, seed)]
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.uint32, np.int64, np.uint64])
+def test_the_type_of_row_ids_does_not_matter(kind):
+    ids = np.arange(100, dtype=kind)
+    assert sampling.mix64(ids, 3).tolist() == sampling.mix64(np.arange(100), 3).tolist()
+
+
+def test_seeds_that_are_equal_modulo_2_to_the_64_are_the_same():
+    ids = np.arange(100)
+    assert sampling.mix64(ids, -5).tolist() == sampling.mix64(ids, 2**64 - 5).tolist()
+
+
+@pytest.mark.parametrize("seed", [5, -5])
+def test_a_seed_may_be_a_numpy_integer(seed):
+    ids = np.arange(100)
+    assert sampling.mix64(ids, np.int64(seed)).tolist() == sampling.mix64(ids, seed).tolist()
+
+
+# The three forms.
+
+
+@any_form
+@pytest.mark.parametrize("seed", SEEDS)
+def test_every_form_has_all_64_bits_of_the_hash(monkeypatch, form, seed):
+    """Each row is kept if the largest kept hash is its own, and dropped if it is one less."""
+    for row in (0, 1, 2**31, 2**32 - 1, 2**32, 5 * 10**9, 2**63 - 1):
+        own = reference_hash(row, seed)
+        monkeypatch.setattr(sampling, "threshold", lambda rate, own=own: own)
+        assert form([row], 0.5, seed).tolist() == [True]
+        monkeypatch.setattr(sampling, "threshold", lambda rate, own=own: own - 1)
+        assert form([row], 0.5, seed).tolist() == [False]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("rate", [1e-6, 0.01, 0.1, 1 / 3, 0.5, 1.0])
-def test_numpy_jax_and_tensorflow_agree_bit_for_bit(rate, seed):
-    import tensorflow as tf
+@pytest.mark.parametrize("rate", RATES)
+def test_numpy_jax_and_tensorflow_agree(rate, seed):
+    for ids in (np.arange(5_000), 2**32 - 2_500 + np.arange(5_000)):
+        expected = sampling.keep(ids, rate, seed)
+        np.testing.assert_array_equal(keep_in_tensorflow(ids, rate, seed), expected)
+        np.testing.assert_array_equal(keep_in_jax(ids, rate, seed), expected)
 
+
+@given(st.lists(rows, min_size=1, max_size=20), st.floats(1e-19, 1.0), seeds)
+def test_every_form_keeps_exactly_the_hashes_below_the_rate(ids, rate, seed):
+    limit = int(Fraction(rate) * 2**64)  # floor, without any rounding
+    expected = [reference_hash(row, seed) < limit for row in ids]
+    for form in FORMS.values():
+        assert form(np.array(ids), rate, seed).tolist() == expected
+
+
+def test_the_jax_form_is_the_same_under_jit():
     ids = np.arange(20_000)
-    expected = sampling.keep(ids, rate, seed)
-    np.testing.assert_array_equal(sampling.keep_tf(tf.constant(ids), rate, seed), expected)
-    in_jax = jax.jit(sampling.keep_jax, static_argnums=(1, 2))(jnp.array(ids), rate, seed)
-    np.testing.assert_array_equal(in_jax, expected)
+    compiled = jax.jit(sampling.keep_jax, static_argnums=(1, 2))
+    np.testing.assert_array_equal(compiled(jnp.array(ids), 0.1, -7), sampling.keep(ids, 0.1, -7))
 
 
-def test_rows_beyond_32_bits_are_named_by_two_words_in_jax():
-    ids = np.arange(5_000_000_000, 5_000_001_000)
-    low = jnp.array(ids & 0xFFFFFFFF, jnp.uint32)
-    in_jax = sampling.keep_jax(low, 0.3, 7, high=jnp.array(ids >> 32, jnp.uint32))
-    np.testing.assert_array_equal(in_jax, sampling.keep(ids, 0.3, 7))
+def test_the_high_word_may_be_one_for_all_rows_in_jax():
+    ids = 3 * 2**32 + np.arange(1000)
+    low = jnp.arange(1000)
+    np.testing.assert_array_equal(
+        sampling.keep_jax(low, 0.3, 7, high=3), sampling.keep(ids, 0.3, 7)
+    )
 
 
-def test_keep_is_nested_across_rates():
-    ids = np.arange(100_000)
-    kept = [sampling.keep(ids, rate, 3) for rate in (0.001, 0.01, 0.1, 0.5, 1.0)]
-    for smaller, larger in zip(kept, kept[1:], strict=False):
-        assert np.all(larger[smaller])
-    assert kept[-1].all()
+# The rate.
 
 
-@pytest.mark.parametrize("rate", [0, -0.1, 1.0001, float("nan")])
-def test_a_rate_outside_its_range_is_refused(rate):
+@any_form
+def test_a_rate_of_1_keeps_all_rows(form):
+    assert form(np.arange(10_000), 1.0, 4).all()
+    assert form(np.arange(10_000), 1, 4).all()
+
+
+def test_a_rate_that_rounds_down_to_no_hash_keeps_nothing():
+    for form in FORMS.values():  # floor(1e-30 * 2**64) is 0
+        assert not form(np.arange(1000), 1e-30, 0).any()
+
+
+@any_form
+@pytest.mark.parametrize("rate", [0, -0.1, 1.0001, 10, float("nan"), float("inf")])
+def test_a_rate_outside_its_range_is_refused(form, rate):
     with pytest.raises(ValueError, match="rate must be in"):
-        sampling.keep(np.arange(3), rate, 0)
+        form(np.arange(3), rate, 0)
 
 
-def test_a_rows_fate_does_not_depend_on_the_batch_it_is_judged_in():
+@given(st.floats(1e-6, 1.0), st.floats(1e-6, 1.0), seeds)
+def test_keep_is_nested_across_rates(a, b, seed):
+    ids = np.arange(2000)
+    smaller, larger = (sampling.keep(ids, rate, seed) for rate in sorted((a, b)))
+    assert np.all(larger[smaller])
+
+
+@any_form
+def test_a_rows_fate_does_not_depend_on_the_batch_it_is_judged_in(form):
     ids = np.arange(1000)
-    parts = [sampling.keep(part, 0.2, 1) for part in np.array_split(ids, 7)]
-    np.testing.assert_array_equal(np.concatenate(parts), sampling.keep(ids, 0.2, 1))
+    parts = [form(part, 0.2, 1) for part in np.array_split(ids, 7)]
+    np.testing.assert_array_equal(np.concatenate(parts), form(ids, 0.2, 1))
 
 
-def test_kept_rows_are_uniform_over_positions_for_a_hundred_seeds():
-    """Chi-square of 50 equal blocks of rows: its mean over seeds is near 49, the degrees of
-    freedom (standard error about 1), and hardly any seed passes its 99.99 % quantile."""
-    expected = 2000 * 0.1
-    values = []
-    for seed in range(100):
-        kept = sampling.keep(np.arange(100_000), 0.1, seed).reshape(50, 2000).sum(axis=1)
-        values.append(np.sum((kept - expected) ** 2 / (expected * 0.9)))
-    assert 45 < np.mean(values) < 53
-    assert np.max(values) < 110
+# Statistics. Hashes are fixed numbers, so that none of these tests can fail by chance.
 
 
-def test_neighbouring_rows_and_neighbouring_seeds_are_independent():
+def chi_square(kept, group, rate):
+    """Statistic of the kept rows of each group against `rate`; its degrees are the groups."""
+    size, count = np.bincount(group), np.bincount(group, weights=kept)
+    return np.sum((count - rate * size) ** 2 / (size * rate * (1 - rate)))
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.1, 0.5])
+def test_kept_rows_are_uniform_over_positions_for_a_hundred_seeds(rate):
+    position = np.arange(50_000) // 1000
+    p = [
+        scipy.stats.chi2.sf(
+            chi_square(sampling.keep(np.arange(50_000), rate, s), position, rate), 50
+        )
+        for s in range(100)
+    ]
+    assert min(p) > 1e-5
+    assert scipy.stats.kstest(p, "uniform").pvalue > 1e-3
+
+
+def test_kept_rows_are_uniform_over_users_of_few_and_of_many_rows():
+    user = np.sort(np.random.default_rng(0).zipf(1.5, 200_000).clip(max=400)) - 1
+    size = np.bincount(user)
+    assert size.max() > 50_000 and size.min() < 40
+    p = [
+        scipy.stats.chi2.sf(chi_square(sampling.keep(np.arange(200_000), 0.2, s), user, 0.2), 400)
+        for s in range(20)
+    ]
+    assert min(p) > 1e-4
+    assert scipy.stats.kstest(p, "uniform").pvalue > 1e-3
+
+
+def test_the_number_of_kept_rows_is_binomial_over_a_hundred_seeds():
+    counts = np.array([sampling.keep(np.arange(10_000), 0.1, seed).sum() for seed in range(100)])
+    assert abs(counts.mean() - 1000) < 3 * 30 / 10  # standard error of the mean: 30 / sqrt(100)
+    assert 24 < counts.std() < 37  # of a binomial: 30
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_neighbouring_rows_are_independent(rate):
+    kept = sampling.keep(np.arange(200_000), rate, 0)
+    for lag in (1, 2, 3, 4, 8, 16, 64, 256, 4096):
+        assert abs(np.corrcoef(kept[lag:], kept[:-lag])[0, 1]) < 0.009  # 4 standard errors
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_neighbouring_seeds_are_independent_even_of_shifted_rows(rate):
     ids = np.arange(200_000)
-    kept = sampling.keep(ids, 0.5, 0)
-    for other in (np.roll(kept, 1), sampling.keep(ids, 0.5, 1), sampling.keep(ids + 1, 0.5, 0)):
-        assert abs(np.corrcoef(kept, other)[0, 1]) < 0.01  # 4.5 standard errors
+    kept = sampling.keep(ids, rate, 10)
+    for seed in (-10, 9, 11, 12, 10 + 2**32):
+        for shift in (0, 1, 2):
+            other = sampling.keep(ids + shift, rate, seed)
+            assert abs(np.corrcoef(kept, other)[0, 1]) < 0.009  # 4 standard errors

@@ -1,3 +1,6 @@
+"""Which reader reads a source, with which files, and what is said of a missing one."""
+
+import numpy as np
 import pytest
 
 from cadc_jax.configuration import default_config
@@ -13,11 +16,50 @@ def settings(**fields):
     return config.data.to_dict()
 
 
+def criteo_folder(path, names):
+    """A folder of a row each; I1 of a row is the place of its file in `names`."""
+    for place, name in enumerate(names):
+        (path / name).write_text(ROW.replace("\t2", f"\t{place}", 1))
+    return path
+
+
+# Criteo.
+
+
 def test_a_folder_of_criteo_files_is_read_by_name(tmp_path):
-    (tmp_path / "day_1").write_text(ROW.replace("1", "0", 1))
-    (tmp_path / "day_0").write_text(ROW)
+    criteo_folder(tmp_path, ["day_2", "day_0", "day_1"])
     raw = sources.read("criteo", tmp_path, settings(source="criteo"))
-    assert raw.label.tolist() == [1, 0]
+    assert raw.dense["I1"].tolist() == [1, 2, 0]
+
+
+def test_day_10_is_read_after_day_9(tmp_path):
+    """The days of Criteo's 1 TB are day_0 to day_23, and the last ones test."""
+    criteo_folder(tmp_path, [f"day_{day}" for day in range(24)])
+    raw = sources.read("criteo", tmp_path, settings(source="criteo"))
+    assert raw.dense["I1"].tolist() == list(range(24))
+
+
+def test_folders_inside_a_folder_are_passed_over(tmp_path):
+    criteo_folder(tmp_path, ["day_0"])
+    (tmp_path / "more").mkdir()
+    assert sources.raw_files("criteo", tmp_path, settings()) == [tmp_path / "day_0"]
+
+
+def test_a_criteo_file_is_read_alone(tmp_path):
+    criteo_folder(tmp_path, ["day_0", "day_1"])
+    raw = sources.read("criteo", tmp_path / "day_1", settings(source="criteo"))
+    assert raw.dense["I1"].tolist() == [1]
+
+
+def test_the_share_of_malformed_rows_comes_from_the_settings(tmp_path):
+    (tmp_path / "train.txt").write_text(ROW + "?\n" + ROW)
+    with pytest.raises(DataError, match="train.txt:2"):
+        sources.read("criteo", tmp_path, settings(source="criteo"))
+    raw = sources.read("criteo", tmp_path, settings(source="criteo", max_malformed=0.5))
+    assert raw.report.malformed == 1
+
+
+# Tables and MovieLens.
 
 
 def test_columns_and_files_come_from_the_settings(tmp_path):
@@ -25,21 +67,71 @@ def test_columns_and_files_come_from_the_settings(tmp_path):
     given = settings(train_file="log.tsv")
     given["columns"] |= {"user": "who", "item": "what", "value": "stars"}
     raw = sources.read("tabular", tmp_path, given)
-    assert raw.user.tolist() == ["a", "b"] and raw.value.tolist() == [5, 3]
-    assert raw.timestamp is None and raw.fold is None
+    assert raw.user.tolist() == ["a", "b"] and raw.item.tolist() == ["x", "y"]
+    assert raw.value.tolist() == [5, 3]
+    assert raw.timestamp is raw.label is raw.fold is raw.users is raw.items is None
+
+
+def test_every_file_of_a_table_is_read_for_what_it_is(tmp_path):
+    (tmp_path / "a.csv").write_text("user_id,item_id\n1,10\n1,11\n")
+    (tmp_path / "b.csv").write_text("user_id,item_id\n1,12\n")
+    (tmp_path / "c.csv").write_text("user_id,item_id\n1,13\n")
+    (tmp_path / "n.csv").write_text("user_id,one,two\n1,14,15\n")
+    (tmp_path / "u.csv").write_text("id,age\n1,30\n")
+    (tmp_path / "i.csv").write_text("key,name\n10,Ten\n")
+    given = settings(
+        train_file="a.csv", validation_file="b.csv", test_file="c.csv", negatives_file="n.csv"
+    )
+    given["user_content"] |= {"file": "u.csv", "dense": ("age",)}
+    given["item_content"] |= {"file": "i.csv", "id": "key", "title": "name"}
+    raw = sources.read("tabular", tmp_path, given)
+    assert raw.item.tolist() == [10, 11, 12, 13] and raw.fold.tolist() == [0, 0, 1, 2]
+    assert raw.negatives.tolist() == [[14, 15]]
+    assert raw.users.dense["age"].tolist() == [30] and raw.users.titles is None
+    assert raw.items.ids.tolist() == [10] and raw.items.titles.tolist() == ["Ten"]
+    names = [file.name for file in sources.raw_files("tabular", tmp_path, given)]
+    assert sorted(names) == ["a.csv", "b.csv", "c.csv", "i.csv", "n.csv", "u.csv"]
+
+
+def test_movielens_is_read_as_the_variant_of_the_settings(tmp_path):
+    (tmp_path / "u.data").write_text("7\t1\t5\t100\n")
+    (tmp_path / "u.user").write_text("7|24|M|technician|85711\n")
+    (tmp_path / "u.item").write_text("1|Toy Story (1995)|01-Jan-1995||u" + "|0" * 19 + "\n")
+    raw = sources.read("movielens", tmp_path, settings(source="movielens", variant="100k"))
+    assert (raw.user.tolist(), raw.item.tolist(), raw.value.tolist()) == ([7], [1], [5])
+    np.testing.assert_array_equal(raw.items.dense["year"], [1995])
+    names = [file.name for file in sources.raw_files("movielens", tmp_path, settings())]
+    assert names == ["u.data", "u.item", "u.user"]
+
+
+# Missing files.
 
 
 @pytest.mark.parametrize("source", ["criteo", "movielens"])
 def test_a_missing_path_says_how_to_name_one(tmp_path, source):
-    with pytest.raises(DataError, match="nowhere: no such file or folder; set data.path"):
+    message = f"{tmp_path}/nowhere: no such file or folder; set data.path .*CADC_DATA_DIR"
+    with pytest.raises(DataError, match=message):
         sources.raw_files(source, tmp_path / "nowhere", settings())
 
 
-def test_a_missing_file_of_a_table_is_named(tmp_path):
-    with pytest.raises(DataError, match="log.csv: no such file"):
-        sources.raw_files("tabular", tmp_path, settings(train_file="log.csv"))
+@pytest.mark.parametrize("field", ["train", "validation", "test", "negatives"])
+def test_a_missing_file_of_a_table_is_named(tmp_path, field):
+    (tmp_path / "there.csv").touch()
+    given = settings(**{"train_file": "there.csv", f"{field}_file": "gone.csv"})
+    with pytest.raises(DataError, match=f"{tmp_path}/gone.csv: no such file; set data.path"):
+        sources.raw_files("tabular", tmp_path, given)
 
 
-def test_an_empty_folder_is_named(tmp_path):
-    with pytest.raises(DataError, match="holds no files"):
-        sources.raw_files("criteo", tmp_path, settings())
+@pytest.mark.parametrize("kind", ["user", "item"])
+def test_a_missing_file_of_content_is_named(tmp_path, kind):
+    (tmp_path / "there.csv").touch()
+    given = settings(train_file="there.csv")
+    given[f"{kind}_content"]["file"] = "gone.csv"
+    with pytest.raises(DataError, match=f"{tmp_path}/gone.csv: no such file"):
+        sources.raw_files("tabular", tmp_path, given)
+
+
+@pytest.mark.parametrize("source", ["criteo", "movielens"])
+def test_an_empty_folder_is_named(tmp_path, source):
+    with pytest.raises(DataError, match=f"{tmp_path}: the folder holds no files"):
+        sources.raw_files(source, tmp_path, settings())

@@ -1,5 +1,9 @@
+"""Which rows train, validate and test, and how repeated pairs become one."""
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cadc_jax.data import splits
 from cadc_jax.data.schema import TEST, TRAIN, VALIDATION, RawTable, ReadReport
@@ -12,15 +16,20 @@ def raw(user, item=None, **columns):
     return RawTable(ReadReport(len(user)), user=user, item=item, **columns)
 
 
+# Leave one out.
+
+
 def test_the_last_interaction_tests_and_the_one_before_validates():
     table = raw([1, 1, 1, 2, 2, 2, 2], timestamp=np.array([30, 10, 20, 1, 2, 3, 4]))
     fold = splits.assign(table, "leave_one_out", 0, 0, 0)
     assert fold.tolist() == [TEST, TRAIN, VALIDATION, TRAIN, TRAIN, VALIDATION, TEST]
+    assert fold.dtype == np.int8
 
 
 def test_equal_times_keep_the_order_of_rows():
-    table = raw([1, 1, 1], timestamp=np.array([5, 5, 5]))
-    assert splits.assign(table, "leave_one_out", 0, 0, 0).tolist() == [TRAIN, VALIDATION, TEST]
+    table = raw([1, 2, 1, 2, 1, 2], timestamp=np.array([5, 7, 5, 7, 5, 6]))
+    fold = splits.assign(table, "leave_one_out", 0, 0, 0)
+    assert fold.tolist() == [TRAIN, VALIDATION, VALIDATION, TEST, TEST, TRAIN]
 
 
 def test_users_of_fewer_than_three_interactions_only_train():
@@ -28,12 +37,29 @@ def test_users_of_fewer_than_three_interactions_only_train():
     assert splits.assign(table, "leave_one_out", 0, 0, 0).tolist() == [TRAIN] * 3
 
 
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5)), min_size=1, max_size=40))
+def test_leave_one_out_is_what_sorting_each_users_rows_gives(rows):
+    expected = [TRAIN] * len(rows)
+    for user in {user for user, _ in rows}:
+        own = sorted((when, row) for row, (u, when) in enumerate(rows) if u == user)
+        if len(own) >= 3:
+            expected[own[-1][1]], expected[own[-2][1]] = TEST, VALIDATION
+    names = np.array([f"u{user}" for user, _ in rows])
+    table = raw(names, timestamp=np.array([when for _, when in rows]))
+    assert splits.assign(table, "leave_one_out", 0, 0, 0).tolist() == expected
+
+
 def test_without_times_a_seeded_order_stands_in():
     table = raw(np.repeat(np.arange(50), 10))
     first, again, other = (splits.assign(table, "leave_one_out", 0, 0, s) for s in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert np.any(first != other)
-    assert np.bincount(first).tolist() == [400, 50, 50]
+    for rows in first.reshape(50, 10):
+        assert np.bincount(rows).tolist() == [8, 1, 1]
+    assert len(set(np.flatnonzero(first == TEST) % 10)) == 10  # not always the same place
+
+
+# Shares of all rows.
 
 
 @pytest.mark.parametrize("rule", ["order", "time", "random"])
@@ -41,10 +67,29 @@ def test_shares_of_rows(rule):
     table = raw(np.zeros(100, int), timestamp=np.arange(100)[::-1])
     fold = splits.assign(table, rule, 0.1, 0.2, 0)
     assert np.bincount(fold).tolist() == [70, 10, 20]
-    if rule == "order":
-        assert np.all(fold[80:] == TEST) and np.all(fold[70:80] == VALIDATION)
-    if rule == "time":  # times run backwards
-        assert np.all(fold[:20] == TEST) and np.all(fold[20:30] == VALIDATION)
+
+
+def test_by_order_the_last_rows_test():
+    fold = splits.assign(raw(np.zeros(10, int)), "order", 0.2, 0.1, 0)
+    assert fold.tolist() == [TRAIN] * 7 + [VALIDATION] * 2 + [TEST]
+
+
+def test_by_time_the_latest_rows_test_and_equal_times_keep_the_order_of_rows():
+    table = raw(np.zeros(10, int), timestamp=np.array([9, 8, 5, 5, 5, 5, 1, 1, 1, 1]))
+    fold = splits.assign(table, "time", 0.3, 0.3, 0)
+    train, validation, test = (np.flatnonzero(fold == number).tolist() for number in range(3))
+    assert (train, validation, test) == ([6, 7, 8, 9], [2, 3, 4], [0, 1, 5])
+
+
+def test_at_random_rows_test_by_the_seed_alone():
+    table = raw(np.zeros(1000, int))
+    first, again, other = (splits.assign(table, "random", 0.1, 0.1, s) for s in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert 5 <= np.sum((first == TEST) & (other == TEST)) <= 25  # 10 by chance
+    assert np.all(np.bincount(np.flatnonzero(first == TEST) // 200, minlength=5) > 5)  # of 20
+
+
+# The data's own.
 
 
 def test_a_given_split_without_validation_takes_one_training_row_of_each_test_user():
@@ -54,11 +99,23 @@ def test_a_given_split_without_validation_takes_one_training_row_of_each_test_us
     assert np.bincount(given[:3]).tolist() == [2, 1]  # one of user 1's
     assert given[3:6].tolist() == [TRAIN] * 3  # 2 is not tested; 3 has only one row to train on
     assert given[6:].tolist() == [TEST] * 2
+    assert fold.tolist() == [TRAIN] * 6 + [TEST] * 2  # the data's own stays as it was
+
+
+def test_the_seed_says_which_training_row_of_a_given_split_validates():
+    user = np.r_[np.repeat(np.arange(30), 5), np.arange(30)]
+    table = raw(user, fold=np.repeat([TRAIN, TEST], [150, 30]).astype(np.int8))
+    first, again, other = (splits.assign(table, "given", 0, 0, s) for s in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert np.any(first != other)
+    assert np.all(np.sum(first[:150].reshape(30, 5) == VALIDATION, axis=1) == 1)
+    assert len(set(np.flatnonzero(first == VALIDATION) % 5)) == 5  # not always the same place
 
 
 def test_a_given_split_with_validation_stays_as_it_is():
-    fold = np.array([TRAIN, VALIDATION, TEST], np.int8)
-    np.testing.assert_array_equal(splits.assign(raw([1, 1, 1], fold=fold), "given", 0, 0, 0), fold)
+    fold = np.array([TRAIN, TRAIN, VALIDATION, TEST], np.int8)
+    given = splits.assign(raw([1, 1, 1, 1], fold=fold), "given", 0, 0, 0)
+    np.testing.assert_array_equal(given, fold)
 
 
 @pytest.mark.parametrize(
@@ -67,13 +124,18 @@ def test_a_given_split_with_validation_stays_as_it_is():
         ("time", 0.1, 0.1, "needs timestamps"),
         ("given", 0.1, 0.1, "a test file"),
         ("order", 0.0, 0.1, "positive shares"),
-        ("order", 0.5, 0.5, "leave rows to train"),
-        ("last", 0.1, 0.1, "must be one of"),
+        ("order", 0.1, 0.0, "positive shares"),
+        ("time", -0.1, 0.1, "positive shares"),
+        ("random", 0.5, 0.5, "leave rows to train"),
+        ("last", 0.1, 0.1, "must be one of leave_one_out, order, time, random, given; not 'last'"),
     ],
 )
 def test_a_rule_that_cannot_work_is_refused(rule, validation, test, message):
     with pytest.raises(ConfigError, match=message):
         splits.assign(raw([1, 2, 3]), rule, validation, test, 0)
+
+
+# Repeats.
 
 
 def test_repeats_become_their_latest_row_with_the_sum_of_values():
@@ -82,10 +144,53 @@ def test_repeats_become_their_latest_row_with_the_sum_of_values():
         [7, 7, 7],
         value=np.array([1, 5, 2], np.float32),
         timestamp=np.array([9, 1, 3]),
+        dense={"x": np.array([0.1, 0.2, 0.3])},
+        categorical={"c": np.array(["a", "b", "c"])},
     )
     merged = splits.merge_repeats(table)
     assert merged.timestamp.tolist() == [9, 1]
-    assert merged.value.tolist() == [3, 5]
+    assert merged.value.tolist() == [3, 5] and merged.value.dtype == np.float32
+    assert merged.dense["x"].tolist() == [0.1, 0.2]
+    assert merged.categorical["c"].tolist() == ["a", "b"]
+
+
+def test_without_times_the_last_row_is_the_latest_and_without_values_each_counts_1():
+    merged = splits.merge_repeats(raw(["a", "b", "a", "a"], [7, 7, 7, 8], fold=np.arange(4)))
+    assert merged.user.tolist() == ["b", "a", "a"] and merged.item.tolist() == [7, 7, 8]
+    assert merged.value.tolist() == [1, 2, 1]
+    assert merged.fold.tolist() == [1, 2, 3]
+
+
+def test_of_repeats_at_the_same_time_the_last_row_stays():
+    table = raw([1, 1, 1], [7, 7, 7], timestamp=np.array([5, 5, 4]), fold=np.arange(3))
+    assert splits.merge_repeats(table).fold.tolist() == [1]
+
+
+def test_a_table_without_repeats_stays_as_it_is():
+    table = raw([1, 1, 2], [7, 8, 7])
+    assert splits.merge_repeats(table) is table
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(-2, 2), st.integers(-2, 2), st.integers(0, 4), st.integers(1, 5)),
+        min_size=1,
+        max_size=40,
+    )
+)
+def test_merging_is_what_a_dictionary_of_pairs_gives(rows):
+    latest, total = {}, {}
+    for row, (user, item, when, value) in enumerate(rows):
+        latest[user, item] = max(latest.get((user, item), (-1, -1)), (when, row))
+        total[user, item] = total.get((user, item), 0) + value
+    expected = [
+        (rows[row][0], rows[row][1], when, total[rows[row][:2]])
+        for when, row in sorted(latest.values(), key=lambda place: place[1])
+    ]
+    user, item, when, value = (np.array(column) for column in zip(*rows, strict=True))
+    merged = splits.merge_repeats(raw(user, item, timestamp=when, value=value.astype(np.float32)))
+    columns = (merged.user, merged.item, merged.timestamp, merged.value)
+    assert list(zip(*(column.tolist() for column in columns), strict=True)) == expected
 
 
 def test_negatives_stay_with_their_test_rows_when_repeats_merge():
@@ -98,3 +203,16 @@ def test_negatives_stay_with_their_test_rows_when_repeats_merge():
     merged = splits.merge_repeats(table)
     assert merged.item.tolist() == [5, 7, 9]
     assert merged.negatives.tolist() == [[20], [30]]
+
+
+def test_a_test_row_that_trains_again_later_goes_with_its_negatives():
+    table = raw(
+        [1, 1, 2],
+        [7, 7, 9],
+        fold=np.array([TRAIN, TEST, TEST], np.int8),
+        timestamp=np.array([2, 1, 3]),
+        negatives=np.array([[20], [30]]),
+    )
+    merged = splits.merge_repeats(table)
+    assert merged.fold.tolist() == [TRAIN, TEST]
+    assert merged.negatives.tolist() == [[30]]
