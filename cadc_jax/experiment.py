@@ -159,9 +159,11 @@ def _factorize(table: Table, config, key: jax.Array) -> tuple[Factors, np.ndarra
 
     try:
         if isinstance(config, als.ALSConfig):
-            value = train["value"] if schema.task == "ranking" else train["label"]
-            if config.feedback == "implicit" and schema.task == "ranking":
-                value = np.ones_like(value)  # that it happened counts, not how it was rated
+            if schema.task == "click":  # an impression without a click is no preference
+                clicked = np.flatnonzero(train["label"])
+                users, items, value = users[clicked], items[clicked], None
+            else:  # implicit feedback: that it happened counts, not how it was rated
+                value = None if config.feedback == "implicit" else train["value"]
             matrix = Interactions.from_rows(users, items, schema.num_users, schema.num_items, value)
             return als.fit(matrix, config, key, mesh=sharding.make_mesh(), progress=show)
         label = np.asarray(train["label"]) if schema.task == "click" else None

@@ -1,5 +1,8 @@
+"""Finished stages on disk: found again, never half written, never another's."""
+
 import json
 
+import numpy as np
 import pytest
 
 from cadc_jax import artifacts
@@ -11,44 +14,102 @@ def write_text(folder):
     return {"rows": 3}
 
 
+def must_not_run(folder):
+    raise AssertionError("ran twice")
+
+
 def test_a_finished_stage_is_found_again_and_not_repeated(tmp_path):
     made = artifacts.materialize(tmp_path, "prepare", {"a": 1}, write_text)
     assert (made.path / "data").read_text() == "x" and not made.reused
+    assert made.path == tmp_path / "prepare" / made.fingerprint
 
-    def fail(folder):
-        raise AssertionError("ran twice")
-
-    again = artifacts.materialize(tmp_path, "prepare", {"a": 1}, fail)
+    again = artifacts.materialize(tmp_path, "prepare", {"a": 1}, must_not_run)
     assert again.reused
     assert (again.path, again.facts, again.seconds) == (made.path, {"rows": 3}, made.seconds)
 
 
-def test_other_settings_make_another_artefact_beside_it(tmp_path):
+def test_a_stage_writes_into_an_empty_folder_that_is_not_yet_the_artefact(tmp_path):
+    given = []
+
+    def write(folder):
+        given.append((folder, list(folder.iterdir())))
+        return {}
+
+    made = artifacts.materialize(tmp_path, "prepare", {}, write)
+    ((folder, content),) = given
+    assert content == [] and folder != made.path and folder.parent == made.path.parent
+    assert sorted(path.name for path in made.path.parent.iterdir()) == [made.fingerprint]
+
+
+def test_the_manifest_tells_settings_facts_and_versions(tmp_path):
+    made = artifacts.materialize(tmp_path, "prepare", {"a": 1}, write_text)
+    manifest = json.loads((made.path / "manifest.json").read_text())
+    assert manifest["settings"] == {"stage": "prepare", "format": artifacts.FORMAT, "a": 1}
+    assert manifest["facts"] == {"rows": 3}
+    assert set(manifest["versions"]) == {"cadc_jax", "jax", "numpy", "python"}
+    assert manifest["versions"]["numpy"] == np.__version__
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings"),
+    [("prepare", {"a": 2}), ("prepare", {"a": 1, "b": None}), ("x", {"a": 1})],
+)
+def test_other_settings_make_another_artefact_beside_it(tmp_path, stage, settings):
     first = artifacts.materialize(tmp_path, "prepare", {"a": 1}, write_text)
-    second = artifacts.materialize(tmp_path, "prepare", {"a": 2}, write_text)
-    assert first.path != second.path and first.path.exists()
+    second = artifacts.materialize(tmp_path, stage, settings, write_text)
+    assert first.fingerprint != second.fingerprint and not second.reused
+    assert first.path.exists() and second.path.exists()
 
 
-def test_a_stage_that_fails_leaves_nothing_behind(tmp_path):
+def test_the_order_of_settings_does_not_matter(tmp_path):
+    first = artifacts.materialize(tmp_path, "prepare", {"a": 1, "b": [2]}, write_text)
+    second = artifacts.materialize(tmp_path, "prepare", {"b": (2,), "a": 1}, must_not_run)
+    assert second.path == first.path
+
+
+def test_fingerprints_never_change():
+    assert artifacts.hash_of({"b": [1, 2.5, None], "a": "x"}) == "GOLDEN"
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_a_stage_that_fails_leaves_nothing_behind(tmp_path, error):
     def fail(folder):
         (folder / "data").write_text("half")
-        raise OSError("disk full")
+        raise error
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(type(error)):
         artifacts.materialize(tmp_path, "prepare", {}, fail)
     assert list((tmp_path / "prepare").iterdir()) == []
     assert not artifacts.materialize(tmp_path, "prepare", {}, write_text).reused
 
 
-@pytest.mark.parametrize("content", ["", "{", "{}", None])
+def test_facts_that_cannot_be_kept_leave_nothing_behind(tmp_path):
+    with pytest.raises(TypeError):
+        artifacts.materialize(tmp_path, "prepare", {}, lambda folder: {"rows": object()})
+    assert list((tmp_path / "prepare").iterdir()) == []
+
+
+def test_what_a_killed_run_left_is_never_taken_for_an_artefact(tmp_path):
+    made = artifacts.materialize(tmp_path / "a", "prepare", {}, write_text)
+    left = tmp_path / "b" / "prepare" / f".{made.fingerprint}.1.tmp"
+    left.mkdir(parents=True)
+    (left / "data").write_text("half")
+    again = artifacts.materialize(tmp_path / "b", "prepare", {}, write_text)
+    assert not again.reused and (again.path / "data").read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    "content", [None, "", "{", "{}", "[]", "null", '{"settings": {}, "facts": {}, "seconds": 1}']
+)
 def test_a_damaged_manifest_says_what_to_do(tmp_path, content):
     made = artifacts.materialize(tmp_path, "prepare", {}, write_text)
     if content is None:
         (made.path / "manifest.json").unlink()
     else:
         (made.path / "manifest.json").write_text(content)
-    with pytest.raises(ArtifactError, match=f"{made.path}.*delete the folder"):
-        artifacts.materialize(tmp_path, "prepare", {}, write_text)
+    with pytest.raises(ArtifactError, match=f"{made.path}.*delete the folder") as caught:
+        artifacts.materialize(tmp_path, "prepare", {}, must_not_run)
+    assert "\n" not in str(caught.value)
 
 
 def test_another_format_version_is_refused(tmp_path):
@@ -56,13 +117,23 @@ def test_another_format_version_is_refused(tmp_path):
     manifest = json.loads((made.path / "manifest.json").read_text())
     manifest["settings"]["format"] = 99
     (made.path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ArtifactError, match="format 99"):
-        artifacts.materialize(tmp_path, "prepare", {}, write_text)
+    with pytest.raises(ArtifactError, match=f"format 99, this version reads {artifacts.FORMAT}"):
+        artifacts.materialize(tmp_path, "prepare", {}, must_not_run)
 
 
 def test_a_changed_raw_file_has_another_identity(tmp_path):
     path = tmp_path / "raw"
     path.write_text("a")
     first = artifacts.file_identity([path])
+    assert artifacts.file_identity([path]) == first
     path.write_text("ab")
     assert artifacts.file_identity([path]) != first
+
+
+def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path):
+    path = tmp_path / "x.json"
+    artifacts.write_json(path, {"a": (1, 2)})
+    with pytest.raises(TypeError):
+        artifacts.write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": [1, 2]}
+    assert list(tmp_path.iterdir()) == [path]

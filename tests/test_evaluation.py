@@ -1,6 +1,9 @@
+"""Evaluation of anything that scores rows: blocks, padding, protocols and their names."""
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sklearn.metrics
 
 from cadc_jax import evaluation
 from cadc_jax.data.table import Features, Schema, Table
@@ -18,7 +21,10 @@ def by_dense(batch):
     return batch["dense"]
 
 
-@pytest.mark.parametrize("block", [1, 2, 5, 100])
+# Clicks.
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 5, 100])
 def test_padding_of_the_last_block_counts_nowhere(monkeypatch, block):
     monkeypatch.setattr(evaluation, "CLICK_BLOCK", block)
     quality = evaluation.evaluate_clicks(by_dense, ROWS)
@@ -28,18 +34,53 @@ def test_padding_of_the_last_block_counts_nowhere(monkeypatch, block):
     assert quality["logloss"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_clicks_of_many_blocks_are_rated_as_scikit_learn_rates_them():
+    rng = np.random.default_rng(0)
+    n = 2 * evaluation.CLICK_BLOCK + 123
+    logits = rng.normal(size=n).astype(np.float32)
+    rows = {
+        "user": np.zeros(n, np.int32),
+        "item": np.zeros(n, np.int32),
+        "label": (rng.random(n) < 1 / (1 + np.exp(-logits))).astype(np.float32),
+        "dense": logits[:, None],
+    }
+    quality = evaluation.evaluate_clicks(by_dense, rows)
+    probability = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    assert quality == {
+        "auc": pytest.approx(sklearn.metrics.roc_auc_score(rows["label"], logits), abs=1e-5),
+        "logloss": pytest.approx(sklearn.metrics.log_loss(rows["label"], probability), rel=1e-5),
+    }
+
+
+def test_a_scorer_sees_blocks_of_one_shape_with_an_item_a_row(monkeypatch):
+    monkeypatch.setattr(evaluation, "CLICK_BLOCK", 2)
+    shapes = []
+
+    def score(batch):
+        shapes.append({name: x.shape for name, x in batch.items()})
+        return jnp.zeros(batch["item"].shape)
+
+    evaluation.evaluate_clicks(score, {**ROWS, "negatives": np.zeros((5, 9), np.int32)})
+    block = {"user": (2,), "item": (2, 1), "dense": (2, 1), "categorical": (2, 0)}
+    assert shapes == [block] * 3
+
+
 def test_scores_that_are_no_logits_have_no_log_loss():
     assert set(evaluation.evaluate_clicks(by_dense, ROWS, calibrated=False)) == {"auc"}
 
 
+# Rankings.
+
+
 def ranking_table(users=40, items=30):
+    """Each user trains on item 1, validates on 2 and tests on 5, with negatives above 5."""
     rng = np.random.default_rng(0)
 
-    def split(*item):
+    def split(item):
         return {
             "user": np.arange(1, users, dtype=np.int32),
-            "item": np.full(users - 1, item[0], np.int32),
-            "negatives": rng.integers(3, items, (users - 1, 9)).astype(np.int32),
+            "item": np.full(users - 1, item, np.int32),
+            "negatives": rng.integers(6, items, (users - 1, 9)).astype(np.int32),
         }
 
     schema = Schema("ranking", users, items, Features(), Features(), Features())
@@ -52,6 +93,12 @@ def lower_is_better(batch):
     return jnp.broadcast_to(-jnp.asarray(batch["item"], jnp.float32), shape)
 
 
+def odd_users_hit(batch):
+    """Item 5 comes first for users of odd numbers, and last for the others."""
+    sign = 2 * (jnp.asarray(batch["user"]) % 2)[:, None] - 1
+    return jnp.asarray(sign * (batch["item"] == 5), jnp.float32)
+
+
 def test_the_full_ranking_leaves_out_all_earlier_splits():
     """Of items 1.. ordered by number, 1 (train) and 2 (validation) are seen, so 5 is third."""
     table = ranking_table()
@@ -62,24 +109,58 @@ def test_the_full_ranking_leaves_out_all_earlier_splits():
     assert validation["hr@1"] == 1
 
 
+def test_items_that_others_have_seen_still_compete():
+    table = ranking_table()
+    table.splits["train"]["item"][::2] = 3  # these users have not seen 1, but 3
+    half = evaluation.evaluate_ranking_full(lower_is_better, table, "test", 3)
+    assert half["hr@3"] == 1  # either 3 and 4 or 1 and 4 come before 5
+    table.splits["validation"]["item"][:] = 6
+    fewer = evaluation.evaluate_ranking_full(lower_is_better, table, "test", 3)
+    assert fewer["hr@3"] == 0  # now 2 does too
+
+
+def test_a_held_out_item_that_nobody_trains_on_is_a_miss():
+    table = ranking_table()
+    table.splits["test"]["item"][:13] = 0  # 13 of 39 users
+    quality = evaluation.evaluate_ranking_full(lower_is_better, table, "test", 3)
+    assert quality["hr@3"] == pytest.approx(26 / 39)
+    quality = evaluation.evaluate_ranking_sampled(lower_is_better, table.splits["test"], 3)
+    assert quality["hr@3/1+9"] == pytest.approx(26 / 39)
+
+
+@pytest.mark.parametrize("users", [1, 7, 1000])
+def test_blocks_of_any_size_rank_alike(monkeypatch, users):
+    table = ranking_table()
+    monkeypatch.setattr(evaluation, "PAIR_BLOCK", users * table.schema.num_items)
+    monkeypatch.setattr(evaluation, "USER_BLOCK", users)
+    full = evaluation.evaluate_ranking_full(odd_users_hit, table, "test", 1)
+    assert full["hr@1"] == pytest.approx(20 / 39)  # 1, 3, .., 39
+    sampled = evaluation.evaluate_ranking_sampled(odd_users_hit, table.splits["test"], 1)
+    assert sampled["hr@1/1+9"] == pytest.approx(20 / 39)
+
+
 def test_a_part_of_the_users_is_drawn_by_the_seed():
     table = ranking_table()
-
-    def only_odd_users(batch):
-        hit = (batch["user"] % 2)[:, None] * (batch["item"] == 5)
-        return jnp.asarray(hit, jnp.float32)
-
     found = [
-        evaluation.evaluate_ranking_full(only_odd_users, table, "test", 1, 10, seed)["hr@1"]
+        evaluation.evaluate_ranking_full(odd_users_hit, table, "test", 1, 10, seed)["hr@1"]
         for seed in (0, 0, 1, 2, 3)
     ]
     assert found[0] == found[1] and len(set(found)) > 1
     assert all(round(value * 10, 4).is_integer() for value in found)
 
 
+def test_as_many_users_as_there_are_is_all_of_them():
+    table = ranking_table()
+    all_users = evaluation.evaluate_ranking_full(odd_users_hit, table, "test", 1)
+    for max_users in (39, 1000):
+        assert (
+            evaluation.evaluate_ranking_full(odd_users_hit, table, "test", 1, max_users)
+            == all_users
+        )
+
+
 def test_the_sampled_protocol_is_named_in_the_keys():
     quality = evaluation.evaluate_ranking_sampled(
         lower_is_better, ranking_table().splits["test"], 10
     )
-    assert set(quality) == {"hr@10/1+9", "ndcg@10/1+9"}
-    assert quality["hr@10/1+9"] == 1
+    assert quality == {"hr@10/1+9": 1, "ndcg@10/1+9": 1}

@@ -318,24 +318,21 @@ def test_content_is_aligned_to_ids_and_may_be_missing(tmp_path):
 
 
 def test_content_is_not_logged_and_its_missing_values_are_the_mean(tmp_path):
-    items = EntityTable(np.array([5, 2, 3]), dense={"year": np.array([7, 3, np.nan], np.float32)})
+    items = EntityTable(
+        np.array([7, 5, 2, 3, 6]), {"length": np.array([5, 1e6, 0, np.nan, 1], np.float32)}
+    )
     config = dataclasses.replace(RANKING, log_dense=True)
     table, _ = prepared(tmp_path, dataclasses.replace(interactions(), items=items), config)
     vocabulary = np.load(tmp_path / "vocabularies" / "item.npy").tolist()
-    assert vocabulary == [1, 2, 3, 6, 7, 8, 9, 21, 22, 23]  # 1 of user 30 and 5 only hold out
-    assert table.items["dense"][:, 0].tolist() == [0] * 11  # one year left: the mean itself
+    assert vocabulary == [1, 2, 3, 6, 7, 8, 9, 21, 22, 23]  # 5 is only held out
+    expected = np.array([0, 0, 0 - 2, 0, 1 - 2, 5 - 2, 0, 0, 0, 0, 0]) / np.sqrt(14 / 3)
+    np.testing.assert_allclose(table.items["dense"][:, 0], expected, rtol=1e-6)
 
 
 def test_content_under_a_text_id_is_found_whatever_its_width(tmp_path):
     raw = interactions()
-    raw = dataclasses.replace(
-        raw,
-        user=raw.user.astype(str),
-        users=EntityTable(
-            np.array(["40", "a much longer name"]), {"age": np.array([0, 1], np.float32)}
-        ),
-    )
-    raw.users.dense["age"][0] = 1
+    users = EntityTable(np.array(["40", "a much longer name"]), {"flag": np.ones(2, np.float32)})
+    raw = dataclasses.replace(raw, user=raw.user.astype(str), users=users)
     table, _ = prepared(tmp_path, raw, RANKING)
     assert table.users["dense"][:, 0].tolist() == [0, 0, 0, 0, 1]
 
