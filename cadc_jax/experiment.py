@@ -306,7 +306,8 @@ def arm_row(
         seconds["sample"] = sample.seconds
     seconds |= {"train": trained.seconds, "evaluate": evaluated.seconds}
     rate = 1.0 if arm == "full" else run.config.rate
-    return _row(arm, model_name, rate, trained.facts["rows"], evaluated, seconds)
+    row = _row(arm, model_name, rate, trained.facts["rows"], evaluated, seconds)
+    return row | {"best_step": trained.facts["best_step"]}
 
 
 def baseline_row(run: Run, prepared: Artifact, factors: Artifact, arm: str) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def write(workdir: pathlib.Path, results: Mapping[str, Any], facts: Mapping[str,
     counts = ", ".join(f"{count:,} {split}" for split, count in facts["rows"].items())
     notes = [
         f"Rows: {counts}. Users {facts['num_users']:,}, items {facts['num_items']:,}.",
-        *_explain(rows, config),
+        *explain(rows, config),
     ]
     header, *body = table(rows)
     markdown = [f"# {heading}", "", *notes, "", _markdown(header), _markdown(["---"] * len(header))]
@@ -98,7 +98,8 @@ def plot(path: pathlib.Path, rows: Sequence[Row]) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _explain(rows: Sequence[Row], config: Mapping[str, Any]) -> list[str]:
+def explain(rows: Sequence[Row], config: Mapping[str, Any]) -> list[str]:
+    """What a reader of the table needs to know, a sentence or two a line."""
     metrics = {name for row in rows for name in row["metrics"]}
     lines = ["Stopping and other choices by the validation split; figures are of the test split."]
     if any(name.startswith("hr@") for name in metrics):
@@ -112,6 +113,12 @@ def _explain(rows: Sequence[Row], config: Mapping[str, Any]) -> list[str]:
         "Seconds include compiling. 'rows used' are those the model trains on; the factors of MF "
         "and CADC come from all training rows. * marks the best of a column."
     )
+    for row in rows:
+        if row.get("best_step") == 0:
+            lines.append(
+                f"{NAMES[row['arm']]} ({row['model']}): no training step bettered the validation "
+                "result of the start, so that the start is what is reported."
+            )
     return lines
 
 

@@ -1,6 +1,7 @@
 """Progress of long work, on a terminal and in a pipe, under a clock that the tests turn."""
 
 import io
+import types
 
 import pytest
 
@@ -20,14 +21,14 @@ class Stream(io.StringIO):
 def clock(monkeypatch):
     """A list whose only number is the time in seconds."""
     now = [1000.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
     return now
 
 
 @pytest.fixture
 def stderr(monkeypatch):
     stream = Stream()
-    monkeypatch.setattr(progress.sys, "stderr", stream)
+    monkeypatch.setattr(progress, "sys", types.SimpleNamespace(stderr=stream))
     return stream
 
 

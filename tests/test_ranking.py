@@ -68,9 +68,9 @@ def test_the_size_of_a_block_changes_nothing(block):
     assert full(user, item, block) == [2, 0, 2, 3, 1]
 
 
-def test_scores_that_are_no_numbers_rank_last():
+def test_scores_that_are_no_numbers_rank_last_and_count_against_others():
     assert full([0], [3], grid=GRID * jnp.nan) == [6]
-    assert full([0, 0], [3, 5], grid=GRID.at[0, 3].set(jnp.nan)) == [6, 2]  # 1, no; 3, perhaps
+    assert full([0, 0], [3, 5], grid=GRID.at[0, 3].set(jnp.nan)) == [6, 1]
 
 
 @given(st.data())

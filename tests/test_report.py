@@ -28,6 +28,7 @@ ROWS = [
         "seconds": {"prepare": 1.0, "train": 9.0, "total": 10.0},
     },
 ]
+CONFIG = {"name": "x", "rate": 0.1, "evaluation": {"max_users": 0}}
 
 
 def test_the_table_has_a_line_an_arm_and_stars_the_best():
@@ -43,10 +44,16 @@ def test_the_table_has_a_line_an_arm_and_stars_the_best():
     assert [cell.strip() for cell in full[3:5]] == ["0.7100", "0.6000"]
 
 
+def test_an_arm_that_training_did_not_better_is_named():
+    rows = [*ROWS[:1], ROWS[1] | {"best_step": 0}, ROWS[2] | {"best_step": 50}]
+    lines = report.explain(rows, CONFIG)
+    assert any(line.startswith("CADC, frozen (dlrm): no training step") for line in lines)
+    assert not any(line.startswith("full data") for line in lines)
+
+
 def test_everything_is_written_and_the_text_holds_the_table(tmp_path):
-    config = {"name": "x", "rate": 0.1, "evaluation": {"max_users": 0}}
     facts = {"rows": {"train": 1000, "validation": 10, "test": 10}, "num_users": 3, "num_items": 4}
-    text = report.write(tmp_path, {"config": config, "seed": 0, "rows": ROWS}, facts)
+    text = report.write(tmp_path, {"config": CONFIG, "seed": 0, "rows": ROWS}, facts)
     assert "CADC, frozen" in text
     assert json.loads((tmp_path / "results.json").read_text())["rows"] == ROWS
     assert (
