@@ -103,13 +103,13 @@ def read(path: pathlib.Path) -> Artifact:
     advice = "delete the folder and run again"
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        settings = manifest["settings"]
+        version = manifest["settings"]["format"]
         artifact = Artifact(path, path.name, manifest["facts"], manifest["seconds"], reused=True)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path}: not a whole artefact ({error!r}); {advice}") from None
-    if settings["format"] != FORMAT:
+    if version != FORMAT:
         raise ArtifactError(
-            f"{path}: artefact format {settings['format']}, this version reads {FORMAT}; {advice}"
+            f"{path}: artefact format {version}, this version reads {FORMAT}; {advice}"
         )
     return artifact
 

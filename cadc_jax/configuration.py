@@ -130,8 +130,10 @@ def validate(config: ConfigDict) -> None:
         )
     if config.train.loss == "softmax" and not ranking:
         raise ConfigError("train.loss='softmax' needs the ranking task; use 'bce' for labels")
-    if ranking and config.data.columns.label:
-        raise ConfigError("data.columns.label is for data.task='click'")
+    if ranking and (config.data.columns.label or config.data.source == "criteo"):
+        raise ConfigError("rows with labels (data.columns.label, criteo) need data.task='click'")
+    if not ranking and config.data.source == "movielens":
+        raise ConfigError("data.source='movielens' has no labels: it needs data.task='ranking'")
     factorization_config(config)
 
 

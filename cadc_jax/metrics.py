@@ -14,7 +14,7 @@ def auc(labels: jax.Array, scores: jax.Array) -> jax.Array:
       scores: [N] float.
 
     Returns:
-      [] float32; NaN when all labels are equal.
+      [] float32; NaN when all labels are equal or any score is NaN.
     """
     order = jnp.argsort(scores)
     ordered = scores[order]
@@ -24,7 +24,8 @@ def auc(labels: jax.Array, scores: jax.Array) -> jax.Array:
     # Each click beats the non-clicks strictly below it and half of those at its own score.
     below = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(positive == 0)])
     beaten = (below[first] + below[last]) / (2 * below[-1])
-    return jnp.mean(beaten, where=positive > 0)
+    # NaN sorts last, as if it were the best score: a model that has diverged must not look good.
+    return jnp.where(jnp.isnan(scores).any(), jnp.nan, jnp.mean(beaten, where=positive > 0))
 
 
 @jax.jit

@@ -10,11 +10,13 @@ ATTEMPTS = 8  # redraws of a training negative; after 8, a user of half the item
 
 def pair_keys(user: np.ndarray, item: np.ndarray, num_items: int) -> np.ndarray:
     """One int64 a (user, item) pair, ordered by user and then item."""
-    return user.astype(np.int64) * num_items + item
+    return np.asarray(user, np.int64) * num_items + item
 
 
 def contains(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Whether each wanted key is in the sorted `keys`."""
+    if not len(keys):
+        return np.zeros(np.shape(wanted), bool)
     places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return keys[places] == wanted
 
@@ -39,10 +41,8 @@ def draw_for_evaluation(
     """
     drawn = np.zeros((len(user), count), np.int32)
     filled = np.zeros(len(user), np.int64)
-    for attempt in range(20 * count + 100):
+    for attempt in range(2 * count + 20):
         rows = np.flatnonzero(filled < count)
-        if not len(rows):
-            return drawn
         hashes = sampling.mix64(rows * np.int64(1 << 20) + attempt, seed)
         candidate = (1 + hashes % np.uint64(num_items - 1)).astype(np.int32)
         new = ~contains(seen, pair_keys(user[rows], candidate, num_items))
@@ -50,10 +50,17 @@ def draw_for_evaluation(
         rows, candidate = rows[new], candidate[new]
         drawn[rows, filled[rows]] = candidate
         filled[rows] += 1
-    raise ConfigError(
-        f"a user has seen too many of the {num_items - 1} items to draw {count} unseen ones: "
-        "lower data.num_negatives"
-    )
+    for row in np.flatnonzero(filled < count):  # the few users who have seen most items
+        everything = np.arange(1, num_items)
+        unseen = everything[~contains(seen, pair_keys(user[row], everything, num_items))]
+        if len(unseen) < count:
+            raise ConfigError(
+                f"a user has seen all but {len(unseen)} of the {num_items - 1} items, so that "
+                f"{count} unseen ones can't be drawn: lower data.num_negatives"
+            )
+        order = np.argsort(sampling.mix64(row * np.int64(1 << 20) + unseen, seed))
+        drawn[row] = unseen[order[:count]]
+    return drawn
 
 
 def draw_for_training(

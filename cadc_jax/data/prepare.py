@@ -27,8 +27,8 @@ class PrepareConfig:
       validation: share of all rows that validates, for 'order', 'time' and 'random'.
       test: share of all rows that tests, likewise.
       min_count: training rows a value needs to have an id of its own; rarer ones share id 0.
-      user_features: categorical columns that name the user where the source has no user id; more
-        than one are crossed.
+      user_features: categorical columns that name the user, in the place of a user id the source
+        may have; more than one are crossed.
       item_features: likewise for items.
       log_dense: replace each dense feature of rows by log(1 + max(x, 0)), as the field does for
         Criteo's counts (negative values become 0).
@@ -59,6 +59,13 @@ def write(path: pathlib.Path, raw: RawTable, config: PrepareConfig) -> Mapping[s
       ConfigError: if user or item features are missing or unknown, or too few items are unseen.
       DataError: if a split is empty, or content ids and row ids are of different types.
     """
+    if config.task == "click" and raw.label is None:
+        raise ConfigError("data.task='click' needs a label (0 or 1) in each row: name its column")
+    if raw.negatives is not None and config.split != "given":
+        raise ConfigError(
+            "the data's own evaluation negatives belong to its own split: set data.split='given' "
+            "or leave the negatives out"
+        )
     raw = _with_users_and_items(raw, config)
     merged = 0
     if config.task == "ranking":
@@ -79,6 +86,11 @@ def write(path: pathlib.Path, raw: RawTable, config: PrepareConfig) -> Mapping[s
         "user": vocabulary(raw.user[train], config.min_count),
         "item": vocabulary(raw.item[train], config.min_count),
     }
+    for kind, known in vocabularies.items():
+        if not len(known):
+            raise DataError(
+                f"no {kind} has {config.min_count} training rows or more: lower data.min_count"
+            )
     user = encode(raw.user, vocabularies["user"])
     item = encode(raw.item, vocabularies["item"])
     target = ("label", raw.label) if config.task == "click" else ("value", _values(raw))
@@ -93,7 +105,8 @@ def write(path: pathlib.Path, raw: RawTable, config: PrepareConfig) -> Mapping[s
         write_columns(path / f"{kind}s", columns)
     if config.task == "ranking":
         _write_negatives(path, raw, fold, user, item, vocabularies["item"], config)
-    write_columns(path / "vocabularies", vocabularies)
+    names = {name: name.replace("/", "_") for name in vocabularies}  # they name files
+    write_columns(path / "vocabularies", {names[name]: x for name, x in vocabularies.items()})
     schema = Schema(
         task=config.task,
         num_users=len(vocabularies["user"]) + 1,
@@ -191,6 +204,8 @@ def _write_context(path, raw, rows_of, config, vocabularies) -> Features:
     train = rows_of[TRAIN]
     statistics = {}
     for place, (name, values) in enumerate(raw.dense.items()):
+        if np.isinf(values).any():
+            raise DataError(f"dense feature '{name}' holds an infinite value: remove or cap it")
         if config.log_dense:
             values = np.log1p(np.maximum(values, 0))
         statistics[name] = _statistics(values[train])
@@ -199,9 +214,9 @@ def _write_context(path, raw, rows_of, config, vocabularies) -> Features:
             arrays["dense"][:, place] = scaled[rows]
     sizes = []
     for place, (name, values) in enumerate(raw.categorical.items()):
-        vocabularies[name] = vocabulary(values[train], config.min_count)
-        sizes.append(len(vocabularies[name]) + 1)
-        ids = encode(values, vocabularies[name])
+        known = vocabularies[f"row.{name}"] = vocabulary(values[train], config.min_count)
+        sizes.append(len(known) + 1)
+        ids = encode(values, known)
         for arrays, rows in zip(out, rows_of, strict=True):
             arrays["categorical"][:, place] = ids[rows]
     artifacts.write_json(
@@ -219,7 +234,7 @@ def _new_array(file: pathlib.Path, shape: tuple[int, int], dtype) -> np.ndarray:
 
 
 def _statistics(values: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation of the values that are there; flags (0 / 1) stay as they are."""
+    """Mean and deviation of the values that are there; for flags (0 / 1), 0 and 1: they stay."""
     present = values[~np.isnan(values)].astype(np.float64)
     if not len(present) or np.isin(present, (0, 1)).all():
         return 0.0, 1.0
@@ -256,9 +271,9 @@ def _content(kind: str, entities: EntityTable | None, vocabularies):
     sizes = []
     for column, (name, values) in enumerate(entities.categorical.items()):
         values = values[source]
-        vocabularies[f"{kind}_{name}"] = vocabulary(values, 1)
-        sizes.append(len(vocabularies[f"{kind}_{name}"]) + 1)
-        categorical[rows + 1, column] = encode(values, vocabularies[f"{kind}_{name}"])
+        known = vocabularies[f"{kind}.{name}"] = vocabulary(values, 1)
+        sizes.append(len(known) + 1)
+        categorical[rows + 1, column] = encode(values, known)
     columns = {"dense": dense, "categorical": categorical}
     if entities.titles is not None:
         titles = np.full(len(ids) + 1, "", entities.titles.dtype)

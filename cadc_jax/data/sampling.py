@@ -39,14 +39,17 @@ def mix64(row_ids: np.ndarray, seed: int) -> np.ndarray:
 
 
 def threshold(rate: float) -> int:
-    """Largest hash that is kept at `rate`: ``floor(rate * 2**64) - 1``, exactly.
+    """The hash below which rows are kept: ``floor(rate * 2**64)``, exactly.
+
+    Returns:
+      An integer in [0, 2**64]; the upper end needs 65 bits, and stands for 'all'.
 
     Raises:
       ValueError: if rate is outside (0, 1].
     """
     if not 0 < rate <= 1:
         raise ValueError(f"rate must be in (0, 1], not {rate}")
-    return int(rate * 2.0**64) - 1  # scaling by a power of two does not round
+    return int(rate * 2.0**64)  # scaling by a power of two does not round
 
 
 def keep(row_ids: np.ndarray, rate: float, seed: int) -> np.ndarray:
@@ -55,7 +58,10 @@ def keep(row_ids: np.ndarray, rate: float, seed: int) -> np.ndarray:
     Raises:
       ValueError: if rate is outside (0, 1].
     """
-    return mix64(row_ids, seed) <= np.uint64(threshold(rate))
+    limit = threshold(rate)
+    if limit > MASK64:
+        return np.ones(np.shape(row_ids), bool)
+    return mix64(row_ids, seed) < np.uint64(limit)
 
 
 def keep_jax(row_ids: jax.Array, rate: float, seed: int, high: jax.Array | int = 0) -> jax.Array:
@@ -70,19 +76,26 @@ def keep_jax(row_ids: jax.Array, rate: float, seed: int, high: jax.Array | int =
     Returns:
       [N] bool.
     """
+    limit = threshold(rate)
+    if limit > MASK64:
+        return jnp.ones(row_ids.shape, bool)
     low = row_ids.astype(jnp.uint32)
     x = (jnp.broadcast_to(jnp.asarray(high, jnp.uint32), low.shape), low)
     x = _add(_multiply(_add(x, _words(1)), _words(GAMMA)), _words(_start(seed)))
     for shift, multiplier in zip((30, 27), MULTIPLIERS, strict=True):
         x = _multiply(_xor_shift(x, shift), _words(multiplier))
     high, low = _xor_shift(x, 31)
-    limit_high, limit_low = _words(threshold(rate))
-    return (high < limit_high) | ((high == limit_high) & (low <= limit_low))
+    limit_high, limit_low = _words(limit)
+    return (high < limit_high) | ((high == limit_high) & (low < limit_low))
 
 
 def keep_tf(row_ids: "tf.Tensor", rate: float, seed: int) -> "tf.Tensor":
     """`keep` as TensorFlow operations, for `tf.data`: [N] int64 -> [N] bool, equal bit for bit."""
     import tensorflow as tf
+
+    limit = threshold(rate)
+    if limit > MASK64:
+        return tf.ones_like(row_ids, tf.bool)
 
     def constant(value: int) -> tf.Tensor:
         return tf.constant(value, tf.uint64)
@@ -92,7 +105,7 @@ def keep_tf(row_ids: "tf.Tensor", rate: float, seed: int) -> "tf.Tensor":
         x = tf.bitwise.bitwise_xor(x, tf.bitwise.right_shift(x, constant(shift)))
         x = x * constant(multiplier)
     x = tf.bitwise.bitwise_xor(x, tf.bitwise.right_shift(x, constant(31)))
-    return x <= constant(threshold(rate))
+    return x < constant(limit)
 
 
 def _finalise(x: np.ndarray) -> np.ndarray:
@@ -103,7 +116,7 @@ def _finalise(x: np.ndarray) -> np.ndarray:
 
 def _start(seed: int) -> int:
     """The generator's first state: neighbouring seeds must not give shifted copies of a stream."""
-    return int(_finalise(np.array([seed & MASK64], np.uint64))[0])
+    return int(_finalise(np.array([int(seed) & MASK64], np.uint64))[0])
 
 
 # 64-bit arithmetic on (high, low) pairs of uint32.

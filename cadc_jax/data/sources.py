@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,8 @@ def read(source: str, path: pathlib.Path, settings: Mapping[str, Any]) -> RawTab
 
     Args:
       source: 'criteo', 'movielens' or 'tabular'.
-      path: the file (criteo; a folder stands for all its files, by name) or the folder (others).
+      path: the file (criteo; a folder stands for all its files by name, day_2 before day_10) or
+        the folder (others).
       settings: the section `data` of the configuration.
 
     Raises:
@@ -56,16 +58,22 @@ def raw_files(source: str, path: pathlib.Path, settings: Mapping[str, Any]) -> l
             )
         return files
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.is_file())
+        files = [file for file in path.iterdir() if file.is_file() and file.name[0] != "."]
         if not files:
             raise DataError(f"{path}: the folder holds no files; check data.path")
-        return files
+        return sorted(files, key=_natural_order)
     if not path.exists():
         raise DataError(
             f"{path}: no such file or folder; set data.path to the raw data, or the environment "
             "variable CADC_DATA_DIR to the folder of raw data sets"
         )
     return [path]
+
+
+def _natural_order(file: pathlib.Path) -> list:
+    """Sorts day_2 before day_10: numbers in names by value."""
+    parts = re.split(r"(\d+)", file.name)
+    return [int(part) if part.isdigit() else part for part in parts]
 
 
 def _content(settings: Mapping[str, Any]) -> tabular.Content | None:

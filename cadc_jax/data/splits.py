@@ -118,6 +118,8 @@ def _given(raw: RawTable, seed: int) -> np.ndarray:
 
 def _places_from_last(user: np.ndarray, when: np.ndarray) -> np.ndarray:
     """For each row, how many rows of its user come after it (ties by row order)."""
+    if not len(user):
+        return np.zeros(0, np.int64)
     order = np.lexsort((np.arange(len(user)), when, user))
     is_last = np.append(user[order][1:] != user[order][:-1], True)
     place = np.arange(len(user))

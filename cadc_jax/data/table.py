@@ -3,7 +3,8 @@
     schema.json                       Schema below
     train/ validation/ test/          one .npy a column (rows of the split, in source order)
     users/ items/                     content of each user or item id, where the data has any
-    vocabularies/                     raw value of each id (id 0 is 'out of vocabulary')
+    vocabularies/                     raw values by id - 1 (id 0 is 'out of vocabulary')
+    statistics.json                   mean and standard deviation of each dense feature of rows
 
 Columns of a split: `user` [N] int32, `item` [N] int32, `label` [N] float32 (clicks) or `value` [N]
 float32 (interactions), `dense` [N, F] float32, `categorical` [N, C] int32; validation and test of
@@ -85,12 +86,13 @@ def open_table(path: pathlib.Path) -> Table:
     """
     try:
         fields = json.loads((path / "schema.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path}: not a prepared table ({error})") from None
-    for name in ("context", "user_content", "item_content"):
-        fields[name] = Features(**{key: tuple(value) for key, value in fields[name].items()})
+        for name in ("context", "user_content", "item_content"):
+            fields[name] = Features(**{key: tuple(value) for key, value in fields[name].items()})
+        schema = Schema(**fields)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path}: not a prepared table ({error!r})") from None
     return Table(
-        schema=Schema(**fields),
+        schema=schema,
         splits={split: read_columns(path / split) for split in SPLITS},
         users=read_columns(path / "users"),
         items=read_columns(path / "items"),

@@ -106,7 +106,7 @@ def test_rare_values_share_id_0(tmp_path):
     assert table.schema.context.vocabulary_sizes == (3,)  # 7 and 8; of 9, two rows train
     assert table.splits["train"]["categorical"][:6, 0].tolist() == [2, 2, 0, 2, 0, 1]
     assert np.all(table.splits["test"]["categorical"] == 0)
-    vocabulary = np.load(tmp_path / "vocabularies" / "other.npy")
+    vocabulary = np.load(tmp_path / "vocabularies" / "row.other.npy")
     assert vocabulary.tolist() == [7, 8]
 
 

@@ -121,12 +121,12 @@ def test_a_seed_may_be_a_numpy_integer(seed):
 @any_form
 @pytest.mark.parametrize("seed", SEEDS)
 def test_every_form_has_all_64_bits_of_the_hash(monkeypatch, form, seed):
-    """Each row is kept if the largest kept hash is its own, and dropped if it is one less."""
+    """Each row is kept if the limit is just above its own hash, and dropped if it is that hash."""
     for row in (0, 1, 2**31, 2**32 - 1, 2**32, 5 * 10**9, 2**63 - 1):
         own = reference_hash(row, seed)
-        monkeypatch.setattr(sampling, "threshold", lambda rate, own=own: own)
+        monkeypatch.setattr(sampling, "threshold", lambda rate, own=own: own + 1)
         assert form([row], 0.5, seed).tolist() == [True]
-        monkeypatch.setattr(sampling, "threshold", lambda rate, own=own: own - 1)
+        monkeypatch.setattr(sampling, "threshold", lambda rate, own=own: own)
         assert form([row], 0.5, seed).tolist() == [False]
 
 
