@@ -78,7 +78,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
 def _fail(error: Exception) -> None:
     text = str(error)
     if isinstance(error, AttributeError | KeyError):  # ConfigDict quotes its text, once or twice
-        text = "no such field: " + text.replace("\\n", " ").replace("\\", "").replace("'", "")
+        text = "no such field: " + text.replace("\\n", ". ").replace("\\", "").replace("'", "")
     text = " ".join(text.split())
     print(f"cadc: error: {text}", file=sys.stderr)
     sys.exit(1)
