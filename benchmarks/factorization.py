@@ -139,13 +139,22 @@ def work(system: str, path: str, factors: int, iterations: int) -> dict:
         data = dict(file)
     fit = {"ours": fit_ours, "implicit": fit_implicit, "cmfrec": fit_cmfrec}[system.split()[0]]
     result, user, item = fit(system, data, factors, iterations)
-    result["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    result["memory"] = peak_memory()
     user, item = np.asarray(user, np.float64), np.asarray(item, np.float64)
     result["objective"] = objective(data, user, item)
     if "candidates" in data:
         scores = np.einsum("ud,ujd->uj", user, item[data["candidates"]])
         result["hr@10"] = float(np.mean((scores[:, 1:] >= scores[:, :1]).sum(1) < 10))
     return result
+
+
+def peak_memory() -> float:
+    """MB this process has held at most. (Linux's ru_maxrss would count the parent's, too.)"""
+    status = pathlib.Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
 
 
 def fit_ours(system: str, data: dict, factors: int, iterations: int):
