@@ -118,9 +118,8 @@ def prepare_stage(run: Run, raw: pathlib.Path) -> Artifact:
     read = facts["reader"]
     rows = ", ".join(f"{count:,} {split}" for split, count in facts["rows"].items())
     run.say(f"         {rows} rows; {facts['num_users']:,} users, {facts['num_items']:,} items")
-    for name, what in (("padded", "lacked trailing fields: filled in as missing"),):
-        if read[name]:
-            run.say(f"         {read[name]:,} rows {what}")
+    if read["padded"]:
+        run.say(f"         {read['padded']:,} rows lacked trailing fields: filled in as missing")
     if read["malformed"]:
         run.say(f"         {read['malformed']:,} malformed rows left out: {read['examples'][0]}")
     return made

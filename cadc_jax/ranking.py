@@ -30,12 +30,11 @@ def full_ranks(
     Returns:
       [N] int32 ranks.
     """
-    ranks = []
-    for start in range(0, len(user), block):
-        users, items = _padded(user, start, block), _padded(item, start, block)
-        excluded = seen.padded(users)
-        ranks.append(np.asarray(_ranks_in_grid(score_grid(users), items, excluded)))
-    return np.concatenate(ranks)[: len(user)]
+
+    def ranks_of(users, items):
+        return _ranks_in_grid(score_grid(users), items, seen.padded(users))
+
+    return _in_blocks(ranks_of, (user, item), block)
 
 
 def sampled_ranks(
@@ -53,12 +52,12 @@ def sampled_ranks(
     Returns:
       [N] int32 ranks.
     """
-    ranks = []
-    for start in range(0, len(user), block):
-        users, items = _padded(user, start, block), _padded(item, start, block)
-        candidates = np.concatenate([items[:, None], _padded(negatives, start, block)], axis=1)
-        ranks.append(np.asarray(_ranks_among(score_items(users, candidates), candidates)))
-    return np.concatenate(ranks)[: len(user)]
+
+    def ranks_of(users, items, negatives):
+        candidates = np.concatenate([items[:, None], negatives], axis=1)
+        return _ranks_among(score_items(users, candidates), candidates)
+
+    return _in_blocks(ranks_of, (user, item, negatives), block)
 
 
 class SeenItems:
@@ -98,6 +97,14 @@ def _ranks_in_grid(scores, item, excluded):
     return jnp.where(item == 0, scores.shape[1], ranks)
 
 
-def _padded(values: np.ndarray, start: int, block: int) -> np.ndarray:
-    """`block` rows of `values` from `start`, the last one repeated past the end."""
-    return np.asarray(values[np.minimum(np.arange(start, start + block), len(values) - 1)])
+def _in_blocks(ranks_of: Callable, columns: tuple[np.ndarray, ...], block: int) -> np.ndarray:
+    """`ranks_of` the columns [N, ...], `block` rows at a time: [N] ranks.
+
+    The last block repeats the last row to be as long as the others.
+    """
+    rows = len(columns[0])
+    ranks = []
+    for start in range(0, rows, block):
+        places = np.minimum(np.arange(start, start + block), rows - 1)
+        ranks.append(np.asarray(ranks_of(*(np.asarray(column[places]) for column in columns))))
+    return np.concatenate(ranks)[:rows]
