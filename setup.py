@@ -16,10 +16,12 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["cadc_jax", "cadc_jax.*"]),
+    package_data={"cadc_jax.data.tfds_builders.criteo_clicks": ["CITATIONS.bib", "README.md"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
         "flax>=0.10",
+        "importlib_resources>=6.4",  # tensorflow-datasets needs it and does not ask for it
         "jax>=0.6",
         "matplotlib>=3.9",
         "ml_collections>=1.0",

@@ -3,8 +3,10 @@
 A stage writes into a temporary folder, which is renamed into place only when whole, with a
 `manifest.json` beside the data. The folder's name ends in the fingerprint of the stage's settings
 and inputs, so another configuration never overwrites an artefact and the same one finds it again.
+The manifest has the size and the checksum of every file, so that damage is found, and where.
 """
 
+import concurrent.futures
 import dataclasses
 import hashlib
 import json
@@ -12,8 +14,10 @@ import os
 import pathlib
 import platform
 import shutil
+import socket
 import time
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -23,8 +27,9 @@ from absl import logging
 from cadc_jax import __version__
 from cadc_jax.errors import ArtifactError
 
-FORMAT = 1  # of every artefact; raise it when a layout on disk changes
+FORMAT = 2  # of every artefact; raise it when a layout on disk changes
 MANIFEST = "manifest.json"
+_READ_BYTES = 1 << 22
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +56,7 @@ def materialize(
     stage: str,
     settings: Mapping[str, Any],
     write: Callable[[pathlib.Path], Mapping[str, Any]],
+    verify: bool = False,
 ) -> Artifact:
     """Returns the artefact of a stage, running `write` only if it is not there yet.
 
@@ -59,19 +65,35 @@ def materialize(
       stage: name of the stage; the artefact is `workdir/<stage>/<fingerprint>`.
       settings: everything the result depends on, inputs' fingerprints included; JSON-able.
       write: writes the data into the (existing, empty) folder it is given and returns facts.
+      verify: whether to compare the checksums of an artefact that is there.
 
     Raises:
-      ArtifactError: if a folder of that name holds no readable manifest of this format.
+      ArtifactError: if a folder of that name holds no whole artefact of this format.
     """
     settings = {"stage": stage, "format": FORMAT, **settings}
-    fingerprint = hash_of(settings)
-    path = pathlib.Path(workdir) / stage / fingerprint
+    path = pathlib.Path(workdir) / stage / hash_of(settings)
     if path.exists():
-        artifact = read(path)
+        artifact = read(path, verify)
         logging.info("%s: reused %s", stage, path)
-        return dataclasses.replace(artifact, reused=True)
-    temporary = path.with_name(f".{fingerprint}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+        return artifact
+    write_whole(path, settings, write)
+    return dataclasses.replace(read(path), reused=False)
+
+
+def write_whole(
+    path: pathlib.Path,
+    settings: Mapping[str, Any],
+    write: Callable[[pathlib.Path], Mapping[str, Any]],
+) -> None:
+    """Writes an artefact with its manifest to `path`, whole or not at all: see `materialize`.
+
+    If another process has finished the same artefact meanwhile, that one stays.
+    """
+    own = f".{path.name}.{socket.gethostname()}."
+    for left in path.parent.glob(f"{own}*.tmp"):
+        if not _is_running(int(left.name.removeprefix(own).removesuffix(".tmp"))):
+            shutil.rmtree(left, ignore_errors=True)  # of a killed run
+    temporary = path.with_name(f"{own}{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     try:
         start = time.perf_counter()
@@ -86,24 +108,37 @@ def materialize(
                 "numpy": np.__version__,
                 "python": platform.python_version(),
             },
+            "files": checksums(temporary),
         }
         write_json(temporary / MANIFEST, manifest)
-        temporary.rename(path)
+        try:
+            temporary.rename(path)
+        except OSError:
+            if not path.exists():
+                raise
+    except OSError as error:
+        error.filename = error.filename or str(path)  # libraries do not always tell
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return dataclasses.replace(read(path), reused=False)
 
 
-def read(path: pathlib.Path) -> Artifact:
+def read(path: pathlib.Path, verify: bool = False) -> Artifact:
     """Opens a finished artefact.
 
+    Args:
+      path: its folder.
+      verify: whether to read all files and compare their checksums; sizes are always compared.
+
     Raises:
-      ArtifactError: if its manifest is missing, unreadable or of another format version.
+      ArtifactError: if its manifest is missing, unreadable or of another format version, or a file
+        is missing or damaged.
     """
     advice = "delete the folder and run again"
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         version = manifest["settings"]["format"]
+        files = manifest["files"] if version == FORMAT else {}
         artifact = Artifact(path, path.name, manifest["facts"], manifest["seconds"], reused=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path}: not a whole artefact ({error!r}); {advice}") from None
@@ -111,7 +146,47 @@ def read(path: pathlib.Path) -> Artifact:
         raise ArtifactError(
             f"{path}: artefact format {version}, this version reads {FORMAT}; {advice}"
         )
+    for name, (size, _) in files.items():
+        found = (path / name).stat().st_size if (path / name).is_file() else None
+        if found != size:
+            fault = "is missing" if found is None else f"has {found} bytes instead of {size}"
+            raise ArtifactError(f"{path / name}: the file {fault}; {advice}")
+    if verify:
+        now = checksums(path, files)
+        for name, expected in files.items():
+            if now[name] != expected:
+                raise ArtifactError(
+                    f"{path / name}: the file is damaged (its checksum is {now[name][1]} instead "
+                    f"of {expected[1]}); {advice}"
+                )
     return artifact
+
+
+def settings_of(path: pathlib.Path) -> Mapping[str, Any]:
+    """The settings in the manifest of an artefact that `read` has opened."""
+    return json.loads((path / MANIFEST).read_text())["settings"]
+
+
+def checksums(path: pathlib.Path, names: Iterable[str] | None = None) -> dict[str, list]:
+    """Name -> [size in bytes, CRC-32 in hexadecimal] of the files under a folder (default: all)."""
+    if names is None:
+        names = sorted(str(x.relative_to(path)) for x in path.rglob("*") if x.is_file())
+    names = list(names)
+
+    def checksum(name: str) -> list:
+        size, value = 0, 0
+        with open(path / name, "rb") as file:
+            while block := file.read(_READ_BYTES):
+                size, value = size + len(block), zlib.crc32(block, value)
+        return [size, f"{value:08x}"]
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(names, pool.map(checksum, names), strict=True))
+
+
+def size_of(path: pathlib.Path) -> int:
+    """Bytes of all files under a folder."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def file_identity(paths) -> list[list]:
@@ -134,3 +209,13 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(value, indent=2, default=list) + "\n")
     temporary.replace(path)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is there, but another user's
+        return True
+    return True

@@ -20,7 +20,7 @@ from cadc_jax.models.dlrm import DLRM
 from cadc_jax.models.two_tower import TwoTower
 from cadc_jax.training.step import TrainConfig
 
-SOURCES = ("criteo", "movielens", "tabular")
+SOURCES = ("criteo", "movielens", "tabular", "tfds")
 TASKS = ("click", "ranking")
 ARMS = ("full", "sample", "cadc_frozen", "cadc_trainable")
 MODELS = {"dlrm": DLRM, "two_tower": TwoTower}
@@ -37,8 +37,8 @@ def default_config() -> ConfigDict:
     config.arms = ARMS  # what to compare
 
     data = config.data = ConfigDict()
-    data.source = "tabular"  # 'criteo', 'movielens' or 'tabular'
-    data.path = ""  # the raw file or folder; empty: `folder` inside $CADC_DATA_DIR
+    data.source = "tabular"  # 'criteo', 'movielens', 'tabular' or 'tfds'
+    data.path = ""  # the raw file or folder; empty: `folder` inside $CADC_DATA_DIR (tfds: its own)
     data.folder = ""
     data.task = "ranking"  # 'ranking' (positives only) or 'click' (labels 0 and 1)
     data.split = "leave_one_out"  # leave_one_out, order, time, random or given
@@ -49,14 +49,19 @@ def default_config() -> ConfigDict:
     data.item_features = ()
     data.log_dense = False  # log(1 + x) of dense features, for counts
     data.num_negatives = 99  # of the '1 + K' ranking protocol
-    data.max_malformed = 0.0  # criteo: share of malformed rows to leave out before giving up
+    data.max_malformed = 0.0  # share of malformed rows to leave out before giving up
+    data.max_vocabulary = 0  # values a column may have before it is hashed to so many ids; 0: any
+    data.block_bytes = 1 << 24  # raw text decoded at a time on each core; bounds memory
     data.synthetic_rows = 200_000  # criteo: rows made up where there is no file
+    data.tfds_name = ""  # tfds: name of the data set, such as 'movielens/100k-ratings'
     data.variant = ""  # movielens: '100k', '1m' or '10m'
-    data.train_file = ""  # tabular: files inside the folder ...
+    # tabular: files inside the folder. criteo with split='given': names of the files that validate
+    # and test, * stands for anything. tfds: names of splits, several joined by +.
+    data.train_file = ""
     data.validation_file = ""
     data.test_file = ""
-    data.negatives_file = ""
-    data.columns = ConfigDict(  # ... and what their columns are; see data/tabular.py
+    data.negatives_file = ""  # tabular: items to rank each test row's item against
+    data.columns = ConfigDict(  # tabular, tfds: what the columns are; see data/tabular.py
         dict(
             user="user_id",
             item="item_id",

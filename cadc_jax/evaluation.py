@@ -72,12 +72,10 @@ def evaluate_ranking_full(
     chosen = np.arange(len(columns["user"]))
     if 0 < max_users < len(chosen):
         chosen = np.sort(np.argsort(sampling.mix64(chosen, seed))[:max_users])
-    earlier = [table.splits[name] for name in SPLITS[: SPLITS.index(split)]]
-    seen = ranking.SeenItems(
-        np.concatenate([rows["user"] for rows in earlier]),
-        np.concatenate([rows["item"] for rows in earlier]),
-        table.schema.num_users,
-    )
+    held_out = [table.splits[name] for name in SPLITS[1 : SPLITS.index(split)]]
+    earlier = [table.known_pairs(), *((rows["user"], rows["item"]) for rows in held_out)]
+    users, items = (np.concatenate(columns) for columns in zip(*earlier, strict=True))
+    seen = ranking.SeenItems(users, items, table.schema.num_users)
     all_items = np.arange(table.schema.num_items, dtype=np.int32)[None]
     block = int(np.clip(pair_block // table.schema.num_items, 1, len(chosen)))
     ranks = ranking.full_ranks(

@@ -14,10 +14,11 @@ import orbax.checkpoint as ocp
 from absl import logging
 from ml_collections import ConfigDict
 
-from cadc_jax import artifacts, configuration, evaluation, report, sharding
+from cadc_jax import artifacts, compressed, configuration, evaluation, report, sharding
 from cadc_jax.artifacts import Artifact, materialize
-from cadc_jax.data import negatives, pipeline, prepare, sources, synthetic
-from cadc_jax.data.table import Columns, Table, open_table, read_columns, write_columns
+from cadc_jax.compressed import Inputs
+from cadc_jax.data import negatives, pairs, pipeline, prepare, sources, synthetic
+from cadc_jax.data.table import Columns, Table, open_table, read_columns, write_columns, write_rows
 from cadc_jax.factorization import als, sgd
 from cadc_jax.factorization.factors import Factors, with_bias_columns
 from cadc_jax.factorization.interactions import Interactions
@@ -39,21 +40,22 @@ class Run:
       config: the validated configuration.
       workdir: where artefacts and the report go.
       say: shows the user a line.
+      verify: whether to compare the checksums of artefacts that are reused.
     """
 
     config: ConfigDict
     workdir: pathlib.Path
-    say: Say
+    say: Say = print
+    verify: bool = True
 
 
-def run(config: ConfigDict, workdir: pathlib.Path, last: str = "report", say: Say = print) -> None:
+def run(this: Run, last: str = "report") -> None:
     """Runs the stages up to `last`, reusing those that are finished.
 
     Raises:
       CadcError: whatever the user has to mend.
     """
-    configuration.validate(config)
-    this = Run(config, pathlib.Path(workdir), say)
+    configuration.validate(this.config)
     raw = raw_data(this)
     prepared = prepare_stage(this, raw)
     if last == "prepare":
@@ -61,22 +63,76 @@ def run(config: ConfigDict, workdir: pathlib.Path, last: str = "report", say: Sa
     factors = factorize_stage(this, prepared)
     if last == "factorize":
         return
-    sample = sample_stage(this, prepared)
-    if last == "sample":
-        return
+    inputs = Inputs(prepared, factors, sample_stage(this, prepared))
+    if last != "sample":
+        compare(this, inputs, last)
+
+
+def compress(this: Run, out: pathlib.Path) -> None:
+    """Writes the compressed data set to `out`; see `compressed`.
+
+    Raises:
+      CadcError: whatever the user has to mend.
+    """
+    configuration.validate(this.config)
+    raw = raw_data(this)
+    prepared = prepare_stage(this, raw)
+    factors = factorize_stage(this, prepared)
+    inputs = Inputs(prepared, factors, sample_stage(this, prepared))
+    files = sources.raw_files(this.config.data.source, raw, this.config.data.to_dict())
+    made = compressed.write(out, this.config, inputs, sum(file.stat().st_size for file in files))
+    this.say(f"\n{compressed.sizes(made)}\n\nTrain from it: cadc train --from={out}")
+
+
+def train_from(this: Run, inputs: Inputs) -> None:
+    """Trains, evaluates and reports from a compressed data set; all rows are not there any more."""
+    arms = tuple(arm for arm in this.config.arms if arm != "full")
+    config = this.config.copy_and_resolve_references()
+    config.arms = arms
+    configuration.validate(config)
+    compare(dataclasses.replace(this, config=config), inputs, "report")
+
+
+def interactions(this: Run, rows: int) -> None:
+    """Shows which pairs of columns of a click log may stand for users and items; see `pairs`.
+
+    Raises:
+      CadcError: whatever the user has to mend.
+    """
+    configuration.validate(this.config)
+    if this.config.data.task != "click":
+        raise configuration.ConfigError("these rows name their users and items, and have no labels")
+    table = open_table(prepare_stage(this, raw_data(this)).path)
+    schema, train = table.schema, table.splits["train"]
+    count = len(train["label"])
+    ids = pipeline.sampled_ids(count, min(1.0, rows / count), this.config.seed)
+    columns = dict(zip(schema.context.categorical, train["categorical"][ids].T, strict=True))
+    for kind, names in (("user", schema.user_features), ("item", schema.item_features)):
+        columns["*".join(names) or kind] = train[kind][ids]
+    progress = Progress("interactions", 0, "pairs")
+
+    def show(done: int, total: int) -> None:
+        progress.total = total
+        progress.update(done)
+
+    records = pairs.study(train["label"][ids], columns, seed=this.config.seed, progress=show)
+    progress.close()
+    this.say("\n" + pairs.table(records))
+
+
+def compare(this: Run, inputs: Inputs, last: str) -> None:
+    """Trains all models in all arms, and evaluates and reports unless another stage is the last."""
+    pairs = [(model, arm) for model in this.config.models for arm in this.config.arms]
     if last == "train":
-        for model, arm in _models_and_arms(config):
-            train_stage(this, prepared, factors, sample, model, arm)
+        for model, arm in pairs:
+            train_stage(this, inputs, model, arm)
         return
-    rows = [
-        baseline_row(this, prepared, factors, "popularity"),
-        baseline_row(this, prepared, factors, "mf_alone"),
-    ]
-    for model, arm in _models_and_arms(config):
-        rows.append(arm_row(this, prepared, factors, sample, model, arm))
+    rows = [baseline_row(this, inputs, arm) for arm in ("popularity", "mf_alone")]
+    rows += [arm_row(this, inputs, model, arm) for model, arm in pairs]
     if last == "report":
+        config = this.config
         results = {"config": config.to_dict(), "seed": config.seed, "rows": rows}
-        say("\n" + report.write(this.workdir, results, prepared.facts))
+        this.say("\n" + report.write(this.workdir, results, inputs.prepared.facts))
 
 
 def raw_data(run: Run) -> pathlib.Path:
@@ -110,8 +166,8 @@ def prepare_stage(run: Run, raw: pathlib.Path) -> Artifact:
     }
 
     def write(folder: pathlib.Path) -> Mapping[str, Any]:
-        table = sources.read(data["source"], raw, data)
-        return prepare.write(folder, table, configuration.prepare_config(run.config))
+        source = sources.open_source(data["source"], raw, data)
+        return prepare.write(folder, source, configuration.prepare_config(run.config))
 
     made = _stage(run, "prepare", settings, write)
     facts = made.facts
@@ -165,7 +221,7 @@ def _factorize(table: Table, config, key: jax.Array) -> tuple[Factors, np.ndarra
                 value = None if config.feedback == "implicit" else train["value"]
             matrix = Interactions.from_rows(users, items, schema.num_users, schema.num_items, value)
             return als.fit(matrix, config, key, mesh=sharding.make_mesh(), progress=show)
-        label = np.asarray(train["label"]) if schema.task == "click" else None
+        label = train["label"] if schema.task == "click" else None
         return sgd.fit(
             users, items, schema.num_users, schema.num_items, config, key, label, progress=show
         )
@@ -180,10 +236,9 @@ def sample_stage(run: Run, prepared: Artifact) -> Artifact:
 
     def write(folder: pathlib.Path) -> Mapping[str, Any]:
         train = open_table(prepared.path).splits["train"]
-        ids = np.concatenate(
-            list(pipeline.sampled_ids(len(train["user"]), rate, seed).as_numpy_iterator())
-        )
-        write_columns(folder, {"row": ids, **{name: x[ids] for name, x in train.items()}})
+        ids = pipeline.sampled_ids(len(train["user"]), rate, seed)
+        write_columns(folder, {"row": ids})
+        write_rows(folder, train, ids)
         return {"rows": len(ids)}
 
     made = _stage(run, "sample", settings, write)
@@ -193,11 +248,9 @@ def sample_stage(run: Run, prepared: Artifact) -> Artifact:
     return made
 
 
-def train_stage(
-    run: Run, prepared: Artifact, factors: Artifact, sample: Artifact, model_name: str, arm: str
-) -> Artifact:
+def train_stage(run: Run, inputs: Inputs, model_name: str, arm: str) -> Artifact:
     """Trains one model in one arm; the artefact holds the state that validated best."""
-    config = run.config
+    config, prepared, factors, sample = run.config, inputs.prepared, inputs.factors, inputs.sample
     train_config = configuration.train_config(config)
     settings = {
         "prepared": prepared.fingerprint,
@@ -246,8 +299,7 @@ def _fit(run, table: Table, rows: Columns, factors: Artifact, model_name, arm, c
     content = embeddings.content_of(table)
     sampler = None
     if schema.task == "ranking":
-        train = table.splits["train"]
-        known = np.unique(negatives.pair_keys(train["user"], train["item"], schema.num_items))
+        known = negatives.pair_keys(*table.known_pairs(), schema.num_items)  # sorted, as they are
         sampler = pipeline.NegativeSampling(config.negatives, known, schema.num_items)
     names = {"user", "item", "dense", "categorical"} | ({"label"} if sampler is None else set())
     rows = {name: column for name, column in rows.items() if name in names}
@@ -274,11 +326,10 @@ def _fit(run, table: Table, rows: Columns, factors: Artifact, model_name, arm, c
     )
 
 
-def arm_row(
-    run: Run, prepared: Artifact, factors: Artifact, sample: Artifact, model_name: str, arm: str
-) -> dict[str, Any]:
+def arm_row(run: Run, inputs: Inputs, model_name: str, arm: str) -> dict[str, Any]:
     """Trains and evaluates one arm: a row of the results."""
-    trained = train_stage(run, prepared, factors, sample, model_name, arm)
+    prepared, factors, sample = inputs.prepared, inputs.factors, inputs.sample
+    trained = train_stage(run, inputs, model_name, arm)
 
     def score_of(table: Table):
         model = configuration.make_model(run.config, model_name)
@@ -287,8 +338,10 @@ def arm_row(
         tables = dict(state["tables"])
         if _frozen_tables(arm):
             tables |= loop.scaled(_factor_tables(factors))
-        content = embeddings.content_of(table)
-        return functools.partial(step.predict, model, state["params"], tables, content)
+        # They may have been saved from fewer devices, or from one before the first step.
+        inputs = (state["params"], tables, embeddings.content_of(table))
+        on_all = sharding.named(sharding.make_mesh(), sharding.REPLICATED)
+        return functools.partial(step.predict, model, *jax.device_put(inputs, on_all))
 
     evaluated = _evaluate(
         run,
@@ -309,16 +362,17 @@ def arm_row(
     return row | {"best_step": trained.facts["best_step"]}
 
 
-def baseline_row(run: Run, prepared: Artifact, factors: Artifact, arm: str) -> dict[str, Any]:
+def baseline_row(run: Run, inputs: Inputs, arm: str) -> dict[str, Any]:
     """Evaluates what needs no deep model: popularity, or the factors' own score."""
+    prepared, factors = inputs.prepared, inputs.factors
 
     def score_of(table: Table):
         return popularity(table) if arm == "popularity" else factor_score(factors)
 
-    inputs = factors.fingerprint if arm == "mf_alone" else "popularity"
+    scorer = factors.fingerprint if arm == "mf_alone" else "popularity"
     # ALS scores are preferences, not logits.
     calibrated = arm == "popularity" or run.config.factorization == "sgd"
-    evaluated = _evaluate(run, prepared, inputs, score_of, arm, calibrated)
+    evaluated = _evaluate(run, prepared, scorer, score_of, arm, calibrated)
     seconds = {"prepare": prepared.seconds}
     if arm == "mf_alone":
         seconds["factorize"] = factors.seconds
@@ -328,12 +382,11 @@ def baseline_row(run: Run, prepared: Artifact, factors: Artifact, arm: str) -> d
 
 def popularity(table: Table) -> evaluation.Score:
     """Scores an item by its training rows; of clicks, by its smoothed click rate (a logit)."""
-    train, size = table.splits["train"], table.schema.num_items
-    counts = np.bincount(train["item"], minlength=size)
+    counts = table.items["count"]
     if table.schema.task == "ranking":
         scores = jnp.asarray(counts, jnp.float32)
     else:
-        clicks = np.bincount(train["item"], weights=train["label"], minlength=size)
+        clicks = table.items["clicks"]
         mean = clicks.sum() / counts.sum()
         rate = (clicks + 10 * mean) / (counts + 10)  # ten rows' worth of the mean
         scores = jnp.asarray(np.log(rate / (1 - rate)), jnp.float32)
@@ -357,7 +410,7 @@ def factor_score(factors: Artifact) -> evaluation.Score:
 def _evaluate(
     run: Run,
     prepared: Artifact,
-    inputs: str,
+    scorer: str,
     score_of: Callable[[Table], evaluation.Score],
     label: str,
     calibrated: bool = True,
@@ -365,7 +418,7 @@ def _evaluate(
 ) -> Artifact:
     """Test metrics of a scorer, as an artefact."""
     options = run.config.evaluation.to_dict()
-    settings = {"prepared": prepared.fingerprint, "inputs": inputs, "evaluation": options}
+    settings = {"prepared": prepared.fingerprint, "scorer": scorer, "evaluation": options}
 
     def write(folder: pathlib.Path) -> Mapping[str, Any]:
         del folder
@@ -382,16 +435,13 @@ def _evaluate(
 
 def _stage(run: Run, stage: str, settings, write, label: str = "") -> Artifact:
     """`materialize`, and a line for the user."""
-    made = materialize(run.workdir, stage, json.loads(json.dumps(settings)), write)
+    settings = json.loads(json.dumps(settings))
+    made = materialize(run.workdir, stage, settings, write, run.verify)
     how = "reused, made in" if made.reused else "done in"
     name = f"{stage} ({label})" if label else stage
     run.say(f"[{stage:>9}] {name}: {how} {made.seconds:.1f} s -> {made.path}")
     logging.info("%s settings: %s", name, settings)
     return made
-
-
-def _models_and_arms(config: ConfigDict):
-    return [(model, arm) for model in config.models for arm in config.arms]
 
 
 def _embeddings(arm: str) -> str:

@@ -1,13 +1,21 @@
 """Compress the training data of a recommender, and compare what is trained on it.
 
-    python -m cadc_jax.main --config=configs/criteo.py
+    cadc --config=configs/criteo.py                          (or: python -m cadc_jax.main ...)
 
 Runs the stages prepare, factorize, sample, train, evaluate and report; each leaves an artefact in
 the work folder and is not repeated by a second run. Any field of the configuration can be changed:
 
     --config.data.path=/data/train.txt --config.rate=0.01 --config.seed=1
+
+Other commands:
+
+    cadc compress --config=... --rate=0.1 --out=DIR          write what training needs to a folder
+    cadc train --from=DIR                                    compare the arms from that folder alone
+    cadc interactions --config=...                           which columns may stand for user, item
+    cadc verify --from=DIR                                   compare all checksums of an artefact
 """
 
+import errno
 import os
 import pathlib
 import sys
@@ -35,23 +43,105 @@ _STAGE = flags.DEFINE_enum(
     STAGES,
     "Last stage to run; the ones before it are run unless they are finished.",
 )
+_VERIFY = flags.DEFINE_bool(
+    "verify",
+    True,
+    "Compare the checksums of finished stages before they are used again (reads them whole).",
+)
+_RATE = flags.DEFINE_float("rate", None, "compress: share of the training rows; config.rate.")
+_OUT = flags.DEFINE_string("out", None, "compress: the folder to make.")
+_FROM = flags.DEFINE_string("from", None, "train, verify: a folder that 'cadc compress' made.")
+_ROWS = flags.DEFINE_integer("rows", 200_000, "interactions: training rows to look at.")
 
 
 def main(argv: list[str]) -> None:
-    """Runs the configured experiment."""
-    if len(argv) > 1:
-        raise CadcError(f"unexpected argument '{argv[1]}': options are written --name=value")
-    if _CONFIG.value is None:
-        raise CadcError("no configuration: give one, such as --config=configs/criteo.py")
-    config = _CONFIG.value
-    try:
-        name = config.name
-    except OSError as error:  # config_flags puts off the failure to the first use
-        raise ConfigError(str(error)) from None
-    workdir = pathlib.Path(_WORKDIR.value or pathlib.Path("workdir") / name)
+    """Runs the command, which is the first argument; without one, the configured experiment."""
+    command, *rest = argv[1:] or ["run"]
+    if command not in COMMANDS:
+        raise CadcError(
+            f"unexpected argument '{command}': commands are {', '.join(COMMANDS)}; options are "
+            "written --name=value"
+        )
+    if rest:
+        raise CadcError(f"unexpected argument '{rest[0]}': options are written --name=value")
+    COMMANDS[command]()
+
+
+def _run() -> None:
     from cadc_jax import experiment  # seconds of imports, which --help and a typo need not wait for
 
-    experiment.run(config, workdir, _STAGE.value)
+    experiment.run(_experiment(_config()), _STAGE.value)
+
+
+def _compress() -> None:
+    config = _config()
+    if _RATE.value is not None:
+        config.rate = _RATE.value
+    from cadc_jax import experiment
+
+    experiment.compress(_experiment(config), pathlib.Path(_needed(_OUT)))
+
+
+def _train() -> None:
+    folder = pathlib.Path(_needed(_FROM))
+    from cadc_jax import compressed, experiment
+
+    config, inputs = compressed.open_inputs(folder, _VERIFY.value)
+    if _CONFIG.value is not None:
+        config = _config()
+    experiment.train_from(_experiment(config), inputs)
+
+
+def _verify() -> None:
+    folder = pathlib.Path(_needed(_FROM))
+    from cadc_jax import artifacts
+
+    artifacts.read(folder, verify=True)
+    print(f"{folder}: whole and undamaged")
+
+
+def _interactions() -> None:
+    config = _config()
+    from cadc_jax import experiment
+
+    experiment.interactions(_experiment(config), _ROWS.value)
+
+
+COMMANDS = {
+    "run": _run,
+    "compress": _compress,
+    "train": _train,
+    "interactions": _interactions,
+    "verify": _verify,
+}
+
+
+def _config():
+    """The configuration of the command line.
+
+    Raises:
+      ConfigError: if there is none, or its file cannot be read.
+    """
+    if _CONFIG.value is None:
+        raise ConfigError("no configuration: give one, such as --config=configs/criteo.py")
+    try:
+        _CONFIG.value.name  # noqa: B018  config_flags puts off the failure to the first use
+    except OSError as error:
+        raise ConfigError(str(error)) from None
+    return _CONFIG.value
+
+
+def _experiment(config):
+    from cadc_jax import experiment
+
+    workdir = pathlib.Path(_WORKDIR.value or pathlib.Path("workdir") / config.name)
+    return experiment.Run(config, workdir, verify=_VERIFY.value)
+
+
+def _needed(flag) -> str:
+    if not flag.value:
+        raise ConfigError(f"this command needs --{flag.name}=DIR")
+    return flag.value
 
 
 def run() -> None:
@@ -65,6 +155,11 @@ def _main_without_traceback(argv: list[str]) -> None:
         main(argv)
     except CadcError as error:
         _fail(error)
+    except OSError as error:
+        if error.errno not in _NOT_OURS:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{os.strerror(error.errno)}; {_NOT_OURS[error.errno]}")
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -75,7 +170,18 @@ def _parse_flags(argv: list[str]) -> list[str]:
         _fail(error)
 
 
-def _fail(error: Exception) -> None:
+# Faults of the machine that a user can mend, and how.
+_MEND_SPACE = "free some room, or choose another --workdir; finished stages are kept"
+_NOT_OURS = {
+    errno.ENOSPC: _MEND_SPACE,
+    errno.EDQUOT: _MEND_SPACE,
+    errno.EACCES: "ask for the permission, or choose another path",
+    errno.EPERM: "ask for the permission, or choose another path",
+    errno.EROFS: "choose a --workdir that can be written",
+}
+
+
+def _fail(error: Exception | str) -> None:
     text = str(error)
     if isinstance(error, AttributeError | KeyError):  # ConfigDict quotes its text, once or twice
         text = "no such field: " + text.replace("\\n", ". ").replace("\\", "").replace("'", "")

@@ -1,6 +1,11 @@
 """Finished stages on disk: found again, never half written, never another's."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -46,6 +51,7 @@ def test_the_manifest_tells_settings_facts_and_versions(tmp_path):
     manifest = json.loads((made.path / "manifest.json").read_text())
     assert manifest["settings"] == {"stage": "prepare", "format": artifacts.FORMAT, "a": 1}
     assert manifest["facts"] == {"rows": 3}
+    assert manifest["files"] == {"data": [1, f"{zlib.crc32(b'x'):08x}"]}
     assert set(manifest["versions"]) == {"cadc_jax", "jax", "numpy", "python"}
     assert manifest["versions"]["numpy"] == np.__version__
 
@@ -91,11 +97,32 @@ def test_facts_that_cannot_be_kept_leave_nothing_behind(tmp_path):
 
 def test_what_a_killed_run_left_is_never_taken_for_an_artefact(tmp_path):
     made = artifacts.materialize(tmp_path / "a", "prepare", {}, write_text)
-    left = tmp_path / "b" / "prepare" / f".{made.fingerprint}.1.tmp"
-    left.mkdir(parents=True)
-    (left / "data").write_text("half")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    folder = tmp_path / "b" / "prepare"
+    own = f".{made.fingerprint}.{socket.gethostname()}"
+    for name in (f"{own}.{ended.pid}.tmp", f"{own}.{os.getppid()}.tmp"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "data").write_text("half")
     again = artifacts.materialize(tmp_path / "b", "prepare", {}, write_text)
     assert not again.reused and (again.path / "data").read_text() == "x"
+    # What a running process is writing stays; what an ended one left does not.
+    left = {path.name for path in folder.iterdir()}
+    assert left == {made.fingerprint, f"{own}.{os.getppid()}.tmp"}
+
+
+def test_of_two_runs_that_finish_the_same_stage_the_first_one_stays(tmp_path):
+    def write_while_another_finishes(folder):
+        artifacts.materialize(tmp_path / "other", "prepare", {}, write_text)
+        (tmp_path / "other" / "prepare").rename(tmp_path / "moved")
+        (made,) = (tmp_path / "moved").iterdir()
+        made.rename(tmp_path / "prepare" / made.name)
+        (folder / "data").write_text("second")
+        return {}
+
+    made = artifacts.materialize(tmp_path, "prepare", {}, write_while_another_finishes)
+    assert (made.path / "data").read_text() == "x" and made.facts == {"rows": 3}
+    assert len(list((tmp_path / "prepare").iterdir())) == 1
 
 
 @pytest.mark.parametrize(
@@ -119,6 +146,50 @@ def test_another_format_version_is_refused(tmp_path):
     (made.path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ArtifactError, match=f"format 99, this version reads {artifacts.FORMAT}"):
         artifacts.materialize(tmp_path, "prepare", {}, must_not_run)
+
+
+def write_folders(folder):
+    (folder / "a").mkdir()
+    np.save(folder / "a" / "user.npy", np.arange(100_000))
+    np.save(folder / "item.npy", np.arange(10))
+    return {}
+
+
+def test_a_flipped_bit_is_found_and_its_file_named(tmp_path):
+    made = artifacts.materialize(tmp_path, "prepare", {}, write_folders)
+    file = made.path / "a" / "user.npy"
+    content = bytearray(file.read_bytes())
+    for place in (0, 5000, len(content) - 1):
+        damaged = content.copy()
+        damaged[place] ^= 1
+        file.write_bytes(damaged)
+        with pytest.raises(ArtifactError, match=f"{file}: the file is damaged .*delete the folder"):
+            artifacts.materialize(tmp_path, "prepare", {}, must_not_run, verify=True)
+        artifacts.read(made.path)  # of the right size, which is all that is looked at by default
+    file.write_bytes(content)
+    assert artifacts.materialize(tmp_path, "prepare", {}, must_not_run, verify=True).reused
+
+
+def test_a_missing_or_shortened_file_is_found_at_once(tmp_path):
+    made = artifacts.materialize(tmp_path, "prepare", {}, write_folders)
+    file = made.path / "item.npy"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1])
+    with pytest.raises(ArtifactError, match=f"{file}: the file has 207 bytes instead of 208"):
+        artifacts.materialize(tmp_path, "prepare", {}, must_not_run)
+    file.unlink()
+    with pytest.raises(ArtifactError, match=f"{file}: the file is missing"):
+        artifacts.materialize(tmp_path, "prepare", {}, must_not_run)
+
+
+def test_checksums_are_those_of_whole_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(artifacts, "_READ_BYTES", 7)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "x").write_bytes(b"0123456789")
+    (tmp_path / "a").write_bytes(b"")
+    crc = f"{zlib.crc32(b'0123456789'):08x}"
+    assert artifacts.checksums(tmp_path) == {"a": [0, "00000000"], "b/x": [10, crc]}
+    assert artifacts.size_of(tmp_path) == 10
 
 
 def test_a_changed_raw_file_has_another_identity(tmp_path):

@@ -84,7 +84,9 @@ def ranking_table(users=40, items=30):
         }
 
     schema = Schema("ranking", users, items, Features(), Features(), Features())
-    return Table(schema, {"train": split(1), "validation": split(2), "test": split(5)}, {}, {})
+    known = {"offsets": np.r_[0, np.arange(users)], "items": split(1)["item"]}
+    splits = {"train": split(1), "validation": split(2), "test": split(5)}
+    return Table(schema, splits, {}, {}, known)
 
 
 def lower_is_better(batch):

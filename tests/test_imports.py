@@ -25,7 +25,9 @@ ABOVE = {"experiment", "configuration", "report", "main"}
         "cadc_jax.models.two_tower",
         "cadc_jax.training.loop",
         "cadc_jax.configuration",
+        "cadc_jax.data.pairs",
         "cadc_jax.data.sampling",
+        "cadc_jax.data.tfds_source",
         "cadc_jax.evaluation",
     ],
 )

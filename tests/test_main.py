@@ -124,7 +124,7 @@ def test_a_bad_file_is_an_error_that_names_it(tmp_path, content, message):
     config = runpy.run_path(CRITEO)["get_config"]()
     config.data.path = str(path)
     with pytest.raises(DataError, match=f"{path}.*{message}"):
-        experiment.run(config, tmp_path / "work", say=lambda line: None)
+        experiment.run(experiment.Run(config, tmp_path / "work", say=lambda line: None))
 
 
 def test_an_error_in_a_stage_ends_in_one_clear_line(tmp_path):

@@ -1,22 +1,23 @@
 """Reads the Criteo display-advertising logs: tab-separated text without a header.
 
 A row is `label I1 .. I13 C1 .. C26`: 0 or 1, then 13 integers, then 26 categorical values of one to
-eight hexadecimal digits; any but the label may be empty. A block of lines is decoded at once: the
+eight hexadecimal digits; any but the label may be empty. A block of lines is decoded at once, by
+Arrow's parser if all are plain and whole. If not, NumPy does it and finds what is wrong: the
 last eight bytes of a field make one 64-bit word, and a few shifts and sums turn words into numbers.
 """
 
-import collections
-import concurrent.futures
-import os
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import csv
 
-from cadc_jax.data import files, schema
-from cadc_jax.errors import DataError
+from cadc_jax.data import chunks, files, schema
 
 DENSE = tuple(f"I{i}" for i in range(1, 14))
 CATEGORICAL = tuple(f"C{i}" for i in range(1, 27))
@@ -24,7 +25,7 @@ FIELDS = ("label", *DENSE, *CATEGORICAL)
 
 _LEADING = 1 + len(DENSE)  # the label and the integers, which no row may lack
 _EXAMPLES = 5  # malformed rows quoted in the report
-_BLOCK_BYTES = 1 << 20  # what is decoded at once; its arrays stay in the cache
+_BLOCK_BYTES = 1 << 20  # what `read` decodes at once; its arrays stay in the cache
 _WORD = 8  # bytes
 _NOT_A_DIGIT = 0x80
 _DIGITS = bytes(
@@ -36,11 +37,23 @@ _VALID = (
     *((re.compile(rb"(-?[0-9]{1,18})?"), "an integer"),) * len(DENSE),
     *((re.compile(rb"[0-9a-fA-F]{0,8}"), "one to eight hexadecimal digits"),) * len(CATEGORICAL),
 )
+_TOO_LONG = 1e18  # has 19 digits
+_READ = csv.ReadOptions(column_names=FIELDS, block_size=1 << 20, use_threads=False)
+_PARSE = csv.ParseOptions(delimiter="\t", quote_char=False)
+_CONVERT = csv.ConvertOptions(
+    column_types={"label": pa.binary(1)}
+    | dict.fromkeys(DENSE, pa.int64())
+    | dict.fromkeys(CATEGORICAL, pa.binary(8)),
+    null_values=[""],
+    strings_can_be_null=True,
+)
 _u64 = np.uint64
 
 
-def read(paths: Sequence[str | Path], max_malformed: float = 0.0) -> schema.RawTable:
-    """Reads Criteo logs, in the order of the files and of their rows.
+def source(
+    paths: Sequence[str | Path], folds: Sequence[int] | None = None, block_bytes: int = 1 << 24
+) -> chunks.Source:
+    """Criteo logs, in the order of the files and of their rows.
 
     A row of 14 to 39 fields has lost trailing categorical values, a defect that real copies have:
     they are filled with 'missing', and `report.padded` counts such rows. A row is malformed if it
@@ -50,45 +63,105 @@ def read(paths: Sequence[str | Path], max_malformed: float = 0.0) -> schema.RawT
 
     Args:
       paths: text files, plain, gzip or Zstandard.
-      max_malformed: the largest share of malformed rows to put up with, in [0, 1].
+      folds: TRAIN, VALIDATION or TEST for each file, or None if the split does not go by file.
+      block_bytes: text decoded at a time.
 
     Returns:
-      A table with `label`; `dense` 'I1'..'I13', the integers as they stand; and `categorical`
-      'C1'..'C26', int64. The logs name no user, no item and no time.
+      Chunks with `label`; dense 'I1'..'I13', the integers as they stand; and categorical
+      'C1'..'C26', int64. The logs name no user, no item and no time. Reading raises DataError if a
+      file is missing, empty, binary or truncated.
+    """
+
+    def tasks(path: str | Path, fold: int | None) -> Iterator[chunks.Task]:
+        for block in files.read_blocks(path, block_bytes):
+            decode = functools.partial(_chunk, path, block.line, block.text, fold)
+            yield chunks.Task(block.consumed, decode)
+
+    by_file = [None] * len(paths) if folds is None else folds
+    return chunks.Source(
+        ", ".join(map(str, paths)),
+        [functools.partial(tasks, *part) for part in zip(paths, by_file, strict=True)],
+        files.stored_size(paths),
+        confirm=files.unchanged_since_now(paths),
+    )
+
+
+def read(paths: Sequence[str | Path], max_malformed: float = 0.0) -> schema.RawTable:
+    """Reads `source` into memory.
+
+    Args:
+      paths: text files, plain, gzip or Zstandard.
+      max_malformed: the largest share of malformed rows to put up with, in [0, 1].
 
     Raises:
       DataError: a file is missing, empty, binary or truncated; too many rows are malformed.
     """
-    blocks = []
-    rows = padded = malformed = 0
-    examples: list[str] = []
-    for path, line, block in _decoded_blocks(paths):
-        rows += len(block.label)
-        padded += block.padded
-        malformed += block.malformed
-        examples += (f"{path}:{line + offset}: {what}" for offset, what in block.examples)
-        blocks.append(block)
-        if malformed and not max_malformed:
-            break  # it cannot get better
-    if malformed > max_malformed * (rows + malformed):
-        raise DataError(
-            f"{examples[0]} ({malformed} of the {rows + malformed} rows read are malformed); mend "
-            f"or remove such rows, or raise `data.max_malformed` (now {max_malformed:g})"
-        )
-    if not rows:
-        raise DataError(f"{', '.join(map(str, paths))}: no rows; {files.HINT}")
-    return schema.RawTable(
-        report=schema.ReadReport(rows, padded, malformed, tuple(examples[:_EXAMPLES])),
-        label=np.concatenate([block.label for block in blocks]),
-        dense={
-            name: np.concatenate([block.dense[column] for block in blocks])
-            for column, name in enumerate(DENSE)
-        },
-        categorical={
-            name: np.concatenate([block.categorical[column] for block in blocks])
-            for column, name in enumerate(CATEGORICAL)
-        },
-    )
+    return chunks.collect(source(paths, block_bytes=_BLOCK_BYTES), max_malformed)
+
+
+def _chunk(path: str | Path, line: int, text: bytes, fold: int | None) -> chunks.Chunk:
+    """Decodes whole lines, of which the first is number `line` of the file."""
+    rows, report = _parse(text), None
+    if rows is None:  # whatever is not plain and whole
+        block = _decode(text)
+        examples = tuple(f"{path}:{line + offset}: {what}" for offset, what in block.examples)
+        report = schema.ReadReport(len(block.label), block.padded, block.malformed, examples)
+        columns = {"label": block.label}
+        columns |= {chunks.DENSE + name: x for name, x in zip(DENSE, block.dense, strict=True)}
+        for name, values in zip(CATEGORICAL, block.categorical, strict=True):
+            columns[chunks.CATEGORICAL + name] = values
+        rows = chunks.table_of(columns)
+    if fold is not None:
+        rows = rows.append_column("fold", pa.array(np.full(len(rows), fold, np.int8)))
+    return chunks.Chunk(rows, report or schema.ReadReport(len(rows)))
+
+
+def _parse(text: bytes) -> pa.Table | None:
+    """Decodes lines of 40 fields with categorical values of eight digits; None if some are not.
+
+    Arrow's parser is faster than ours, but takes more for a number than we do, and cannot say what
+    is wrong with a row.
+    """
+    if any(character in text for character in (b" ", b"x", b"X", b"+", b"\r")):
+        return None
+    try:
+        table = csv.read_csv(pa.BufferReader(text), _READ, _PARSE, _CONVERT)
+    except pa.ArrowInvalid:
+        return None
+    table = table.combine_chunks()
+    if not len(table):
+        return None
+    label = table["label"].chunk(0)
+    digits = np.frombuffer(label.buffers()[1], np.uint8, len(label), label.offset)
+    if label.null_count or not np.isin(digits, (ord("0"), ord("1"))).all():
+        return None
+    columns = {"label": pa.array((digits - ord("0")).astype(np.float32))}
+    for name in DENSE:
+        values = pc.fill_null(pc.cast(table[name].chunk(0), pa.float32(), safe=False), np.nan)
+        if (np.abs(values.to_numpy()) >= _TOO_LONG).any():
+            return None
+        columns[chunks.DENSE + name] = values
+    for name in CATEGORICAL:
+        values = _coded_words(table[name].chunk(0))
+        if values is None:
+            return None
+        columns[chunks.CATEGORICAL + name] = values
+    return pa.table(columns)
+
+
+def _coded_words(column: pa.FixedSizeBinaryArray) -> pa.DictionaryArray | None:
+    """[N] words of eight hexadecimal digits, coded by their values; None if some are not."""
+    words = pa.Array.from_buffers(pa.int64(), len(column), column.buffers(), offset=column.offset)
+    words = pc.dictionary_encode(words, null_encoding="encode")
+    present = pc.is_valid(words.dictionary).to_numpy(zero_copy_only=False)
+    text = pc.fill_null(words.dictionary, 0).to_numpy().tobytes()
+    digits = np.frombuffer(text.translate(_DIGITS), np.uint64)
+    values, valid = _hexadecimals(digits, np.where(present, _WORD, 0))
+    if not valid.all():
+        return None
+    if text.islower() or text.isdigit():
+        return pa.DictionaryArray.from_arrays(words.indices, pa.array(values))
+    return chunks.distinct(words.indices, pa.array(values))  # 'AB' and 'ab' are the same number
 
 
 class _Block(NamedTuple):
@@ -100,23 +173,6 @@ class _Block(NamedTuple):
     padded: int
     malformed: int
     examples: list[tuple[int, str]]  # (line within the block, what is wrong), the first few
-
-
-def _decoded_blocks(paths: Sequence[str | Path]) -> Iterator[tuple[str | Path, int, _Block]]:
-    """Yields (file, number of the first line, rows) in order, decoding ahead on every core."""
-    blocks = (
-        (path, line, text) for path in paths for line, text in files.read_blocks(path, _BLOCK_BYTES)
-    )
-    workers = os.cpu_count() or 1
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        waiting: collections.deque = collections.deque()
-        for path, line, text in blocks:
-            waiting.append((path, line, pool.submit(_decode, text)))
-            if len(waiting) > 2 * workers:
-                path, line, block = waiting.popleft()
-                yield path, line, block.result()
-        for path, line, block in waiting:
-            yield path, line, block.result()
 
 
 def _decode(text: bytes) -> _Block:

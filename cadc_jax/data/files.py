@@ -2,8 +2,10 @@
 
 import codecs
 import difflib
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -15,8 +17,16 @@ _UTF8_BOM = b"\xef\xbb\xbf"
 _COMPRESSION = {b"\x1f\x8b": "gzip", b"\x28\xb5": "zstd"}  # by the first two bytes of a file
 
 
+class Block(NamedTuple):
+    """Whole lines of a text file, each with its newline."""
+
+    line: int  # number of the first one, from 1
+    text: bytes
+    consumed: int  # bytes of the file, as it is stored, read since the block before
+
+
 def open_stream(path: str | Path, hint: str = HINT) -> pa.NativeFile:
-    """Opens a file for reading; its first bytes, not its name, say how it is compressed.
+    """Opens a file for reading, as it is stored.
 
     Args:
       path: the file.
@@ -31,16 +41,14 @@ def open_stream(path: str | Path, hint: str = HINT) -> pa.NativeFile:
     if path.is_dir():
         raise DataError(f"{path}: a folder where a file is expected; {hint}")
     try:
-        with open(path, "rb") as file:
-            magic = file.read(2)
-        if not magic:
+        if not path.stat().st_size:
             raise empty(path)
-        return pa.input_stream(str(path), compression=_COMPRESSION.get(magic))
+        return pa.OSFile(str(path))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}); {hint}") from error
 
 
-def read_blocks(path: str | Path, size: int, hint: str = HINT) -> Iterator[tuple[int, bytes]]:
+def read_blocks(path: str | Path, size: int, hint: str = HINT) -> Iterator[Block]:
     r"""Yields the lines of a text file in blocks, so that it is never whole in memory.
 
     Args:
@@ -49,21 +57,24 @@ def read_blocks(path: str | Path, size: int, hint: str = HINT) -> Iterator[tuple
       size: bytes read at a time; a line may be at most twice as long.
       hint: as for `open_stream`.
 
-    Yields:
-      (number of the block's first line, from 1; whole lines, each with its newline).
-
     Raises:
       DataError: as `open_stream`; a binary file; a truncated or damaged compressed file.
     """
-    line, rest = 1, b""
-    with open_stream(path, hint) as stream:
+    line, rest, told = 1, b"", 0
+    with open_stream(path, hint) as file, _unpacked(file, path) as stream:
+
+        def consumed() -> int:
+            nonlocal told
+            before, told = told, file.tell()
+            return told - before
+
         chunk = _read(stream, size, path)
         _check_text(path, chunk)
         chunk = chunk.removeprefix(_UTF8_BOM)
         while chunk:
             cut = chunk.rfind(b"\n") + 1
             if cut:
-                yield line, _unix_lines(rest + chunk[:cut])
+                yield Block(line, _unix_lines(rest + chunk[:cut]), consumed())
                 line += chunk.count(b"\n")
                 rest = chunk[cut:]
             elif len(rest) < size:
@@ -71,10 +82,29 @@ def read_blocks(path: str | Path, size: int, hint: str = HINT) -> Iterator[tuple
             else:
                 raise DataError(f"{path}:{line}: the line is longer than {size} bytes; {hint}")
             chunk = _read(stream, size, path)
-    if rest:
-        yield line, _unix_lines(rest + b"\n")
-    elif line == 1:
-        raise empty(path)
+        if rest:
+            yield Block(line, _unix_lines(rest + b"\n"), consumed())
+        elif line == 1:
+            raise empty(path)
+
+
+def stored_size(paths: Iterable[str | Path]) -> int:
+    """Bytes of files as they are stored; those that cannot be looked at count nothing."""
+    return sum(os.path.getsize(path) for path in paths if os.path.exists(path))
+
+
+def unchanged_since_now(paths: Sequence[str | Path]) -> Callable[[], None]:
+    """Returns a check that raises DataError if one of the files has changed since this call."""
+    before = [_state(path) for path in paths]
+
+    def check() -> None:
+        for path, state in zip(paths, before, strict=True):
+            if _state(path) != state:
+                raise DataError(
+                    f"{path}: the file changed while it was read; run again when it is whole"
+                )
+
+    return check
 
 
 def read_text(path: str | Path, hint: str = HINT) -> bytes:
@@ -83,7 +113,7 @@ def read_text(path: str | Path, hint: str = HINT) -> bytes:
     Its encoding is the caller's affair; the errors are those of `open_stream`, and a DataError for
     a file with NUL bytes or a damaged compressed file.
     """
-    with open_stream(path, hint) as stream:
+    with open_stream(path, hint) as file, _unpacked(file, path) as stream:
         text = _read(stream, None, path).removeprefix(_UTF8_BOM)
     if not text:
         raise empty(path)
@@ -115,6 +145,22 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """Returns "; did you mean 'user_id'?" if one of `names` is close to `name`, else ''."""
     match = difflib.get_close_matches(name, list(names), n=1)
     return f"; did you mean '{match[0]}'?" if match else ""
+
+
+def _unpacked(file: pa.NativeFile, path: str | Path) -> pa.NativeFile:
+    """The file's content; its first bytes, not its name, say how it is compressed."""
+    kind = _COMPRESSION.get(file.read(2))
+    file.seek(0)
+    return pa.CompressedInputStream(file, kind) if kind else file
+
+
+def _state(path: str | Path) -> tuple[int, int] | None:
+    """Size and time of change; None for a file that is not there."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _read(stream: pa.NativeFile, size: int | None, path: str | Path) -> bytes:

@@ -1,25 +1,42 @@
 """Raw rows to a prepared table: splits first, then vocabularies and statistics, then encoding.
 
-Whatever is learnt from rows (vocabularies, counts, means) is learnt from training rows only.
+Whatever is learnt from rows (vocabularies, counts, means) is learnt from training rows only. The
+source is read once into chunks on disk (`spool`); these are gone through twice, to count and to
+encode. Memory is that of a few chunks and of the vocabularies, whatever the number of rows, unless
+the split needs all rows side by side: then of some 60 bytes a row.
 """
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from cadc_jax import artifacts
-from cadc_jax.data import negatives, sampling, splits
-from cadc_jax.data.schema import SPLITS, TEST, TRAIN, VALIDATION, EntityTable, RawTable
-from cadc_jax.data.table import Features, Schema, write_columns, write_schema
+from cadc_jax.data import chunks, encoding, negatives, splits, spool, vocabulary
+from cadc_jax.data.encoding import Encoder, Statistics
+from cadc_jax.data.schema import SPLITS, TEST, TRAIN, VALIDATION, EntityTable, RawTable, ReadReport
+from cadc_jax.data.table import (
+    ColumnWriter,
+    Features,
+    Schema,
+    read_columns,
+    write_columns,
+    write_schema,
+)
+from cadc_jax.data.vocabulary import Vocabulary
 from cadc_jax.errors import ConfigError, DataError
+from cadc_jax.progress import Progress
+
+DROPPED = -1  # the fold of a row that another one, of the same user and item, stands for
 
 
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig:
-    """How a raw table becomes a prepared one.
+    """How raw rows become a prepared table.
 
     Attributes:
       task: 'click' or 'ranking'.
@@ -27,13 +44,16 @@ class PrepareConfig:
       validation: share of all rows that validates, for 'order', 'time' and 'random'.
       test: share of all rows that tests, likewise.
       min_count: training rows a value needs to have an id of its own; rarer ones share id 0.
+      max_vocabulary: distinct training values a column may have before it is hashed to so many ids
+        instead; 0 for any number. It bounds memory.
       user_features: categorical columns that name the user, in the place of a user id the source
         may have; more than one are crossed.
       item_features: likewise for items.
       log_dense: replace each dense feature of rows by log(1 + max(x, 0)), as the field does for
-        Criteo's counts (negative values become 0).
+        Criteo's counts (negative values become 0). Flags (0 / 1) stay as they are.
       num_negatives: unseen items drawn for each held-out row ('1 + K' ranking protocol), where the
         data brings none.
+      max_malformed: share of malformed rows to leave out before giving up.
       seed: of random splits and drawn negatives.
     """
 
@@ -42,255 +62,371 @@ class PrepareConfig:
     validation: float = 0.0
     test: float = 0.0
     min_count: int = 1
+    max_vocabulary: int = 0
     user_features: tuple[str, ...] = ()
     item_features: tuple[str, ...] = ()
     log_dense: bool = False
     num_negatives: int = 99
+    max_malformed: float = 0.0
     seed: int = 0
 
 
-def write(path: pathlib.Path, raw: RawTable, config: PrepareConfig) -> Mapping[str, Any]:
-    """Writes the prepared table of `raw` into the folder `path`.
+def write(path: pathlib.Path, source: chunks.Source, config: PrepareConfig) -> Mapping[str, Any]:
+    """Writes the prepared table of a source into the folder `path`.
 
     Returns:
       Facts for the manifest: rows of each split, sizes, and what the reader met.
 
     Raises:
       ConfigError: if user or item features are missing or unknown, or too few items are unseen.
-      DataError: if a split is empty, or content ids and row ids are of different types.
+      DataError: if the source cannot be read or a split is empty.
     """
-    if config.task == "click" and raw.label is None:
-        raise ConfigError("data.task='click' needs a label (0 or 1) in each row: name its column")
-    if raw.negatives is not None and config.split != "given":
+    if source.negatives is not None and config.split != "given":
         raise ConfigError(
             "the data's own evaluation negatives belong to its own split: set data.split='given' "
             "or leave the negatives out"
         )
-    raw = _with_users_and_items(raw, config)
-    merged = 0
-    if config.task == "ranking":
-        rows = len(raw.user)
-        raw = splits.merge_repeats(raw)
-        merged = rows - len(raw.user)
-    fold = splits.assign(raw, config.split, config.validation, config.test, config.seed)
-    for number, name in enumerate(SPLITS):
-        if not np.any(fold == number):
+
+    def change(rows: pa.Table) -> pa.Table:
+        if config.task == "click" and "label" not in rows.column_names:
+            raise ConfigError(
+                "data.task='click' needs a label (0 or 1) in each row: name its column"
+            )
+        encoding.check_finite(rows)
+        rows = encoding.named(rows, config.user_features, config.item_features)
+        return encoding.logged(rows) if config.log_dense else rows
+
+    spooled, report = spool.write(path / "spool", source, config.max_malformed, change)
+    plan = _plan(spooled, report, source.negatives, config)
+    counts, statistics, rows_of = _count(spooled, plan, config)
+    for name, count in zip(SPLITS, rows_of, strict=True):
+        if not count:
             raise DataError(
-                f"the {name} split has no rows ({len(fold)} rows in all, split "
+                f"the {name} split has no rows ({report.rows} rows in all, split "
                 f"'{config.split}'): use more data or another data.split"
             )
-    rows_of = [np.flatnonzero(fold == number) for number in range(len(SPLITS))]
-    train = rows_of[TRAIN]
-
-    vocabularies = {
-        "user": vocabulary(raw.user[train], config.min_count),
-        "item": vocabulary(raw.item[train], config.min_count),
-    }
-    for kind, known in vocabularies.items():
-        if not len(known):
+    known = {name: counter.vocabulary(config.min_count) for name, counter in counts.items()}
+    for kind in ("user", "item"):
+        if known[kind].size == 1:
             raise DataError(
                 f"no {kind} has {config.min_count} training rows or more: lower data.min_count"
             )
-    user = encode(raw.user, vocabularies["user"])
-    item = encode(raw.item, vocabularies["item"])
-    target = ("label", raw.label) if config.task == "click" else ("value", _values(raw))
-    for name, rows in zip(SPLITS, rows_of, strict=True):
-        columns = {"user": user[rows], "item": item[rows], target[0]: target[1][rows]}
-        write_columns(path / name, columns)
+    features = {
+        name.removeprefix(chunks.CATEGORICAL): vocab
+        for name, vocab in known.items()
+        if name.startswith(chunks.CATEGORICAL)
+    }
+    one = np.log1p(np.float32(1)) if config.log_dense else 1.0
+    encoder = Encoder(
+        user_features=config.user_features,
+        item_features=config.item_features,
+        log_dense=config.log_dense,
+        user=known["user"],
+        item=known["item"],
+        dense={name: moments.scale(float(one)) for name, moments in statistics.items()},
+        categorical=features,
+    )
+    vocabularies = {"user": encoder.user, "item": encoder.item}
+    vocabularies |= {f"row.{name}": vocab for name, vocab in features.items()}
+    item_counts = _encode(path, spooled, plan, encoder, rows_of, config.task)
+    shutil.rmtree(path / "spool")
 
-    context = _write_context(path, raw, rows_of, config, vocabularies)
     contents = {}
-    for kind, entities in (("user", raw.users), ("item", raw.items)):
+    for kind, entities in (("user", source.users), ("item", source.items)):
         columns, contents[kind] = _content(kind, entities, vocabularies)
+        columns |= item_counts if kind == "item" else {}
         write_columns(path / f"{kind}s", columns)
     if config.task == "ranking":
-        _write_negatives(path, raw, fold, user, item, vocabularies["item"], config)
-    names = {name: name.replace("/", "_") for name in vocabularies}  # they name files
-    write_columns(path / "vocabularies", {names[name]: x for name, x in vocabularies.items()})
+        _write_known(path, encoder.user.size)
+        _write_negatives(path, plan.negatives, encoder.item, config)
+    write_columns(
+        path / "vocabularies",
+        {encoding.file_name(name): vocab.values for name, vocab in vocabularies.items()},
+    )
+    scales = {name: dict(zip(("mean", "std"), x, strict=True)) for name, x in encoder.dense.items()}
+    artifacts.write_json(path / "statistics.json", scales)
+    sizes = tuple(vocab.size for vocab in features.values())
     schema = Schema(
         task=config.task,
-        num_users=len(vocabularies["user"]) + 1,
-        num_items=len(vocabularies["item"]) + 1,
-        context=context,
+        num_users=encoder.user.size,
+        num_items=encoder.item.size,
+        context=Features(tuple(encoder.dense), tuple(features), sizes),
         user_content=contents["user"],
         item_content=contents["item"],
+        user_features=tuple(config.user_features),
+        item_features=tuple(config.item_features),
+        log_dense=config.log_dense,
+        hashed={name: vocab.hashed for name, vocab in vocabularies.items() if vocab.hashed},
     )
     write_schema(path, schema)
     return {
-        "rows": dict(zip(SPLITS, map(len, rows_of), strict=True)),
+        "rows": dict(zip(SPLITS, rows_of, strict=True)),
         "num_users": schema.num_users - 1,
         "num_items": schema.num_items - 1,
-        "merged_repeats": merged,
-        "reader": dataclasses.asdict(raw.report),
+        "hashed": list(schema.hashed),
+        "merged_repeats": plan.merged,
+        "reader": dataclasses.asdict(report),
     }
 
 
-def vocabulary(values: np.ndarray, min_count: int) -> np.ndarray:
-    """The sorted distinct values of at least `min_count` rows; a value's id is its place + 1."""
-    distinct, counts = np.unique(values, return_counts=True)
-    return distinct[counts >= min_count]
+class _Plan(NamedTuple):
+    """Which rows go where.
 
-
-def encode(values: np.ndarray, vocab: np.ndarray) -> np.ndarray:
-    """Ids of raw values: [N] raw -> [N] int32 in [0, len(vocab)], 0 for values not in `vocab`."""
-    if not len(vocab):
-        return np.zeros(len(values), np.int32)
-    places = np.minimum(np.searchsorted(vocab, values), len(vocab) - 1)
-    return np.where(vocab[places] == values, places + 1, 0).astype(np.int32)
-
-
-def cross(columns: list[np.ndarray]) -> np.ndarray:
-    """One int64 key >= 0 for each distinct combination of values: C columns [N] -> [N].
-
-    A single column is returned as it is; several are hashed to 63 bits.
+    fold: (rows of a chunk, the chunk) -> [n] int8 of TRAIN, VALIDATION, TEST and DROPPED.
+    value: [rows in all] float32, or None if every row has its own.
+    merged: rows dropped, since others stand for them.
+    negatives: as `chunks.Source.negatives`, for the test rows that are left.
     """
-    if len(columns) == 1:
-        return columns[0]
-    key = np.zeros(len(columns[0]), np.uint64)
-    for seed, column in enumerate(columns):
-        key = sampling.mix64(key ^ _hash(column), seed)
-    return (key >> np.uint64(1)).astype(np.int64)
+
+    fold: Callable[[pa.Table, spool.SpooledChunk], np.ndarray]
+    value: np.ndarray | None = None
+    merged: int = 0
+    negatives: np.ndarray | None = None
 
 
-def _hash(column: np.ndarray) -> np.ndarray:
-    if column.dtype.kind != "U":
-        return column.astype(np.uint64)
-    letters = np.ascontiguousarray(column).view(np.uint32).reshape(len(column), -1)
-    key = np.zeros(len(column), np.uint64)
-    for letter in letters.T:  # trailing zeros of short strings must not depend on the width
-        key = np.where(letter == 0, key, sampling.mix64(key ^ letter.astype(np.uint64), 0))
-    return key
+def _plan(
+    spooled: Sequence[spool.SpooledChunk],
+    report: ReadReport,
+    given_negatives: np.ndarray | None,
+    config: PrepareConfig,
+) -> _Plan:
+    if config.task == "click" and config.split in splits.BY_PLACE:
 
+        def by_place(rows: pa.Table, chunk: spool.SpooledChunk) -> np.ndarray:
+            places = np.arange(chunk.start, chunk.start + chunk.rows)
+            shares = (config.validation, config.test)
+            return splits.by_place(places, report.rows, config.split, *shares, config.seed)
 
-def _with_users_and_items(raw: RawTable, config: PrepareConfig) -> RawTable:
-    """Fills `user` and `item` from the configured columns where the source names none."""
-    found = {"user": raw.user, "item": raw.item}
-    for kind, names in (("user", config.user_features), ("item", config.item_features)):
-        unknown = [name for name in names if name not in raw.categorical]
-        if unknown:
-            raise ConfigError(
-                f"data.{kind}_features: no categorical column '{unknown[0]}'; "
-                f"there are: {', '.join(raw.categorical) or 'none'}"
-            )
-        if names:
-            found[kind] = cross([raw.categorical[name] for name in names])
-        elif found[kind] is None:
-            raise ConfigError(
-                f"the data has no {kind} id: set data.{kind}_features to the column(s) to use"
-            )
-    # A column that is the user or the item is represented by its embedding, not once more beside.
-    used = {n[0] for n in (config.user_features, config.item_features) if len(n) == 1}
-    categorical = {name: column for name, column in raw.categorical.items() if name not in used}
-    return dataclasses.replace(raw, **found, categorical=categorical)
+        return _Plan(by_place)
+    if config.task == "click" and config.split == "given" and _validates(spooled):
+        return _Plan(lambda rows, chunk: rows["fold"].to_numpy())
 
-
-def _values(raw: RawTable) -> np.ndarray:
-    return np.ones(len(raw.user), np.float32) if raw.value is None else raw.value
-
-
-def _write_context(path, raw, rows_of, config, vocabularies) -> Features:
-    """Writes dense and categorical features of rows, one column in memory at a time."""
-    out = [
-        {
-            "dense": _new_array(
-                path / split / "dense.npy", (len(rows), len(raw.dense)), np.float32
-            ),
-            "categorical": _new_array(
-                path / split / "categorical.npy", (len(rows), len(raw.categorical)), np.int32
-            ),
-        }
-        for split, rows in zip(SPLITS, rows_of, strict=True)
-    ]
-    train = rows_of[TRAIN]
-    statistics = {}
-    for place, (name, values) in enumerate(raw.dense.items()):
-        if np.isinf(values).any():
-            raise DataError(f"dense feature '{name}' holds an infinite value: remove or cap it")
-        if config.log_dense:
-            values = np.log1p(np.maximum(values, 0))
-        statistics[name] = _statistics(values[train])
-        scaled = _standardise(values, *statistics[name])
-        for arrays, rows in zip(out, rows_of, strict=True):
-            arrays["dense"][:, place] = scaled[rows]
-    sizes = []
-    for place, (name, values) in enumerate(raw.categorical.items()):
-        known = vocabularies[f"row.{name}"] = vocabulary(values[train], config.min_count)
-        sizes.append(len(known) + 1)
-        ids = encode(values, known)
-        for arrays, rows in zip(out, rows_of, strict=True):
-            arrays["categorical"][:, place] = ids[rows]
-    artifacts.write_json(
-        path / "statistics.json",
-        {name: {"mean": mean, "std": std} for name, (mean, std) in statistics.items()},
+    raw = _keys(spooled, report, config)
+    raw = dataclasses.replace(raw, negatives=given_negatives)
+    if config.task == "ranking":
+        raw = splits.merge_repeats(raw)
+    kept = raw.categorical["place"]
+    assigned = splits.assign(raw, config.split, config.validation, config.test, config.seed)
+    fold = np.full(report.rows, DROPPED, np.int8)
+    fold[kept] = assigned
+    value = None
+    if config.task == "ranking":
+        value = np.ones(report.rows, np.float32)
+        if raw.value is not None:
+            value[kept] = raw.value
+    return _Plan(
+        lambda rows, chunk: fold[chunk.start : chunk.start + chunk.rows],
+        value,
+        report.rows - len(kept),
+        raw.negatives,
     )
-    return Features(tuple(raw.dense), tuple(raw.categorical), tuple(sizes))
 
 
-def _new_array(file: pathlib.Path, shape: tuple[int, int], dtype) -> np.ndarray:
-    if 0 in shape:
-        np.save(file, np.zeros(shape, dtype))
-        return np.zeros(shape, dtype)
-    return np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
+def _validates(spooled: Sequence[spool.SpooledChunk]) -> bool:
+    """Whether the data's own split has validation rows."""
+    tables = (chunk.read() for chunk in spooled)
+    return any(
+        "fold" in rows.column_names and np.any(rows["fold"].to_numpy() == VALIDATION)
+        for rows in tables
+    )
 
 
-def _statistics(values: np.ndarray) -> tuple[float, float]:
-    """Mean and deviation of the values that are there; for flags (0 / 1), 0 and 1: they stay."""
-    present = values[~np.isnan(values)].astype(np.float64)
-    if not len(present) or np.isin(present, (0, 1)).all():
-        return 0.0, 1.0
-    return float(present.mean()), float(present.std()) or 1.0
+def _keys(
+    spooled: Sequence[spool.SpooledChunk], report: ReadReport, config: PrepareConfig
+) -> RawTable:
+    """What a split may depend on, of all rows; users and items as numbers, `place` as a feature."""
+    names = ["user", "timestamp", "fold"]
+    if config.task == "ranking":
+        names += ["item", "value"]
+    parts = [
+        rows.select([name for name in names if name in rows.column_names])
+        for rows in (chunk.read() for chunk in spooled)
+    ]
+    table = pa.concat_tables(parts).unify_dictionaries()
+    columns = {}
+    for name in table.column_names:
+        column = table[name]
+        if name in chunks.CODED:
+            column = pa.chunked_array([part.indices for part in column.chunks], pa.int32())
+        columns[name] = column.to_numpy()
+    return RawTable(report, **columns, categorical={"place": np.arange(report.rows)})
 
 
-def _standardise(values: np.ndarray, mean: float, std: float) -> np.ndarray:
-    """Missing values become 0, the mean."""
-    return np.nan_to_num((values - np.float32(mean)) / np.float32(std), nan=0.0)
+def _count(
+    spooled: Sequence[spool.SpooledChunk], plan: _Plan, config: PrepareConfig
+) -> tuple[dict[str, vocabulary.Counter], dict[str, Statistics], list[int]]:
+    """Counts the values of training rows, and the rows of each split."""
+
+    def measure(chunk: spool.SpooledChunk):
+        rows = chunk.read()
+        fold = plan.fold(rows, chunk)
+        train = fold == TRAIN
+        everything = bool(train.all())
+        counts, moments = {}, {}
+        for name in rows.column_names:
+            if name.startswith(chunks.DENSE):
+                values = rows[name].to_numpy()
+                one = np.log1p(np.float32(1)) if config.log_dense else 1
+                moments[name.removeprefix(chunks.DENSE)] = encoding.statistics_of(
+                    values if everything else values[train], one
+                )
+            elif name in chunks.CODED or name.startswith(chunks.CATEGORICAL):
+                column = encoding.column(rows, name)
+                codes = column.indices.to_numpy()
+                codes = codes if everything else codes[train]
+                tally = np.bincount(codes, minlength=len(column.dictionary))
+                counts[name] = (column.dictionary, tally)
+        return counts, moments, [int(np.count_nonzero(fold == n)) for n in range(len(SPLITS))]
+
+    counters: dict[str, vocabulary.Counter] = {}
+    statistics: dict[str, Statistics] = {}
+    rows_of = [0] * len(SPLITS)
+    progress = Progress("prepare: count", sum(chunk.rows for chunk in spooled), "rows")
+    for chunk, (counts, moments, rows) in zip(
+        spooled, spool.ordered_map(measure, spooled), strict=True
+    ):
+        for name, (dictionary, tally) in counts.items():
+            counter = counters.setdefault(name, vocabulary.Counter(config.max_vocabulary))
+            counter.add(dictionary, tally)
+        for name, part in moments.items():
+            statistics[name] = statistics.get(name, Statistics()) + part
+        rows_of = [a + b for a, b in zip(rows_of, rows, strict=True)]
+        progress.update(chunk.start + chunk.rows)
+    progress.close()
+    return counters, statistics, rows_of
 
 
-def _content(kind: str, entities: EntityTable | None, vocabularies):
+def _encode(
+    path: pathlib.Path,
+    spooled: Sequence[spool.SpooledChunk],
+    plan: _Plan,
+    encoder: Encoder,
+    rows_of: Sequence[int],
+    task: str,
+) -> dict[str, np.ndarray]:
+    """Writes the columns of all splits; returns the counts of items in training rows."""
+    target = "label" if task == "click" else "value"
+    layout = {
+        "user": (np.int32, ()),
+        "item": (np.int32, ()),
+        target: (np.float32, ()),
+        "dense": (np.float32, (len(encoder.dense),)),
+        "categorical": (np.int32, (len(encoder.categorical),)),
+    }
+    writers = []
+    for split, rows in zip(SPLITS, rows_of, strict=True):
+        (path / split).mkdir()
+        writers.append(
+            {
+                name: ColumnWriter(path / split / f"{name}.npy", dtype, (rows, *shape))
+                for name, (dtype, shape) in layout.items()
+            }
+        )
+
+    def encode(chunk: spool.SpooledChunk) -> list[dict[str, np.ndarray]]:
+        rows = chunk.read()
+        fold = plan.fold(rows, chunk)
+        columns = encoder.encode(rows)
+        if task == "ranking":
+            columns["value"] = plan.value[chunk.start : chunk.start + chunk.rows]
+        chunk.path.unlink()
+        splits_of = []
+        for number in range(len(SPLITS)):
+            here = fold == number
+            if here.all():
+                splits_of.append({name: columns[name] for name in layout})
+            else:
+                splits_of.append({name: columns[name][here] for name in layout})
+        return splits_of
+
+    size = encoder.item.size
+    counts = {"count": np.zeros(size, np.int64)}
+    if task == "click":
+        counts["clicks"] = np.zeros(size, np.int64)
+    progress = Progress("prepare: encode", sum(chunk.rows for chunk in spooled), "rows")
+    for chunk, parts in zip(spooled, spool.ordered_map(encode, spooled), strict=True):
+        for writer, part in zip(writers, parts, strict=True):
+            for name, rows in part.items():
+                writer[name].append(rows)
+        train = parts[TRAIN]
+        counts["count"] += np.bincount(train["item"], minlength=size)
+        if task == "click":
+            clicked = train["item"][train["label"] > 0]
+            counts["clicks"] += np.bincount(clicked, minlength=size)
+        progress.update(chunk.start + chunk.rows)
+    progress.close()
+    for writer in writers:
+        for column in writer.values():
+            column.close()
+    return counts
+
+
+def _content(kind: str, entities: EntityTable | None, vocabularies: dict[str, Vocabulary]):
     """Content of each user or item id, as `Table.users` / `Table.items`, and its features.
 
     Row 0 and ids without content hold zeros: the mean of dense features, id 0 of categorical ones.
     """
-    ids = vocabularies[kind]
-    if entities is None:
-        entities = EntityTable(ids=ids[:0])
-    if entities.ids.dtype.kind != ids.dtype.kind:
-        raise DataError(
-            f"{kind} ids in the rows ({ids.dtype}) and in the {kind} content "
-            f"({entities.ids.dtype}) are of different types: write both as integers or as text"
-        )
-    order = np.argsort(entities.ids, kind="stable")
-    place = encode(ids, entities.ids[order])  # 0 where there is no content
-    rows = np.flatnonzero(place)
-    source = order[place[rows] - 1]
-    dense = np.zeros((len(ids) + 1, len(entities.dense)), np.float32)
-    for column, values in enumerate(entities.dense.values()):
-        values = values[source]
-        dense[rows + 1, column] = _standardise(values, *_statistics(values))
-    categorical = np.zeros((len(ids) + 1, len(entities.categorical)), np.int32)
-    sizes = []
-    for column, (name, values) in enumerate(entities.categorical.items()):
-        values = values[source]
-        known = vocabularies[f"{kind}.{name}"] = vocabulary(values, 1)
-        sizes.append(len(known) + 1)
-        categorical[rows + 1, column] = encode(values, known)
+    size = vocabularies[kind].size
+    dense = np.zeros((size, len(entities.dense) if entities else 0), np.float32)
+    categorical = np.zeros((size, len(entities.categorical) if entities else 0), np.int32)
     columns = {"dense": dense, "categorical": categorical}
+    if entities is None:
+        return columns, Features()
+    if vocabularies[kind].hashed:
+        raise ConfigError(
+            f"the {kind}s have content, and more of them than data.max_vocabulary: raise it"
+        )
+    rows = vocabularies[kind].ids(entities.ids)  # 0 where no row has the id
+    source = np.flatnonzero(rows)
+    if not len(source):
+        raise DataError(
+            f"none of the {len(rows)} ids of the {kind} content occurs among the training rows, "
+            f"whose {kind} ids are like {vocabularies[kind].values[:3].tolist()}; those of the "
+            f"content are like {entities.ids[:3].tolist()}"
+        )
+    rows = rows[source]
+    for place, values in enumerate(entities.dense.values()):
+        values = values[source]
+        scale = encoding.statistics_of(values).scale(1.0)
+        dense[rows, place] = encoding.standardise(values, *scale)
+    sizes = []
+    for place, (name, values) in enumerate(entities.categorical.items()):
+        values = values[source]
+        known = vocabularies[f"{kind}.{name}"] = vocabulary.of(values)
+        sizes.append(known.size)
+        categorical[rows, place] = known.ids(values)
     if entities.titles is not None:
-        titles = np.full(len(ids) + 1, "", entities.titles.dtype)
-        titles[rows + 1] = entities.titles[source]
+        titles = np.full(size, "", entities.titles.dtype)
+        titles[rows] = entities.titles[source]
         columns["titles"] = titles
     return columns, Features(tuple(entities.dense), tuple(entities.categorical), tuple(sizes))
 
 
-def _write_negatives(path, raw, fold, user, item, item_vocabulary, config) -> None:
+def _write_known(path: pathlib.Path, num_users: int) -> None:
+    """Writes the items of each user's training rows."""
+    train = read_columns(path / SPLITS[TRAIN])
+    order = np.lexsort((train["item"], train["user"]))
+    counts = np.bincount(train["user"], minlength=num_users)
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    write_columns(path / "known", {"offsets": offsets, "items": train["item"][order]})
+
+
+def _write_negatives(
+    path: pathlib.Path, given: np.ndarray | None, items: Vocabulary, config: PrepareConfig
+) -> None:
     """Writes the items that each held-out row's item is ranked against in the 1 + K protocol."""
-    num_items = len(item_vocabulary) + 1
-    seen = np.unique(negatives.pair_keys(user, item, num_items))
+    columns = [read_columns(path / split) for split in SPLITS]
+    keys = [negatives.pair_keys(rows["user"], rows["item"], items.size) for rows in columns]
+    seen = np.unique(np.concatenate(keys))
     for number in (VALIDATION, TEST):
-        if number == TEST and raw.negatives is not None:
-            items = encode(raw.negatives.ravel(), item_vocabulary).reshape(raw.negatives.shape)
+        if number == TEST and given is not None:
+            drawn = items.ids(given.ravel()).reshape(given.shape)
         else:
-            items = negatives.draw_for_evaluation(
-                user[fold == number], seen, num_items, config.num_negatives, config.seed + number
+            drawn = negatives.draw_for_evaluation(
+                columns[number]["user"],
+                seen,
+                items.size,
+                config.num_negatives,
+                config.seed + number,
             )
-        write_columns(path / SPLITS[number], {"negatives": items})
+        write_columns(path / SPLITS[number], {"negatives": drawn})

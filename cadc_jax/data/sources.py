@@ -1,33 +1,45 @@
 """Which reader reads a configured source."""
 
 import dataclasses
+import fnmatch
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cadc_jax.data import criteo, movielens, tabular
-from cadc_jax.data.schema import RawTable
-from cadc_jax.errors import DataError
+from cadc_jax.data import chunks, criteo, movielens, tabular, tfds_source
+from cadc_jax.data.schema import SPLITS, TEST, TRAIN, VALIDATION
+from cadc_jax.errors import ConfigError, DataError
 
 
-def read(source: str, path: pathlib.Path, settings: Mapping[str, Any]) -> RawTable:
-    """Reads a raw data set.
+def open_source(source: str, path: pathlib.Path, settings: Mapping[str, Any]) -> chunks.Source:
+    """A raw data set, to be read in chunks.
 
     Args:
-      source: 'criteo', 'movielens' or 'tabular'.
+      source: 'criteo', 'movielens', 'tabular' or 'tfds'.
       path: the file (criteo; a folder stands for all its files by name, day_2 before day_10) or
-        the folder (others).
+        the folder (others; of prepared data sets, for tfds).
       settings: the section `data` of the configuration.
 
     Raises:
+      ConfigError: if the files that validate and test are not among the files.
       DataError: if a file is missing, unreadable or malformed.
     """
     if source == "criteo":
-        return criteo.read(raw_files(source, path, settings), settings["max_malformed"])
+        paths = raw_files(source, path, settings)
+        folds = _folds(paths, settings) if settings["split"] == "given" else None
+        return criteo.source(paths, folds, settings["block_bytes"])
     if source == "movielens":
-        return movielens.read(path, settings["variant"])
-    return tabular.read(
+        return chunks.of_table(movielens.read(path, settings["variant"]))
+    if source == "tfds":
+        names = {fold: settings[f"{split}_file"] for fold, split in enumerate(SPLITS)}
+        return tfds_source.source(
+            settings["tfds_name"],
+            {fold: name for fold, name in names.items() if name},
+            _filled(tabular.Columns, settings["columns"]),
+            settings["path"] or None,
+        )
+    return tabular.source(
         path,
         settings["train_file"],
         _filled(tabular.Columns, settings["columns"]),
@@ -36,6 +48,7 @@ def read(source: str, path: pathlib.Path, settings: Mapping[str, Any]) -> RawTab
         negatives=settings["negatives_file"] or None,
         users=_content(settings["user_content"]),
         items=_content(settings["item_content"]),
+        block_bytes=settings["block_bytes"],
     )
 
 
@@ -57,6 +70,8 @@ def raw_files(source: str, path: pathlib.Path, settings: Mapping[str, Any]) -> l
                 f"{missing[0]}: no such file; set data.path to the folder that holds it"
             )
         return files
+    if source == "tfds":
+        return tfds_source.stored_files(settings["tfds_name"], settings["path"] or None)
     if path.is_dir():
         files = [file for file in path.iterdir() if file.is_file() and file.name[0] != "."]
         if not files:
@@ -68,6 +83,21 @@ def raw_files(source: str, path: pathlib.Path, settings: Mapping[str, Any]) -> l
             "variable CADC_DATA_DIR to the folder of raw data sets"
         )
     return [path]
+
+
+def _folds(paths: Sequence[pathlib.Path], settings: Mapping[str, Any]) -> list[int]:
+    """The split of each file, by the names of those that validate and test."""
+    folds = dict.fromkeys(paths, TRAIN)
+    for split, fold in (("validation", VALIDATION), ("test", TEST)):
+        pattern = settings[f"{split}_file"]
+        found = [path for path in paths if fnmatch.fnmatch(path.name, pattern)]
+        if not found:
+            raise ConfigError(
+                f"data.{split}_file={pattern!r}: data.split='given' needs a file of that name (* "
+                f"stands for anything); there are {', '.join(path.name for path in paths)}"
+            )
+        folds |= dict.fromkeys(found, fold)
+    return list(folds.values())
 
 
 def _natural_order(file: pathlib.Path) -> list:

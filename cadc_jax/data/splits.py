@@ -9,6 +9,7 @@ from cadc_jax.data.schema import TEST, TRAIN, VALIDATION, RawTable
 from cadc_jax.errors import ConfigError
 
 RULES = ("leave_one_out", "order", "time", "random", "given")
+BY_PLACE = ("order", "random")  # a row's split is a function of its place among all rows
 
 
 def assign(raw: RawTable, rule: str, validation: float, test: float, seed: int) -> np.ndarray:
@@ -18,8 +19,9 @@ def assign(raw: RawTable, rule: str, validation: float, test: float, seed: int) 
       leave_one_out: each user's last interaction tests, the one before validates (ties by row
         order); without timestamps a seeded order stands in for time. Users with fewer than three
         interactions only train.
-      order, time, random: the last `test` share of all rows tests, the `validation` share before
-        it validates, in the order of the source, of the timestamp or of a seeded hash.
+      order, time: the last `test` share of all rows tests, the `validation` share before it
+        validates, in the order of the source or of the timestamp.
+      random: each row tests or validates with these probabilities, by a seeded hash of its place.
       given: the data's own; without its own validation rows, one seeded training row of each test
         user validates (if another one is left to train).
 
@@ -35,25 +37,35 @@ def assign(raw: RawTable, rule: str, validation: float, test: float, seed: int) 
         return _given(raw, seed)
     if rule not in RULES:
         raise ConfigError(f"data.split must be one of {', '.join(RULES)}; not '{rule}'")
-    if validation <= 0 or test <= 0 or validation + test >= 1:
-        raise ConfigError(
-            "data.validation and data.test must be positive shares that leave rows to train; "
-            f"not {validation} and {test}"
-        )
-    rows = len(raw.user)
-    if rule == "order":
-        order = np.arange(rows)
-    elif rule == "time":
-        if raw.timestamp is None:
-            raise ConfigError("data.split='time' needs timestamps, which this data does not have")
-        order = np.argsort(raw.timestamp, kind="stable")
-    else:
-        order = np.argsort(sampling.mix64(np.arange(rows), seed))
-    fold = np.full(rows, TRAIN, np.int8)
-    num_test, num_validation = round(rows * test), round(rows * validation)
-    fold[order[rows - num_test - num_validation :]] = VALIDATION
-    fold[order[rows - num_test :]] = TEST
+    rows = raw.report.rows
+    if rule in BY_PLACE:
+        return by_place(np.arange(rows), rows, rule, validation, test, seed)
+    _check_shares(validation, test)
+    if raw.timestamp is None:
+        raise ConfigError("data.split='time' needs timestamps, which this data does not have")
+    fold = np.empty(rows, np.int8)
+    order = np.argsort(raw.timestamp, kind="stable")
+    fold[order] = by_place(np.arange(rows), rows, "order", validation, test, seed)
     return fold
+
+
+def by_place(
+    places: np.ndarray, rows: int, rule: str, validation: float, test: float, seed: int
+) -> np.ndarray:
+    """The split of the rows at `places` [n] of `rows` in all, by a rule of BY_PLACE: [n] int8.
+
+    Raises:
+      ConfigError: if the shares leave no rows to train.
+    """
+    _check_shares(validation, test)
+    if rule == "order":
+        from_last = rows - 1 - places
+        tests = from_last < round(rows * test)
+        held_out = from_last < round(rows * test) + round(rows * validation)
+    else:
+        tests = sampling.keep(places, test, seed)
+        held_out = sampling.keep(places, test + validation, seed)  # the rates nest
+    return np.where(tests, TEST, np.where(held_out, VALIDATION, TRAIN)).astype(np.int8)
 
 
 def merge_repeats(raw: RawTable) -> RawTable:
@@ -86,6 +98,14 @@ def merge_repeats(raw: RawTable) -> RawTable:
     if raw.negatives is not None:
         columns["negatives"] = raw.negatives[np.isin(np.flatnonzero(raw.fold == TEST), kept)]
     return dataclasses.replace(raw, value=value, **columns)
+
+
+def _check_shares(validation: float, test: float) -> None:
+    if validation <= 0 or test <= 0 or validation + test >= 1:
+        raise ConfigError(
+            "data.validation and data.test must be positive shares that leave rows to train; "
+            f"not {validation} and {test}"
+        )
 
 
 def _leave_one_out(raw: RawTable, seed: int) -> np.ndarray:

@@ -3,8 +3,11 @@
     schema.json                       Schema below
     train/ validation/ test/          one .npy a column (rows of the split, in source order)
     users/ items/                     content of each user or item id, where the data has any
-    vocabularies/                     raw values by id - 1 (id 0 is 'out of vocabulary')
-    statistics.json                   mean and standard deviation of each dense feature of rows
+    known/                            of the ranking task, each user's training items
+    vocabularies/                     raw values by id - 1 (id 0 is 'out of vocabulary'); empty if
+                                      ids are hashed
+    statistics.json                   mean and standard deviation of each dense feature of rows, as
+                                      subtracted and divided by (0 and 1 for flags)
 
 Columns of a split: `user` [N] int32, `item` [N] int32, `label` [N] float32 (clicks) or `value` [N]
 float32 (interactions), `dense` [N, F] float32, `categorical` [N, C] int32; validation and test of
@@ -23,6 +26,7 @@ from cadc_jax.data.schema import SPLITS
 from cadc_jax.errors import ArtifactError
 
 Columns = Mapping[str, np.ndarray]
+_ROWS = 1 << 16  # copied at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +55,8 @@ class Schema:
       context: features of rows.
       user_content: features of users, one row of `users/` an id.
       item_content: features of items, likewise.
+      user_features, item_features, log_dense: how raw rows were changed; see `encoding.Encoder`.
+      hashed: name of a vocabulary -> number of ids its values are hashed to, where it is.
     """
 
     task: str
@@ -59,6 +65,10 @@ class Schema:
     context: Features
     user_content: Features
     item_content: Features
+    user_features: tuple[str, ...] = ()
+    item_features: tuple[str, ...] = ()
+    log_dense: bool = False
+    hashed: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,13 +79,22 @@ class Table:
       schema: what it holds.
       splits: split name -> columns.
       users: `dense` [U, F] and `categorical` [U, C] content of users.
-      items: likewise of items.
+      items: likewise of items, and `count` [I] int64, training rows of each item (of labelled rows
+        also `clicks` [I] int64).
+      known: of the ranking task, the items of each user's training rows: those of user u, sorted,
+        are `items[offsets[u] : offsets[u + 1]]`; `offsets` [U + 1] int64, `items` int32.
     """
 
     schema: Schema
     splits: Mapping[str, Columns]
     users: Columns
     items: Columns
+    known: Columns
+
+    def known_pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """User and item of each training row of the ranking task: [N], [N] int32, in order."""
+        counts = np.diff(self.known["offsets"])
+        return np.repeat(np.arange(len(counts), dtype=np.int32), counts), self.known["items"]
 
 
 def open_table(path: pathlib.Path) -> Table:
@@ -84,19 +103,26 @@ def open_table(path: pathlib.Path) -> Table:
     Raises:
       ArtifactError: if the folder is not a prepared table.
     """
+    return Table(
+        schema=open_schema(path),
+        splits={split: read_columns(path / split) for split in SPLITS},
+        users=read_columns(path / "users"),
+        items=read_columns(path / "items"),
+        known=read_columns(path / "known"),
+    )
+
+
+def open_schema(path: pathlib.Path) -> Schema:
+    """Reads `schema.json` of the table's folder; raises ArtifactError as `open_table`."""
     try:
         fields = json.loads((path / "schema.json").read_text())
         for name in ("context", "user_content", "item_content"):
             fields[name] = Features(**{key: tuple(value) for key, value in fields[name].items()})
-        schema = Schema(**fields)
+        for name in ("user_features", "item_features"):
+            fields[name] = tuple(fields[name])
+        return Schema(**fields)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path}: not a prepared table ({error!r})") from None
-    return Table(
-        schema=schema,
-        splits={split: read_columns(path / split) for split in SPLITS},
-        users=read_columns(path / "users"),
-        items=read_columns(path / "items"),
-    )
 
 
 def write_schema(path: pathlib.Path, schema: Schema) -> None:
@@ -114,6 +140,41 @@ def write_columns(path: pathlib.Path, columns: Columns) -> None:
     path.mkdir(parents=True, exist_ok=True)
     for name, array in columns.items():
         np.save(path / f"{name}.npy", array)
+
+
+def write_rows(path: pathlib.Path, columns: Columns, ids: np.ndarray) -> None:
+    """Writes the rows `ids` [M], ascending, of columns that may be larger than memory."""
+    path.mkdir(parents=True, exist_ok=True)
+    for name, column in columns.items():
+        writer = ColumnWriter(path / f"{name}.npy", column.dtype, (len(ids), *column.shape[1:]))
+        for start in range(0, len(ids), _ROWS):
+            writer.append(column[ids[start : start + _ROWS]])
+        writer.close()
+
+
+class ColumnWriter:
+    """Writes an array as a `.npy` file, some rows at a time."""
+
+    def __init__(self, file: pathlib.Path, dtype, shape: tuple[int, ...]):
+        """Begins `file`, which will hold an array of `dtype` and `shape`."""
+        self.left = shape[0]
+        self.dtype, self.row = np.dtype(dtype), shape[1:]
+        self.file = open(file, "wb")
+        header = {"descr": self.dtype.str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self.file, header)
+
+    def append(self, rows: np.ndarray) -> None:
+        """Writes the next rows."""
+        if rows.dtype != self.dtype or rows.shape[1:] != self.row:
+            raise ValueError(f"{rows.dtype} {rows.shape} rows for {self.dtype} {self.row}")
+        self.left -= len(rows)
+        self.file.write(np.ascontiguousarray(rows).data)
+
+    def close(self) -> None:
+        """Ends the file; raises ValueError if it has not got all its rows."""
+        self.file.close()
+        if self.left:
+            raise ValueError(f"{self.file.name}: {self.left} rows are missing")
 
 
 def _open_array(file: pathlib.Path) -> np.ndarray:

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
@@ -22,6 +23,8 @@ from cadc_jax import sparse
 from cadc_jax.errors import ConfigError, DataError
 from cadc_jax.factorization.factors import Factors
 from cadc_jax.factorization.interactions import Interactions
+
+BLOCK_ROWS = 1 << 24  # labelled rows that are on the device at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +101,8 @@ def fit(
     Args:
       user: [N] int user ids in [0, num_users).
       item: [N] int item ids in [0, num_items).
+        Both may be memory-mapped; of labelled rows, BLOCK_ROWS are in memory at a time, blocks in
+        another order each epoch and rows shuffled within their block.
       num_users: U.
       num_items: I.
       config: see `SGDConfig`.
@@ -116,41 +121,45 @@ def fit(
     """
     if not len(user):
         raise ConfigError("there are no interactions to factorise")
-    if label is not None and not np.isin(label, (0, 1)).all():
-        raise DataError("labels must be 0 or 1: a rating or a count is not a click")
     start = time.perf_counter()
-    known = Interactions.from_rows(user, item, num_users, num_items).by_user  # checks ids too
-    rows = _Rows(
-        user=jnp.asarray(user, jnp.int32),
-        item=jnp.asarray(item, jnp.int32),
-        label=None if label is None else jnp.asarray(label, jnp.float32),
-        offsets=None if label is not None else jnp.asarray(known.offsets, jnp.int32),
-        items=None if label is not None else jnp.asarray(known.columns),
-    )
+    size = len(user) if label is None else min(len(user), BLOCK_ROWS)
+    starts = np.arange(0, len(user), size)
+    if label is None:  # negatives need all that users are known to have touched
+        known = Interactions.from_rows(user, item, num_users, num_items).by_user
+        blocks = {0: _block(user, item, None, size, known)}
+        share = 1 / (1 + config.negatives)
+    else:
+        blocks = {}
+        share = _check_rows(user, item, label, num_users, num_items, size)
     init_key, order_key, key = jax.random.split(key, 3)
     # The order is drawn on the host: the sort behind jax.random.permutation takes as long as an
     # epoch on a CPU.
     shuffle = np.random.default_rng(np.asarray(jax.random.key_data(order_key)))
-    batch = min(config.batch_rows, len(user))
-    share = 1 / (1 + config.negatives) if label is None else np.mean(label)
+    batch = min(config.batch_rows, size)
     state = _init(num_users, num_items, config, share, init_key)
     losses = []
     for epoch in range(config.epochs):
-        order = shuffle.permutation(len(user)).astype(np.int32)
-        order = np.pad(order, (0, -len(user) % batch), constant_values=-1)
         decay = 1 - config.learning_rate_decay * epoch / config.epochs
-        rate = config.learning_rate * decay
-        state, loss = _epoch(
-            state,
-            rows,
-            order.reshape(-1, batch),
-            jnp.float32(rate),
-            jnp.float32(config.regularization),
-            jax.random.fold_in(key, epoch),
-            optimizer=config.optimizer,
-            negatives=config.negatives,
-        )
-        losses.append(float(loss))
+        total = 0.0
+        for first in shuffle.permutation(starts) if len(starts) > 1 else starts:
+            part = slice(first, first + size)
+            count = len(user[part])
+            if len(starts) > 1 or not blocks:
+                blocks = {first: _block(user[part], item[part], label[part], size)}
+            order = shuffle.permutation(count).astype(np.int32)
+            order = np.pad(order, (0, size - count + -size % batch), constant_values=-1)
+            state, loss = _epoch(
+                state,
+                blocks[first],
+                order.reshape(-1, batch),
+                jnp.float32(config.learning_rate * decay),
+                jnp.float32(config.regularization),
+                jax.random.fold_in(key, epoch * len(starts) + first // size),
+                optimizer=config.optimizer,
+                negatives=config.negatives,
+            )
+            total += float(loss) * count
+        losses.append(total / len(user))
         if progress is not None:
             progress(epoch + 1, losses[-1], time.perf_counter() - start)
     factors = Factors(
@@ -161,6 +170,34 @@ def fit(
         global_bias=state.bias,
     )
     return factors, np.array(losses)
+
+
+def _check_rows(user, item, label, num_users: int, num_items: int, size: int) -> float:
+    """Checks labelled rows, `size` at a time; returns the share of clicks."""
+    clicks = 0.0
+    for first in range(0, len(user), size):
+        part = slice(first, first + size)
+        for name, ids, most in (("user", user[part], num_users), ("item", item[part], num_items)):
+            if ids.min() < 0 or ids.max() >= most:
+                raise DataError(
+                    f"{name} ids must lie in [0, {most}); they go from {ids.min()} to {ids.max()}"
+                )
+        if not ((label[part] == 0) | (label[part] == 1)).all():
+            raise DataError("labels must be 0 or 1: a rating or a count is not a click")
+        clicks += float(np.sum(label[part], dtype=np.float64))
+    return clicks / len(user)
+
+
+def _block(user, item, label, size: int, known: Any = None) -> _Rows:
+    """Rows on the device, filled up to `size` so that all blocks share a program."""
+    fill = (0, size - len(user))
+    return _Rows(
+        user=jnp.asarray(np.pad(user, fill), jnp.int32),
+        item=jnp.asarray(np.pad(item, fill), jnp.int32),
+        label=None if label is None else jnp.asarray(np.pad(label, fill), jnp.float32),
+        offsets=None if known is None else jnp.asarray(known.offsets, jnp.int32),
+        items=None if known is None else jnp.asarray(known.columns),
+    )
 
 
 def _init(
@@ -268,7 +305,8 @@ def _update(state: _State, user, item, weight, gradients, optimizer, learning_ra
         learning_rate,
         mask=weight.reshape(-1) > 0,
     )
-    bias = state.bias - learning_rate * bias_grad / weight.sum()
+    # A batch may be all padding, in the last block of rows.
+    bias = state.bias - learning_rate * bias_grad / jnp.maximum(weight.sum(), 1)
     return _State(user_table, item_table, bias, user_slots, item_slots)
 
 

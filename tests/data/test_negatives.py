@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cadc_jax.data import negatives, sampling
@@ -11,11 +11,16 @@ from cadc_jax.errors import ConfigError
 
 ITEMS = 21  # ids 1 .. 20
 SEEN = np.unique(negatives.pair_keys(np.array([0, 0, 0, 1]), np.array([1, 2, 3, 20]), ITEMS))
+KNOWN = negatives.PairSet.of(SEEN)
 
 
 def keys_of(user, items, num_items):
     """Everything a single user has seen."""
     return np.unique(negatives.pair_keys(np.full(len(items), user), np.array(items), num_items))
+
+
+def known_to(user, items, num_items):
+    return negatives.PairSet.of(keys_of(user, items, num_items))
 
 
 def test_pair_keys_order_by_user_and_then_item_beyond_32_bits():
@@ -29,6 +34,28 @@ def test_contains_finds_exactly_the_known_pairs(known, wanted):
     keys = np.array(sorted(known), np.int64)
     expected = [key in known for key in wanted]
     assert negatives.contains(keys, np.array(wanted, np.int64)).tolist() == expected
+
+
+@pytest.fixture(params=[3, 4, 30])
+def filter_bits(request, monkeypatch):
+    """Filters that share bits among keys, and one that is exact."""
+    monkeypatch.setattr(negatives, "FILTER_BITS", request.param)
+
+
+@given(st.sets(st.integers(0, 50)), st.lists(st.integers(0, 300)))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_pair_set_holds_exactly_its_pairs(filter_bits, known, wanted):
+    pairs = negatives.PairSet.of(np.array(sorted(known), np.int64))
+    expected = [key in known for key in wanted]
+    assert pairs.contains(np.array(wanted, np.int64)).tolist() == expected
+
+
+def test_a_pair_set_holds_pairs_beyond_its_filter():
+    keys = np.array([5, 2**30 + 7, 2**40, 2**62])
+    pairs = negatives.PairSet.of(keys)
+    assert len(pairs.filter) == 2**27
+    assert pairs.contains(keys).all()
+    assert not pairs.contains(np.array([7, 2**30 + 5, 0, 2**41, 2**62 + 5])).any()
 
 
 # For evaluation.
@@ -78,7 +105,7 @@ def test_enough_unseen_items_are_found_however_rare_they_are():
 
 def test_training_negatives_are_never_known_to_a_user_of_few_items():
     draws = np.arange(5000)
-    drawn = negatives.draw_for_training(np.zeros(5000, int), draws, SEEN, ITEMS, 4, seed=0)
+    drawn = negatives.draw_for_training(np.zeros(5000, int), draws, KNOWN, ITEMS, 4, seed=0)
     assert drawn.shape == (5000, 4) and drawn.dtype == np.int32
     assert set(np.unique(drawn)) == set(range(4, 21))
     for column in drawn.T:
@@ -86,18 +113,18 @@ def test_training_negatives_are_never_known_to_a_user_of_few_items():
 
 
 def test_each_user_avoids_only_their_own_items():
-    drawn = negatives.draw_for_training(np.ones(2000, int), np.arange(2000), SEEN, ITEMS, 1, 0)
+    drawn = negatives.draw_for_training(np.ones(2000, int), np.arange(2000), KNOWN, ITEMS, 1, 0)
     assert set(np.unique(drawn)) == set(range(1, 20))  # 1, 2 and 3 are known to user 0 only
 
 
 def test_a_training_negative_depends_on_its_draw_and_the_seed_alone():
     user = np.array([0, 1, 0, 0])
     draws = np.array([5, 6, 7, 5])
-    whole = negatives.draw_for_training(user, draws, SEEN, ITEMS, 3, seed=2)
-    part = negatives.draw_for_training(user[1:], draws[1:], SEEN, ITEMS, 3, seed=2)
+    whole = negatives.draw_for_training(user, draws, KNOWN, ITEMS, 3, seed=2)
+    part = negatives.draw_for_training(user[1:], draws[1:], KNOWN, ITEMS, 3, seed=2)
     np.testing.assert_array_equal(part, whole[1:])
     np.testing.assert_array_equal(whole[0], whole[3])  # equal numbers draw equal items
-    other = negatives.draw_for_training(user, draws, SEEN, ITEMS, 3, seed=3)
+    other = negatives.draw_for_training(user, draws, KNOWN, ITEMS, 3, seed=3)
     assert np.all(np.any(whole != other, axis=1))
 
 
@@ -110,13 +137,13 @@ def test_a_training_negative_is_the_first_unknown_of_its_attempts(known, draw, s
         unknown = [item for item in attempts.tolist() if item not in known]
         expected.append(unknown[0] if unknown else int(attempts[-1]))
     drawn = negatives.draw_for_training(
-        np.array([4]), np.array([draw]), keys_of(4, sorted(known), 10), 10, 3, seed
+        np.array([4]), np.array([draw]), known_to(4, sorted(known), 10), 10, 3, seed
     )
     assert drawn.tolist() == [expected]
 
 
 def test_a_user_of_half_the_items_keeps_a_known_one_in_256():
-    known = keys_of(0, range(1, 11), ITEMS)
+    known = known_to(0, range(1, 11), ITEMS)
     drawn = negatives.draw_for_training(
         np.zeros(20_000, int), np.arange(20_000), known, ITEMS, 4, 0
     )
@@ -125,6 +152,6 @@ def test_a_user_of_half_the_items_keeps_a_known_one_in_256():
 
 
 def test_a_user_of_all_items_draws_known_ones_rather_than_for_ever():
-    known = keys_of(0, range(1, ITEMS), ITEMS)
+    known = known_to(0, range(1, ITEMS), ITEMS)
     drawn = negatives.draw_for_training(np.zeros(500, int), np.arange(500), known, ITEMS, 2, 0)
     assert set(np.unique(drawn)) == set(range(1, ITEMS))

@@ -1,6 +1,8 @@
 """The input stream: every row once an epoch, any step reachable, shapes that never change."""
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cadc_jax.data import negatives, pipeline, sampling, shuffle
+from cadc_jax.errors import ConfigError
 
 ROWS = {
     "user": np.arange(10, dtype=np.int32),
@@ -23,6 +26,14 @@ SAMPLER = pipeline.NegativeSampling(
 BOTH = pytest.mark.parametrize(
     ("rows", "sampler"), [(ROWS, None), (POSITIVES, SAMPLER)], ids=["labels", "negatives"]
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_blocks():
+    """So that a few steps of these small batches cross from block to block."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "BLOCK", 40)
+        yield
 
 
 def take(count, rows=ROWS, batch_rows=4, seed=0, **options):
@@ -42,16 +53,109 @@ def assert_same_batches(first, second):
 
 
 @pytest.mark.parametrize("rate", [1e-9, 0.01, 1.0])
-@pytest.mark.parametrize("num_rows", [1, 1000, 2 * pipeline.RANGE + 17])
+@pytest.mark.parametrize("num_rows", [0, 1, 1000, 2 * pipeline.RANGE, 2 * pipeline.RANGE + 17])
 def test_sampled_ids_are_those_the_rule_keeps(num_rows, rate):
-    ids = np.concatenate(list(pipeline.sampled_ids(num_rows, rate, 5).as_numpy_iterator()))
-    expected = np.flatnonzero(sampling.keep(np.arange(num_rows), rate, 5))
+    ids = pipeline.sampled_ids(num_rows, rate, 5)
+    expected = np.flatnonzero(sampling.keep(np.arange(num_rows), rate, 5)).astype(np.int32)
     np.testing.assert_array_equal(ids, expected, strict=True)
 
 
-def test_sampled_ids_come_in_ranges_of_bounded_size():
-    sizes = [len(ids) for ids in pipeline.sampled_ids(3 * pipeline.RANGE, 1.0, 0)]
-    assert sizes == [pipeline.RANGE] * 3
+@pytest.mark.parametrize(("num_rows", "kind"), [(2**31, np.int32), (2**31 + 1, np.int64)])
+def test_ids_take_64_bits_where_32_do_not_hold_the_last(num_rows, kind):
+    assert pipeline.id_kind(num_rows) is kind
+    assert num_rows - 1 <= np.iinfo(kind).max
+
+
+IDS = np.array([1, 2, 5, 6, 9], np.int32)
+
+
+@BOTH
+def test_a_sample_on_the_fly_is_the_stream_of_the_written_sample(rows, sampler):
+    written = {name: column[IDS] for name, column in rows.items()}
+    on_the_fly = take(9, rows, sampler=sampler, ids=IDS)
+    assert_same_batches(on_the_fly, take(9, written, sampler=sampler))
+    assert {user for batch in on_the_fly for user in batch["user"]} == set(IDS)
+
+
+@pytest.mark.parametrize("ids", [[0, 10], [-1, 3]])
+def test_ids_outside_the_table_are_refused(ids):
+    with pytest.raises(ValueError, match="ids must be in"):
+        take(1, ids=np.array(ids))
+
+
+def test_no_rows_are_refused():
+    with pytest.raises(ConfigError, match="no rows"):
+        take(1, ids=np.array([], np.int32))
+    with pytest.raises(ConfigError, match="no rows"):
+        take(1, {name: column[:0] for name, column in ROWS.items()})
+
+
+# Hosts.
+
+
+@pytest.mark.parametrize("batch_rows", [8, 16, 40])
+@pytest.mark.parametrize("host_count", [1, 2, 8])
+@BOTH
+def test_the_parts_of_all_hosts_are_the_batch_of_one(rows, sampler, host_count, batch_rows):
+    def options(**more):
+        return {"rows": rows, "batch_rows": batch_rows, "sampler": sampler, "start": 3, **more}
+
+    hosts = [
+        take(5, **options(host_index=host, host_count=host_count)) for host in range(host_count)
+    ]
+    joined = [
+        {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        for parts in zip(*hosts, strict=True)
+    ]
+    assert len(hosts[0][0]["user"]) == batch_rows // host_count
+    assert_same_batches(joined, take(5, **options()))
+
+
+@given(st.integers(1, 60), st.sampled_from([1, 2, 8]), st.integers(1, 5), st.integers(0, 2**40))
+@settings(max_examples=15)
+def test_hosts_see_disjoint_rows_that_are_the_sample_together(n, host_count, own_rows, seed):
+    """Whatever the number of hosts and the size of the batch, an epoch is the rule's rows, once."""
+    ids = pipeline.sampled_ids(n, 0.5, seed)
+    if not len(ids):
+        return
+    rows = {"user": np.arange(n), "item": np.arange(n), "label": np.zeros(n, np.float32)}
+    batch_rows = own_rows * host_count
+    steps = pipeline.steps_per_epoch(len(ids), batch_rows)
+    seen = [
+        batch["user"][batch["weight"] > 0]
+        for host in range(host_count)
+        for batch in take(
+            steps, rows, batch_rows, seed, ids=ids, host_index=host, host_count=host_count
+        )
+    ]
+    assert (
+        sorted(np.concatenate(seen))
+        == np.flatnonzero(sampling.keep(np.arange(n), 0.5, seed)).tolist()
+    )
+
+
+def test_hosts_that_do_not_divide_the_batch_are_refused():
+    with pytest.raises(ConfigError, match="batch_rows=4 does not split evenly over 3 hosts"):
+        take(1, host_count=3)
+
+
+@pytest.mark.parametrize("host_index", [-1, 2])
+def test_a_host_that_is_none_of_them_is_refused(host_index):
+    with pytest.raises(ValueError, match="host_index"):
+        take(1, host_index=host_index, host_count=2)
+
+
+# Stacks.
+
+
+@BOTH
+@pytest.mark.parametrize("stack", [1, 3])
+def test_a_stack_is_the_batches_of_its_steps(rows, sampler, stack):
+    stacks = take(4, rows, sampler=sampler, start=2, stack=stack)
+    unstacked = [
+        {name: x[i] for name, x in batch.items()} for batch in stacks for i in range(stack)
+    ]
+    assert_same_batches(unstacked, take(4 * stack, rows, sampler=sampler, start=2))
 
 
 # Epochs.
@@ -136,6 +240,31 @@ def test_columns_may_be_mapped_from_disk(tmp_path):
         np.save(tmp_path / f"{name}.npy", column)
         mapped[name] = np.load(tmp_path / f"{name}.npy", mmap_mode="r")
     assert_same_batches(take(3, mapped), take(3))
+
+
+@BOTH
+def test_a_step_does_not_depend_on_the_block_it_is_made_in(monkeypatch, rows, sampler):
+    expected = take(12, rows, sampler=sampler)
+    for block in (1, 20, 70, 1000):
+        monkeypatch.setattr(pipeline, "BLOCK", block)
+        assert_same_batches(take(12, rows, sampler=sampler), expected)
+
+
+def test_columns_may_be_stored_by_column():
+    assert_same_batches(take(3, {n: np.asfortranarray(x) for n, x in ROWS.items()}), take(3))
+
+
+def test_a_program_may_end_with_streams_open():
+    """Their threads make batches ahead; ending must not wait for them."""
+    program = """
+import numpy as np
+from cadc_jax.data import pipeline
+rows = {name: np.zeros(400_000, np.int32) for name in ("user", "item", "label")}
+streams = [pipeline.training_batches(rows, 2048, 0) for _ in range(8)]
+for stream in streams:
+    next(stream)
+"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
 
 
 # Negatives.

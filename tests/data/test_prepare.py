@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cadc_jax.data import prepare
+from cadc_jax.data import chunks, encoding, prepare, vocabulary
 from cadc_jax.data.prepare import PrepareConfig
 from cadc_jax.data.schema import TEST, TRAIN, EntityTable, RawTable, ReadReport
 from cadc_jax.data.table import open_table
@@ -55,7 +55,7 @@ def with_a_test_file(**columns):
 
 
 def prepared(path, raw, config):
-    facts = prepare.write(path, raw, config)
+    facts = prepare.write(path, chunks.of_table(raw), config)
     return open_table(path), facts
 
 
@@ -66,30 +66,6 @@ def files(path, folders=("train", "users", "items", "vocabularies")):
 
 
 # Vocabularies.
-
-
-def test_ids_are_places_in_the_vocabulary_and_0_is_everything_else():
-    vocabulary = prepare.vocabulary(np.array([7, 3, 7, 9, 3]), min_count=2)
-    assert vocabulary.tolist() == [3, 7]
-    assert prepare.encode(np.array([7, 3, 9, 100, -1]), vocabulary).tolist() == [2, 1, 0, 0, 0]
-    text = prepare.vocabulary(np.array(["b", "a", "b"]), 1)
-    assert prepare.encode(np.array(["b", "zebra", "a"]), text).tolist() == [2, 0, 1]
-
-
-def two_columns(values):
-    return st.tuples(st.lists(values, min_size=1), st.lists(values))
-
-
-@given(two_columns(st.integers(-3, 6)) | two_columns(st.text("ab", max_size=3)), st.integers(1, 3))
-def test_encoding_is_what_a_dictionary_of_counts_gives(columns, min_count):
-    train, other = columns
-    kind = np.array(train).dtype.kind
-    known = sorted(value for value in set(train) if train.count(value) >= min_count)
-    vocabulary = prepare.vocabulary(np.array(train), min_count)
-    assert vocabulary.tolist() == known
-    expected = [known.index(value) + 1 if value in known else 0 for value in other]
-    ids = prepare.encode(np.array(other, kind), vocabulary)
-    assert ids.tolist() == expected and ids.dtype == np.int32
 
 
 def test_a_missing_value_that_trains_often_has_an_id_of_its_own(tmp_path):
@@ -133,7 +109,7 @@ def test_no_held_out_row_has_any_influence_on_what_is_learnt(tmp_path):
         categorical={name: np.where(held_out, 77, x) for name, x in raw.categorical.items()},
     )
     for name, table in (("a", raw), ("b", other)):
-        prepare.write(tmp_path / name, table, CLICK)
+        prepare.write(tmp_path / name, chunks.of_table(table), CLICK)
     assert files(tmp_path / "a") == files(tmp_path / "b")
     assert np.all(open_table(tmp_path / "b").splits["test"]["categorical"] == 0)
 
@@ -153,7 +129,7 @@ def test_no_held_out_interaction_has_any_influence_on_what_is_learnt(tmp_path):
         item=np.where(held_out, np.arange(24) + 1000, raw.item),
         value=np.where(held_out, np.float32(99), raw.value),
     )
-    prepare.write(tmp_path / "b", other, RANKING)
+    prepare.write(tmp_path / "b", chunks.of_table(other), RANKING)
     assert files(tmp_path / "a") == files(tmp_path / "b")
     assert len(table.splits["train"]["item"]) == 24 - held_out.sum()
 
@@ -212,6 +188,16 @@ def test_logs_of_counts_take_negative_ones_for_0(tmp_path):
     np.testing.assert_allclose(test, [-mean / std, (1 - mean) / std], rtol=1e-5)
 
 
+def test_flags_stay_as_they_are_among_logs_of_counts(tmp_path):
+    train, test, _ = dense_feature(tmp_path, [1, 0, np.nan, 1], [0, 1], log_dense=True)
+    assert train.tolist() == [1, 0, 0, 1] and test.tolist() == [0, 1]
+
+
+def test_an_infinite_value_is_refused(tmp_path):
+    with pytest.raises(DataError, match="dense feature 'x' holds an infinite value"):
+        dense_feature(tmp_path, [1, np.inf, 2], [0, 1])
+
+
 def test_a_table_may_have_no_features(tmp_path):
     table, _ = prepared(tmp_path, interactions(), RANKING)
     assert table.splits["train"]["dense"].shape == (16, 0)
@@ -245,7 +231,7 @@ def test_a_feature_of_rows_and_one_of_users_keep_a_vocabulary_each(tmp_path):
     raw = dataclasses.replace(
         interactions(), users=users, categorical={"user_age": np.arange(24) % 3}
     )
-    prepare.write(tmp_path, raw, RANKING)
+    prepare.write(tmp_path, chunks.of_table(raw), RANKING)
     written = [np.load(file).tolist() for file in (tmp_path / "vocabularies").glob("*.npy")]
     assert [0, 1, 2] in written and ["old", "young"] in written
 
@@ -255,14 +241,14 @@ def test_a_feature_of_rows_and_one_of_users_keep_a_vocabulary_each(tmp_path):
 
 def test_crossed_columns_have_one_key_a_combination():
     a, b = np.array([1, 1, 2, 2, 1]), np.array(["x", "y", "x", "y", "x"])
-    key = prepare.cross([a, b])
+    key = vocabulary.cross([a, b])
     assert len(np.unique(key)) == 4 and key[0] == key[4] and np.all(key >= 0)
     assert key.dtype == np.int64
 
 
 def test_a_single_column_is_not_crossed():
     column = np.array(["b", "a"])
-    assert prepare.cross([column]) is column
+    assert vocabulary.cross([column]) is column
 
 
 pairs = st.lists(
@@ -275,16 +261,16 @@ def test_the_key_of_a_row_depends_on_its_own_values_alone(rows, width):
     """Not on the width that the longest text of the column asks for, nor on other rows."""
     rows = [(number, text.replace("\0", "")) for number, text in rows]
     numbers, texts = (np.array(column) for column in zip(*rows, strict=True))
-    key = prepare.cross([numbers, texts])
+    key = vocabulary.cross([numbers, texts])
     assert (key[:, None] == key).tolist() == [[a == b for b in rows] for a in rows]
-    np.testing.assert_array_equal(prepare.cross([numbers, texts.astype(f"U{width}")]), key)
-    np.testing.assert_array_equal(prepare.cross([numbers[1:], texts[1:]]), key[1:])
+    np.testing.assert_array_equal(vocabulary.cross([numbers, texts.astype(f"U{width}")]), key)
+    np.testing.assert_array_equal(vocabulary.cross([numbers[1:], texts[1:]]), key[1:])
 
 
 def test_columns_cross_in_their_order():
     a, b = np.array([1, 2]), np.array([2, 1])
-    key = prepare.cross([a, b])
-    assert key[0] != key[1] and key[0] != prepare.cross([b, a])[0]
+    key = vocabulary.cross([a, b])
+    assert key[0] != key[1] and key[0] != vocabulary.cross([b, a])[0]
 
 
 def test_crossed_columns_name_the_user(tmp_path):
@@ -409,7 +395,112 @@ def test_given_negatives_need_the_split_they_were_given_for(tmp_path):
     """Under another split they would stand beside other users' rows."""
     raw = with_a_test_file(negatives=np.array([[15], [12]]))
     with pytest.raises(ConfigError, match="negatives"):
-        prepare.write(tmp_path, raw, dataclasses.replace(RANKING, num_negatives=1))
+        prepare.write(tmp_path, chunks.of_table(raw), dataclasses.replace(RANKING, num_negatives=1))
+
+
+def test_known_items_are_those_of_each_users_training_rows(tmp_path):
+    table, _ = prepared(tmp_path, interactions(), RANKING)
+    train, known = table.splits["train"], table.known
+    expected = sorted(zip(train["user"].tolist(), train["item"].tolist(), strict=True))
+    users = np.repeat(np.arange(table.schema.num_users), np.diff(known["offsets"]))
+    assert list(zip(users.tolist(), known["items"].tolist(), strict=True)) == expected
+    assert len(known["offsets"]) == table.schema.num_users + 1
+
+
+# Chunks.
+
+
+@pytest.mark.parametrize("config", [CLICK, dataclasses.replace(CLICK, split="random")])
+def test_the_size_of_chunks_does_not_matter(tmp_path, monkeypatch, config):
+    raw = clicks(500)
+    prepared(tmp_path / "one", raw, config)
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", 7)
+    table, _ = prepared(tmp_path / "many", raw, config)
+    folders = ("train", "validation", "test", "users", "items", "vocabularies")
+    one, many = files(tmp_path / "one", folders), files(tmp_path / "many", folders)
+    statistics = [json.loads(found.pop("statistics.json")) for found in (one, many)]
+    dense = [
+        [np.load(tmp_path / name / split / "dense.npy") for split in folders[:3]]
+        for name in ("one", "many")
+    ]
+    for found in (one, many):
+        for split in folders[:3]:
+            del found[f"{split}/dense.npy"]
+    assert one == many
+    for name, scale in statistics[0].items():  # sums of floats depend on their order
+        assert statistics[1][name] == pytest.approx(scale, rel=1e-12)
+    for a, b in zip(*dense, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    assert not (tmp_path / "many" / "spool").exists()
+    assert len(table.splits["train"]["user"]) > 250
+
+
+def test_the_size_of_chunks_does_not_matter_to_interactions(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    user, item = rng.integers(0, 9, 300).astype(str), rng.integers(0, 40, 300)
+    raw = RawTable(ReadReport(300), user=user, item=item, timestamp=rng.integers(0, 50, 300))
+    config = dataclasses.replace(RANKING, num_negatives=1)
+    prepared(tmp_path / "one", raw, config)
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", 11)
+    prepared(tmp_path / "many", raw, config)
+    folders = ("train", "validation", "test", "users", "items", "vocabularies", "known")
+    assert files(tmp_path / "one", folders) == files(tmp_path / "many", folders)
+
+
+def test_click_logs_may_bring_their_split_or_be_split_by_time(tmp_path):
+    rng = np.random.default_rng(0)
+    raw = clicks(fold=np.repeat([0, 1, 2], [14, 3, 3]).astype(np.int8))
+    table, _ = prepared(tmp_path / "given", raw, dataclasses.replace(CLICK, split="given"))
+    np.testing.assert_array_equal(table.splits["test"]["label"], raw.label[17:])
+    when = rng.permutation(20)
+    raw = clicks(timestamp=when)
+    table, _ = prepared(tmp_path / "time", raw, dataclasses.replace(CLICK, split="time"))
+    np.testing.assert_array_equal(table.splits["test"]["label"], raw.label[when >= 16])
+
+
+def test_items_are_counted_over_training_rows(tmp_path):
+    raw = clicks(200)
+    table, _ = prepared(tmp_path, raw, CLICK)
+    train = table.splits["train"]
+    expected = np.bincount(train["item"], minlength=table.schema.num_items)
+    np.testing.assert_array_equal(table.items["count"], expected)
+    clicked = np.bincount(train["item"], train["label"], minlength=table.schema.num_items)
+    np.testing.assert_array_equal(table.items["clicks"], clicked)
+
+
+# Columns of too many values, and new data.
+
+
+def test_columns_of_too_many_values_are_hashed(tmp_path):
+    rng = np.random.default_rng(0)
+    raw = clicks(1000)
+    raw.categorical["other"] = rng.integers(0, 10**9, 1000)
+    raw.categorical["what"] = np.arange(1000)
+    table, facts = prepared(tmp_path, raw, dataclasses.replace(CLICK, max_vocabulary=50))
+    assert table.schema.hashed == {"item": 50, "row.other": 50}
+    assert facts["hashed"] == ["item", "row.other"]
+    assert table.schema.num_items == 51 and table.schema.context.vocabulary_sizes == (51,)
+    assert table.schema.num_users == 4  # these are few enough
+    for split in ("train", "test"):
+        ids = table.splits[split]["categorical"]
+        assert ids.min() >= 1 and ids.max() <= 50 and len(np.unique(ids)) > 40
+
+
+@pytest.mark.parametrize("most", [0, 3])
+def test_new_data_is_encoded_as_the_table_was(tmp_path, most):
+    raw = clicks(100)
+    crossed = dataclasses.replace(CLICK, user_features=("who", "other"), max_vocabulary=most)
+    table, _ = prepared(tmp_path, raw, crossed)
+    encoded = encoding.open_encoder(tmp_path).encode_table(raw)
+    for name in ("user", "item", "label", "dense", "categorical"):
+        whole = np.concatenate([table.splits[split][name] for split in table.splits])
+        np.testing.assert_array_equal(encoded[name], whole, strict=True)
+
+
+def test_new_data_without_a_column_is_refused(tmp_path):
+    prepared(tmp_path, clicks(), CLICK)
+    with pytest.raises(ConfigError, match="no column 'count'"):
+        encoding.open_encoder(tmp_path).encode_table(clicks(dense={}))
 
 
 # Facts and errors.
@@ -417,7 +508,8 @@ def test_given_negatives_need_the_split_they_were_given_for(tmp_path):
 
 def test_facts_tell_the_rows_of_each_split_and_what_the_reader_met(tmp_path):
     report = ReadReport(24, padded=2, malformed=1, examples=("a:1: bad",))
-    _, facts = prepared(tmp_path, dataclasses.replace(interactions(), report=report), RANKING)
+    raw = dataclasses.replace(interactions(), report=report)
+    _, facts = prepared(tmp_path, raw, dataclasses.replace(RANKING, max_malformed=0.05))
     assert facts["rows"] == {"train": 16, "validation": 4, "test": 4}
     assert (facts["num_users"], facts["num_items"], facts["merged_repeats"]) == (4, 10, 0)
     assert facts["reader"] == dataclasses.asdict(report)
@@ -426,7 +518,7 @@ def test_facts_tell_the_rows_of_each_split_and_what_the_reader_met(tmp_path):
 
 def test_equal_data_gives_equal_files(tmp_path):
     for name in ("a", "b"):
-        prepare.write(tmp_path / name, interactions(), RANKING)
+        prepare.write(tmp_path / name, chunks.of_table(interactions()), RANKING)
     folders = ("train", "validation", "test", "users", "items", "vocabularies")
     assert files(tmp_path / "a", folders) == files(tmp_path / "b", folders)
 
@@ -463,13 +555,13 @@ def test_equal_data_gives_equal_files(tmp_path):
             dataclasses.replace(interactions(), users=EntityTable(np.array(["a"]))),
             RANKING,
             DataError,
-            "user ids .* different types",
+            "none of the 1 ids of the user content .* like .10, 20, 30.; .* like .'a'.",
         ),
         (
             dataclasses.replace(interactions(), items=EntityTable(np.array(["a"]))),
             RANKING,
             DataError,
-            "item ids .* different types",
+            "none of the 1 ids of the item content",
         ),
         (
             interactions(),
@@ -488,10 +580,10 @@ def test_equal_data_gives_equal_files(tmp_path):
 )
 def test_data_that_cannot_be_prepared_says_why(tmp_path, raw, config, error, message):
     with pytest.raises(error, match=message) as caught:
-        prepare.write(tmp_path, raw, config)
+        prepare.write(tmp_path, chunks.of_table(raw), config)
     assert "\n" not in str(caught.value)
 
 
 def test_the_click_task_says_that_it_needs_labels(tmp_path):
     with pytest.raises(CadcError, match="label"):
-        prepare.write(tmp_path, clicks(label=None), CLICK)
+        prepare.write(tmp_path, chunks.of_table(clicks(label=None)), CLICK)

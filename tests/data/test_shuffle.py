@@ -16,7 +16,28 @@ def order(n, seed=0, epoch=0):
     return shuffle.permute(np.arange(n), n, seed, epoch)
 
 
-@pytest.mark.parametrize("n", [*range(1, 201), 1000, 4096, 10_007])
+GOLDEN = {  # (n, seed, epoch): the first places
+    (10, 0, 0): [3, 8, 2, 9, 4, 6, 7, 0, 5, 1],
+    (10, 0, 1): [9, 1, 7, 5, 4, 3, 2, 0, 6, 8],
+    (1000, 7, 0): [321, 676, 886, 134, 201],
+    (10**6, -3, 12): [929758, 714879, 657998, 965618, 967984],
+    (10**13, 2**64 - 1, 5): [
+        5784886149626,
+        7673160641886,
+        1526457584568,
+        7454495321886,
+        8890227311881,
+    ],
+}
+
+
+@pytest.mark.parametrize(("key", "first"), GOLDEN.items())
+def test_golden_orders_never_change(key, first):
+    n, seed, epoch = key
+    assert shuffle.permute(np.arange(len(first)), n, seed, epoch).tolist() == first
+
+
+@pytest.mark.parametrize("n", [*range(1, 201), 1000, 1023, 1024, 1025, 4096, 10_007])
 def test_an_epoch_holds_every_element_once(n):
     np.testing.assert_array_equal(np.sort(order(n, seed=3, epoch=1)), np.arange(n))
 
@@ -31,6 +52,14 @@ def test_any_places_can_be_reached_alone(data, n, seed, epoch):
     places = data.draw(st.lists(st.integers(0, n - 1), max_size=30))
     alone = shuffle.permute(np.array(places, np.int64), n, seed, epoch)
     np.testing.assert_array_equal(alone, order(n, seed, epoch)[places])
+
+
+@given(st.integers(1, 40), seeds)
+def test_every_place_may_have_an_epoch_of_its_own(n, seed):
+    epoch = np.array([[4], [0], [4]])
+    orders = shuffle.permute(np.tile(np.arange(n), (3, 1)), n, seed, epoch)
+    expected = [order(n, seed, e) for e in epoch.ravel()]
+    np.testing.assert_array_equal(orders, expected, strict=True)
 
 
 def test_the_places_asked_for_are_left_as_they_are():
@@ -71,16 +100,40 @@ def test_an_element_lands_anywhere():
 @pytest.mark.parametrize("n", [1000, 9_973, 10_000])
 def test_elements_move_by_any_distance_alike(n):
     p = []
-    for seed in range(20):
+    for seed in range(100):
         distance = (order(n, seed) - np.arange(n)) % n
         p.append(scipy.stats.chisquare(np.bincount(distance * 10 // n, minlength=10)).pvalue)
-    assert min(p) > 1e-4
+    assert np.sum(np.array(p) < 0.01) <= scipy.stats.binom.ppf(0.999, 100, 0.01)
     assert scipy.stats.kstest(p, "uniform").pvalue > 1e-3
 
 
-def test_elements_side_by_side_come_from_anywhere():
-    """The pair (element k, element k + 1) is uniform over a grid of 5 x 5 parts."""
+@pytest.mark.parametrize("n", [9_973, 10_000])
+@pytest.mark.parametrize("lag", [1, 2, 64, 128])  # the network's halves are of 64 and about 157
+def test_elements_near_each_other_come_from_anywhere(n, lag):
+    """The pair (element k, element k + lag) is uniform over a grid of 5 x 5 parts."""
     for seed in range(10):
-        part = order(10_000, seed) * 5 // 10_000
-        counts = np.bincount(part[:-1] * 5 + part[1:], minlength=25)
+        part = order(n, seed) * 5 // n
+        counts = np.bincount(part[:-lag] * 5 + part[lag:], minlength=25)
         assert scipy.stats.chisquare(counts).pvalue > 1e-4
+
+
+def test_elements_stay_and_follow_each_other_as_often_as_by_chance():
+    """Both counts are close to Poisson variables of mean 1."""
+    for stay in (lambda x: x == np.arange(len(x)), lambda x: x[1:] == x[:-1] + 1):
+        counts = [np.sum(stay(order(5_000, seed))) for seed in range(200)]
+        assert abs(np.mean(counts) - 1) < 4 / np.sqrt(200)
+        assert 0.6 < np.var(counts) < 1.6
+
+
+def test_p_values_of_a_hundred_seeds_are_as_often_small_as_by_chance():
+    """Is each tenth of the order drawn alike from the ten parts of the epoch?
+
+    Degrees of freedom are 81, since a permutation fixes both margins of the table.
+    """
+    p = []
+    for seed in range(100):
+        part = order(10_000, seed) // 1000
+        counts = np.bincount(np.repeat(np.arange(10), 1000) * 10 + part, minlength=100)
+        p.append(scipy.stats.chi2.sf(np.sum((counts - 100) ** 2) / 100 * 0.9999, 81))
+    assert np.sum(np.array(p) < 0.01) <= scipy.stats.binom.ppf(0.999, 100, 0.01)
+    assert scipy.stats.kstest(p, "uniform").pvalue > 1e-3

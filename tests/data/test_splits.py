@@ -62,7 +62,7 @@ def test_without_times_a_seeded_order_stands_in():
 # Shares of all rows.
 
 
-@pytest.mark.parametrize("rule", ["order", "time", "random"])
+@pytest.mark.parametrize("rule", ["order", "time"])
 def test_shares_of_rows(rule):
     table = raw(np.zeros(100, int), timestamp=np.arange(100)[::-1])
     fold = splits.assign(table, rule, 0.1, 0.2, 0)
@@ -87,6 +87,18 @@ def test_at_random_rows_test_by_the_seed_alone():
     np.testing.assert_array_equal(first, again)
     assert 5 <= np.sum((first == TEST) & (other == TEST)) <= 25  # 10 by chance
     assert np.all(np.bincount(np.flatnonzero(first == TEST) // 200, minlength=5) > 5)  # of 20
+    assert 70 <= np.sum(first == TEST) <= 130 and 70 <= np.sum(first == VALIDATION) <= 130
+
+
+@pytest.mark.parametrize("rule", splits.BY_PLACE)
+def test_a_split_by_place_is_the_same_in_pieces(rule):
+    table = raw(np.zeros(1000, int))
+    whole = splits.assign(table, rule, 0.1, 0.2, 3)
+    pieces = [
+        splits.by_place(np.arange(start, start + 100), 1000, rule, 0.1, 0.2, 3)
+        for start in range(0, 1000, 100)
+    ]
+    np.testing.assert_array_equal(np.concatenate(pieces), whole)
 
 
 # The data's own.

@@ -45,7 +45,7 @@ def test_other_files_are_no_columns(tmp_path):
 
 def test_a_table_opens_with_its_schema_splits_and_content(tmp_path):
     table.write_schema(tmp_path, SCHEMA)
-    for place, folder in enumerate(("train", "validation", "test", "users", "items")):
+    for place, folder in enumerate(("train", "validation", "test", "users", "items", "known")):
         table.write_columns(tmp_path / folder, {"x": np.array([place])})
     opened = table.open_table(tmp_path)
     assert opened.schema == SCHEMA
@@ -55,6 +55,38 @@ def test_a_table_opens_with_its_schema_splits_and_content(tmp_path):
         [2],
     ]
     assert (opened.users["x"].tolist(), opened.items["x"].tolist()) == ([3], [4])
+    assert opened.known["x"].tolist() == [5]
+
+
+def test_a_column_is_written_some_rows_at_a_time(tmp_path):
+    rows = np.arange(12, dtype=np.int32).reshape(6, 2)
+    writer = table.ColumnWriter(tmp_path / "x.npy", np.int32, (6, 2))
+    for part in (rows[:1], rows[1:1], rows[1:]):
+        writer.append(part)
+    writer.close()
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), rows, strict=True)
+
+
+def test_chosen_rows_are_copied(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "_ROWS", 3)
+    columns = {"x": np.arange(20).reshape(10, 2), "y": np.arange(10, dtype=np.float32)}
+    ids = np.array([0, 2, 3, 4, 7, 8, 9])
+    table.write_rows(tmp_path / "a", columns, ids)
+    for name, column in table.read_columns(tmp_path / "a").items():
+        np.testing.assert_array_equal(column, columns[name][ids], strict=True)
+    table.write_rows(tmp_path / "b", columns, ids[:0])
+    assert table.read_columns(tmp_path / "b")["x"].shape == (0, 2)
+
+
+def test_a_column_of_other_rows_than_were_promised_is_an_error(tmp_path):
+    writer = table.ColumnWriter(tmp_path / "x.npy", np.int32, (3,))
+    with pytest.raises(ValueError, match="float64"):
+        writer.append(np.zeros(3))
+    with pytest.raises(ValueError, match=r"\(3, 1\)"):
+        writer.append(np.zeros((3, 1), np.int32))
+    writer.append(np.zeros(2, np.int32))
+    with pytest.raises(ValueError, match="1 rows are missing"):
+        writer.close()
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "{}", "[]", '{"task": "click"}'])

@@ -131,6 +131,25 @@ def test_rows_that_do_not_fill_a_batch_count_once_each():
     np.testing.assert_allclose(losses, losses[0] * np.ones((4, 1)), rtol=1e-4)
 
 
+def test_rows_that_do_not_fit_on_the_device_are_learnt_from_in_blocks(monkeypatch):
+    monkeypatch.setattr(sgd, "BLOCK_ROWS", 300)  # 2000 rows make six blocks and a part of one
+    user, item, label = clicks(2000)
+    config = dataclasses.replace(CONFIG, optimizer="sgd", epochs=1, learning_rate=1e-6)
+    sgd._epoch.clear_cache()
+    loss = sgd.fit(user, item, U, I, config, KEY, label)[1]
+    assert sgd._epoch._cache_size() == 1
+    monkeypatch.setattr(sgd, "BLOCK_ROWS", 2000)
+    np.testing.assert_allclose(loss, sgd.fit(user, item, U, I, config, KEY, label)[1], rtol=1e-4)
+
+    monkeypatch.setattr(sgd, "BLOCK_ROWS", 300)
+    config = dataclasses.replace(CONFIG, epochs=15, learning_rate=0.2)
+    factors, losses = sgd.fit(user, item, U, I, config, KEY, label)
+    assert losses[-1] < 0.8 * losses[0]
+    every = np.asarray(scores(factors, np.arange(U)[:, None], np.arange(I)))
+    same = np.arange(U)[:, None] % 2 == np.arange(I) % 2
+    assert (every[same] > 0).mean() > 0.95 and (every[~same] < 0).mean() > 0.95
+
+
 def test_the_same_key_gives_the_same_factors_and_another_key_others():
     user, item, _ = clicks()
     first, _ = sgd.fit(user, item, U, I, CONFIG, KEY)
@@ -197,6 +216,8 @@ def test_a_config_that_cannot_work_is_refused(change, message):
 
 def test_labels_other_than_0_and_1_and_empty_logs_are_refused():
     with pytest.raises(DataError, match="labels must be 0 or 1"):
-        sgd.fit([0], [0], 1, 1, CONFIG, KEY, [2.0])
+        sgd.fit(np.array([0]), np.array([0]), 1, 1, CONFIG, KEY, np.array([2.0]))
+    with pytest.raises(DataError, match=r"item ids must lie in \[0, 3\); they go from 0 to 3"):
+        sgd.fit(np.array([0, 0]), np.array([0, 3]), 1, 3, CONFIG, KEY, np.array([1.0, 0.0]))
     with pytest.raises(ConfigError, match="no interactions"):
         sgd.fit([], [], 1, 1, CONFIG, KEY)

@@ -1,0 +1,324 @@
+"""The input pipeline: rows a second, the cost of an epoch of a sample, and of resuming.
+
+    CADC_DATA_DIR=/path/to/raw/data python benchmarks/pipeline.py [--quick] [--json FILE]
+
+The table is random, in Criteo's shape (13 dense and 26 categorical features, 168 bytes a row), and
+memory-mapped. Peers are the loops one would write at first: `tf.data` with a shuffle buffer of
+100,000 rows, NumPy with a permutation of the epoch and fancy indexing, and for negatives NumPy with
+a binary search of the known pairs. A training step is what the pipeline has to feed: DLRM as
+`configs/criteo.py` has it, and in the size of the Kaggle benchmark (arXiv 1906.00091).
+
+Ours and the peer take turns, so that a busy machine slows both alike; figures are medians over the
+turns, ratios the medians of each turn's ours / peer: above 1 is better for rows a second, below 1
+for seconds.
+"""
+
+import argparse
+import functools
+import gzip
+import itertools
+import json
+import os
+import pathlib
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tensorflow as tf
+from jax.sharding import PartitionSpec
+
+from cadc_jax import sharding
+from cadc_jax.data import negatives, pipeline, sampling
+from cadc_jax.data.table import Columns, read_columns, write_columns
+from cadc_jax.models.dlrm import DLRM
+from cadc_jax.models.embeddings import Content, stacked_offsets
+from cadc_jax.training import prefetch, step
+
+RATE, SEED = 0.1, 0
+USERS, ITEMS, VOCABULARY = 12_000, 5_000, 40_000  # 40,000 ids for each of the 26 features
+MODELS = {
+    "small DLRM": DLRM(16, (32,), (64, 32)),
+    "Kaggle DLRM": DLRM(16, (512, 256, 64), (512, 256)),
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="4 million rows, 3 turns")
+    parser.add_argument("--json", metavar="FILE", help="also write the table there")
+    arguments = parser.parse_args()
+    num_rows, turns = (4_000_000, 3) if arguments.quick else (20_000_000, 7)
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        write_table(folder / "all", num_rows)
+        rows = read_columns(folder / "all")
+        write_columns(folder / "sample", sample_of(rows))
+        results = [
+            *throughput(rows, turns),
+            *epochs(rows, read_columns(folder / "sample"), turns),
+            *resuming(rows, turns),
+            *with_negatives(turns),
+            *steps(rows, (2048,) if arguments.quick else (2048, 8192), turns),
+        ]
+    show(results)
+    if arguments.json:
+        machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+        pathlib.Path(arguments.json).write_text(
+            json.dumps({"machine": machine, "rows": results}, indent=1)
+        )
+
+
+# What is measured.
+
+
+def throughput(rows: Columns, turns: int) -> Iterator[dict]:
+    num_rows = len(rows["user"])
+    for size in (2048, 8192):
+        systems = {
+            "ours": (pipeline.training_batches(rows, size, SEED), num_rows // size),
+            "NumPy loop": (numpy_loop(rows, size), num_rows // size),
+            "tf.data": (tf_data(rows, size), 65_536 // size),  # few: it is slow
+        }
+        seconds = seconds_a_row(systems, size, turns)
+        for peer in ("NumPy loop", "tf.data"):
+            yield line(f"Criteo rows, batches of {size}", seconds, "ours", peer, per_row=True)
+
+    mesh = sharding.make_mesh()
+    specs = {"stacked": PartitionSpec(None, *sharding.BATCH), "unstacked": sharding.BATCH}
+    systems = {}
+    for (name, spec), stack in zip(specs.items(), (16, None), strict=True):
+        batches = pipeline.training_batches(rows, 2048, SEED, stack=stack)
+        batches = prefetch.device_batches(batches, sharding.named(mesh, spec))
+        systems[name] = (batches, 480 // (stack or 1))
+    seconds = seconds_a_row(systems, 2048, turns)
+    seconds["stacked"] = [x / 16 for x in seconds["stacked"]]  # an element of it is 16 batches
+    case = "batches of 2048 on the device, 16 a stack"
+    yield line(case, seconds, "stacked", "unstacked", per_row=True)
+
+
+def epochs(rows: Columns, sample: Columns, turns: int) -> Iterator[dict]:
+    """An epoch each, from opening the stream to its last batch."""
+    num_rows, size = len(rows["user"]), 2048
+
+    def epoch(columns: Columns, ids: np.ndarray | None = None) -> None:
+        count = len(columns["user"]) if ids is None else len(ids)
+        batches = pipeline.training_batches(columns, size, SEED, ids=ids)
+        exhaust(batches, pipeline.steps_per_epoch(count, size))
+
+    systems = {
+        "all rows": lambda: epoch(rows),
+        "written": lambda: epoch(sample),
+        "on the fly": lambda: epoch(rows, pipeline.sampled_ids(num_rows, RATE, SEED)),
+        "rule": lambda: pipeline.sampled_ids(num_rows, RATE, SEED),
+        "rng.random() < rate": lambda: np.flatnonzero(
+            np.random.default_rng(SEED).random(num_rows) < RATE
+        ),
+    }
+    seconds = take_turns(systems, turns)
+    for name in ("written", "on the fly"):
+        yield line(f"epoch of a 10 % sample, {name}", seconds, name, "all rows")
+    yield line(f"choose the rows of {num_rows:,}", seconds, "rule", "rng.random() < rate")
+
+
+def resuming(rows: Columns, turns: int) -> Iterator[dict]:
+    def first(batches: Callable[..., Iterator], **options) -> Callable[[], None]:
+        return lambda: exhaust(batches(rows, 2048, **options), 1)
+
+    ours = functools.partial(pipeline.training_batches, seed=SEED)
+    systems = {"far": first(ours, start=10**6), "step 10": first(ours, start=10)}
+    seconds = take_turns(systems, 4 * turns)
+    yield line("first batch at step 1,000,000", seconds, "far", "step 10")
+    systems = {"ours": first(ours, start=50), "tf.data skip": first(tf_data, skip=50)}
+    yield line("first batch at step 50", take_turns(systems, 1), "ours", "tf.data skip")
+
+
+def with_negatives(turns: int) -> Iterator[dict]:
+    user, item, num_items = movielens()
+    known = np.unique(negatives.pair_keys(user, item, num_items))
+    rows = {"user": user, "item": item}
+    sampler = pipeline.NegativeSampling(4, known, num_items)
+    for size in (2048, 8192):
+        batches = pipeline.training_batches(rows, size, SEED, sampler=sampler)
+        systems = {
+            "ours": (batches, len(user) // size),
+            "NumPy loop": (numpy_loop_of_negatives(rows, size, sampler), len(user) // size),
+        }
+        seconds = seconds_a_row(systems, size, turns)
+        case = f"MovieLens 1M, 4 negatives, batches of {size}"
+        yield line(case, seconds, "ours", "NumPy loop", per_row=True)
+
+
+def steps(rows: Columns, sizes: tuple[int, ...], turns: int) -> Iterator[dict]:
+    """The pipeline beside what it feeds."""
+    for (name, model), size in itertools.product(MODELS.items(), sizes):
+        systems = {
+            "ours": (pipeline.training_batches(rows, size, SEED), 2**20 // size),
+            f"{name} step": (training(model, rows, size), 2**14 // size),
+        }
+        seconds = seconds_a_row(systems, size, turns)
+        case = f"pipeline beside a training step, batches of {size}"
+        yield line(case, seconds, "ours", f"{name} step", per_row=True)
+
+
+def training(model: DLRM, rows: Columns, size: int) -> Iterator[None]:
+    """Training steps on one and the same batch."""
+    key = jax.random.key(SEED)
+    batch = jax.device_put(next(pipeline.training_batches(rows, size, SEED)))
+    config = step.TrainConfig(batch_rows=size, table_optimizer="adagrad")
+    content = Content(
+        user_dense=jnp.zeros((USERS, 0)),
+        user_categorical=jnp.zeros((USERS, 0), jnp.int32),
+        item_dense=jnp.zeros((ITEMS, 0)),
+        item_categorical=jnp.zeros((ITEMS, 0), jnp.int32),
+        context_offsets=jnp.asarray(stacked_offsets([VOCABULARY] * 26)),
+    )
+    lengths = {"user": USERS, "item": ITEMS, "features": 26 * VOCABULARY}
+    tables = {name: jnp.zeros((length, 16)) for name, length in lengths.items()}
+    state = step.init_state(model, config, tables, {}, content, batch, key)
+    while True:
+        state, loss = step.train_step(model, config, state, {}, content, batch, key)
+        loss.block_until_ready()
+        yield
+
+
+def seconds_a_row(
+    systems: dict[str, tuple[Iterator, int]], size: int, turns: int
+) -> dict[str, list[float]]:
+    """Seconds a row of streams of batches of `size`, each of which gives `count` a turn."""
+    runs = {
+        name: functools.partial(exhaust, stream, count) for name, (stream, count) in systems.items()
+    }
+    seconds = take_turns(runs, turns)
+    return {name: [x / (systems[name][1] * size) for x in seconds[name]] for name in systems}
+
+
+def take_turns(systems: dict[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
+    """Seconds of each system in each turn, after one to warm up."""
+    seconds = {name: [] for name in systems}
+    for _ in range(turns + 1):
+        for name, run in systems.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: x[1:] for name, x in seconds.items()}
+
+
+def line(
+    case: str, seconds: dict[str, list[float]], ours: str, peer: str, per_row: bool = False
+) -> dict:
+    """A line of the table: seconds, or rows a second where the seconds are those of a row."""
+    x, y = np.array(seconds[ours]), np.array(seconds[peer])
+    if per_row:
+        x, y = 1 / x, 1 / y
+    return {
+        "case": case,
+        "metric": "rows/s (larger is better)" if per_row else "seconds (smaller is better)",
+        "ours": float(np.median(x)),
+        "peer": float(np.median(y)),
+        "peer_name": peer,
+        "ratio": float(np.median(x / y)),
+    }
+
+
+def show(rows: list[dict]) -> None:
+    print(f"| {'case':48s} | {'metric':27s} | {'peer':19s} |     ours |     peer |  ratio |")
+    print("|" + "---|" * 6)
+    for line in rows:
+        numbers = f"{line['ours']:8.3g} | {line['peer']:8.3g} | {line['ratio']:6.3g}"
+        print(
+            f"| {line['case']:46s} | {line['metric']:27s} | {line['peer_name']:19s} | {numbers} |"
+        )
+
+
+def exhaust(stream: Iterator, count: int) -> None:
+    for _ in itertools.islice(stream, count):
+        pass
+
+
+# The peers.
+
+
+def numpy_loop(rows: Columns, batch_rows: int) -> Iterator[dict]:
+    """What a map-style loader does: a permutation of the epoch, and fancy indexing."""
+    num_rows = len(rows["user"])
+    for epoch in itertools.count():
+        order = np.random.default_rng(epoch).permutation(num_rows)
+        for start in range(0, num_rows - batch_rows + 1, batch_rows):
+            ids = order[start : start + batch_rows]
+            yield {name: column[ids] for name, column in rows.items()}
+
+
+def numpy_loop_of_negatives(
+    rows: Columns, batch_rows: int, sampler: pipeline.NegativeSampling
+) -> Iterator[dict]:
+    """The same with negatives, redrawn while they are among the sorted pairs."""
+    rng = np.random.default_rng(SEED)
+    for batch in numpy_loop(rows, batch_rows):
+        items = rng.integers(1, sampler.num_items, (batch_rows, sampler.count))
+        left = np.arange(items.size)
+        users = np.repeat(batch["user"], sampler.count)
+        flat = items.reshape(-1)
+        for _ in range(negatives.ATTEMPTS):
+            keys = negatives.pair_keys(users[left], flat[left], sampler.num_items)
+            left = left[negatives.contains(sampler.known, keys)]
+            flat[left] = rng.integers(1, sampler.num_items, len(left))
+        yield batch | {"item": np.concatenate([batch["item"][:, None], items], axis=1)}
+
+
+def tf_data(rows: Columns, batch_rows: int, skip: int = 0) -> Iterator[dict]:
+    """The usual `tf.data` pipeline: a shuffle buffer of 100,000 rows, batch, prefetch."""
+    part = {name: np.asarray(column[:200_000]) for name, column in rows.items()}  # it copies them
+    dataset = tf.data.Dataset.from_tensor_slices(part).repeat().shuffle(100_000, seed=SEED)
+    dataset = dataset.batch(batch_rows, drop_remainder=True, num_parallel_calls=2)
+    return dataset.skip(skip).prefetch(2).as_numpy_iterator()
+
+
+# Data.
+
+
+def write_table(path: pathlib.Path, num_rows: int) -> None:
+    rng = np.random.default_rng(SEED)
+    write_columns(
+        path,
+        {
+            "user": rng.integers(0, USERS, num_rows, np.int32),
+            "item": rng.integers(0, ITEMS, num_rows, np.int32),
+            "label": rng.integers(0, 2, num_rows, np.int8).astype(np.float32),
+            "dense": rng.random((num_rows, 13), np.float32),
+            "categorical": rng.integers(0, VOCABULARY, (num_rows, 26), np.int32),
+        },
+    )
+
+
+def sample_of(rows: Columns) -> Columns:
+    kept = np.flatnonzero(sampling.keep(np.arange(len(rows["user"])), RATE, SEED))
+    return {name: column[kept] for name, column in rows.items()}
+
+
+def movielens() -> tuple[np.ndarray, np.ndarray, int]:
+    """Users, items and number of item ids of MovieLens 1M, or random ones of that size."""
+    root = pathlib.Path(__file__).resolve().parents[1]
+    folder = pathlib.Path(os.environ.get("CADC_DATA_DIR", root.parent / "shared" / "data"))
+    file = folder / "ml-1m-implicit" / "train.csv.gz"
+    if file.exists():
+        with gzip.open(file, "rt") as lines:
+            user, item = np.loadtxt(lines, delimiter=",", skiprows=1, dtype=np.int64)[:, :2].T
+    else:
+        print(f"{file} is missing: random pairs of its size instead")
+        rng = np.random.default_rng(SEED)
+        user = (6_040 * rng.random(1_000_000) ** 2).astype(np.int64)
+        item = (3_706 * rng.random(1_000_000) ** 2).astype(np.int64)
+    user, item = (
+        (1 + np.unique(column, return_inverse=True)[1]).astype(np.int32) for column in (user, item)
+    )
+    return user, item, int(item.max()) + 1
+
+
+if __name__ == "__main__":
+    main()

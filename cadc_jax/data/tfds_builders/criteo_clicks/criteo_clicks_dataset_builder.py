@@ -1,0 +1,129 @@
+"""The Criteo click logs as a TensorFlow Datasets data set, its rows in the order of the logs.
+
+In this folder, with the logs in a folder of your own:
+
+    tfds build --config=kaggle --manual_dir=/path/to/logs
+    tfds build --config=terabyte --manual_dir=/path/to/logs --beam_pipeline_options=runner=...
+
+The command needs `pip install mlcroissant`, and the second apache-beam. Every worker has to see the
+logs and this package.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+
+from cadc_jax.data import criteo, vocabulary
+from cadc_jax.errors import DataError
+
+_SUFFIXES = ("", ".gz", ".zst")
+Example = Mapping[str, Any]
+
+
+@dataclasses.dataclass(kw_only=True)
+class ClickLogs(tfds.core.BuilderConfig):
+    """One release of the logs.
+
+    Attributes:
+      files: split -> name of its file, which may have a further '.gz' or '.zst'.
+      beam: prepare it by Apache Beam, because it is too large for one process.
+    """
+
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    beam: bool = False
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    """Reads the logs from the manual folder; nothing is downloaded."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "Rows in the order of the logs, missing values marked."}
+    MANUAL_DOWNLOAD_INSTRUCTIONS = """
+    Criteo gives the logs for research under its own terms, which you have to accept; see
+    https://ailab.criteo.com/ressources/. Put into the manual folder, as text or with .gz or .zst:
+      kaggle: train.txt of the Display Advertising Challenge;
+      terabyte: day_0 to day_23 of the Criteo 1 TB click logs.
+    """
+    BUILDER_CONFIGS = [
+        ClickLogs(
+            name="kaggle",
+            description="Seven days; the rows of train.txt, which have labels.",
+            files={"train": "train.txt"},
+        ),
+        ClickLogs(
+            name="terabyte",
+            description="24 days, a split for each, prepared by Apache Beam.",
+            files={f"day_{day}": f"day_{day}" for day in range(24)},
+            beam=True,
+        ),
+    ]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {"label": tfds.features.Scalar(np.int64, doc="1: the ad was clicked.")}
+        for name in criteo.DENSE:
+            features[name] = tfds.features.Scalar(np.float32, doc="A count; missing: NaN.")
+        for name in criteo.CATEGORICAL:
+            features[name] = tfds.features.Scalar(np.int64, doc="A hashed value; missing: -1.")
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(features),
+            homepage="https://ailab.criteo.com/ressources/",
+            disable_shuffling=True,  # splits by time need the order
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+        return {
+            split: self._generate_examples(_find(dl_manager.manual_dir, name))
+            for split, name in self.builder_config.files.items()
+        }
+
+    def _generate_examples(self, path: epath.Path):
+        """Returns (number of the row, example) of each row: an iterator, or a Beam transform."""
+        if not self.builder_config.beam:
+            return (example for chunk in _rows(path) for example in _examples(chunk))
+        beam = tfds.core.lazy_imports.apache_beam
+        return (
+            beam.Create([path])
+            | beam.FlatMap(_rows)
+            | beam.Reshuffle()  # a file is read by one worker, its rows are written by all
+            | beam.FlatMap(_examples)
+        )
+
+
+def _find(folder: epath.Path, name: str) -> epath.Path:
+    for suffix in _SUFFIXES:
+        path = folder / f"{name}{suffix}"
+        if path.exists():
+            return path
+    raise DataError(
+        f"{folder}: no file '{name}', '{name}.gz' or '{name}.zst'; set --manual_dir to the folder "
+        "of the logs"
+    )
+
+
+def _rows(path: epath.Path) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """Yields (number of its first row, name -> [n] values) of successive chunks of a log."""
+    start = 0
+    (tasks,) = criteo.source([path]).parts
+    for task in tasks():
+        chunk = task.decode()
+        if chunk.report.malformed:
+            raise DataError(f"{chunk.report.examples[0]}; mend or remove such rows")
+        columns = {}
+        for name, column in zip(chunk.rows.column_names, chunk.rows.columns, strict=True):
+            values = vocabulary.values_of(column)
+            columns[name.rpartition("/")[2]] = (
+                values.astype(np.int64) if name == "label" else values
+            )
+        yield start, columns
+        start += len(chunk.rows)
+
+
+def _examples(chunk: tuple[int, dict[str, np.ndarray]]) -> Iterator[tuple[int, Example]]:
+    start, columns = chunk
+    rows = zip(*(values.tolist() for values in columns.values()), strict=True)
+    for number, row in enumerate(rows, start):
+        yield number, dict(zip(columns, row, strict=True))

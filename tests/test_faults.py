@@ -1,0 +1,144 @@
+"""What the machine can do to a run: no room, no permission, data that changes under way."""
+
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+
+from cadc_jax import artifacts
+from cadc_jax.data import criteo, prepare, synthetic
+from cadc_jax.errors import DataError
+from tests.test_main import CRITEO, ROOT, assert_one_line, cadc
+
+CONFIG = prepare.PrepareConfig(
+    "click", "order", 0.1, 0.1, user_features=("C7",), item_features=("C11",)
+)
+
+
+@pytest.fixture
+def raw(tmp_path):
+    path = tmp_path / "train.txt"
+    synthetic.write_criteo(path, 20_000, 0)
+    return path
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 2 MB."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(path)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    yield path
+    subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+def test_a_full_disk_ends_in_one_clear_line_and_keeps_what_is_finished(raw, small_disk):
+    finished = artifacts.materialize(small_disk, "before", {}, lambda folder: {})
+    arguments = (f"--config={CRITEO}", f"--config.data.path={raw}", f"--workdir={small_disk}")
+    done = cadc(*arguments, "--stage=prepare")
+    assert_one_line(done, "No space left on device; free some room")
+    assert str(small_disk) in done.stderr
+    assert artifacts.read(finished.path, verify=True).facts == {}
+    assert list((small_disk / "prepare").iterdir()) == []  # nothing half-written is left
+
+
+def test_a_stage_runs_again_when_there_is_room(raw, small_disk, tmp_path):
+    with pytest.raises(OSError, match="No space left"):
+        artifacts.materialize(small_disk, "prepare", {}, lambda folder: write(folder, raw))
+    (small_disk / "prepare").rmdir()
+    small_disk.joinpath("prepare").symlink_to(tmp_path / "room")
+    (tmp_path / "room").mkdir()
+    made = artifacts.materialize(small_disk, "prepare", {}, lambda folder: write(folder, raw))
+    assert made.facts["reader"]["rows"] == 20_000
+
+
+def write(folder, raw):
+    return prepare.write(folder, criteo.source([raw]), CONFIG)
+
+
+@pytest.fixture
+def no_rights(tmp_path):
+    """As long as the test runs, this process may do no more than any user."""
+    if os.geteuid():
+        yield
+        return
+    for folder in (tmp_path, *tmp_path.parents[:-2]):
+        folder.chmod(0o755)
+    os.seteuid(65534)
+    yield
+    os.seteuid(0)
+
+
+@pytest.fixture
+def locked(raw, tmp_path):
+    """The raw file, and a folder to write in, that nobody may touch."""
+    raw.chmod(0)
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "locked").chmod(0o555)
+    return raw
+
+
+def test_a_file_without_permission_is_named(locked, no_rights):
+    with pytest.raises(DataError, match=f"{locked}: cannot be read .*Permission denied"):
+        criteo.read([locked])
+
+
+def test_a_work_folder_without_permission_is_named(tmp_path, locked, no_rights):
+    with pytest.raises(PermissionError, match=str(tmp_path / "locked")):
+        artifacts.materialize(tmp_path / "locked", "prepare", {}, lambda folder: {})
+
+
+@pytest.mark.parametrize("change", ["longer", "touched", "gone"])
+def test_a_file_that_changes_while_it_is_read_is_named(raw, tmp_path, monkeypatch, change):
+    decode = criteo._chunk
+
+    def decode_and_change(*arguments):
+        if change == "gone":
+            raw.unlink(missing_ok=True)
+        elif change == "touched":
+            os.utime(raw)
+        else:
+            with open(raw, "a") as file:
+                file.write("x")
+        return decode(*arguments)
+
+    monkeypatch.setattr(criteo, "_chunk", decode_and_change)
+    with pytest.raises(DataError, match=f"{raw}: the file changed while it was read"):
+        write(tmp_path / "out", raw)
+
+
+def test_a_damaged_stage_stops_the_next_run_and_is_named(raw, tmp_path):
+    arguments = (f"--config={CRITEO}", f"--config.data.path={raw}", f"--workdir={tmp_path / 'w'}")
+    assert cadc(*arguments, "--stage=prepare").returncode == 0
+    (prepared,) = (tmp_path / "w" / "prepare").iterdir()
+    file = prepared / "train" / "categorical.npy"
+    content = bytearray(file.read_bytes())
+    content[100_000] ^= 4
+    file.write_bytes(content)
+    assert_one_line(cadc(*arguments, "--stage=prepare"), f"{file}: the file is damaged")
+    assert cadc(*arguments, "--stage=prepare", "--noverify").returncode == 0
+    assert_one_line(cadc("verify", f"--from={prepared}"), f"{file}: the file is damaged")
+
+
+def fail_with(code):
+    program = (
+        "import cadc_jax.main as m, os\n"
+        f"def fail(argv): raise OSError({code}, os.strerror({code}), '/some/where')\n"
+        "m.main = fail\n"
+        "m._main_without_traceback(['x'])\n"
+    )
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.ENOSPC, errno.EROFS, errno.EDQUOT])
+def test_faults_that_a_user_can_mend_are_one_line(code):
+    assert_one_line(fail_with(code), f"/some/where: {os.strerror(code)}; ")
+
+
+def test_other_faults_keep_their_traceback():
+    assert "Traceback" in fail_with(errno.EIO).stderr
