@@ -139,7 +139,7 @@ def raw_data(run: Run) -> pathlib.Path:
     """The raw file or folder; where Criteo's is not there, a synthetic file in its place."""
     data = run.config.data
     path = configuration.raw_path(run.config)
-    if data.source != "criteo" or data.path or path.exists():
+    if data.source != "criteo" or data.path or path.exists() or not data.synthetic_rows:
         return path
     settings = {"rows": data.synthetic_rows, "seed": run.config.seed}
 

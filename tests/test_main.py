@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from cadc_jax import experiment
+from cadc_jax.data import synthetic
 from cadc_jax.errors import DataError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -125,6 +126,56 @@ def test_a_bad_file_is_an_error_that_names_it(tmp_path, content, message):
     config.data.path = str(path)
     with pytest.raises(DataError, match=f"{path}.*{message}"):
         experiment.run(experiment.Run(config, tmp_path / "work", say=lambda line: None))
+
+
+def test_criteo_1_tb_is_split_by_day_files_and_has_no_stand_in(tmp_path):
+    config = f"--config={ROOT / 'configs/criteo_terabyte.py'}"
+    days = tmp_path / "days"
+    days.mkdir()
+    for day in range(24):
+        text = "".join(criteo_row(label=i % 2) for i in range(10 + day)).encode()
+        name, text = (f"day_{day}.gz", gzip.compress(text)) if day % 2 else (f"day_{day}", text)
+        (days / name).write_bytes(text)
+    arguments = (f"--config.data.path={days}", f"--workdir={tmp_path / 'w'}", "--stage=sample")
+    done = cadc(config, *arguments)
+    assert done.returncode == 0, done.stderr
+    rows = [10 + day for day in range(24)]
+    expected = f"{sum(rows[:22])} train, {rows[22]} validation, {rows[23]} test rows"
+    assert expected in done.stdout and "SYNTHETIC" not in done.stdout
+    assert_one_line(cadc(config, f"--workdir={tmp_path}"), "no such file or folder; set data.path")
+
+
+def test_compress_train_and_interactions_are_commands(tmp_path):
+    raw = tmp_path / "train.txt"
+    synthetic.write_criteo(raw, 6000, 0)
+    own = (f"--config={CRITEO}", f"--config.data.path={raw}", f"--workdir={tmp_path / 'w'}", *SMALL)
+    done = cadc("compress", *own, "--rate=0.2", f"--out={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr
+    assert "raw log" in done.stdout and "--from=" in done.stdout
+    done = cadc("interactions", *own, "--rows=3000")
+    assert done.returncode == 0, done.stderr
+    assert "C7" in done.stdout and "data.user_features" in done.stdout
+    raw.unlink()
+    done = cadc("train", f"--from={tmp_path / 'out'}", f"--workdir={tmp_path / 'w2'}")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "w2" / "results.json").read_text())["rows"]
+    assert [row["arm"] for row in rows] == [arm for arm in ARMS if arm != "full"]
+    assert rows[-1]["rate"] == 0.2
+    assert cadc("verify", f"--from={tmp_path / 'out'}").stdout.endswith("whole and undamaged\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["compress", f"--config={CRITEO}"], "--out=DIR"),
+        (["train"], "--from=DIR"),
+        (["train", "--from=/nowhere"], "/nowhere: no such folder; make one with 'cadc compress'"),
+        (["cook"], "commands are run, compress, train, interactions, verify"),
+        (["train", "more"], "unexpected argument 'more'"),
+    ],
+)
+def test_a_command_says_what_it_needs(command, message):
+    assert_one_line(cadc(*command), message)
 
 
 def test_an_error_in_a_stage_ends_in_one_clear_line(tmp_path):

@@ -6,6 +6,7 @@ Arrow's parser if all are plain and whole. If not, NumPy does it and finds what 
 last eight bytes of a field make one 64-bit word, and a few shifts and sums turn words into numbers.
 """
 
+import codecs
 import functools
 import re
 from collections.abc import Iterator, Sequence
@@ -122,7 +123,8 @@ def _parse(text: bytes) -> pa.Table | None:
     Arrow's parser is faster than ours, but takes more for a number than we do, and cannot say what
     is wrong with a row.
     """
-    if any(character in text for character in (b" ", b"x", b"X", b"+", b"\r")):
+    # Arrow would drop a byte-order mark here, wherever in the file the block is.
+    if text.startswith(codecs.BOM_UTF8) or any(x in text for x in (b" ", b"x", b"X", b"+", b"\r")):
         return None
     try:
         table = csv.read_csv(pa.BufferReader(text), _READ, _PARSE, _CONVERT)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from cadc_jax.data import schema, tabular
+from cadc_jax.data import chunks, schema, tabular
 from cadc_jax.data.tabular import Columns, Content
 from cadc_jax.errors import ConfigError, DataError
 
@@ -247,7 +247,8 @@ def test_a_bad_value_is_an_error_with_file_line_and_column(tmp_path, column, tex
     lines.insert(1, "")  # a blank line is passed over, and counted
     write(tmp_path, train="\n".join(lines))
     message = error_of(tmp_path, columns=columns)
-    assert message == f"{tmp_path / 'train.csv'}:5: {what}; mend or remove the row"
+    assert message.startswith(f"{tmp_path / 'train.csv'}:5: {what} (1 of the ")
+    assert "mend or remove such rows, or raise `data.max_malformed`" in message
 
 
 def test_a_bad_value_of_a_parquet_file_is_an_error_with_its_row(tmp_path):
@@ -258,7 +259,7 @@ def test_a_bad_value_of_a_parquet_file_is_an_error_with_its_row(tmp_path):
 
 def test_a_row_with_too_many_fields_is_an_error_with_its_line(tmp_path):
     message = error_of(write(tmp_path, train="user,item\n1,2\n\n1,2,3\n"))
-    assert "train.csv:4: 3 fields, where a row has 2; mend or remove the row" in message
+    assert "train.csv:4: 3 fields, where a row has 2 (1 of the 2 rows" in message
 
 
 def test_missing_empty_and_unreadable_files_are_errors(tmp_path):
@@ -295,6 +296,192 @@ def test_arguments_that_contradict_each_other_are_errors(tmp_path):
         tabular.read(tmp_path, "train.csv", IDS, items=Content("items.xml", "xml"))
     with pytest.raises(ConfigError, match="'::': it must be a single character"):
         tabular.read(tmp_path, "train.csv", Columns("user", "item", separator="::"))
+    with pytest.raises(ConfigError, match="no column is named"):
+        tabular.read(tmp_path, "train.csv", Columns())
+
+
+# Malformed rows that are put up with.
+
+FULL = Columns(*("user", "item", "click", "rating", "time"), dense=["price"], categorical=["city"])
+
+
+def test_malformed_rows_are_left_out_and_counted_by_line(tmp_path):
+    lines = [
+        b"\xef\xbb\xbfuser,item,note",
+        b"1,a,fine",
+        b"",
+        b",b,no user",
+        b'2,"c",',
+        b'3,d,"a note',
+        b'of two lines"',
+        b"4,e",
+        b"5,,no item",
+        b'6,"f ""6""","x,y"',
+        b"7,\xff,",
+        b"8,g,h,i",
+    ]
+    # What is not UTF-8 in the first block makes a file binary.
+    (tmp_path / "train.csv").write_bytes(b"\r\n".join(lines[:10]))
+    table = tabular.read(tmp_path, "train.csv", IDS, max_malformed=0.5)
+    assert table.user.tolist() == [1, 2, 3, 6]
+    assert table.item.tolist() == ["a", "c", "d", 'f "6"']
+    assert table.report.rows == 4 and table.report.malformed == 3
+    where = f"{tmp_path / 'train.csv'}:"
+    assert table.report.examples == (
+        f"{where}4: user: the value is missing",
+        f"{where}8: 2 fields, where a row has 3",
+        f"{where}9: item: the value is missing",
+    )
+    rows = b"0,z,\n" * (1 << 18)  # more than is looked at when the file is opened
+    (tmp_path / "train.csv").write_bytes(lines[0] + b"\n" + rows + b"\n".join(lines[10:]))
+    source = tabular.source(tmp_path, "train.csv", IDS, block_bytes=1 << 20)
+    report = chunks.collect(source, max_malformed=0.5).report
+    assert report.rows == 1 << 18
+    assert report.examples == (
+        f"{where}{(1 << 18) + 2}: the row is not in UTF-8",
+        f"{where}{(1 << 18) + 3}: 4 fields, where a row has 3",
+    )
+
+
+@pytest.mark.parametrize(
+    ("column", "text"),
+    [
+        ("time", "0x10"),
+        ("time", "1e30"),
+        ("time", "9" * 20),
+        ("time", " 5"),
+        ("price", "inf"),
+        ("price", "1e40"),
+        ("rating", "1_0"),
+        ("user", "u" * 1001),
+        ("city", "c" * 1001),
+    ],
+)
+def test_values_that_would_do_harm_later_are_malformed(tmp_path, column, text):
+    good = {"user": 1, "item": 2, "click": 1, "rating": 3, "time": 4, "price": 5, "city": 6}
+    rows = [good, good | {column: text}, good]
+    lines = [",".join(good), *(",".join(map(str, row.values())) for row in rows)]
+    write(tmp_path, train="\n".join([*lines, ""]))
+    [part] = tabular.source(tmp_path, "train.csv", FULL).parts
+    [chunk] = [task.decode() for task in part()]
+    assert chunk.report.rows == len(chunk.rows) == 2 and chunk.report.malformed == 1
+    assert chunk.report.examples[0].startswith(f"{tmp_path / 'train.csv'}:3: {column}: ")
+    assert len(chunk.report.examples[0]) < 300
+    assert chunk.rows["user"].chunk(0).dictionary.to_pylist() == ["1"]
+    assert chunk.rows["categorical/city"].chunk(0).dictionary.to_pylist() == ["6"]
+
+
+def test_text_of_a_thousand_characters_is_a_value(tmp_path):
+    write(tmp_path, train=f"user,item\n{'u' * 1000},2\n")
+    assert tabular.read(tmp_path, "train.csv", IDS).user.tolist() == ["u" * 1000]
+
+
+def test_malformed_values_of_a_parquet_file_are_left_out(tmp_path):
+    table = pa.table(
+        {
+            "user": pa.array([b"a", b"b\0", b"\xff", b"d", b""]),
+            "item": pa.array([2**63, 5, 6, 7, 8], pa.uint64()),
+            "click": [1.0, 0.0, 1.0, 0.0, 1.0],
+        }
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "train.parquet", row_group_size=2)
+    columns = Columns("user", "item", "click")
+    table = tabular.read(tmp_path, "train.parquet", columns, max_malformed=0.9)
+    assert table.user.tolist() == ["a", "d"] and table.item.tolist() == [str(2**63), "7"]
+    where = f"{tmp_path / 'train.parquet'}: row "
+    assert table.report.examples == (
+        f"{where}2: user: b'b\\x00' has a NUL character in it",
+        f"{where}3: user: b'\\xff' is not text in UTF-8",
+        f"{where}5: user: the value is missing",
+    )
+
+
+def test_negatives_belong_to_the_test_rows_that_are_left(tmp_path):
+    write(
+        tmp_path,
+        train="user,item\n1,2\n",
+        test="user,item\n3,5\n,6\n1,\n1,7\n",
+        negatives="user,a,b\n1,11,x\n3,31,32\n",
+    )
+    more = {"test": "test.csv", "negatives": "negatives.csv", "max_malformed": 0.5}
+    table = tabular.read(tmp_path, "train.csv", IDS, **more)
+    assert table.item.tolist() == ["2", "5", "7"]
+    assert table.negatives.tolist() == [["31", "32"], ["11", "x"]]
+
+
+def test_a_malformed_row_of_content_is_an_error(tmp_path):
+    write(tmp_path, train="user,item\n1,2\n", goods="id,price\n2,5\n3,cheap\n")
+    goods = Content("goods.csv", dense=["price"])
+    message = error_of(tmp_path, items=goods, max_malformed=1.0)
+    assert message.endswith("goods.csv:3: price: 'cheap' is not a number; mend or remove the row")
+
+
+# Blocks.
+
+
+@pytest.mark.parametrize("block_bytes", [32, 64, 1 << 24])
+def test_rows_and_their_lines_do_not_depend_on_the_blocks(tmp_path, block_bytes):
+    rows = ["\ufeff2,c", '1,"a\n\nb"', "", '"3","d ""e"', "4", '5 "x",f', ',"\n"', "6,g"] * 5
+    (tmp_path / "train.csv").write_text("user,item\n" + "\n".join(rows))
+    source = tabular.source(tmp_path, "train.csv", IDS, block_bytes=block_bytes)
+    tasks = [task for part in source.parts for task in part()]
+    assert (len(tasks) > 3) == (block_bytes < 100)
+    assert sum(task.consumed for task in tasks) == source.size
+    table = chunks.collect(source, max_malformed=0.5)
+    assert table.user.tolist() == ["\ufeff2", "1", "3", '5 "x"', "6"] * 5
+    assert table.item.tolist() == ["c", "a\n\nb", 'd "e', "f", "g"] * 5
+    lines = [int(example.split(":")[1]) for example in table.report.examples]
+    assert table.report.malformed == 10 and lines == [8, 10, 19, 21, 30]
+
+
+@pytest.mark.parametrize("more", [0, 100])
+def test_a_quote_that_is_never_closed_is_an_error_with_the_line_of_its_row(tmp_path, more):
+    write(tmp_path, train="user,item\n1,2\n\n3,'\"'\n3,\"b\n" + "4,c\n" * more)
+    source = tabular.source(tmp_path, "train.csv", IDS, block_bytes=64)
+    with pytest.raises(DataError, match="train.csv:5: a quoted field of this row has no end"):
+        chunks.collect(source)
+
+
+def test_a_row_group_of_a_parquet_file_is_a_chunk(tmp_path):
+    table = pa.table({"user": list(range(10)), "item": [f"i{i}" for i in range(10)]})
+    pyarrow.parquet.write_table(table, tmp_path / "train.parquet", row_group_size=4)
+    source = tabular.source(tmp_path, "train.parquet", IDS, validation="train.parquet")
+    tasks = [list(part()) for part in source.parts]
+    assert [[len(task.decode().rows) for task in part] for part in tasks] == [[4, 4, 2]] * 2
+    assert sum(task.consumed for part in tasks for task in part) == source.size
+    table = chunks.collect(source)
+    assert table.user.tolist() == [*range(10)] * 2
+    assert table.fold.tolist() == [schema.TRAIN] * 10 + [schema.VALIDATION] * 10
+
+
+def test_ids_have_one_type_in_text_and_parquet(tmp_path):
+    pyarrow.parquet.write_table(pa.table({"user": [7], "item": [8]}), tmp_path / "a.parquet")
+    write(tmp_path, b="user,item\n9,x\n")
+    table = tabular.read(tmp_path, ["a.parquet", "b.csv"], IDS)
+    assert table.user.tolist() == [7, 9] and table.item.tolist() == ["8", "x"]
+
+
+def test_a_column_may_be_several_things(tmp_path):
+    write(tmp_path, train="user,item,stars\n1,2,5\n")
+    columns = Columns("user", "item", value="stars", dense=["stars"], categorical=["stars", "item"])
+    table = tabular.read(tmp_path, "train.csv", columns)
+    assert table.value.tolist() == table.dense["stars"].tolist() == [5]
+    assert table.categorical["stars"].tolist() == [5] and table.categorical["item"].tolist() == [2]
+
+
+def test_a_parquet_column_of_lists_is_an_error(tmp_path):
+    pyarrow.parquet.write_table(pa.table({"user": [[1]], "item": [8]}), tmp_path / "train.parquet")
+    message = error_of(tmp_path, "train.parquet")
+    assert "column 'user' holds list<" in message and "which cannot be read as user" in message
+
+
+def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path):
+    write(tmp_path, train="user,item\n1,2\n", goods="id\n2\n")
+    source = tabular.source(tmp_path, "train.csv", IDS, items=Content("goods.csv"))
+    source.confirm()
+    write(tmp_path, goods="id\n2\n3\n")
+    with pytest.raises(DataError, match="goods.csv: the file changed"):
+        chunks.collect(source)
 
 
 # Real data.
