@@ -8,8 +8,8 @@ turns, the ratio is the median of the ratios of neighbours (1.0: as fast as a ba
 columns are those of `cadc_jax.data.synthetic`, and once more with columns whose values are nearly
 all different, which are hashed where there are more than 131,072.
 
-Memory: peak resident memory of a process that prepares logs of N / 5 and of N rows, above what its
-imports take, and the ratio of the whole peaks.
+Memory: peak resident memory of a process that prepares logs of N / 5 and of N rows, beside what its
+imports take, and the ratio of the two (medians over the rounds).
 """
 
 import argparse
@@ -81,7 +81,11 @@ def measure(folder: pathlib.Path, options):
         write(small, options.rows // 5)
         case = f"{kind}, {options.rows / 1e6:g} M rows"
         yield from speed(case, large, folder / "out", options.rounds)
-        peaks = [worker(path) for path in (small, large)]
+        runs = [[worker(path) for path in (small, large)] for _ in range(options.rounds)]
+        peaks = [
+            {key: statistics.median(run[key] for run in of_path) for key in of_path[0]}
+            for of_path in zip(*runs, strict=True)
+        ]
         for name, peak in zip(("N / 5", "N"), peaks, strict=True):
             yield {
                 "case": case,

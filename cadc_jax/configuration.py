@@ -51,7 +51,7 @@ def default_config() -> ConfigDict:
     data.num_negatives = 99  # of the '1 + K' ranking protocol
     data.max_malformed = 0.0  # share of malformed rows to leave out before giving up
     data.max_vocabulary = 0  # values a column may have before it is hashed to so many ids; 0: any
-    data.block_bytes = 1 << 24  # raw text decoded at a time on each core; bounds memory
+    data.block_bytes = 1 << 23  # raw text decoded at a time on each core; bounds memory
     data.synthetic_rows = 200_000  # criteo: rows made up where there is no file; 0: an error
     data.tfds_name = ""  # tfds: name of the data set, such as 'movielens/100k-ratings'
     data.variant = ""  # movielens: '100k', '1m' or '10m'

@@ -52,7 +52,7 @@ _u64 = np.uint64
 
 
 def source(
-    paths: Sequence[str | Path], folds: Sequence[int] | None = None, block_bytes: int = 1 << 24
+    paths: Sequence[str | Path], folds: Sequence[int] | None = None, block_bytes: int = 1 << 23
 ) -> chunks.Source:
     """Criteo logs, in the order of the files and of their rows.
 

@@ -74,9 +74,12 @@ def read_blocks(path: str | Path, size: int, hint: str = HINT) -> Iterator[Block
         while chunk:
             cut = chunk.rfind(b"\n") + 1
             if cut:
-                yield Block(line, _unix_lines(rest + chunk[:cut]), consumed())
-                line += chunk.count(b"\n")
-                rest = chunk[cut:]
+                whole = memoryview(chunk)[:cut]  # a slice of bytes would be one more copy
+                text, rest = b"".join((rest, whole)), chunk[cut:]
+                lines = chunk.count(b"\n")
+                del whole, chunk
+                yield Block(line, _unix_lines(text), consumed())
+                line += lines
             elif len(rest) < size:
                 rest += chunk
             else:

@@ -95,7 +95,7 @@ def source(
     negatives: str | None = None,
     users: Content | None = None,
     items: Content | None = None,
-    block_bytes: int = 1 << 24,
+    block_bytes: int = 1 << 23,
 ) -> chunks.Source:
     """Rows by their columns, with the split, the negatives and the content they may bring.
 

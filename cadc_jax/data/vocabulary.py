@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from cadc_jax.data import chunks, sampling
 
-_LEAST_PENDING = 1 << 20  # counted values that wait to be merged
+_LEAST_PENDING = 1 << 16  # counted values that wait to be merged
 
 
 @dataclasses.dataclass(frozen=True)
