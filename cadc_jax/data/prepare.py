@@ -224,7 +224,7 @@ def _plan(
 
 def _validates(spooled: Sequence[spool.SpooledChunk]) -> bool:
     """Whether the data's own split has validation rows."""
-    tables = (chunk.read() for chunk in spooled)
+    tables = (chunk.read(["fold"]) for chunk in spooled)
     return any(
         "fold" in rows.column_names and np.any(rows["fold"].to_numpy() == VALIDATION)
         for rows in tables
@@ -238,11 +238,7 @@ def _keys(
     names = ["user", "timestamp", "fold"]
     if config.task == "ranking":
         names += ["item", "value"]
-    parts = [
-        rows.select([name for name in names if name in rows.column_names])
-        for rows in (chunk.read() for chunk in spooled)
-    ]
-    table = pa.concat_tables(parts).unify_dictionaries()
+    table = pa.concat_tables([chunk.read(names) for chunk in spooled]).unify_dictionaries()
     columns = {}
     for name in table.column_names:
         column = table[name]

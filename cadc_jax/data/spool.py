@@ -9,7 +9,7 @@ import dataclasses
 import os
 import pathlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TypeVar
 
 import pyarrow as pa
@@ -38,10 +38,20 @@ class SpooledChunk:
     start: int
     rows: int
 
-    def read(self) -> pa.Table:
-        """Its rows; read and not mapped, as mapped pages stay in memory for as long as they may."""
+    def read(self, names: Collection[str] | None = None) -> pa.Table:
+        """Its rows: all columns, or those of `names` that there are.
+
+        They are read and not mapped, as mapped pages stay in memory for as long as they may.
+        """
         with pa.OSFile(str(self.path)) as file:
-            return pa.ipc.open_file(file).read_all()
+            reader = pa.ipc.open_file(file)
+            if names is None:
+                return reader.read_all()
+            wanted = [i for i, name in enumerate(reader.schema.names) if name in names]
+            if not wanted:
+                return pa.table({})
+            options = pa.ipc.IpcReadOptions(included_fields=wanted)
+            return pa.ipc.open_file(file, options=options).read_all()
 
 
 def write(

@@ -53,6 +53,17 @@ def test_rows_may_be_changed_on_their_way(tmp_path):
     assert [chunk.read()["value"].to_pylist() for chunk in spooled] == [[2.0], [4.0]]
 
 
+def test_some_columns_may_be_read_alone(tmp_path):
+    def change(rows):
+        return rows.append_column("user", chunks.coded(np.array(["a"] * len(rows))))
+
+    (chunk,), _ = spool.write(tmp_path / "s", source([[[1, 2]]]), change=change)
+    assert chunk.read(["user"]).column_names == ["user"]
+    assert chunk.read(["user"])["user"].to_pylist() == ["a", "a"]
+    assert chunk.read(["label", "fold"])["label"].to_pylist() == [1, 2]
+    assert chunk.read(["fold"]).column_names == []
+
+
 def test_few_blocks_are_in_memory_at_a_time(tmp_path):
     lock, waiting, most = threading.Lock(), 0, 0
 
