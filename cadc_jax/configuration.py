@@ -16,6 +16,7 @@ from cadc_jax.data.prepare import PrepareConfig
 from cadc_jax.errors import ConfigError
 from cadc_jax.factorization.als import ALSConfig
 from cadc_jax.factorization.sgd import SGDConfig
+from cadc_jax.models.dcn import DCN
 from cadc_jax.models.dlrm import DLRM
 from cadc_jax.models.two_tower import TwoTower
 from cadc_jax.training.step import TrainConfig
@@ -23,7 +24,7 @@ from cadc_jax.training.step import TrainConfig
 SOURCES = ("criteo", "movielens", "tabular", "tfds")
 TASKS = ("click", "ranking")
 ARMS = ("full", "sample", "cadc_frozen", "cadc_trainable")
-MODELS = {"dlrm": DLRM, "two_tower": TwoTower}
+MODELS = {"dlrm": DLRM, "dcn": DCN, "two_tower": TwoTower}
 METHODS = {"als": ALSConfig, "sgd": SGDConfig}
 
 
@@ -33,7 +34,7 @@ def default_config() -> ConfigDict:
     config.name = "default"  # of the run's folder and of the report
     config.seed = 0  # of everything random
     config.rate = 0.1  # share of the training rows that the sample keeps, in (0, 1]
-    config.models = ("two_tower",)  # of 'dlrm' and 'two_tower'
+    config.models = ("two_tower",)  # of 'dlrm', 'dcn' and 'two_tower'
     config.arms = ARMS  # what to compare
 
     data = config.data = ConfigDict()
@@ -92,7 +93,15 @@ def default_config() -> ConfigDict:
     config.sgd = ConfigDict(_fields_of(SGDConfig))
     config.train = ConfigDict(_fields_of(TrainConfig))
     config.dlrm = ConfigDict(_fields_of(DLRM))
+    config.dcn = ConfigDict(_fields_of(DCN))
     config.two_tower = ConfigDict(_fields_of(TwoTower))
+
+    config.devices = ConfigDict()
+    config.devices.model = 1  # devices over which large tables may be split; a divisor of all
+    config.devices.table_bytes = float("inf")  # memory of a device for tables and their state
+    config.log = ConfigDict()
+    config.log.tensorboard = False  # write scalars of training to <workdir>/logs
+    config.log.profile = False  # write a jax.profiler trace of one interval of steps there
 
     config.evaluation = ConfigDict()
     config.evaluation.k = 10  # cut-off of HR@k and NDCG@k
@@ -124,7 +133,15 @@ def validate(config: ConfigDict) -> None:
             _one_of(name, value, allowed)
     _one_of("train.loss", config.train.loss, ("bce", "softmax"))
     _one_of("train.table_optimizer", config.train.table_optimizer, sparse.OPTIMIZERS)
-    for field in ("batch_rows", "max_evaluations", "evaluation_steps", "patience"):
+    for field in ("compute_dtype", "table_dtype"):
+        _one_of(f"train.{field}", config.train[field], ("float32", "bfloat16"))
+    for field in (
+        "batch_rows",
+        "max_evaluations",
+        "evaluation_steps",
+        "patience",
+        "steps_per_call",
+    ):
         if config.train[field] < 1:
             raise ConfigError(f"train.{field}={config.train[field]}: must be at least 1")
     ranking = config.data.task == "ranking"
@@ -163,7 +180,7 @@ def factorization_config(config: ConfigDict) -> ALSConfig | SGDConfig:
     return METHODS[config.factorization](**config[config.factorization])
 
 
-def make_model(config: ConfigDict, name: str) -> DLRM | TwoTower:
+def make_model(config: ConfigDict, name: str) -> DLRM | DCN | TwoTower:
     """The network of that name."""
     return MODELS[name](**config[name])
 

@@ -1,8 +1,9 @@
 """Quality of anything that scores rows, on the validation or the test split of a prepared table."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cadc_jax import metrics, ranking
@@ -14,26 +15,61 @@ from cadc_jax.models.embeddings import Batch, pair_batch
 Score = Callable[[Batch], jax.Array]  # users [B] and items [B, G] or [1, G] -> scores [B, G]
 
 CLICK_BLOCK = 8192  # rows scored at a time
+EXACT_ROWS = 1 << 22  # rows up to which scores are kept and sorted
+EDGE_ROWS = 1 << 16  # rows whose scores bound the bins of a larger split
 USER_BLOCK = 512  # users scored at a time against their own candidates
 PAIR_BLOCK = 1 << 24  # (user, item) pairs scored at a time, where a score is a dot product
 
 
 def evaluate_clicks(score: Score, columns: Columns, *, calibrated: bool = True) -> dict[str, float]:
-    """AUC and, where scores are logits (`calibrated`), log loss of a split of labelled rows."""
+    """Quality on a split of labelled rows of any size, in bounded memory.
+
+    Up to EXACT_ROWS rows the AUC is exact. Beyond, it is that of a histogram of the scores, whose
+    bins begin and end at the scores of EDGE_ROWS rows spread evenly over the split.
+
+    Args:
+      score: scores of rows, each with its own item.
+      columns: of the split; memory-mapped ones are read a block at a time.
+      calibrated: whether scores are logits.
+
+    Returns:
+      `auc`; past EXACT_ROWS `auc_error`, the most by which it may be off; of logits, `logloss` and
+      `calibration` (mean prediction over click rate).
+    """
     rows = len(columns["label"])
+    exact = rows <= EXACT_ROWS
+    if exact:
+        edges = jnp.zeros(0)
+    else:
+        spread = np.linspace(0, rows - 1, EDGE_ROWS).astype(np.int64)
+        sample = [scores for _, scores, _ in _scored(score, columns, spread)]
+        edges = jnp.sort(jnp.concatenate(sample))
+    stats, kept = None, []
+    for labels, scores, weight in _scored(score, columns, range(rows)):
+        block = metrics.click_stats(labels, scores, weight, edges)
+        stats = block if stats is None else metrics.merge(stats, block)
+        if exact:
+            kept.append(np.asarray(scores))
+    if exact:
+        labels = np.asarray(columns["label"])
+        result = {"auc": float(metrics.auc(labels, np.concatenate(kept)[:rows]))}
+    else:
+        result = dict(zip(("auc", "auc_error"), stats.auc(), strict=True))
+    if calibrated:
+        result |= {"logloss": stats.log_loss(), "calibration": stats.calibration()}
+    return result
+
+
+def _scored(score: Score, columns: Columns, rows: Sequence[int]):
+    """Labels, scores and weights [CLICK_BLOCK] of `rows`, block by block; padding has weight 0."""
     names = [name for name in ("user", "item", "dense", "categorical") if name in columns]
-    logits = []
-    for start in range(0, rows, CLICK_BLOCK):
-        places = np.minimum(np.arange(start, start + CLICK_BLOCK), rows - 1)
+    for start in range(0, len(rows), CLICK_BLOCK):
+        places = np.asarray(rows[start : start + CLICK_BLOCK])
+        real = np.arange(CLICK_BLOCK) < len(places)
+        places = np.pad(places, (0, CLICK_BLOCK - len(places)), mode="edge")
         batch = {name: np.asarray(columns[name][places]) for name in names}
         batch["item"] = batch["item"][:, None]
-        logits.append(np.asarray(score(batch))[:, 0])
-    logits = np.concatenate(logits)[:rows]
-    labels = np.asarray(columns["label"])
-    result = {"auc": float(metrics.auc(labels, logits))}
-    if calibrated:
-        result["logloss"] = float(metrics.log_loss(labels, logits))
-    return result
+        yield np.asarray(columns["label"][places]), score(batch)[:, 0], real
 
 
 def evaluate_ranking_sampled(score: Score, columns: Columns, k: int) -> dict[str, float]:

@@ -24,12 +24,12 @@ from cadc_jax.factorization.factors import Factors, with_bias_columns
 from cadc_jax.factorization.interactions import Interactions
 from cadc_jax.models import embeddings
 from cadc_jax.progress import Progress
-from cadc_jax.training import loop, step
+from cadc_jax.training import loop, step, tensorboard
 
 Say = Callable[[str], None]
 
-# Pairs scored at a time in the full ranking: DLRM holds all embeddings of each, the towers a score.
-PAIR_BLOCKS = {"dlrm": 1 << 18, "two_tower": evaluation.PAIR_BLOCK}
+# Pairs scored at a time in the full ranking: towers hold a score of each, others all embeddings.
+PAIR_BLOCKS = {"dlrm": 1 << 18, "dcn": 1 << 18, "two_tower": evaluation.PAIR_BLOCK}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,6 +301,7 @@ def _fit(run, table: Table, rows: Columns, factors: Artifact, model_name, arm, c
     if schema.task == "ranking":
         known = negatives.pair_keys(*table.known_pairs(), schema.num_items)  # sorted, as they are
         sampler = pipeline.NegativeSampling(config.negatives, known, schema.num_items)
+    logs = run.workdir / "logs" / f"{model_name}-{arm}"
     names = {"user", "item", "dense", "categorical"} | ({"label"} if sampler is None else set())
     rows = {name: column for name, column in rows.items() if name in names}
 
@@ -323,6 +324,10 @@ def _fit(run, table: Table, rows: Columns, factors: Artifact, model_name, arm, c
         validate,
         fit_key,
         label=f"train {model_name}, {arm}",
+        mesh=sharding.make_mesh(run.config.devices.model),
+        device_bytes=run.config.devices.table_bytes,
+        record=tensorboard.recorder(logs) if run.config.log.tensorboard else None,
+        trace=str(logs) if run.config.log.profile else None,
     )
 
 

@@ -1,5 +1,6 @@
 """The comparison of arms: results.json, a table for people, and a plot of quality against time."""
 
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,7 +21,7 @@ NAMES = {
     "cadc_trainable": "CADC, trainable",
 }
 STAGES = ("prepare", "factorize", "sample", "train", "evaluate", "total")
-LOWER_IS_BETTER = ("logloss",)
+BOUNDS = ("auc_error",)  # of other metrics: in results.json and a note, no column of their own
 Row = Mapping[str, Any]
 
 
@@ -57,12 +58,13 @@ def write(workdir: pathlib.Path, results: Mapping[str, Any], facts: Mapping[str,
 
 def table(rows: Sequence[Row]) -> list[list[str]]:
     """The header and one line a row, as text. The best value of each metric of an arm has a *."""
-    metrics = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
+    names = dict.fromkeys(name for row in rows for name in row["metrics"])
+    metrics = [name for name in names if name not in BOUNDS]
     stages = [name for name in STAGES if any(name in row["seconds"] for row in rows)]
     best = {}
     for name in metrics:
         values = [row["metrics"][name] for row in rows if name in row["metrics"]]
-        best[name] = min(values) if name in LOWER_IS_BETTER else max(values)
+        best[name] = max(values, key=lambda value: _goodness(name, value))
     lines = [["arm", "model", "rows used", *metrics, *(f"{name} s" for name in stages)]]
     for row in rows:
         line = [NAMES[row["arm"]], row["model"] or "-", f"{row['rows_used']:,}"]
@@ -85,7 +87,7 @@ def plot(path: pathlib.Path, rows: Sequence[Row]) -> None:
         if metric not in row["metrics"]:
             continue
         seconds = sum(row["seconds"].get(name, 0) for name in ("factorize", "sample", "train"))
-        marker = "os^"[models.index(row["model"])]
+        marker = "os^D"[models.index(row["model"])]
         point = (max(seconds, 0.1), row["metrics"][metric])
         axes.scatter(*point, marker=marker, s=60)
         label = NAMES[row["arm"]] + (f" ({row['model']})" if row["model"] else "")
@@ -113,6 +115,13 @@ def explain(rows: Sequence[Row], config: Mapping[str, Any]) -> list[str]:
         "Seconds include compiling. 'rows used' are those the model trains on; the factors of MF "
         "and CADC come from all training rows. * marks the best of a column."
     )
+    if "calibration" in metrics:
+        lines.append("calibration: mean prediction over click rate; 1 is right on average.")
+    error = max(row["metrics"].get("auc_error", 0) for row in rows)
+    if error:
+        lines.append(
+            f"auc: from a histogram of the scores, at most {error:.1e} off that of the scores."
+        )
     for row in rows:
         if row.get("best_step") == 0:
             lines.append(
@@ -120,6 +129,15 @@ def explain(rows: Sequence[Row], config: Mapping[str, Any]) -> list[str]:
                 "result of the start, so that the start is what is reported."
             )
     return lines
+
+
+def _goodness(name: str, value: float) -> float:
+    """A number that is higher the better a metric's value is."""
+    if math.isnan(value):
+        return -math.inf
+    if name == "logloss":
+        return -value
+    return -abs(value - 1) if name == "calibration" else value
 
 
 def _markdown(cells: Sequence[str]) -> str:

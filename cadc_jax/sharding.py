@@ -1,7 +1,8 @@
 """The device mesh and every PartitionSpec of the package, in one place.
 
-The mesh has two axes. `data` splits batches, and the rows that ALS is solving; `model` splits the
-rows of embedding tables too large for one device. Everything small is replicated.
+The mesh has two axes. `data` splits the rows that ALS is solving; `model` splits the rows of
+embedding tables too large for one device. Training batches are split over both, so that no device
+repeats another's network. Everything small is replicated.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,8 @@ DATA = "data"
 MODEL = "model"
 
 REPLICATED = P()
-BATCH = P(DATA)  # leading axis of every array in a batch
+BATCH = P((DATA, MODEL))  # leading axis of every array in a batch
+BATCHES = P(None, (DATA, MODEL))  # second axis of every array in a stack of batches
 TABLE = P(MODEL)  # rows of a sharded embedding table
 
 

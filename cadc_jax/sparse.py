@@ -13,6 +13,10 @@ Gradients are those with respect to the *gathered* rows:
 An id may occur several times. Its gradients are summed before anything that is not linear, so the
 result is that of a dense optimiser which sees the gradient of the whole table.
 
+A bfloat16 table loses steps that are smaller than half the distance to its next number, about 1 in
+256 of a weight. With a `key` it rounds up or down at random instead, right on average, so that
+such steps add up (Gupta et al. 2015, arXiv 1502.02551, section 3).
+
 A row-sharded table is updated inside `jax.shard_map`: each shard subtracts its first row from all
 ids, and masks those that fall outside its own rows.
 """
@@ -39,27 +43,25 @@ def init(name: str, table: jax.Array) -> Slots:
       table: [V, ...] of any float dtype; the state is float32.
 
     Returns:
-      {} for 'sgd'; {'accumulator': [V]} for 'adagrad'; {'mean': [V, ...], 'variance': [V, ...],
-      'count': []} for 'adam', `count` being the number of updates so far. The last two also hold
-      'scratch' [V] int32, working memory whose contents mean nothing between updates.
+      {} for 'sgd' on float32; {'accumulator': [V]} for 'adagrad'; {'mean': [V, ...],
+      'variance': [V, ...], 'count': []} for 'adam', `count` being the number of updates so far. All
+      but the first also hold 'scratch' [V] int32, working memory whose contents mean nothing
+      between updates.
 
     Raises:
       ValueError: if `name` is not one of OPTIMIZERS.
     """
     _check(name)
+    slots: Slots = {}
+    if name != "sgd" or table.dtype != jnp.float32:
+        slots["scratch"] = jnp.zeros(table.shape[:1], jnp.int32)
     if name == "adagrad":
-        return {
-            "scratch": jnp.zeros(table.shape[:1], jnp.int32),
-            "accumulator": jnp.zeros(table.shape[:1], jnp.float32),
-        }
-    if name == "adam":
-        return {
-            "scratch": jnp.zeros(table.shape[:1], jnp.int32),
-            "mean": jnp.zeros(table.shape, jnp.float32),
-            "variance": jnp.zeros(table.shape, jnp.float32),
-            "count": jnp.zeros((), jnp.int32),
-        }
-    return {}
+        slots["accumulator"] = jnp.zeros(table.shape[:1], jnp.float32)
+    elif name == "adam":
+        slots["mean"] = jnp.zeros(table.shape, jnp.float32)
+        slots["variance"] = jnp.zeros(table.shape, jnp.float32)
+        slots["count"] = jnp.zeros((), jnp.int32)
+    return slots
 
 
 def update(
@@ -71,6 +73,7 @@ def update(
     learning_rate: float | jax.Array,
     *,
     mask: jax.Array | None = None,
+    key: jax.Array | None = None,
 ) -> tuple[jax.Array, Slots]:
     """One step on the rows `ids` of `table`.
 
@@ -81,14 +84,14 @@ def update(
 
     Args:
       name: the optimiser that made `slots`.
-      table: [V, ...], float32 or bfloat16; the arithmetic is float32, but 'sgd' adds repeated ids
-        one after the other in the table's dtype.
+      table: [V, ...], float32 or bfloat16; the arithmetic is float32.
       slots: as `init` returned, or the last `update`.
       ids: [n] int32. Ids outside [0, V) are dropped. V + n must fit in int32.
       grads: [n, ...] gradients with respect to `table[ids]`.
       learning_rate: scalar.
       mask: [n] bool, or None for all True. Entries that are False are dropped, as if they were not
         in the batch: a row of which every entry is dropped does not move, nor does its state.
+      key: for a bfloat16 table, PRNG key of stochastic rounding; None rounds to nearest.
 
     Returns:
       (table, slots), of the same shapes and dtypes.
@@ -103,9 +106,8 @@ def update(
         kept &= mask
     ids = jnp.where(kept, ids, size)  # out of range: dropped by every scatter below
     grads = grads.astype(jnp.float32)
-    if name == "sgd":
-        step = (-learning_rate * grads).astype(table.dtype)
-        return table.at[ids].add(step, mode="drop"), slots
+    if name == "sgd" and table.dtype == jnp.float32:  # linear: repeated ids may come one by one
+        return table.at[ids].add(-learning_rate * grads, mode="drop"), slots
 
     rows, total, scratch = _sum_duplicates(ids, grads, slots["scratch"])
     slots = slots | {"scratch": scratch}
@@ -114,7 +116,9 @@ def update(
     def read(array: jax.Array) -> jax.Array:
         return array.at[rows].get(mode="clip")
 
-    if name == "adagrad":
+    if name == "sgd":
+        step = learning_rate * total
+    elif name == "adagrad":
         square = jnp.mean(total**2, axis=tuple(range(1, total.ndim)))
         accumulator = read(slots["accumulator"]) + square
         scale = learning_rate / (jnp.sqrt(accumulator) + _EPSILON)
@@ -129,8 +133,24 @@ def update(
         slots["mean"] = slots["mean"].at[rows].set(mean, **at)
         slots["variance"] = slots["variance"].at[rows].set(variance, **at)
         slots["count"] = count
-    new = (read(table).astype(jnp.float32) - step).astype(table.dtype)
+    if table.dtype == jnp.float32:
+        return table.at[rows].add(-step, **at), slots
+    new = read(table).astype(jnp.float32) - step
+    new = new.astype(table.dtype) if key is None else stochastic_round(new, key)
     return table.at[rows].set(new, **at), slots
+
+
+def stochastic_round(x: jax.Array, key: jax.Array) -> jax.Array:
+    """Rounds float32 to one of the two nearest bfloat16, either as likely as the other is far.
+
+    bfloat16 is the upper half of float32: adding 16 random bits to the lower half carries into the
+    upper one with just that probability. A number that is a bfloat16 already stays itself.
+    """
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+    upper = ((bits + noise) >> 16).astype(jnp.uint16)
+    rounded = jax.lax.bitcast_convert_type(upper, jnp.bfloat16)
+    return jnp.where(jnp.isfinite(x), rounded, x.astype(jnp.bfloat16))
 
 
 def _sum_duplicates(

@@ -39,7 +39,7 @@ def test_a_rate_outside_its_range_is_named(rate):
     ("fields", "message"),
     [
         ({"arms": ("full", "cadc")}, "arms='cadc': must be one of full"),
-        ({"models": ("mlp",)}, "models='mlp': must be one of dlrm, two_tower"),
+        ({"models": ("mlp",)}, "models='mlp': must be one of dlrm, dcn, two_tower"),
         ({"data__source": "csv"}, "data.source='csv'"),
         ({"data__task": "rank"}, "data.task='rank'"),
         ({"data__split": "last"}, "data.split='last'"),

@@ -1,11 +1,12 @@
 """Evaluation of anything that scores rows: blocks, padding, protocols and their names."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import sklearn.metrics
 
-from cadc_jax import evaluation
+from cadc_jax import evaluation, sharding
 from cadc_jax.data.table import Features, Schema, Table
 
 ROWS = {
@@ -32,24 +33,91 @@ def test_padding_of_the_last_block_counts_nowhere(monkeypatch, block):
     logits, labels = ROWS["dense"][:, 0], ROWS["label"]
     expected = np.mean(np.log1p(np.exp(-logits)) + (1 - labels) * logits)
     assert quality["logloss"] == pytest.approx(expected, rel=1e-5)
+    assert quality["calibration"] == pytest.approx(np.sum(1 / (1 + np.exp(-logits))) / 3)
 
 
-def test_clicks_of_many_blocks_are_rated_as_scikit_learn_rates_them():
-    rng = np.random.default_rng(0)
-    n = 2 * evaluation.CLICK_BLOCK + 123
+def click_rows(n, seed=0):
+    """Rows with their logit as dense feature."""
+    rng = np.random.default_rng(seed)
     logits = rng.normal(size=n).astype(np.float32)
-    rows = {
+    return {
         "user": np.zeros(n, np.int32),
         "item": np.zeros(n, np.int32),
         "label": (rng.random(n) < 1 / (1 + np.exp(-logits))).astype(np.float32),
         "dense": logits[:, None],
     }
+
+
+def test_clicks_of_many_blocks_are_rated_as_scikit_learn_rates_them():
+    rows = click_rows(2 * evaluation.CLICK_BLOCK + 123)
+    logits = rows["dense"][:, 0]
     quality = evaluation.evaluate_clicks(by_dense, rows)
     probability = 1 / (1 + np.exp(-logits.astype(np.float64)))
     assert quality == {
         "auc": pytest.approx(sklearn.metrics.roc_auc_score(rows["label"], logits), abs=1e-5),
         "logloss": pytest.approx(sklearn.metrics.log_loss(rows["label"], probability), rel=1e-5),
+        "calibration": pytest.approx(probability.mean() / rows["label"].mean(), rel=1e-5),
     }
+
+
+def test_a_split_too_large_to_sort_is_rated_within_the_stated_error(monkeypatch):
+    rows = click_rows(4 * evaluation.CLICK_BLOCK + 123)
+    exact = evaluation.evaluate_clicks(by_dense, rows)
+    monkeypatch.setattr(evaluation, "EXACT_ROWS", 20_000)
+    monkeypatch.setattr(evaluation, "EDGE_ROWS", 1000)
+    streamed = evaluation.evaluate_clicks(by_dense, rows)
+    error = streamed.pop("auc_error")
+    assert 0 < error < 1 / 1000
+    assert streamed.pop("auc") == pytest.approx(exact.pop("auc"), abs=error + 1e-6)
+    assert streamed == exact
+
+
+def test_the_scores_of_a_drifting_split_are_all_resolved(monkeypatch):
+    """Bins made by the first rows alone would hold none of the last."""
+    rows = click_rows(20_000)
+    rows["dense"] += np.linspace(0, 50, 20_000, dtype=np.float32)[:, None]
+    monkeypatch.setattr(evaluation, "EXACT_ROWS", 0)
+    monkeypatch.setattr(evaluation, "EDGE_ROWS", 1000)
+    assert evaluation.evaluate_clicks(by_dense, rows)["auc_error"] < 1 / 1000
+
+
+def test_a_constant_score_has_no_error_beyond_the_size_that_is_sorted(monkeypatch):
+    monkeypatch.setattr(evaluation, "EXACT_ROWS", 0)
+    rows = click_rows(100)
+    rows["dense"][:] = 0.3
+    quality = evaluation.evaluate_clicks(by_dense, rows, calibrated=False)
+    assert quality == {"auc": 0.5, "auc_error": 0}
+
+
+def test_a_large_split_is_read_a_block_at_a_time(monkeypatch):
+    monkeypatch.setattr(evaluation, "EXACT_ROWS", 1000)
+
+    class OnDisk:
+        def __init__(self, column):
+            self.column = column
+
+        def __len__(self):
+            return len(self.column)
+
+        def __getitem__(self, places):
+            assert len(places) == evaluation.CLICK_BLOCK
+            return self.column[places]
+
+        def __array__(self, *args, **kwargs):
+            raise AssertionError("the whole column is read")
+
+    rows = {name: OnDisk(column) for name, column in click_rows(30_000).items()}
+    assert 0.6 < evaluation.evaluate_clicks(by_dense, rows)["auc"] < 0.8
+
+
+def test_scores_that_lie_on_eight_devices_are_rated_alike(monkeypatch):
+    rows = click_rows(20_000)
+    split = sharding.named(sharding.make_mesh(), sharding.BATCH)
+    for exact_rows in (20_000, 0):
+        monkeypatch.setattr(evaluation, "EXACT_ROWS", exact_rows)
+        one = evaluation.evaluate_clicks(by_dense, rows)
+        eight = evaluation.evaluate_clicks(lambda b: jax.device_put(b["dense"], split), rows)
+        assert eight == pytest.approx(one, rel=1e-6)
 
 
 def test_a_scorer_sees_blocks_of_one_shape_with_an_item_a_row(monkeypatch):

@@ -1,5 +1,8 @@
 """Metrics against scikit-learn, plain references and values by hand."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,7 +10,7 @@ import sklearn.metrics
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cadc_jax import metrics
+from cadc_jax import metrics, sharding
 
 # AUC.
 
@@ -74,29 +77,177 @@ def test_auc_of_a_score_that_is_no_number_is_not_a_number():
     assert np.isnan(metrics.auc(labels, jnp.array([0.1, jnp.nan, 0.2, 0.3])))
 
 
-# Log loss.
+# Statistics of clicks.
 
 
-def test_log_loss_equals_scikit_learns():
+def stats_of(labels, scores, edges=None, block=None, weight=None):
+    """Statistics merged over blocks of rows."""
+    labels, scores = np.asarray(labels), np.asarray(scores, np.float32)
+    weight = np.ones(len(labels)) if weight is None else weight
+    edges = None if edges is None else np.sort(np.asarray(edges, np.float32))
+    block = block or len(labels)
+    found = [
+        metrics.click_stats(
+            labels[i : i + block], scores[i : i + block], weight[i : i + block], edges
+        )
+        for i in range(0, len(labels), block)
+    ]
+    return functools.reduce(metrics.merge, found)
+
+
+def normal(rng, labels):
+    return rng.normal(size=len(labels)) + labels
+
+
+SCORES = {
+    "random": normal,
+    "skewed": lambda rng, labels: np.exp(4 * normal(rng, labels)),
+    "tied": lambda rng, labels: np.round(normal(rng, labels), 1),
+    "mostly tied": lambda rng, labels: np.maximum(normal(rng, labels), 1.5),
+    "constant": lambda rng, labels: np.full(len(labels), -3.2),
+    "large": lambda rng, labels: 1e30 * normal(rng, labels),
+    "tiny": lambda rng, labels: 1e-30 * normal(rng, labels),
+    "close": lambda rng, labels: 1 + 1e-5 * normal(rng, labels),
+    "infinite": lambda rng, labels: np.where(rng.random(len(labels)) < 0.3, np.inf, -np.inf),
+}
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_the_streamed_auc_is_within_its_bound_of_scikit_learns(name):
     rng = np.random.default_rng(0)
-    labels, logits = rng.integers(0, 2, 500), rng.normal(size=500) * 3
-    expected = sklearn.metrics.log_loss(labels, 1 / (1 + np.exp(-logits)))
-    assert float(metrics.log_loss(labels, logits)) == pytest.approx(expected, rel=1e-5)
+    labels = (rng.random(20_000) < 0.1).astype(np.float32)
+    scores = SCORES[name](rng, labels).astype(np.float32)
+    value, error = stats_of(labels, scores, edges=scores[::20], block=3000).auc()
+    finite = np.clip(scores, -1e38, 1e38)  # scikit-learn takes no infinity
+    expected = sklearn.metrics.roc_auc_score(labels, finite.astype(np.float64))
+    assert abs(value - expected) <= error + 1e-12
+    assert error < 1 / 1000  # one over the edges, whatever the distribution
 
 
-def test_log_loss_by_hand():
-    logits = jnp.log(jnp.array([1.0, 3.0, 3.0]))  # probabilities 1/2, 3/4 and 3/4
-    expected = -(np.log(1 / 2) + np.log(3 / 4) + np.log(1 / 4)) / 3
-    assert float(metrics.log_loss(jnp.array([1, 1, 0]), logits)) == pytest.approx(expected)
+def test_scores_that_are_all_edges_have_an_exact_auc():
+    """However few bins there are: ties count half, as in the AUC itself."""
+    labels = np.array([0, 1, 1, 0, 1, 0])
+    scores = np.array([1.0, 1, 2, 2, 3, 0])
+    for edges in ([0, 1, 2, 3], [3, 0, 1, 1, 2, 2, 2, 7], [1, 2]):  # 0 and 3 are alone in theirs
+        assert stats_of(labels, scores, edges).auc() == (pytest.approx(7 / 9), 0.0)
+
+
+def test_the_bound_is_half_the_share_of_pairs_that_share_a_bin():
+    labels, scores = np.array([1, 0, 0, 1, 0]), np.array([0.1, 0.2, 0.3, 0.6, 0.7])
+    # Below 0.5: one click and two others; above: one each.
+    value, error = stats_of(labels, scores, edges=[0.5]).auc()
+    assert value == pytest.approx((2 / 2 + 2 + 1 / 2) / 6)
+    assert error == pytest.approx((2 + 1) / 2 / 6)
+
+
+def test_the_bound_is_reached():
+    low_first = stats_of([1, 0], [0.0, 1.0], edges=[])
+    assert low_first.auc() == (0.5, 0.5)
+
+
+numbers = st.one_of(
+    st.sampled_from([-np.inf, -1.0, -0.0, 0.0, 1.0, np.inf]),
+    st.floats(width=32, allow_nan=False, allow_subnormal=False),
+)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 1), numbers), min_size=8, max_size=8),
+    st.lists(numbers, min_size=4, max_size=4),
+)
+def test_the_streamed_auc_is_within_its_bound_for_any_scores_and_edges(rows, edges):
+    labels, scores = (np.array(x) for x in zip(*rows, strict=True))
+    value, error = stats_of(labels, scores, edges).auc()
+    if labels.min() == labels.max():
+        assert np.isnan(value) and np.isnan(error)
+    else:
+        assert abs(value - pairwise_auc(labels, scores)) <= error + 1e-12
+
+
+def test_without_edges_the_auc_is_open():
+    assert stats_of([0, 1, 1], [0.0, 1.0, 2.0]).auc() == (0.5, 0.5)
+
+
+def test_a_streamed_auc_with_a_score_that_is_no_number_is_not_a_number():
+    for scores in ([np.nan, 1.0], [0.0, np.nan]):
+        assert np.isnan(stats_of([0, 1], scores, edges=[0.5], block=1).auc()).all()
+
+
+def test_log_loss_and_calibration_equal_scikit_learns_and_numpys():
+    rng = np.random.default_rng(0)
+    labels, logits = rng.integers(0, 2, 5000), rng.normal(size=5000) * 3 - 1
+    probability = 1 / (1 + np.exp(-logits))
+    for block in (None, 64):
+        stats = stats_of(labels, logits, block=block)
+        expected = sklearn.metrics.log_loss(labels, probability)
+        assert stats.log_loss() == pytest.approx(expected, rel=1e-6)
+        expected = probability.mean() / labels.mean()
+        assert stats.calibration() == pytest.approx(expected, rel=1e-6)
+
+
+def test_log_loss_and_calibration_by_hand():
+    stats = stats_of([1, 1, 0], np.log([1.0, 3.0, 3.0]))  # probabilities 1/2, 3/4 and 3/4
+    assert stats.log_loss() == pytest.approx(-(np.log(1 / 2) + np.log(3 / 4) + np.log(1 / 4)) / 3)
+    assert stats.calibration() == pytest.approx(1)
 
 
 def test_log_loss_of_a_certain_mistake_is_finite():
-    labels, logits = jnp.array([1.0, 0.0]), jnp.array([-200.0, 400.0])
-    assert float(metrics.log_loss(labels, logits)) == pytest.approx(300)
+    assert stats_of([1, 0], [-200.0, 400.0]).log_loss() == pytest.approx(300)
 
 
 def test_log_loss_of_a_logit_that_is_no_number_is_not_a_number():
-    assert np.isnan(metrics.log_loss(jnp.array([1.0, 0.0]), jnp.array([jnp.nan, 0.0])))
+    stats = stats_of([1, 0, 1], [0.0, np.nan, 1.0], block=1)
+    assert np.isnan(stats.log_loss()) and np.isnan(stats.calibration())
+
+
+def test_calibration_without_a_click_is_not_a_number():
+    assert np.isnan(stats_of([0, 0], [0.0, 1.0]).calibration())
+
+
+def test_rows_of_weight_zero_count_nowhere():
+    labels, scores = np.array([0, 1, 1, 0]), np.array([0.3, 0.1, np.nan, np.inf])
+    masked = stats_of(labels, scores, edges=[0.2], weight=np.array([1, 1, 0, 0]))
+    jax.tree.map(np.testing.assert_array_equal, masked, stats_of(labels[:2], scores[:2], [0.2]))
+
+
+def test_scores_of_half_the_bits_are_summed_in_float32():
+    labels = np.arange(4096) % 2
+    scores = jnp.full(4096, 1.0, jnp.bfloat16)
+    stats = metrics.click_stats(labels, scores)
+    assert stats.calibration() == pytest.approx(2 / (1 + np.exp(-1)), rel=1e-6)
+
+
+def test_counts_past_the_integers_of_float32_lose_no_row():
+    one = stats_of([1, 0], [0.0, 0.0], edges=[0.0])
+    many = jax.tree.map(lambda x: x * (1 << 24), one).replace(edges=one.edges)
+    stats = functools.reduce(metrics.merge, [one] * 3, many)
+    assert stats.clicks.sum() == stats.others.sum() == (1 << 24) + 3
+
+
+def test_sums_past_the_integers_of_float32_lose_nothing():
+    one = stats_of([1], [0.0]).replace(predicted=jnp.array([1.0, 0.0]))
+    many = one.replace(predicted=jnp.array([2.0**24, 0.0]), clicks=one.clicks << 24)
+    assert many.calibration() == 1
+    stats = many
+    for _ in range(101):
+        stats = metrics.merge(stats, one.replace(clicks=0 * one.clicks))
+    assert stats.calibration() == 1 + 101 / 2**24
+
+
+def test_rows_split_over_eight_devices_count_as_on_one():
+    rng = np.random.default_rng(0)
+    labels, scores = rng.integers(0, 2, 4096), rng.normal(size=4096).astype(np.float32)
+    weight = (np.arange(4096) < 4000).astype(np.float32)
+    edges = np.sort(scores[:100])
+    one = metrics.click_stats(labels, scores, weight, edges)
+    split = sharding.named(sharding.make_mesh(), sharding.BATCH)
+    eight = metrics.click_stats(*jax.device_put((labels, scores, weight), split), edges)
+    assert len(eight.clicks.sharding.device_set) == 8
+    assert eight.auc() == one.auc()
+    assert eight.log_loss() == pytest.approx(one.log_loss(), rel=1e-6)
+    assert eight.calibration() == pytest.approx(one.calibration(), rel=1e-6)
+    merged = metrics.merge(eight, eight)
+    np.testing.assert_array_equal(merged.others, 2 * one.others)
 
 
 # Rankings.

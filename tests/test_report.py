@@ -1,6 +1,7 @@
 import json
+import math
 
-from cadc_jax import report
+from cadc_jax import configuration, report
 
 ROWS = [
     {
@@ -42,6 +43,37 @@ def test_the_table_has_a_line_an_arm_and_stars_the_best():
     ]
     assert [cell.strip() for cell in cadc[3:5]] == ["0.7200*", "0.5000*"]  # a low log loss is good
     assert [cell.strip() for cell in full[3:5]] == ["0.7100", "0.6000"]
+
+
+def with_metrics(*metrics):
+    return [row | {"metrics": m} for row, m in zip(ROWS, metrics, strict=True)]
+
+
+def test_the_calibration_nearest_one_is_best():
+    rows = with_metrics({"calibration": 0.5}, {"calibration": 1.1}, {"calibration": 0.95})
+    cells = [line[3].strip() for line in report.table(rows)]
+    assert cells == ["calibration", "0.5000", "1.1000", "0.9500*"]
+    assert any(line.startswith("calibration: mean") for line in report.explain(rows, CONFIG))
+    assert not any("calibration" in line for line in report.explain(ROWS, CONFIG))
+
+
+def test_a_value_that_is_no_number_is_never_best():
+    rows = with_metrics({"auc": math.nan}, {"auc": 0.4}, {"auc": 0.3})
+    assert [line[3].strip() for line in report.table(rows)] == ["auc", "nan", "0.4000*", "0.3000"]
+
+
+def test_the_error_of_a_streamed_auc_is_a_note_and_no_column():
+    metrics = [{"auc": 0.7, "auc_error": error} for error in (1.2e-5, 1.34e-5, 1.1e-5)]
+    rows = with_metrics(*metrics)
+    assert "auc_error" not in report.table(rows)[0]
+    assert any("at most 1.3e-05" in line for line in report.explain(rows, CONFIG))
+    assert not any("histogram" in line for line in report.explain(ROWS, CONFIG))
+
+
+def test_every_model_has_a_marker_in_the_plot(tmp_path):
+    rows = [ROWS[0], *(ROWS[2] | {"model": name} for name in configuration.MODELS)]
+    report.plot(tmp_path / "plot.png", rows)
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_an_arm_that_training_did_not_better_is_named():

@@ -189,3 +189,32 @@ def test_shards_that_mask_foreign_ids_together_equal_the_whole_table(name, devic
 def test_an_unknown_optimizer_is_refused_by_name(table):
     with pytest.raises(ValueError, match="'rmsprop' is not one of sgd, adagrad, adam"):
         sparse.init("rmsprop", jnp.asarray(table))
+
+
+def test_stochastic_rounding_is_right_on_average_and_keeps_what_needs_none():
+    x = jnp.full(20_000, 1 + 1 / 512, jnp.float32)  # a quarter of the way from 1 to 1 + 1 / 128
+    rounded = np.asarray(sparse.stochastic_round(x, jax.random.key(0)), np.float32)
+    assert set(rounded) == {np.float32(1), np.float32(1 + 1 / 128)}
+    np.testing.assert_allclose(np.mean(rounded > 1), 0.25, atol=0.02)
+    exact = jnp.asarray([0.0, -0.0, -1.5, 3e38, jnp.inf, -jnp.inf, jnp.nan], jnp.bfloat16)
+    kept = sparse.stochastic_round(exact.astype(jnp.float32), jax.random.key(1))
+    np.testing.assert_array_equal(kept.astype(np.float32), exact.astype(np.float32))
+
+
+@pytest.mark.parametrize("name", sparse.OPTIMIZERS)
+def test_small_steps_on_a_bfloat16_table_add_up_only_if_rounded_at_random(name):
+    """200 steps of 1/1000 from 1: each is less than half of the distance to the next number."""
+    start = jnp.ones((V, 64), jnp.bfloat16)
+    ids = jnp.arange(V, dtype=jnp.int32)
+    moved = {}
+    for rounding in (False, True):
+        table, slots = start, sparse.init(name, start)
+        for i in range(200):
+            if name == "adagrad":
+                slots["accumulator"] = jnp.zeros(V)
+            key = jax.random.key(i) if rounding else None
+            grads = jnp.ones((V, 64))
+            table, slots = sparse.update(name, table, slots, ids, grads, 1e-3, key=key)
+        moved[rounding] = float(jnp.mean(1 - table.astype(jnp.float32)))
+    assert moved[False] == 0
+    np.testing.assert_allclose(moved[True], 0.2, rtol=0.05)

@@ -31,27 +31,29 @@ class DLRM(nn.Module):
     @nn.compact
     def __call__(self, inputs: Inputs, train: bool = False) -> jax.Array:
         """Logits [B, G] of each user's items."""
-        user_side = [self._project(inputs.user, "project_user")[:, None], inputs.user_features]
-        item_side = [self._project(inputs.item, "project_item")[:, :, None], inputs.item_features]
         pairs = len(inputs.user), inputs.item.shape[1]
 
-        def of_pairs(x: jax.Array) -> jax.Array:  # [B or 1, G or 1, ...] -> [B, G, ...]
-            return jnp.broadcast_to(x, pairs + x.shape[2:])
+        def of_pairs(x: jax.Array) -> jax.Array:  # [B or 1, G or 1, ...] -> [B * G, ...]
+            return jnp.broadcast_to(x, pairs + x.shape[2:]).reshape(
+                pairs[0] * pairs[1], *x.shape[2:]
+            )
 
         vectors = [
-            of_pairs(jnp.concatenate(user_side, axis=1)[:, None]),
-            of_pairs(jnp.concatenate(item_side, axis=2)),
+            of_pairs(self._project(inputs.user, "project_user")[:, None, None]),
+            of_pairs(inputs.user_features[:, None]),
+            of_pairs(self._project(inputs.item, "project_item")[:, :, None]),
+            of_pairs(inputs.item_features),
         ]
         dense = [of_pairs(inputs.user_dense[:, None]), of_pairs(inputs.item_dense)]
         dense = jnp.concatenate(dense, axis=-1)
         passed_on = []
         if dense.shape[-1]:
             x = nn.relu(MLP((*self.bottom, self.embedding_dim), name="bottom_mlp")(dense))
-            vectors.insert(0, x[:, :, None])
+            vectors.insert(0, x[:, None])
             passed_on = [x]
-        dots = pairwise_dots(jnp.concatenate(vectors, axis=2))
+        dots = pairwise_dots(jnp.concatenate(vectors, axis=1))
         top = MLP((*self.top, 1), dropout=self.dropout, name="top_mlp")
-        return top(jnp.concatenate([*passed_on, dots], axis=-1), train)[..., 0]
+        return top(jnp.concatenate([*passed_on, dots], axis=-1), train).reshape(pairs)
 
     def _project(self, rows: jax.Array, name: str) -> jax.Array:
         if rows.shape[-1] == self.embedding_dim:
@@ -59,11 +61,33 @@ class DLRM(nn.Module):
         return nn.Dense(self.embedding_dim, use_bias=False, name=name)(rows)
 
 
+@jax.custom_vjp
 def pairwise_dots(vectors: jax.Array) -> jax.Array:
-    """Dot products of all pairs of different vectors: [..., n, E] -> [..., n * (n - 1) / 2].
+    """Dot products of all pairs of different vectors: [B, n, E] -> [B, n * (n - 1) / 2].
 
     The order is that of the strictly lower triangle, row by row (arXiv 1906.00091, section 2.1.3).
     """
-    dots = jnp.einsum("...ne,...me->...nm", vectors, vectors)
-    rows, columns = np.tril_indices(vectors.shape[-2], -1)
-    return dots[..., rows, columns]
+    dots = jnp.einsum("bne,bme->bnm", vectors, vectors)
+    rows, columns = np.tril_indices(vectors.shape[1], -1)
+    return dots[:, rows, columns]
+
+
+def _pairwise_dots_forward(vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return pairwise_dots(vectors), vectors
+
+
+def _pairwise_dots_backward(vectors: jax.Array, grads: jax.Array) -> tuple[jax.Array]:
+    """One product with the symmetric matrix of the pairs' gradients, which is read, not scattered.
+
+    What JAX derives would scatter the gradients into zeros and multiply twice.
+    """
+    n = vectors.shape[1]
+    pairs = grads.shape[1]
+    rows, columns = np.tril_indices(n, -1)
+    place = np.full((n, n), pairs)  # the diagonal reads the padding
+    place[rows, columns] = place[columns, rows] = np.arange(pairs)
+    symmetric = jnp.pad(grads, ((0, 0), (0, 1)))[:, place]
+    return (jnp.einsum("bnm,bme->bne", symmetric, vectors),)
+
+
+pairwise_dots.defvjp(_pairwise_dots_forward, _pairwise_dots_backward)

@@ -6,6 +6,7 @@ features, each at its offset. Models never see a table: they get the rows a batc
 gradients are taken with respect to rows, and a frozen table costs neither gradient nor state.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -29,6 +30,9 @@ class Content:
       item_dense: [I, Fi] float32.
       item_categorical: [I, Ci] int32.
       context_offsets: [Cc] int32, added to a row's own categorical ids.
+      item_bags: [I, Cb, L] int32, features with up to L values an item (such as genres); -1 after
+        the last one. None if there are none.
+      bag_weights: [I, Cb, L] float32, what each value counts in its bag's sum; 0 after the last.
     """
 
     user_dense: jax.Array
@@ -36,6 +40,14 @@ class Content:
     item_dense: jax.Array
     item_categorical: jax.Array
     context_offsets: jax.Array
+    item_bags: jax.Array | None = None
+    bag_weights: jax.Array | None = None
+
+    @property
+    def ids_an_item(self) -> int:
+        """Ci + Cb * L."""
+        bags = 0 if self.item_bags is None else math.prod(self.item_bags.shape[1:])
+        return self.item_categorical.shape[1] + bags
 
 
 @struct.dataclass
@@ -51,7 +63,7 @@ class Inputs:
       user_dense: [B, Fu + Fc] float32.
       item_dense: [B, G, Fi] float32.
       user_features: [B, Cu + Cc, E] embeddings of categorical features.
-      item_features: [B, G, Ci, E] likewise.
+      item_features: [B, G, Ci + Cb, E] likewise, bags being weighted sums of theirs.
     """
 
     user: jax.Array
@@ -99,26 +111,31 @@ def lookup_ids(content: Content, batch: Batch) -> dict[str, jax.Array]:
         optional `weight` [B], where rows of weight 0 ask for row -1, which is no row.
 
     Returns:
-      Flat int32 ids: `user` [B], `item` [B * G] and `features` [B * (Cu + Cc) + B * G * Ci], those
-      of the user side first.
+      Flat int32 ids: `user` [B], `item` [B * G] and `features` [B * (Cu + Cc + G * n)], row by
+      row of the batch, the user side first, then n = Ci + Cb * L for each item. So they split over
+      devices as the batch does. Items shared by all users come once, after all users.
     """
+    user, item = batch["user"], batch["item"]
     user_features = jnp.concatenate(
-        [content.user_categorical[batch["user"]], batch["categorical"] + content.context_offsets],
-        axis=1,
+        [content.user_categorical[user], batch["categorical"] + content.context_offsets], axis=1
     )
-    item_features = content.item_categorical[batch["item"]]
-    groups = {
-        "user": [batch["user"]],
-        "item": [batch["item"]],
-        "features": [user_features, item_features],
-    }
+    item_features = content.item_categorical[item]
+    if content.item_bags is not None:
+        bags = content.item_bags[item].reshape(*item.shape, -1)
+        item_features = jnp.concatenate([item_features, bags], axis=-1)
+    item_features = item_features.reshape(len(item), -1)
+    if len(item) == len(user):
+        features = jnp.concatenate([user_features, item_features], axis=1)
+    else:
+        features = jnp.concatenate([user_features.reshape(-1), item_features.reshape(-1)])
+    ids = {"user": user, "item": item, "features": features}
     if "weight" in batch:
         real = batch["weight"] > 0
-        groups = {
-            name: [jnp.where(real.reshape((-1,) + (1,) * (x.ndim - 1)), x, -1) for x in group]
-            for name, group in groups.items()
+        ids = {
+            name: jnp.where(real.reshape((-1,) + (1,) * (x.ndim - 1)), x, -1)
+            for name, x in ids.items()
         }
-    return {name: jnp.concatenate([x.reshape(-1) for x in group]) for name, group in groups.items()}
+    return {name: x.reshape(-1) for name, x in ids.items()}
 
 
 def pair_batch(user: jax.Array, item: jax.Array) -> Batch:
@@ -140,16 +157,27 @@ def model_inputs(rows: Tables, content: Content, batch: Batch) -> Inputs:
     """Puts gathered rows, as `lookup_ids` orders them, and dense features together for a model."""
     user, item = batch["user"], batch["item"]
     num_user = content.user_categorical.shape[1] + batch["categorical"].shape[1]
-    num_item = content.item_categorical.shape[1]
+    num_item = content.ids_an_item
     features = rows["features"]
     width = features.shape[1]
+    if len(item) == len(user):
+        features = features.reshape(len(user), num_user + item.shape[1] * num_item, width)
+        user_features, item_features = features[:, :num_user], features[:, num_user:]
+    else:
+        user_features, item_features = jnp.split(features, [len(user) * num_user])
+    item_features = item_features.reshape(*item.shape, num_item, width)
+    if content.item_bags is not None:
+        single, bags = jnp.split(item_features, [content.item_categorical.shape[1]], axis=2)
+        weights = content.bag_weights[item]
+        bags = jnp.einsum("bgclw,bgcl->bgcw", bags.reshape(*weights.shape, width), weights)
+        item_features = jnp.concatenate([single, bags], axis=2)
     return Inputs(
         user=rows["user"],
         item=rows["item"].reshape(*item.shape, -1),
         user_dense=jnp.concatenate([content.user_dense[user], batch["dense"]], axis=1),
         item_dense=content.item_dense[item],
-        user_features=features[: len(user) * num_user].reshape(len(user), num_user, width),
-        item_features=features[len(user) * num_user :].reshape(*item.shape, num_item, width),
+        user_features=user_features.reshape(len(user), num_user, width),
+        item_features=item_features,
     )
 
 

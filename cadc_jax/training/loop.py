@@ -1,19 +1,25 @@
 """Training with early stopping on the validation split."""
 
+import contextlib
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from absl import logging
 from flax import linen as nn
+from jax.sharding import Mesh
 
 from cadc_jax import sharding
 from cadc_jax.errors import ConfigError, TrainingError
-from cadc_jax.models.embeddings import Content, Tables
+from cadc_jax.models.embeddings import Batch, Content, Tables, lookup_ids
 from cadc_jax.progress import Progress
-from cadc_jax.training.step import Batch, TrainConfig, init_state, train_step
+from cadc_jax.training import placement
+from cadc_jax.training.step import TrainConfig, TrainState, init_state, train_steps
 
 Validate = Callable[[Any, Tables], float]  # (params, all tables) -> quality, higher is better
 
@@ -91,8 +97,15 @@ def fit(
     validate: Validate,
     key: jax.Array,
     label: str = "train",
+    mesh: Mesh | None = None,
+    device_bytes: float = math.inf,
+    record: Callable[[Mapping[str, float]], None] | None = None,
+    trace: str | None = None,
 ) -> Fitted:
     """Trains until the validation result stops getting better.
+
+    The host hands over `config.steps_per_call` batches at a time, and loads the next ones while
+    the devices are at work; it waits for no step.
 
     Args:
       model: DLRM or TwoTower.
@@ -105,42 +118,75 @@ def fit(
       validate: quality on the validation split, higher is better.
       key: of initialisation and dropout.
       label: name shown with the progress.
+      mesh: devices to train on; None for all of them, tables replicated.
+      device_bytes: memory of a device for tables; past it they are split over the axis `model`.
+      record: given every entry of the history as it is made.
+      trace: folder for a `jax.profiler` trace of the steps between the first two evaluations
+        (compilation is before them), or None.
 
     Returns:
       The state with the best validation result; step 0 takes part.
 
     Raises:
-      ConfigError: if the rows of a batch do not split evenly over the devices.
-      TrainingError: if the loss or the validation result is not a number.
+      ConfigError: if a batch does not divide over the devices, or into microbatches.
+      TrainingError: if the loss or the validation result is not finite.
     """
-    mesh = sharding.make_mesh()
+    mesh = mesh or sharding.make_mesh()
     if config.batch_rows % mesh.size:
         raise ConfigError(
-            f"train.batch_rows={config.batch_rows} does not split evenly over {mesh.size} devices"
+            f"train.batch_rows={config.batch_rows}: must be a multiple of the {mesh.size} devices"
         )
-    on_all = sharding.named(mesh, sharding.REPLICATED)
-    split = sharding.named(mesh, sharding.BATCH)
-    init_key, step_key = jax.random.split(key)
-    content, tables = jax.device_put((content, dict(tables)), on_all)
+    micro = config.microbatch_rows or config.batch_rows
+    if config.batch_rows % micro or micro % mesh.size:
+        raise ConfigError(
+            f"train.microbatch_rows={micro}: must divide train.batch_rows={config.batch_rows} and "
+            f"be a multiple of the {mesh.size} devices"
+        )
+    interval = max(steps_per_epoch, config.evaluation_steps)
+    everywhere = sharding.named(mesh, sharding.REPLICATED)
+    init_key, step_key = jax.random.split(jax.device_put(key, everywhere))
+    content = jax.device_put(content, everywhere)
+    first = next(batches)
+    batches = itertools.chain([first], batches)
+    types = {n: x.dtype if n in frozen else config.table_dtype for n, x in tables.items()}
+    placed = placement.plan(
+        mesh,
+        {n: jax.ShapeDtypeStruct(x.shape, types[n]) for n, x in tables.items()},
+        set(tables) - frozen,
+        config.table_optimizer,
+        {name: len(ids) for name, ids in lookup_ids(content, first).items()},
+        device_bytes,
+    )
+    logging.info("%s: embedding tables on %d devices\n%s", label, mesh.size, placed)
+    tables = placement.put(placed, tables)
     constant = {name: table for name, table in tables.items() if name in frozen}
-    trained = {name: table for name, table in tables.items() if name not in frozen}
-    batch = jax.device_put(next(batches), split)
     # A copy, since training donates its buffers and the caller keeps `tables`.
-    trained = jax.tree.map(jnp.copy, trained)
-    state = init_state(model, config, trained, constant, content, batch, init_key)
+    trained = {name: jnp.copy(table) for name, table in tables.items() if name not in frozen}
+    state = init_state(model, config, trained, constant, content, first, init_key, placed)
+    # The network goes where a step leaves it: the second call must not compile anew.
+    network = jax.device_put((state.step, state.params, state.opt_state), everywhere)
+    state = TrainState(*network, state.tables, state.slots)
 
     best, best_value, best_step = _copy(state), validate(state.params, tables), 0
     history = [{"step": 0, "validation": best_value}]
-    interval = max(steps_per_epoch, config.evaluation_steps)
     progress = Progress(label, interval * config.max_evaluations, "steps")
+    size = min(config.steps_per_call, interval)
+    stacks = _stacks(batches, interval, size, sharding.named(mesh, sharding.BATCHES))
+    stack, count = next(stacks)
     for evaluation in range(1, config.max_evaluations + 1):
-        loss_sum = jnp.zeros(())
-        for i in range(interval):
-            state, loss = train_step(model, config, state, constant, content, batch, step_key)
-            loss_sum += loss
-            batch = jax.device_put(next(batches), split)
-            progress.update((evaluation - 1) * interval + i, f"best validation {best_value:.4f}")
-        step, loss = evaluation * interval, float(loss_sum) / interval
+        loss_sum, before = jnp.zeros(()), jnp.zeros(())
+        traced = trace is not None and evaluation == 2
+        with jax.profiler.trace(trace) if traced else contextlib.nullcontext():
+            for done in range(0, interval, size):
+                state, loss = train_steps(
+                    model, config, state, constant, content, stack, count, step_key, placed
+                )
+                stack, count = next(stacks)
+                before.block_until_ready()  # at most two stacks are on the devices
+                loss_sum, before = loss_sum + loss, loss
+                at = (evaluation - 1) * interval + done
+                progress.update(at, f"best validation {best_value:.4f}")
+            step, loss = evaluation * interval, float(loss_sum) / interval
         value = validate(state.params, {**constant, **state.tables})
         if not (math.isfinite(loss) and math.isfinite(value)):
             raise TrainingError(
@@ -148,15 +194,35 @@ def fit(
                 f"(best so far at step {best_step}): lower the learning rate"
             )
         history.append({"step": step, "loss": loss, "validation": value})
+        if record is not None:
+            record(history[-1])
         if value > best_value:
             best, best_value, best_step = _copy(state), value, step
         elif step - best_step >= config.patience * interval:
             break
     progress.close()
     params, trained = best
-    return Fitted(params, {**constant, **trained}, history, best_step)
+    return Fitted(params, placement.take(placed, {**constant, **trained}), history, best_step)
 
 
-def _copy(state) -> tuple[Any, Tables]:
+def _stacks(
+    batches: Iterator[Batch], interval: int, size: int, where: jax.sharding.Sharding
+) -> Iterator[tuple[Batch, int]]:
+    """Stacks of `size` batches on the devices, and how many of them count.
+
+    They hold the batches in order. The last stack of an interval may hold fewer: its last batch
+    then stands in the remaining places, so that all stacks have one shape.
+    """
+    while True:
+        for done in range(0, interval, size):
+            part = list(itertools.islice(batches, min(size, interval - done)))
+            padded = part + part[-1:] * (size - len(part))
+            yield (
+                jax.device_put({n: np.stack([b[n] for b in padded]) for n in part[0]}, where),
+                len(part),
+            )
+
+
+def _copy(state: TrainState) -> tuple[Any, Tables]:
     """What a result needs of the state, out of reach of donation."""
     return jax.tree.map(jnp.copy, (state.params, state.tables))

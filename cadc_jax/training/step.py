@@ -12,14 +12,10 @@ from flax import linen as nn
 from flax import struct
 
 from cadc_jax import sparse
-from cadc_jax.models.embeddings import (
-    Batch,
-    Content,
-    Tables,
-    gather,
-    lookup_ids,
-    model_inputs,
-)
+from cadc_jax.models import embeddings
+from cadc_jax.models.embeddings import Batch, Content, Tables, lookup_ids, model_inputs
+from cadc_jax.training import losses, placement
+from cadc_jax.training.placement import Placement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +30,17 @@ class TrainConfig:
       table_optimizer: 'adam' (lazy), 'adagrad' (row-wise) or 'sgd', for embedding rows.
       table_learning_rate: of embedding rows.
       l2: penalty on the squared norms of the embedding rows of a batch that are trained.
+      label_smoothing: of 'bce', the share of each label replaced by 1/2.
+      clip_norm: largest global norm of the network's gradients; 0 leaves them as they are.
+      warmup_steps: steps over which both learning rates rise in a straight line; 0 for none.
+      decay_steps: steps over which both then fall to 0 as half a cosine; 0 for no fall.
+      compute_dtype: of activations and matrix products; parameters and their sums stay float32.
+      table_dtype: of trained tables, 'float32' or 'bfloat16'; their optimizer state is float32.
+      stochastic_rounding: of bfloat16 tables, so that small steps are not lost.
+      microbatch_rows: rows of a batch that go through the network at a time, the gradients being
+        added up, or 0 for all. It changes no result, but lets activations fit into a CPU's cache
+        (about 1,024 rows of the Criteo network). Dropout draws other masks.
+      steps_per_call: steps between two looks of the host, all in one program.
       max_evaluations: evaluations on the validation split before training ends.
       evaluation_steps: steps between evaluations, or one epoch if that is longer.
       patience: evaluations without a better validation result before training ends.
@@ -46,6 +53,15 @@ class TrainConfig:
     table_optimizer: str = "adam"
     table_learning_rate: float = 1e-3
     l2: float = 0.0
+    label_smoothing: float = 0.0
+    clip_norm: float = 0.0
+    warmup_steps: int = 0
+    decay_steps: int = 0
+    compute_dtype: str = "float32"
+    table_dtype: str = "float32"
+    stochastic_rounding: bool = False
+    microbatch_rows: int = 0
+    steps_per_call: int = 8
     max_evaluations: int = 20
     evaluation_steps: int = 1
     patience: int = 3
@@ -78,20 +94,62 @@ def init_state(
     content: Content,
     batch: Batch,
     key: jax.Array,
+    placed: Placement | None = None,
 ) -> TrainState:
-    """The state before the first step; `batch` only shows shapes."""
-    rows = gather({**tables, **frozen}, lookup_ids(content, batch))
-    params = model.init(key, model_inputs(rows, content, batch))
+    """The state before the first step; `batch` only shows shapes.
+
+    Trained tables are those given, where they have the config's dtype: the first step takes their
+    memory over.
+    """
+    rows = embeddings.gather({**tables, **frozen}, lookup_ids(content, batch))
+    params = model.init(key, model_inputs(_float32(rows), content, batch))
+    tables = {name: table.astype(config.table_dtype) for name, table in tables.items()}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=_optimizer(config).init(params),
         tables=tables,
-        slots={name: sparse.init(config.table_optimizer, t) for name, t in tables.items()},
+        slots={
+            name: placement.init_slots(placed, config.table_optimizer, name, table)
+            for name, table in tables.items()
+        },
     )
 
 
-@functools.partial(jax.jit, static_argnames=("model", "config"), donate_argnames=("state",))
+@functools.partial(
+    jax.jit, static_argnames=("model", "config", "placed"), donate_argnames=("state",)
+)
+def train_steps(
+    model: nn.Module,
+    config: TrainConfig,
+    state: TrainState,
+    frozen: Tables,
+    content: Content,
+    batches: Batch,
+    count: int | jax.Array,
+    key: jax.Array,
+    placed: Placement | None = None,
+) -> tuple[TrainState, jax.Array]:
+    """One step on each of the first `count` of K batches, which have a leading axis [K].
+
+    `count` is no part of what is compiled. Memory of a step's activations is taken once a call.
+
+    Returns:
+      The new state and the sum [] of the steps' losses.
+    """
+
+    def one(i, carry):
+        state, total = carry
+        batch = {name: x[i] for name, x in batches.items()}
+        state, loss = _step(model, config, state, frozen, content, batch, key, placed)
+        return state, total + loss
+
+    return jax.lax.fori_loop(0, count, one, (state, jnp.zeros(())))
+
+
+@functools.partial(
+    jax.jit, static_argnames=("model", "config", "placed"), donate_argnames=("state",)
+)
 def train_step(
     model: nn.Module,
     config: TrainConfig,
@@ -100,36 +158,59 @@ def train_step(
     content: Content,
     batch: Batch,
     key: jax.Array,
+    placed: Placement | None = None,
 ) -> tuple[TrainState, jax.Array]:
     """One step on a batch. Returns the new state and the loss [].
 
-    Gradients are taken with respect to the network and to the embedding rows gathered for the
-    batch, never to a table; frozen rows are constants.
+    Args:
+      model: the network.
+      config: how to train it.
+      state: as of `init_state` or the last step; its memory is taken over.
+      frozen: tables that are constants.
+      content: features of users and items.
+      batch: `user`, `item`, `label`, `weight`, `dense` and `categorical` of B rows.
+      key: of dropout and stochastic rounding, the same for all steps.
+      placed: where the tables lie; None for one device.
     """
-    ids = lookup_ids(content, batch)
-    frozen_rows = gather(frozen, ids)
-    dropout_key = jax.random.fold_in(key, state.step)
+    return _step(model, config, state, frozen, content, batch, key, placed)
 
-    def loss_of(params, rows):
-        inputs = model_inputs({**rows, **frozen_rows}, content, batch)
-        logits = model.apply(params, inputs, train=True, rngs={"dropout": dropout_key})
-        loss = _loss(config, logits, batch)
-        if config.l2:
-            loss += config.l2 / len(batch["user"]) * sum(jnp.sum(x**2) for x in rows.values())
-        return loss
 
-    rows = gather(state.tables, ids)
-    loss, (grads, row_grads) = jax.value_and_grad(loss_of, argnums=(0, 1))(state.params, rows)
+def _step(model, config, state, frozen, content, batch, key, placed) -> tuple[TrainState, Any]:
+    dropout_key, rounding_key = jax.random.split(jax.random.fold_in(key, state.step))
+    rows, weight = len(batch["user"]), jnp.sum(batch["weight"])
+    gradients = functools.partial(
+        *(_gradients, model, config, state.params, state.tables, frozen, content, placed),
+        *(rows, weight),
+    )
+    parts = rows // (config.microbatch_rows or rows)
+    if parts == 1:
+        loss, grads, ids, row_grads = gradients(batch, dropout_key)
+    else:
+        split = {name: x.reshape(parts, rows // parts, *x.shape[1:]) for name, x in batch.items()}
+
+        def add(total, part):
+            loss, grads, ids, row_grads = gradients(*part)
+            return jax.tree.map(jnp.add, total, (loss, grads)), (ids, row_grads)
+
+        zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), state.params))
+        keys = jax.random.split(dropout_key, parts)
+        (loss, grads), found = jax.lax.scan(add, zeros, (split, keys))
+        ids, row_grads = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+
     updates, opt_state = _optimizer(config).update(grads, state.opt_state, state.params)
     tables, slots = {}, {}
-    for name, table in state.tables.items():
-        tables[name], slots[name] = sparse.update(
+    rate = config.table_learning_rate * _schedule(config, state.step)
+    for number, (name, table) in enumerate(state.tables.items()):
+        tables[name], slots[name] = placement.update(
+            placed,
             config.table_optimizer,
+            name,
             table,
             state.slots[name],
             ids[name],
             row_grads[name],
-            config.table_learning_rate,
+            rate,
+            jax.random.fold_in(rounding_key, number) if config.stochastic_rounding else None,
         )
     state = TrainState(
         step=state.step + 1,
@@ -141,23 +222,71 @@ def train_step(
     return state, loss
 
 
+def _gradients(
+    model, config, params, tables, frozen, content, placed, batch_rows, batch_weight, batch, key
+):
+    """Loss and gradients of some rows of a batch, as parts of the mean over the whole batch.
+
+    Gradients are taken with respect to the network and to the embedding rows gathered for the
+    batch, never to a table; frozen rows are constants.
+
+    Returns:
+      The loss [], gradients of `params`, and by table the ids [n] and row gradients [n, D] float32.
+    """
+    ids = lookup_ids(content, batch)
+    share = jnp.maximum(jnp.sum(batch["weight"]), 1) / jnp.maximum(batch_weight, 1)
+    frozen_rows = _float32(placement.gather(placed, frozen, ids))
+    dtype = config.compute_dtype
+
+    def loss_of(params, rows):
+        inputs = model_inputs({**rows, **frozen_rows}, content, batch)
+        params, inputs = jax.tree.map(lambda x: x.astype(dtype), (params, inputs))
+        logits = model.apply(params, inputs, train=True, rngs={"dropout": key})
+        loss = _loss(config, logits, batch) * share
+        if config.l2:
+            loss += config.l2 / batch_rows * sum(jnp.sum(x**2) for x in rows.values())
+        return loss
+
+    rows = _float32(placement.gather(placed, tables, ids))
+    loss, (grads, row_grads) = jax.value_and_grad(loss_of, argnums=(0, 1))(params, rows)
+    return loss, grads, {name: ids[name] for name in tables}, row_grads
+
+
 @functools.partial(jax.jit, static_argnames=("model",))
 def predict(
     model: nn.Module, params: Any, tables: Tables, content: Content, batch: Batch
 ) -> jax.Array:
     """Logits [B, G] of a batch; `tables` are all of them, trained and frozen."""
-    rows = gather(tables, lookup_ids(content, batch))
-    return model.apply(params, model_inputs(rows, content, batch))
+    rows = embeddings.gather(tables, lookup_ids(content, batch))
+    return model.apply(params, model_inputs(_float32(rows), content, batch))
+
+
+def _float32(rows: Tables) -> Tables:
+    return {name: x.astype(jnp.float32) for name, x in rows.items()}
+
+
+def _schedule(config: TrainConfig, step: jax.Array) -> jax.Array:
+    """Share [] of the learning rates in force at `step`: linear warm-up, then cosine decay."""
+    share = jnp.ones(())
+    if config.warmup_steps:
+        share = jnp.minimum(share, (step + 1) / config.warmup_steps)
+    if config.decay_steps:
+        done = jnp.clip((step - config.warmup_steps) / config.decay_steps, 0, 1)
+        share *= (1 + jnp.cos(jnp.pi * done)) / 2
+    return share
 
 
 def _optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    return optax.adam(config.learning_rate)
+    adam = optax.adam(lambda step: config.learning_rate * _schedule(config, step))
+    if config.clip_norm:
+        return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)
+    return adam
 
 
 def _loss(config: TrainConfig, logits: jax.Array, batch: Batch) -> jax.Array:
     """Mean loss of the rows by weight; in 'softmax' a row's first item competes with the others."""
     if config.loss == "softmax":
-        losses = -jax.nn.log_softmax(logits)[:, 0]
-    else:
-        losses = optax.sigmoid_binary_cross_entropy(logits, batch["label"]).mean(axis=1)
-    return jnp.sum(losses * batch["weight"]) / jnp.maximum(jnp.sum(batch["weight"]), 1)
+        return losses.sampled_softmax(logits, batch["weight"])
+    return losses.binary_cross_entropy(
+        logits, batch["label"], batch["weight"], config.label_smoothing
+    )

@@ -76,3 +76,13 @@ def test_a_model_without_dense_features_has_no_bottom_mlp():
     x = x.replace(user_dense=x.user_dense[:, :0], item_dense=x.item_dense[..., :0])
     params = DLRM(embedding_dim=4, top=(6,)).init(jax.random.key(0), x)
     assert set(params["params"]) == {"top_mlp"}
+
+
+def test_each_vector_is_moved_by_all_it_is_paired_with():
+    """The derivative of sum_(i > j) w_ij <v_i, v_j> by v_i is sum_(j != i) w_ij v_j."""
+    vectors, weights = np.random.default_rng(0).normal(size=(2, 3, 4, 4)).astype(np.float32)
+    rows, columns = np.tril_indices(4, -1)
+    grads = jax.grad(lambda v: jnp.sum(pairwise_dots(v) * weights[:, rows, columns]))(vectors)
+    for b in range(3):
+        both = np.tril(weights[b], -1)
+        np.testing.assert_allclose(grads[b], (both + both.T) @ vectors[b], rtol=1e-4, atol=1e-5)

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import math
 
@@ -5,19 +6,25 @@ import jax
 import numpy as np
 import pytest
 
-from cadc_jax.errors import TrainingError
+from cadc_jax import sharding
+from cadc_jax.errors import ConfigError, TrainingError
 from cadc_jax.models.two_tower import TwoTower
 from cadc_jax.training import loop
-from cadc_jax.training.step import TrainConfig
+from cadc_jax.training.step import TrainConfig, train_steps
 from tests.training.test_step import batch, content, tables
 
 MODEL = TwoTower((8,))
 CONFIG = TrainConfig(
-    negatives=2, max_evaluations=10, patience=2, evaluation_steps=2, table_learning_rate=0.1
+    batch_rows=8,
+    negatives=2,
+    max_evaluations=10,
+    patience=2,
+    evaluation_steps=2,
+    table_learning_rate=0.1,
 )
 
 
-def fit(validate, frozen=(), config=CONFIG, batches=None):
+def fit(validate, frozen=(), config=CONFIG, batches=None, steps=1, **settings):
     return loop.fit(
         MODEL,
         config,
@@ -25,9 +32,10 @@ def fit(validate, frozen=(), config=CONFIG, batches=None):
         frozenset(frozen),
         content(),
         batches or itertools.repeat(batch()),
-        1,
+        steps,
         validate,
         jax.random.key(0),
+        **settings,
     )
 
 
@@ -84,3 +92,62 @@ def test_factors_are_scaled_to_a_root_mean_square_of_one():
     np.testing.assert_allclose(made["user"], 1, rtol=1e-6)
     np.testing.assert_allclose(made["item"], -1, rtol=1e-6)
     assert made["features"].shape == (7, 16)
+
+
+def test_batches_are_taken_in_order_whatever_a_call_holds():
+    """Seven steps as 1 + 1 + ..., 3 + 3 + 1 and 7 steps a call."""
+    results = []
+    for size in (1, 3, 8):
+        config = dataclasses.replace(CONFIG, steps_per_call=size, max_evaluations=2)
+        stream = ({**batch(), "label": batch()["label"] * (k % 5)} for k in itertools.count())
+        results.append(fit(scripted(range(3)), config=config, batches=stream, steps=7))
+    for other in results[1:]:
+        np.testing.assert_allclose(
+            [h["loss"] for h in other.history[1:]],
+            [h["loss"] for h in results[0].history[1:]],
+            rtol=1e-5,
+        )
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+            other.params,
+            results[0].params,
+        )
+
+
+@pytest.mark.parametrize("model, device_bytes", [(1, math.inf), (4, 400)])
+def test_a_fit_compiles_its_steps_once(model, device_bytes):
+    config = dataclasses.replace(CONFIG, learning_rate=0.01 * model, steps_per_call=3)
+    before = train_steps._cache_size()
+    mesh = sharding.make_mesh(model)
+    fit(scripted(range(11)), config=config, steps=7, mesh=mesh, device_bytes=device_bytes)
+    assert train_steps._cache_size() - before == 1
+
+
+@pytest.mark.parametrize("model, devices", [(2, 2), (2, 4), (4, 8), (8, 8)])
+@pytest.mark.parametrize("frozen", [(), ("user", "item")])
+def test_split_tables_train_as_on_one_device(frozen, model, devices):
+    def losses(model, devices, device_bytes):
+        mesh = sharding.make_mesh(model, jax.devices()[:devices])
+        config = dataclasses.replace(CONFIG, table_optimizer="adagrad", max_evaluations=3)
+        settings = {"mesh": mesh, "device_bytes": device_bytes, "steps": 2}
+        fitted = fit(scripted(range(4)), frozen, config, **settings)
+        assert {name: x.shape for name, x in fitted.tables.items()} == {
+            name: x.shape for name, x in tables().items()
+        }
+        return [h["loss"] for h in fitted.history[1:]], fitted.tables
+
+    want, got = losses(1, 1, math.inf), losses(model, devices, 300 - 20 * model)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), want, got)
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    for field, value in (("batch_rows", 9), ("microbatch_rows", 100)):
+        with pytest.raises(ConfigError, match=field):
+            fit(scripted(range(9)), config=dataclasses.replace(CONFIG, **{field: value}))
+
+
+def test_every_evaluation_is_recorded_and_one_interval_traced(tmp_path):
+    seen = []
+    fitted = fit(scripted(range(11)), record=seen.append, trace=str(tmp_path))
+    assert seen == fitted.history[1:]
+    assert list(tmp_path.rglob("*.xplane.pb"))

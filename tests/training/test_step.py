@@ -1,15 +1,18 @@
+import dataclasses
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from cadc_jax import sharding
+from cadc_jax import sharding, sparse
 from cadc_jax.models import embeddings
 from cadc_jax.models.dlrm import DLRM
 from cadc_jax.models.embeddings import Content
 from cadc_jax.models.two_tower import TwoTower
-from cadc_jax.training import step
+from cadc_jax.training import placement, step
 from cadc_jax.training.step import TrainConfig
 
 USERS, ITEMS, RANK = 6, 5, 4
@@ -173,3 +176,172 @@ def test_all_batches_of_one_shape_use_one_compilation():
             model, config, state, {}, content(), batch(padded=padded), jax.random.key(padded)
         )
     assert step.train_step._cache_size() - before == 1
+
+
+def one_step(config, data=None, frozen=(), model=None):
+    model, state, constant = start(config, frozen, model)
+    return step.train_step(
+        model, config, state, constant, content(), data or batch(), jax.random.key(0)
+    )
+
+
+def assert_close(a, b, rtol=1e-5, atol=1e-6):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
+
+
+@pytest.mark.parametrize("padded", [0, 3])  # 3: the last microbatch of 2 rows is all padding
+@pytest.mark.parametrize("loss", ["bce", "softmax"])
+def test_microbatches_add_up_to_the_batch(loss, padded):
+    whole = TrainConfig(negatives=2, loss=loss, l2=0.1, table_optimizer="adagrad")
+    parts = dataclasses.replace(whole, microbatch_rows=2)
+    (got, got_loss), (want, want_loss) = (
+        one_step(config, batch(padded=padded)) for config in (parts, whole)
+    )
+    # Adam's first mean is the gradient; its step would blow up the rounding of those near zero.
+    assert_close(
+        (got_loss, got.opt_state[0].mu, got.tables),
+        (want_loss, want.opt_state[0].mu, want.tables),
+        rtol=1e-4,
+    )
+
+
+def test_steps_in_one_program_are_those_of_single_calls():
+    config = TrainConfig(negatives=2, table_optimizer="adam")
+    batches = [batch(padded=k) for k in range(3)]
+    model, state, _ = start(config)
+    total = 0.0
+    for data in batches[:2]:
+        state, loss = step.train_step(model, config, state, {}, content(), data, jax.random.key(0))
+        total += loss
+    _, together, _ = start(config)
+    stack = jax.tree.map(lambda *x: np.stack(x), *batches)
+    together, loss = step.train_steps(
+        model, config, together, {}, content(), stack, 2, jax.random.key(0)
+    )
+    assert_close((together, loss), (state, total), rtol=1e-4, atol=1e-5)
+
+
+def test_learning_rates_warm_up_and_decay():
+    config = TrainConfig(warmup_steps=4, decay_steps=10)
+    got = [float(step._schedule(config, k)) for k in (0, 1, 3, 4, 9, 14, 20)]
+    np.testing.assert_allclose(got, [0.25, 0.5, 1, 1, 0.5, 0, 0], atol=1e-6)
+    assert float(step._schedule(TrainConfig(), 1000)) == 1
+
+
+def test_the_schedule_governs_network_and_tables():
+    config = TrainConfig(negatives=2, table_optimizer="sgd", table_learning_rate=0.5)
+    _, before, _ = start(config)
+    full, _ = one_step(config)
+    half, _ = one_step(dataclasses.replace(config, warmup_steps=2))
+    moved = lambda after: jax.tree.map(  # noqa: E731
+        lambda a, b: a - b, (after.params, after.tables), (before.params, before.tables)
+    )
+    assert_close(moved(half), jax.tree.map(lambda x: x / 2, moved(full)), rtol=1e-3)
+
+
+def test_clipping_bounds_the_gradients_that_the_network_sees():
+    config = TrainConfig(negatives=2, clip_norm=1e-3)
+    state, _ = one_step(config)
+    means = state.opt_state[1][0].mu  # after one step 0.1 of the gradient
+    np.testing.assert_allclose(optax.tree.norm(means), 1e-4, rtol=1e-3)
+
+
+def test_bfloat16_computes_nearly_the_same_and_keeps_float32_weights():
+    config = TrainConfig(negatives=2, table_optimizer="sgd", table_learning_rate=0.5)
+    model = DLRM(RANK, (8,), (8,))
+    exact, loss = one_step(config, model=model)
+    rough, rough_loss = one_step(dataclasses.replace(config, compute_dtype="bfloat16"), model=model)
+    np.testing.assert_allclose(rough_loss, loss, rtol=0.02)
+    assert float(rough_loss) != float(loss)
+    assert {x.dtype for x in jax.tree.leaves((rough.params, rough.tables))} == {jnp.dtype("f4")}
+    assert_close(rough.tables, exact.tables, rtol=0.05, atol=0.02)
+
+
+def test_bfloat16_products_are_compiled_as_such():
+    config = TrainConfig(negatives=2, compute_dtype="bfloat16")
+    model, state, _ = start(config, model=DLRM(RANK, (8,), (8,)))
+    text = step.train_step.lower(
+        model, config, state, {}, content(), batch(), jax.random.key(0)
+    ).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert products
+    assert all("xbf16>" in line for line in products)
+
+
+def test_bfloat16_tables_round_at_random_only_if_asked():
+    config = TrainConfig(negatives=2, table_dtype="bfloat16", table_learning_rate=0.02)
+    nearest = one_step(config)[0].tables
+    rounded = one_step(dataclasses.replace(config, stochastic_rounding=True))[0].tables
+    assert {x.dtype for x in nearest.values()} == {jnp.dtype("bfloat16")}
+    assert not np.array_equal(nearest["user"], rounded["user"])
+    assert_close(*jax.tree.map(lambda x: x.astype(jnp.float32), (nearest, rounded)), rtol=0.01)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "adam"])
+@pytest.mark.parametrize("frozen", [(), ("user", "item", "features")])
+def test_a_compiled_run_of_steps_holds_nothing_else_of_a_tables_size(frozen, optimizer):
+    """Several steps, in which tables are updated in place or only read."""
+    rows = 123_457
+    config = TrainConfig(table_optimizer=optimizer, microbatch_rows=4)
+    model, state, constant = start(config, frozen, DLRM(RANK, (8,), (8,)))
+    shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)  # noqa: E731
+
+    def grow(tree):
+        sizes = {USERS, ITEMS}
+
+        def one(x):
+            large = x.ndim and x.shape[0] in sizes
+            return jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype) if large else shape(x)
+
+        return jax.tree.map(one, tree)
+
+    state = jax.tree.map(shape, state).replace(
+        tables=grow(dict(state.tables)), slots=grow(dict(state.slots))
+    )
+    stack = jax.tree.map(lambda x: np.stack([x] * 3), batch())
+    compiled = step.train_steps.lower(
+        *(model, config, state, grow(constant), content(), stack, 3, jax.random.key(0))
+    ).compile()
+    assert f"[{rows}" in compiled.as_text()
+    memory = compiled.memory_analysis()
+    assert memory.temp_size_in_bytes < rows  # not even a byte a row
+    fresh = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    assert fresh < rows
+
+
+def test_a_step_on_eight_devices_moves_no_table():
+    rows = 123_456
+    mesh = sharding.make_mesh(4)
+    config = TrainConfig(negatives=2, table_optimizer="adagrad")
+    model = DLRM(RANK, (8,), (8,))
+    _, state, _ = start(config, model=model)
+    big = {name: jax.ShapeDtypeStruct((rows, RANK), jnp.float32) for name in state.tables}
+    ids = dict.fromkeys(big, 8)
+    placed = placement.plan(mesh, big, big, "adagrad", ids, 3 * rows * RANK * 2)
+    assert [table.split for table in placed.tables] == [True] * 3
+    there, everywhere, split = (
+        sharding.named(mesh, spec) for spec in (sharding.TABLE, sharding.REPLICATED, sharding.BATCH)
+    )
+
+    def on(tree, where):
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
+
+    tables = on(big, there)
+    slots = {
+        name: on(jax.eval_shape(lambda t: sparse.init("adagrad", t), table), there)
+        for name, table in big.items()
+    }
+    state = on(state.replace(tables={}, slots={}), everywhere)
+    lowered = step.train_step.lower(
+        *(model, config, state.replace(tables=tables, slots=slots), {}),
+        *(on(content(), everywhere), on(batch(), split), jax.random.key(0), placed),
+    )
+    text = lowered.compile().as_text()
+    moved = [
+        line
+        for line in text.splitlines()
+        if re.search(r"= .*(all-gather|all-reduce|all-to-all|collective-permute)", line)
+    ]
+    assert moved
+    assert not [line for line in moved if re.search(rf"\[({rows}|{rows // 4})\b", line)]
+    assert lowered.compile().memory_analysis().temp_size_in_bytes < rows

@@ -1,0 +1,267 @@
+"""Where embedding tables lie on the devices of a mesh, and how a step reads and updates them.
+
+A table is replicated, or its rows are split over the mesh axis `model` (and repeated over `data`).
+Batches are split over all devices. No table ever crosses from device to device, only the ids and
+the rows of a batch:
+
+  lookup, split table: each device collects the ids of its `model` group, reads those rows that it
+    holds, zeros for the others, and a reduce-scatter adds up the parts and returns to each device
+    the rows that it asked for. (A psum would send twice as much, and to devices that do not ask.)
+  update, by rows: each device collects the ids and row gradients of all devices, and applies those
+    that concern rows which it holds.
+  update, by table: gradients are first summed up into the shape of the table. Cheaper for a
+    replicated table that has fewer rows than a batch has ids.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from cadc_jax import sharding, sparse
+from cadc_jax.models import embeddings
+from cadc_jax.models.embeddings import Tables
+
+_EVERYWHERE = (sharding.DATA, sharding.MODEL)
+
+
+@dataclasses.dataclass(frozen=True)
+class TablePlan:
+    """How one table is placed.
+
+    Attributes:
+      name: of the table.
+      rows: V.
+      split: whether its rows are split over the devices of `model`.
+      by_table: whether its gradients are summed in the shape of the table, not sent as rows.
+      device_bytes: memory on each device, optimizer state included.
+      sent_bytes: what a device receives in a training step for lookups and updates.
+    """
+
+    name: str
+    rows: int
+    split: bool
+    by_table: bool
+    device_bytes: int
+    sent_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """The plan of all tables of a model on `mesh`. Its string is a table for people to read."""
+
+    mesh: Mesh
+    tables: tuple[TablePlan, ...]
+
+    def __getitem__(self, name: str) -> TablePlan:
+        return next(table for table in self.tables if table.name == name)
+
+    def __str__(self) -> str:
+        lines = [f"{'table':10} {'rows':>12} {'placed':18} {'MB a device':>11} {'MB a step':>9}"]
+        for table in self.tables:
+            where = f"split over {self.mesh.shape[sharding.MODEL]}" if table.split else "replicated"
+            numbers = f"{table.device_bytes / 2**20:11.1f} {table.sent_bytes / 2**20:9.2f}"
+            lines.append(f"{table.name:10} {table.rows:12,} {where:18} {numbers}")
+        return "\n".join(lines)
+
+
+def plan(
+    mesh: Mesh,
+    tables: Mapping[str, jax.Array | jax.ShapeDtypeStruct],
+    trained: Iterable[str],
+    optimizer: str,
+    batch_ids: Mapping[str, int],
+    device_bytes: float = math.inf,
+) -> Placement:
+    """Replicates the tables; while that is too much for a device, splits the largest.
+
+    Args:
+      mesh: with axes `data` and `model`.
+      tables: name -> table [V, D], or its shape and dtype.
+      trained: names of those that are trained; they have optimizer state and gradients.
+      optimizer: their optimizer, one of `sparse.OPTIMIZERS`.
+      batch_ids: name -> ids in a batch of all devices.
+      device_bytes: memory of a device for tables and their optimizer state.
+
+    Raises:
+      ValueError: if the tables do not fit into `device_bytes` even when all of them are split.
+    """
+    trained = frozenset(trained)
+    shapes = {
+        name: jax.ShapeDtypeStruct(table.shape, table.dtype) for name, table in tables.items()
+    }
+    size = functools.partial(_device_bytes, mesh, optimizer=optimizer)
+    whole = {name: size(x, name in trained, split=False) for name, x in shapes.items()}
+    parts = {name: size(x, name in trained, split=True) for name, x in shapes.items()}
+    held = dict(whole)
+    for name in sorted(shapes, key=whole.__getitem__, reverse=True):
+        if sum(held.values()) <= device_bytes:
+            break
+        held[name] = parts[name]
+    if sum(held.values()) > device_bytes:
+        raise ValueError(
+            f"tables take {sum(held.values()):,} bytes a device, split over "
+            f"{mesh.shape[sharding.MODEL]}, and {device_bytes:,.0f} are allowed: more devices on "
+            "the axis 'model', narrower or bfloat16 tables, or a leaner optimizer"
+        )
+    entries = []
+    for name, shape in shapes.items():
+        split = held[name] < whole[name]
+        sent, by_table = _sent_bytes(mesh, shape, name in trained, split, batch_ids[name])
+        entries.append(TablePlan(name, shape.shape[0], split, by_table, held[name], sent))
+    return Placement(mesh, tuple(entries))
+
+
+def _device_bytes(mesh: Mesh, table, trained: bool, optimizer: str, split: bool) -> int:
+    rows = table.shape[0]
+    if split:
+        rows = -(-rows // mesh.shape[sharding.MODEL])
+    held = [jax.ShapeDtypeStruct((rows, *table.shape[1:]), table.dtype)]
+    if trained:
+        held += jax.tree.leaves(jax.eval_shape(functools.partial(sparse.init, optimizer), held[0]))
+    return sum(x.size * x.dtype.itemsize for x in held)
+
+
+def _sent_bytes(mesh: Mesh, table, trained: bool, split: bool, ids: int) -> tuple[int, bool]:
+    """Bytes a device receives in a step, and whether gradients are best summed by table."""
+    devices, group = mesh.size, mesh.shape[sharding.MODEL]
+    row = 4 * math.prod(table.shape[1:])  # gradients are float32
+    lookup = (group - 1) * ids // devices * (4 + row) if split else 0
+    by_rows = (devices - 1) * ids // devices * (4 + row)
+    by_table = 2 * (devices - 1) * table.shape[0] * (4 + row) // devices
+    if not trained:
+        return lookup, False
+    if split or by_rows <= by_table:
+        return lookup + by_rows, False
+    return by_table, True
+
+
+def spec(placement: Placement, name: str) -> P:
+    """PartitionSpec of that table, and of optimizer state that has a row for each of its rows."""
+    return sharding.TABLE if placement[name].split else sharding.REPLICATED
+
+
+def put(placement: Placement, tables: Tables) -> Tables:
+    """The tables on the devices of the plan; split ones get rows of zeros to divide evenly.
+
+    Split tables go by way of the host, where they may also come from as NumPy arrays: none needs to
+    fit into one device.
+    """
+    placed = {}
+    for name, table in tables.items():
+        if placement[name].split:
+            missing = -len(table) % placement.mesh.shape[sharding.MODEL]
+            table = np.pad(table, ((0, missing),) + ((0, 0),) * (np.ndim(table) - 1))
+        placed[name] = jax.device_put(table, sharding.named(placement.mesh, spec(placement, name)))
+    return placed
+
+
+def init_slots(
+    placement: Placement | None, optimizer: str, name: str, table: jax.Array
+) -> sparse.Slots:
+    """`sparse.init` of the table `name`, the state being made where the table's rows lie."""
+    init = functools.partial(sparse.init, optimizer)
+    if placement is None:
+        return init(table)
+    shapes = jax.eval_shape(init, table)
+    where = jax.tree.map(
+        lambda slot: sharding.named(placement.mesh, _slot_spec(placement, name, slot)), shapes
+    )
+    return jax.jit(init, out_shardings=where)(table)
+
+
+def take(placement: Placement, tables: Tables) -> Tables:
+    """The tables without the rows that `put` added."""
+    return {name: table[: placement[name].rows] for name, table in tables.items()}
+
+
+def gather(placement: Placement | None, tables: Tables, ids: Mapping[str, jax.Array]) -> Tables:
+    """The rows of each table: name -> [n, D], split over the devices as the ids [n] are.
+
+    Ids outside a table (those of padding) read some finite row.
+    """
+
+    def rows_of(name: str, table: jax.Array) -> jax.Array:
+        lookup = jax.shard_map(
+            _split_lookup,
+            mesh=placement.mesh,
+            in_specs=(sharding.TABLE, sharding.BATCH),
+            out_specs=sharding.BATCH,
+            check_vma=False,
+        )
+        return lookup(table, ids[name])
+
+    split = {name for name in tables if placement is not None and placement[name].split}
+    whole = {name: table for name, table in tables.items() if name not in split}
+    return embeddings.gather(whole, ids) | {name: rows_of(name, tables[name]) for name in split}
+
+
+def _split_lookup(part: jax.Array, ids: jax.Array) -> jax.Array:
+    """Rows [n, D] of a device's own ids [n]; `part` are the rows of the table that it holds."""
+    own = lax.all_gather(ids, sharding.MODEL, tiled=True) - _first_row(part)
+    held = (own >= 0) & (own < len(part))
+    rows = part.at[own].get(mode="clip")
+    rows = jnp.where(held.reshape((-1,) + (1,) * (rows.ndim - 1)), rows, 0)
+    return lax.psum_scatter(rows, sharding.MODEL, tiled=True)
+
+
+def update(
+    placement: Placement | None,
+    optimizer: str,
+    name: str,
+    table: jax.Array,
+    slots: sparse.Slots,
+    ids: jax.Array,
+    grads: jax.Array,
+    learning_rate: float | jax.Array,
+    key: jax.Array | None = None,
+) -> tuple[jax.Array, sparse.Slots]:
+    """`sparse.update` of the table `name` with the ids and row gradients of all devices."""
+    if placement is None or placement.mesh.size == 1:
+        return sparse.update(optimizer, table, slots, ids, grads, learning_rate, key=key)
+    entry, rows = placement[name], spec(placement, name)
+
+    def local(table, slots, ids, grads, learning_rate, key):
+        mask = None
+        if entry.by_table:
+            touched = jnp.zeros(len(table)).at[_inside(ids, table)].add(1.0, mode="drop")
+            grads = jnp.zeros(table.shape).at[_inside(ids, table)].add(grads, mode="drop")
+            touched, grads = lax.psum((touched, grads), _EVERYWHERE)
+            ids, mask = jnp.arange(len(table), dtype=jnp.int32), touched > 0
+        else:
+            ids = lax.all_gather(ids, _EVERYWHERE, tiled=True)
+            grads = lax.all_gather(grads, _EVERYWHERE, tiled=True)
+        if entry.split:
+            ids -= _first_row(table)
+            if key is not None:  # other rows, other random numbers; the same on every copy of them
+                key = jax.random.fold_in(key, lax.axis_index(sharding.MODEL))
+        return sparse.update(optimizer, table, slots, ids, grads, learning_rate, mask=mask, key=key)
+
+    slot_specs = jax.tree.map(functools.partial(_slot_spec, placement, name), slots)
+    return jax.shard_map(
+        local,
+        mesh=placement.mesh,
+        in_specs=(rows, slot_specs, sharding.BATCH, sharding.BATCH, P(), P()),
+        out_specs=(rows, slot_specs),
+        check_vma=False,
+    )(table, slots, ids, grads, learning_rate, key)
+
+
+def _slot_spec(placement: Placement, name: str, slot) -> P:
+    return spec(placement, name) if slot.ndim else sharding.REPLICATED
+
+
+def _inside(ids: jax.Array, table: jax.Array) -> jax.Array:
+    """Ids with those below 0, which would count from the end, moved past the end."""
+    return jnp.where(ids < 0, len(table), ids)
+
+
+def _first_row(part: jax.Array) -> jax.Array:
+    return len(part) * lax.axis_index(sharding.MODEL)

@@ -1,0 +1,27 @@
+"""Scalars of a training run for TensorBoard."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+
+def recorder(folder: str | Path) -> Callable[[Mapping[str, float]], None]:
+    """What `loop.fit(record=...)` takes: writes all entries but `step` as scalars at that step.
+
+    Args:
+      folder: of event files; made if it is not there.
+    """
+    import tensorflow as tf  # slow to import, and training needs none of it
+
+    # `tf.summary.scalar` would want TensorBoard itself to be installed.
+    plugin = tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars")
+    metadata = tf.compat.v1.SummaryMetadata(plugin_data=plugin)
+    writer = tf.summary.create_file_writer(str(folder))
+
+    def record(entry: Mapping[str, float]) -> None:
+        with writer.as_default(step=entry["step"]):
+            for name, value in entry.items():
+                if name != "step":
+                    tf.summary.write(name, tf.constant(value, tf.float32), metadata=metadata)
+        writer.flush()
+
+    return record

@@ -1,0 +1,186 @@
+"""Tables on meshes of up to 8 devices against one device, and what crosses between devices."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cadc_jax import sharding, sparse
+from cadc_jax.training import placement
+
+V, D, N = 21, 4, 16
+
+
+def mesh_of(model, devices):
+    return sharding.make_mesh(model, jax.devices()[:devices])
+
+
+def placed_on(mesh, split, optimizer="adagrad", ids=N, rows=V):
+    table = jax.ShapeDtypeStruct((rows, D), jnp.float32)
+    whole = placement.plan(mesh, {"t": table}, {"t"}, optimizer, {"t": ids})
+    if not split:
+        return whole
+    limit = whole["t"].device_bytes - 1
+    return placement.plan(mesh, {"t": table}, {"t"}, optimizer, {"t": ids}, limit)
+
+
+def table():
+    return jax.random.normal(jax.random.key(0), (V, D))
+
+
+def ids():
+    return jnp.asarray([3, 20, 0, -1, 3, 7, 7, 7, 12, 1, 19, 5, 6, 20, 2, -1], jnp.int32)
+
+
+def grads():
+    return jax.random.normal(jax.random.key(1), (N, D))
+
+
+MESHES = [(1, 1), (2, 2), (2, 4), (4, 8), (8, 8)]  # model, devices
+
+
+@pytest.mark.parametrize("model, devices", MESHES[1:])
+def test_rows_of_a_split_table_are_those_of_the_whole(model, devices):
+    placed = placed_on(mesh_of(model, devices), split=True)
+    assert placed["t"].split
+    tables = placement.put(placed, {"t": table()})
+    on_all = jax.device_put(ids(), sharding.named(placed.mesh, sharding.BATCH))
+    rows = jax.jit(placement.gather, static_argnums=0)(placed, tables, {"t": on_all})["t"]
+    real = np.asarray(ids()) >= 0
+    np.testing.assert_array_equal(rows[real], table()[ids()][real])
+    assert np.isfinite(rows).all()
+
+
+@pytest.mark.parametrize("optimizer", sparse.OPTIMIZERS)
+@pytest.mark.parametrize("model, devices", MESHES)
+@pytest.mark.parametrize("layout", ["split", "by rows", "by table"])
+def test_an_update_on_a_mesh_is_that_of_one_device(layout, model, devices, optimizer):
+    if layout == "split" and model == 1:
+        pytest.skip("one device cannot split")
+    mesh = mesh_of(model, devices)
+    many_ids = 10_000 if layout == "by table" else 1
+    placed = placed_on(mesh, layout == "split", optimizer, ids=many_ids)
+    if devices > 1:
+        assert (placed["t"].split, placed["t"].by_table) == (
+            layout == "split",
+            layout == "by table",
+        )
+    slots = sparse.init(optimizer, table())
+    want = table(), slots
+    got = placement.put(placed, {"t": table()})["t"]
+    got = got, placement.init_slots(placed, optimizer, "t", got)
+    split = sharding.named(mesh, sharding.BATCH)
+    update = jax.jit(placement.update, static_argnums=(0, 1, 2))
+    for seed in range(2):
+        change = grads() * (seed + 1)
+        want = sparse.update(optimizer, *want, ids(), change, 0.1)
+        batch = jax.device_put((ids(), change), split)
+        got = update(placed, optimizer, "t", *got, *batch, 0.1)
+    np.testing.assert_allclose(
+        placement.take(placed, {"t": got[0]})["t"], want[0], rtol=1e-5, atol=1e-6
+    )
+
+
+def test_copies_of_a_stochastically_rounded_table_stay_the_same():
+    placed = placed_on(mesh_of(2, 8), split=True)
+    got = placement.put(placed, {"t": table().astype(jnp.bfloat16)})["t"]
+    split = sharding.named(placed.mesh, sharding.BATCH)
+    batch = jax.device_put((ids(), grads()), split)
+    update = jax.jit(placement.update, static_argnums=(0, 1, 2))
+    slots = sparse.init("sgd", got)
+    got, _ = update(placed, "sgd", "t", got, slots, *batch, 0.1, jax.random.key(0))
+    by_rows = {}
+    for shard in got.addressable_shards:
+        by_rows.setdefault(shard.index[0].start, []).append(np.asarray(shard.data, np.float32))
+    assert sorted(len(copies) for copies in by_rows.values()) == [4, 4]
+    for copies in by_rows.values():
+        for copy in copies[1:]:
+            np.testing.assert_array_equal(copy, copies[0])
+
+
+@pytest.mark.parametrize("model", [2, 8])
+def test_no_table_crosses_between_devices(model):
+    rows = 4096
+    placed = placed_on(mesh_of(model, 8), split=True, rows=rows)
+    there = sharding.named(placed.mesh, sharding.TABLE)
+    split = sharding.named(placed.mesh, sharding.BATCH)
+    big = jax.ShapeDtypeStruct((rows, D), jnp.float32, sharding=there)
+    few = jax.ShapeDtypeStruct((N,), jnp.int32, sharding=split)
+
+    @jax.jit
+    def step(table, slots, ids):
+        found = placement.gather(placed, {"t": table}, {"t": ids})["t"]
+        return placement.update(placed, "adagrad", "t", table, slots, ids, found, 0.1)
+
+    slots = {
+        name: jax.ShapeDtypeStruct((rows,), dtype, sharding=there)
+        for name, dtype in (("scratch", jnp.int32), ("accumulator", jnp.float32))
+    }
+    text = step.lower(big, slots, few).compile().as_text()
+    kinds = "all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute"
+    collectives = [x for x in text.splitlines() if re.search(rf"= .*\b({kinds})[\w-]*\(", x)]
+    assert collectives
+    sizes = [
+        np.prod([int(n) for n in shape.split(",")])
+        for line in collectives
+        for shape in re.findall(r"\w\d+\[([\d,]+)\]", line.split("metadata")[0])
+    ]
+    assert max(sizes) <= N * D  # of a batch, not of a table or a part of it (2048 numbers or more)
+
+
+def test_memory_of_a_device_falls_with_the_number_of_parts():
+    held = [
+        placed_on(mesh_of(m, m), split=m > 1, rows=4096)["t"].device_bytes for m in (1, 2, 4, 8)
+    ]
+    assert held == [held[0] // m for m in (1, 2, 4, 8)]
+    for parts in (2, 8):
+        placed = placed_on(mesh_of(parts, parts), split=True, rows=4096)
+        put = placement.put(placed, {"t": jnp.zeros((4096, D))})["t"]
+        slots = placement.init_slots(placed, "adagrad", "t", put)
+        shards = [x.addressable_shards[0].data.nbytes for x in (put, *slots.values())]
+        assert sum(shards) == placed["t"].device_bytes
+
+
+def test_the_largest_tables_are_split_until_the_rest_fits():
+    tables = {
+        name: jax.ShapeDtypeStruct((rows, D), jnp.float32)
+        for name, rows in (("small", 10), ("large", 10_000), ("middle", 1_000))
+    }
+    mesh, few = mesh_of(8, 8), dict.fromkeys(("small", "large", "middle"), 8)
+
+    def split(device_bytes):
+        placed = placement.plan(mesh, tables, (), "sgd", few, device_bytes)
+        return {table.name for table in placed.tables if table.split}
+
+    assert split(11_010 * D * 4) == set()
+    assert split(11_010 * D * 4 - 1) == {"large"}
+    assert split(2_260 * D * 4 - 1) == {"large", "middle"}
+    with pytest.raises(ValueError, match="more devices"):
+        split(100)
+
+
+def test_optimizer_state_counts_and_frozen_tables_have_none():
+    table = {"t": jax.ShapeDtypeStruct((100, D), jnp.bfloat16)}
+    mesh = mesh_of(1, 1)
+
+    def held(trained, optimizer):
+        return placement.plan(mesh, table, trained, optimizer, {"t": 1})["t"].device_bytes
+
+    assert held((), "adam") == 100 * D * 2
+    assert held({"t"}, "adagrad") == 100 * (D * 2 + 4 + 4)
+    assert held({"t"}, "adam") == 100 * (D * 2 + 4 + D * 8) + 4
+
+
+def test_gradients_travel_by_table_only_where_that_is_less():
+    few = placed_on(mesh_of(1, 8), split=False, ids=8)["t"]
+    many = placed_on(mesh_of(1, 8), split=False, ids=8000)["t"]
+    assert (few.by_table, many.by_table) == (False, True)
+    assert few.sent_bytes == 7 * 1 * (4 + 4 * D)  # an id and a row from each of the others
+    assert many.sent_bytes == 2 * 7 * V * (4 + 4 * D) // 8  # a ring all-reduce
+
+
+def test_the_plan_reads_as_a_table():
+    text = str(placed_on(mesh_of(2, 8), split=True))
+    assert re.search(r"t +21 +split over 2 ", text)
