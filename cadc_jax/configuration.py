@@ -131,7 +131,7 @@ def validate(config: ConfigDict) -> None:
             )
         for value in config[name]:
             _one_of(name, value, allowed)
-    _one_of("train.loss", config.train.loss, ("bce", "softmax"))
+    _one_of("train.loss", config.train.loss, ("bce", "softmax", "in_batch"))
     _one_of("train.table_optimizer", config.train.table_optimizer, sparse.OPTIMIZERS)
     for field in ("compute_dtype", "table_dtype"):
         _one_of(f"train.{field}", config.train[field], ("float32", "bfloat16"))
@@ -145,13 +145,26 @@ def validate(config: ConfigDict) -> None:
         if config.train[field] < 1:
             raise ConfigError(f"train.{field}={config.train[field]}: must be at least 1")
     ranking = config.data.task == "ranking"
-    if ranking != (config.train.negatives > 0):
+    loss = config.train.loss
+    if loss != "bce" and not ranking:
+        raise ConfigError(f"train.loss={loss!r} needs the ranking task; use 'bce' for labels")
+    if (ranking and loss != "in_batch") != (config.train.negatives > 0):
+        if loss == "in_batch":
+            why = "the loss 'in_batch' takes its negatives from the batch; set it to 0"
+        else:
+            why = (
+                "the ranking task needs at least 1" if ranking else "rows have labels; set it to 0"
+            )
+        raise ConfigError(f"train.negatives={config.train.negatives}: {why}")
+    if loss == "in_batch" and (set(config.models) != {"two_tower"} or config.train.microbatch_rows):
         raise ConfigError(
-            f"train.negatives={config.train.negatives}: "
-            + ("the ranking task needs at least 1" if ranking else "rows have labels; set it to 0")
+            "train.loss='in_batch' scores every user of a batch with every item of it: it needs "
+            "models=('two_tower',), which does so in one product, and train.microbatch_rows=0"
         )
-    if config.train.loss == "softmax" and not ranking:
-        raise ConfigError("train.loss='softmax' needs the ranking task; use 'bce' for labels")
+    if not 0 <= config.train.label_smoothing < 1:
+        raise ConfigError(
+            f"train.label_smoothing={config.train.label_smoothing}: must be in [0, 1)"
+        )
     if ranking and (config.data.columns.label or config.data.source == "criteo"):
         raise ConfigError("rows with labels (data.columns.label, criteo) need data.task='click'")
     if not ranking and config.data.source == "movielens":

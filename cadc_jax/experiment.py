@@ -24,7 +24,7 @@ from cadc_jax.factorization.factors import Factors, with_bias_columns
 from cadc_jax.factorization.interactions import Interactions
 from cadc_jax.models import embeddings
 from cadc_jax.progress import Progress
-from cadc_jax.training import loop, step, tensorboard
+from cadc_jax.training import loop, losses, placement, step, tensorboard
 
 Say = Callable[[str], None]
 
@@ -304,6 +304,8 @@ def _fit(run, table: Table, rows: Columns, factors: Artifact, model_name, arm, c
     logs = run.workdir / "logs" / f"{model_name}-{arm}"
     names = {"user", "item", "dense", "categorical"} | ({"label"} if sampler is None else set())
     rows = {name: column for name, column in rows.items() if name in names}
+    if config.loss == "in_batch":  # frequencies are those of the rows that are trained on
+        rows["log_q"] = losses.log_frequency(rows["item"], schema.num_items)[rows["item"]]
 
     def validate(params, tables) -> float:
         score = functools.partial(step.predict, model, params, tables, content)
@@ -343,10 +345,17 @@ def arm_row(run: Run, inputs: Inputs, model_name: str, arm: str) -> dict[str, An
         tables = dict(state["tables"])
         if _frozen_tables(arm):
             tables |= loop.scaled(_factor_tables(factors))
-        # They may have been saved from fewer devices, or from one before the first step.
-        inputs = (state["params"], tables, embeddings.content_of(table))
-        on_all = sharding.named(sharding.make_mesh(), sharding.REPLICATED)
-        return functools.partial(step.predict, model, *jax.device_put(inputs, on_all))
+        # They may have been saved from other devices than there are now.
+        mesh, room = sharding.make_mesh(run.config.devices.model), run.config.devices.table_bytes
+        nothing = dict.fromkeys(tables, 0)
+        placed = placement.plan(mesh, tables, (), run.config.train.table_optimizer, nothing, room)
+        params, content = jax.device_put(
+            (state["params"], embeddings.content_of(table)),
+            sharding.named(mesh, sharding.REPLICATED),
+        )
+        return functools.partial(
+            step.predict, model, params, placement.put(placed, tables), content
+        )
 
     evaluated = _evaluate(
         run,

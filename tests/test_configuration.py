@@ -48,12 +48,27 @@ def test_a_rate_outside_its_range_is_named(rate):
         ({"train__batch_rows": 0}, "train.batch_rows=0"),
         ({"train__negatives": 0}, "ranking task needs at least 1"),
         ({"data__task": "click"}, "rows have labels; set it to 0"),
+        ({"data__task": "click", "train__loss": "softmax"}, "'softmax' needs the ranking task"),
+        ({"train__loss": "in_batch"}, "negatives=4: the loss 'in_batch' takes its negatives from"),
+        (
+            {"train__loss": "in_batch", "train__negatives": 0, "models": ("dlrm",)},
+            "needs models=",
+        ),
+        (
+            {"train__loss": "in_batch", "train__negatives": 0, "train__microbatch_rows": 64},
+            "train.microbatch_rows=0",
+        ),
+        ({"train__label_smoothing": 1.0}, "label_smoothing=1.0"),
         ({"als__factors": 0}, "factors=0"),
     ],
 )
 def test_a_value_that_cannot_work_is_named(fields, message):
     with pytest.raises(ConfigError, match=message):
         configuration.validate(changed(**fields))
+
+
+def test_a_loss_in_the_batch_is_accepted_for_two_towers_without_negatives():
+    configuration.validate(changed(train__loss="in_batch", train__negatives=0))
 
 
 def test_raw_data_is_looked_for_in_the_data_folder_unless_a_path_is_given(monkeypatch):

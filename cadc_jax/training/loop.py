@@ -18,7 +18,7 @@ from cadc_jax import sharding
 from cadc_jax.errors import ConfigError, TrainingError
 from cadc_jax.models.embeddings import Batch, Content, Tables, lookup_ids
 from cadc_jax.progress import Progress
-from cadc_jax.training import placement
+from cadc_jax.training import placement, prefetch
 from cadc_jax.training.step import TrainConfig, TrainState, init_state, train_steps
 
 Validate = Callable[[Any, Tables], float]  # (params, all tables) -> quality, higher is better
@@ -171,18 +171,19 @@ def fit(
     history = [{"step": 0, "validation": best_value}]
     progress = Progress(label, interval * config.max_evaluations, "steps")
     size = min(config.steps_per_call, interval)
-    stacks = _stacks(batches, interval, size, sharding.named(mesh, sharding.BATCHES))
-    stack, count = next(stacks)
+    stacks = prefetch.device_batches(
+        _stacks(batches, interval, size), sharding.named(mesh, sharding.BATCHES), depth=1
+    )
     for evaluation in range(1, config.max_evaluations + 1):
         loss_sum, before = jnp.zeros(()), jnp.zeros(())
         traced = trace is not None and evaluation == 2
         with jax.profiler.trace(trace) if traced else contextlib.nullcontext():
             for done in range(0, interval, size):
+                stack, count = next(stacks), min(size, interval - done)
                 state, loss = train_steps(
                     model, config, state, constant, content, stack, count, step_key, placed
                 )
-                stack, count = next(stacks)
-                before.block_until_ready()  # at most two stacks are on the devices
+                before.block_until_ready()  # the host runs no further ahead
                 loss_sum, before = loss_sum + loss, loss
                 at = (evaluation - 1) * interval + done
                 progress.update(at, f"best validation {best_value:.4f}")
@@ -205,22 +206,17 @@ def fit(
     return Fitted(params, placement.take(placed, {**constant, **trained}), history, best_step)
 
 
-def _stacks(
-    batches: Iterator[Batch], interval: int, size: int, where: jax.sharding.Sharding
-) -> Iterator[tuple[Batch, int]]:
-    """Stacks of `size` batches on the devices, and how many of them count.
+def _stacks(batches: Iterator[Batch], interval: int, size: int) -> Iterator[Batch]:
+    """Stacks of `size` batches, in order.
 
-    They hold the batches in order. The last stack of an interval may hold fewer: its last batch
-    then stands in the remaining places, so that all stacks have one shape.
+    The last stack of an interval may hold fewer: its last batch then stands in the remaining
+    places, so that all stacks have one shape.
     """
     while True:
         for done in range(0, interval, size):
             part = list(itertools.islice(batches, min(size, interval - done)))
             padded = part + part[-1:] * (size - len(part))
-            yield (
-                jax.device_put({n: np.stack([b[n] for b in padded]) for n in part[0]}, where),
-                len(part),
-            )
+            yield {name: np.stack([batch[name] for batch in padded]) for name in part[0]}
 
 
 def _copy(state: TrainState) -> tuple[Any, Tables]:

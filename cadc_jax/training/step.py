@@ -25,7 +25,8 @@ class TrainConfig:
     Attributes:
       batch_rows: rows of the table in a batch (positives, where negatives are sampled).
       negatives: sampled negatives a positive; only for positive-only data.
-      loss: 'bce', or 'softmax' over each positive and its negatives.
+      loss: 'bce'; 'softmax' over each positive and its negatives; 'in_batch', a softmax over the
+        items of all rows of the batch, corrected for their frequency, with no other negatives.
       learning_rate: of the network (Adam).
       table_optimizer: 'adam' (lazy), 'adagrad' (row-wise) or 'sgd', for embedding rows.
       table_learning_rate: of embedding rows.
@@ -238,8 +239,11 @@ def _gradients(
     frozen_rows = _float32(placement.gather(placed, frozen, ids))
     dtype = config.compute_dtype
 
+    # In-batch, the rows' items [B, 1] are one list [1, B] for all users; their ids are the same.
+    scored = {**batch, "item": batch["item"].T} if config.loss == "in_batch" else batch
+
     def loss_of(params, rows):
-        inputs = model_inputs({**rows, **frozen_rows}, content, batch)
+        inputs = model_inputs({**rows, **frozen_rows}, content, scored)
         params, inputs = jax.tree.map(lambda x: x.astype(dtype), (params, inputs))
         logits = model.apply(params, inputs, train=True, rngs={"dropout": key})
         loss = _loss(config, logits, batch) * share
@@ -284,9 +288,12 @@ def _optimizer(config: TrainConfig) -> optax.GradientTransformation:
 
 
 def _loss(config: TrainConfig, logits: jax.Array, batch: Batch) -> jax.Array:
-    """Mean loss of the rows by weight; in 'softmax' a row's first item competes with the others."""
+    """Mean loss of the rows by weight; see `losses`."""
+    weight = batch["weight"]
+    if config.loss == "in_batch":
+        return losses.in_batch_softmax(
+            logits, batch["user"], batch["item"][:, 0], batch["log_q"], weight
+        )
     if config.loss == "softmax":
-        return losses.sampled_softmax(logits, batch["weight"])
-    return losses.binary_cross_entropy(
-        logits, batch["label"], batch["weight"], config.label_smoothing
-    )
+        return losses.sampled_softmax(logits, weight)
+    return losses.binary_cross_entropy(logits, batch["label"], weight, config.label_smoothing)

@@ -12,7 +12,7 @@ from cadc_jax.models import embeddings
 from cadc_jax.models.dlrm import DLRM
 from cadc_jax.models.embeddings import Content
 from cadc_jax.models.two_tower import TwoTower
-from cadc_jax.training import placement, step
+from cadc_jax.training import losses, placement, step
 from cadc_jax.training.step import TrainConfig
 
 USERS, ITEMS, RANK = 6, 5, 4
@@ -345,3 +345,48 @@ def test_a_step_on_eight_devices_moves_no_table():
     assert moved
     assert not [line for line in moved if re.search(rf"\[({rows}|{rows // 4})\b", line)]
     assert lowered.compile().memory_analysis().temp_size_in_bytes < rows
+
+
+# Negatives within the batch.
+
+
+def in_batch(rows=8, padded=0):
+    given = batch(rows, 1, padded)
+    return given | {"log_q": losses.log_frequency(given["item"][:, 0], ITEMS)[given["item"][:, 0]]}
+
+
+IN_BATCH = TrainConfig(loss="in_batch", table_optimizer="sgd", table_learning_rate=0.5)
+
+
+def test_an_in_batch_step_equals_a_dense_one_on_all_pairs():
+    given = in_batch(8, padded=2)
+    model, state, _ = start(IN_BATCH)
+    before = jax.tree.map(jnp.copy, state)
+
+    def dense(params, tables):
+        users, items = given["user"], given["item"][:, 0]
+        pairs = embeddings.pair_batch(users, jnp.broadcast_to(items[None], (8, 8)))
+        rows = embeddings.gather(tables, embeddings.lookup_ids(content(), pairs))
+        logits = model.apply(params, embeddings.model_inputs(rows, content(), pairs))
+        return losses.in_batch_softmax(logits, users, items, given["log_q"], given["weight"])
+
+    loss, (_, table_grads) = jax.value_and_grad(dense, argnums=(0, 1))(before.params, before.tables)
+    state, got = step.train_step(model, IN_BATCH, state, {}, content(), given, jax.random.key(0))
+    np.testing.assert_allclose(got, loss, rtol=1e-5)
+    for name, table in state.tables.items():
+        expected = before.tables[name] - 0.5 * table_grads[name]
+        np.testing.assert_allclose(table, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_in_batch_losses_are_the_same_on_eight_devices():
+    results = []
+    for devices in (jax.devices()[:1], jax.devices()):
+        mesh = sharding.make_mesh(devices=devices)
+        model, state, _ = start(IN_BATCH)
+        everywhere = sharding.named(mesh, sharding.REPLICATED)
+        state, features, key = jax.device_put((state, content(), jax.random.key(0)), everywhere)
+        given = jax.device_put(in_batch(), sharding.named(mesh, sharding.BATCH))
+        for _ in range(3):
+            state, loss = step.train_step(model, IN_BATCH, state, {}, features, given, key)
+        results.append((float(loss), jax.tree.map(np.asarray, state.tables)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
