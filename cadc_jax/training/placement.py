@@ -198,7 +198,9 @@ def gather(placement: Placement | None, tables: Tables, ids: Mapping[str, jax.Ar
         )
         return lookup(table, ids[name])
 
-    split = {name for name in tables if placement is not None and placement[name].split}
+    split = set()
+    if placement is not None:
+        split = {name for name in tables if placement[name].split and len(ids[name])}
     whole = {name: table for name, table in tables.items() if name not in split}
     return embeddings.gather(whole, ids) | {name: rows_of(name, tables[name]) for name in split}
 
@@ -224,6 +226,8 @@ def update(
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, sparse.Slots]:
     """`sparse.update` of the table `name` with the ids and row gradients of all devices."""
+    if not len(ids):  # a model without such features; there is nothing to send either
+        return table, slots
     if placement is None or placement.mesh.size == 1:
         return sparse.update(optimizer, table, slots, ids, grads, learning_rate, key=key)
     entry, rows = placement[name], spec(placement, name)

@@ -184,3 +184,18 @@ def test_gradients_travel_by_table_only_where_that_is_less():
 def test_the_plan_reads_as_a_table():
     text = str(placed_on(mesh_of(2, 8), split=True))
     assert re.search(r"t +21 +split over 2 ", text)
+
+
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("model, devices", MESHES[1:])
+def test_a_table_that_a_batch_asks_nothing_of_stays_as_it_is(model, devices, split):
+    """Data without categorical features still has their table, of one row."""
+    placed = placed_on(mesh_of(model, devices), split)
+    tables = placement.put(placed, {"t": table()})
+    slots = placement.init_slots(placed, "adagrad", "t", tables["t"])
+    none = jnp.zeros(0, jnp.int32)
+    rows = jax.jit(placement.gather, static_argnums=0)(placed, tables, {"t": none})["t"]
+    assert rows.shape == (0, D)
+    update = jax.jit(placement.update, static_argnums=(0, 1, 2))
+    after, _ = update(placed, "adagrad", "t", tables["t"], slots, none, jnp.zeros((0, D)), 0.1)
+    np.testing.assert_array_equal(after, tables["t"])
