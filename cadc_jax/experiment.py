@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from cadc_jax import artifacts, compressed, configuration, evaluation, report, sharding
 from cadc_jax.artifacts import Artifact, materialize
 from cadc_jax.compressed import Inputs
-from cadc_jax.data import negatives, pairs, pipeline, prepare, sources, synthetic
+from cadc_jax.data import files, negatives, pairs, pipeline, prepare, sources, synthetic
 from cadc_jax.data.table import Columns, Table, open_table, read_columns, write_columns, write_rows
 from cadc_jax.factorization import als, sgd
 from cadc_jax.factorization.factors import Factors, with_bias_columns
@@ -79,8 +79,8 @@ def compress(this: Run, out: pathlib.Path) -> None:
     prepared = prepare_stage(this, raw)
     factors = factorize_stage(this, prepared)
     inputs = Inputs(prepared, factors, sample_stage(this, prepared))
-    files = sources.raw_files(this.config.data.source, raw, this.config.data.to_dict())
-    made = compressed.write(out, this.config, inputs, sum(file.stat().st_size for file in files))
+    paths = sources.raw_files(this.config.data.source, raw, this.config.data.to_dict())
+    made = compressed.write(out, this.config, inputs, files.stored_size(paths))
     this.say(f"\n{compressed.sizes(made)}\n\nTrain from it: cadc train --from={out}")
 
 
@@ -158,11 +158,11 @@ def raw_data(run: Run) -> pathlib.Path:
 def prepare_stage(run: Run, raw: pathlib.Path) -> Artifact:
     """Raw rows to the prepared table."""
     data = run.config.data.to_dict()
-    files = sources.raw_files(data["source"], raw, data)
+    paths = sources.raw_files(data["source"], raw, data)
     settings = {
         "data": {name: value for name, value in data.items() if name not in ("path", "folder")},
         "seed": run.config.seed,
-        "files": artifacts.file_identity(files),
+        "files": artifacts.file_identity(paths),
     }
 
     def write(folder: pathlib.Path) -> Mapping[str, Any]:

@@ -70,6 +70,11 @@ class PrepareConfig:
     max_malformed: float = 0.0
     seed: int = 0
 
+    @property
+    def flag(self) -> float:
+        """What a 1 of the raw dense features is when statistics are taken."""
+        return float(np.log1p(np.float32(1))) if self.log_dense else 1.0
+
 
 def write(path: pathlib.Path, source: chunks.Source, config: PrepareConfig) -> Mapping[str, Any]:
     """Writes the prepared table of a source into the folder `path`.
@@ -116,14 +121,13 @@ def write(path: pathlib.Path, source: chunks.Source, config: PrepareConfig) -> M
         for name, vocab in known.items()
         if name.startswith(chunks.CATEGORICAL)
     }
-    one = np.log1p(np.float32(1)) if config.log_dense else 1.0
     encoder = Encoder(
         user_features=config.user_features,
         item_features=config.item_features,
         log_dense=config.log_dense,
         user=known["user"],
         item=known["item"],
-        dense={name: moments.scale(float(one)) for name, moments in statistics.items()},
+        dense={name: moments.scale(config.flag) for name, moments in statistics.items()},
         categorical=features,
     )
     vocabularies = {"user": encoder.user, "item": encoder.item}
@@ -262,9 +266,8 @@ def _count(
         for name in rows.column_names:
             if name.startswith(chunks.DENSE):
                 values = rows[name].to_numpy()
-                one = np.log1p(np.float32(1)) if config.log_dense else 1
                 moments[name.removeprefix(chunks.DENSE)] = encoding.statistics_of(
-                    values if everything else values[train], one
+                    values if everything else values[train], config.flag
                 )
             elif name in chunks.CODED or name.startswith(chunks.CATEGORICAL):
                 column = encoding.column(rows, name)

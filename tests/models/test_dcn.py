@@ -51,20 +51,6 @@ def test_a_low_rank_layer_has_no_full_matrix():
     assert sum(p.size for p in jax.tree.leaves(params)) == 2 * 3 * 50 + 50
 
 
-def test_items_shared_by_all_users_score_as_if_repeated():
-    model = DCN(cross_layers=2, top=(6,))
-    shared = random_inputs(items=5, item_rows=1)
-    repeated = shared.replace(
-        item=jnp.repeat(shared.item, 3, 0),
-        item_dense=jnp.repeat(shared.item_dense, 3, 0),
-        item_features=jnp.repeat(shared.item_features, 3, 0),
-    )
-    params = model.init(jax.random.key(1), shared)
-    np.testing.assert_allclose(
-        model.apply(params, shared), model.apply(params, repeated), rtol=1e-5, atol=1e-6
-    )
-
-
 def test_features_there_are_none_of_take_no_part():
     x = random_inputs()
     bare = x.replace(

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cadc_jax.models.dcn import DCN
 from cadc_jax.models.dlrm import DLRM, pairwise_dots
 from cadc_jax.models.embeddings import Inputs
 
@@ -52,8 +53,10 @@ def test_logits_equal_a_numpy_reference(rank):
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_items_shared_by_all_users_score_as_if_repeated():
-    model = DLRM(embedding_dim=4, bottom=(5,), top=(6,))
+@pytest.mark.parametrize(
+    "model", [DLRM(embedding_dim=4, bottom=(5,), top=(6,)), DCN(cross_layers=2, top=(6,))]
+)
+def test_items_shared_by_all_users_score_as_if_repeated(model):
     shared = random_inputs(items=5, item_rows=1)
     repeated = shared.replace(
         item=jnp.repeat(shared.item, 3, 0),
