@@ -51,7 +51,7 @@ class DLRM(nn.Module):
             x = nn.relu(MLP((*self.bottom, self.embedding_dim), name="bottom_mlp")(dense))
             vectors.insert(0, x[:, None])
             passed_on = [x]
-        dots = pairwise_dots(jnp.concatenate(vectors, axis=1))
+        dots = pairwise_dots(vectors)
         top = MLP((*self.top, 1), dropout=self.dropout, name="top_mlp")
         return top(jnp.concatenate([*passed_on, dots], axis=-1), train).reshape(pairs)
 
@@ -62,32 +62,44 @@ class DLRM(nn.Module):
 
 
 @jax.custom_vjp
-def pairwise_dots(vectors: jax.Array) -> jax.Array:
-    """Dot products of all pairs of different vectors: [B, n, E] -> [B, n * (n - 1) / 2].
+def pairwise_dots(parts: Sequence[jax.Array]) -> jax.Array:
+    """Dot products of all pairs of different vectors: parts [B, n_i, E] -> [B, n * (n - 1) / 2].
 
-    The order is that of the strictly lower triangle, row by row (arXiv 1906.00091, section 2.1.3).
+    The order is that of the strictly lower triangle, row by row (arXiv 1906.00091, section 2.1.3),
+    of the n = sum(n_i) vectors side by side. Parts of which no gradient is asked, such as frozen
+    embeddings, cost nothing on the way back.
     """
+    vectors = jnp.concatenate(parts, axis=1)
     dots = jnp.einsum("bne,bme->bnm", vectors, vectors)
     rows, columns = np.tril_indices(vectors.shape[1], -1)
     return dots[:, rows, columns]
 
 
-def _pairwise_dots_forward(vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return pairwise_dots(vectors), vectors
+def _pairwise_dots_forward(parts):
+    values = [part.value for part in parts]
+    # None and () are structure and not data, so that they reach the way back at compile time.
+    asked = tuple(() if part.perturbed else None for part in parts)
+    return pairwise_dots(values), (values, asked)
 
 
-def _pairwise_dots_backward(vectors: jax.Array, grads: jax.Array) -> tuple[jax.Array]:
-    """One product with the symmetric matrix of the pairs' gradients, which is read, not scattered.
+def _pairwise_dots_backward(residuals, grads: jax.Array):
+    """One product with rows of the symmetric matrix of the pairs' gradients, read, not scattered.
 
-    What JAX derives would scatter the gradients into zeros and multiply twice.
+    What JAX derives would scatter the gradients into zeros and multiply twice, for all vectors.
     """
-    n = vectors.shape[1]
+    parts, asked = residuals
+    ends = np.cumsum([part.shape[1] for part in parts])
+    own = [range(end - part.shape[1], end) for part, end in zip(parts, ends, strict=True)]
+    own = [places if flag == () else () for places, flag in zip(own, asked, strict=True)]
     pairs = grads.shape[1]
-    rows, columns = np.tril_indices(n, -1)
-    place = np.full((n, n), pairs)  # the diagonal reads the padding
-    place[rows, columns] = place[columns, rows] = np.arange(pairs)
-    symmetric = jnp.pad(grads, ((0, 0), (0, 1)))[:, place]
-    return (jnp.einsum("bnm,bme->bne", symmetric, vectors),)
+    rows, columns = np.tril_indices(ends[-1], -1)
+    pair_of = np.full((ends[-1], ends[-1]), pairs)  # the diagonal reads the padding
+    pair_of[rows, columns] = pair_of[columns, rows] = np.arange(pairs)
+    pair_of = pair_of[np.concatenate(own).astype(int)]
+    symmetric = jnp.pad(grads, ((0, 0), (0, 1)))[:, pair_of]
+    moved = jnp.einsum("bnm,bme->bne", symmetric, jnp.concatenate(parts, axis=1))
+    moved = jnp.split(moved, np.cumsum([len(places) for places in own])[:-1], axis=1)
+    return ([x if flag == () else None for x, flag in zip(moved, asked, strict=True)],)
 
 
-pairwise_dots.defvjp(_pairwise_dots_forward, _pairwise_dots_backward)
+pairwise_dots.defvjp(_pairwise_dots_forward, _pairwise_dots_backward, symbolic_zeros=True)

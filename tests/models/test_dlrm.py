@@ -71,7 +71,7 @@ def test_items_shared_by_all_users_score_as_if_repeated(model):
 
 def test_pairwise_dots_are_the_strictly_lower_triangle():
     vectors = jnp.array([[[1.0, 0.0], [2.0, 1.0], [0.0, 3.0]]])
-    np.testing.assert_array_equal(pairwise_dots(vectors), [[2.0, 0.0, 3.0]])
+    np.testing.assert_array_equal(pairwise_dots([vectors]), [[2.0, 0.0, 3.0]])
 
 
 def test_a_model_without_dense_features_has_no_bottom_mlp():
@@ -81,11 +81,26 @@ def test_a_model_without_dense_features_has_no_bottom_mlp():
     assert set(params["params"]) == {"top_mlp"}
 
 
-def test_each_vector_is_moved_by_all_it_is_paired_with():
+@pytest.mark.parametrize("asked", [(0,), (1,), (0, 2), (0, 1, 2)])
+def test_each_vector_is_moved_by_all_it_is_paired_with(asked):
     """The derivative of sum_(i > j) w_ij <v_i, v_j> by v_i is sum_(j != i) w_ij v_j."""
     vectors, weights = np.random.default_rng(0).normal(size=(2, 3, 4, 4)).astype(np.float32)
     rows, columns = np.tril_indices(4, -1)
-    grads = jax.grad(lambda v: jnp.sum(pairwise_dots(v) * weights[:, rows, columns]))(vectors)
-    for b in range(3):
-        both = np.tril(weights[b], -1)
-        np.testing.assert_allclose(grads[b], (both + both.T) @ vectors[b], rtol=1e-4, atol=1e-5)
+    parts = jnp.split(vectors, [1, 3], axis=1)
+
+    def weighed(moving):
+        dots = pairwise_dots([moving.get(i, part) for i, part in enumerate(parts)])
+        return jnp.sum(dots * weights[:, rows, columns])
+
+    grads = jax.grad(weighed)({i: parts[i] for i in asked})
+    both = np.tril(weights, -1) + np.swapaxes(np.tril(weights, -1), 1, 2)
+    expected = np.split(both @ vectors, [1, 3], axis=1)
+    for i in asked:
+        np.testing.assert_allclose(grads[i], expected[i], rtol=1e-4, atol=1e-5)
+
+
+def test_the_gradient_of_frozen_vectors_is_never_formed():
+    parts = [jnp.ones((5, 1, 4)), jnp.ones((5, 9, 4))]
+    program = jax.make_jaxpr(jax.grad(lambda x: jnp.sum(pairwise_dots([x, parts[1]]))))(parts[0])
+    products = [line for line in str(program).splitlines() if "dot_general" in line]
+    assert [line.split("f32")[1].split(" ")[0] for line in products] == ["[5,10,10]", "[5,1,4]"]
