@@ -86,7 +86,7 @@ def default_config() -> ConfigDict:
         header=(),
     )
     data.user_content = ConfigDict(content)  # tabular: files of user and item content
-    data.item_content = ConfigDict(content)
+    data.item_content = ConfigDict(content | dict(bags=()))
 
     config.factorization = "als"  # 'als' or 'sgd', with the settings of the section of that name
     config.als = ConfigDict(_fields_of(ALSConfig))

@@ -3,9 +3,10 @@
 Every variant gives the same features under the same names, so that a model can go from one to
 another: of users `age` (the band it falls in, by its lower end: 1, 18, 25, 35, 45, 50 or 56),
 `gender`, `occupation` and `zip` (the first character of the code); of items `year` (of release,
-from the title; NaN if it names none) and a 0/1 column `genre_<name>` for every genre.
+from the title; NaN if it names none) and the bag `genres`.
 """
 
+import itertools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -110,19 +111,20 @@ def read_users(path: str | Path, variant: str) -> schema.EntityTable:
 def read_items(path: str | Path, variant: str) -> schema.EntityTable:
     """Reads the items of '100k' (u.item), '1m' or '10m' (movies.dat); raises as `read`."""
     if variant == "100k":
-        flags = [f"genre_{genre}" for genre in _GENRES_100K]
         types = dict.fromkeys(["id", "title", "release", "video", "url"], _TEXT)
-        types |= {"id": _INT} | dict.fromkeys(flags, _INT)
+        types |= {"id": _INT} | dict.fromkeys(_GENRES_100K, _INT)
         columns = _read_columns(path, "|", types)
-        genres = {flag: _numpy(columns[flag]).astype(np.float32) for flag in flags}
+        flags = np.stack([_numpy(columns[genre]) for genre in _GENRES_100K], axis=1)
+        genres = ["|".join(itertools.compress(_GENRES_100K, row)) for row in flags]
     else:
         columns = _read_columns(path, "::", {"id": _INT, "title": _TEXT, "genres": _TEXT})
-        genres = _genre_flags(columns["genres"])
+        genres = pc.replace_substring(columns["genres"], _NO_GENRES, "")
     title = columns["title"]
     year = pc.struct_field(pc.extract_regex(title, r".*\((?P<year>[0-9]{4})\)"), "year")
     return schema.EntityTable(
         ids=_numpy(columns["id"]),
-        dense={"year": pc.fill_null(pc.cast(year, _FLOAT), np.nan).to_numpy()} | genres,
+        dense={"year": pc.fill_null(pc.cast(year, _FLOAT), np.nan).to_numpy()},
+        bags={"genres": np.asarray(genres, str)},
         titles=_numpy(title),
     )
 
@@ -144,17 +146,6 @@ def _read_ratings(
         )
     timestamp = _numpy(columns["timestamp"]) if "timestamp" in columns else None
     return _numpy(columns["user"]), _numpy(columns["item"]), rating, timestamp
-
-
-def _genre_flags(genres: pa.ChunkedArray) -> dict[str, np.ndarray]:
-    """Turns 'Comedy|Drama' [n] into a 0/1 column [n] f32 for every genre that occurs."""
-    lists = pc.split_pattern(genres, "|").combine_chunks()
-    row, genre = pc.list_parent_indices(lists).to_numpy(), _numpy(pc.list_flatten(lists))
-    flags = {}
-    for name in np.setdiff1d(genre, ["", _NO_GENRES]):
-        flags[f"genre_{name}"] = np.zeros(len(lists), np.float32)
-        flags[f"genre_{name}"][row[genre == name]] = 1
-    return flags
 
 
 def _read_columns(

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cadc_jax import artifacts
 from cadc_jax.data import chunks, encoding, negatives, splits, spool, vocabulary
@@ -363,7 +364,8 @@ def _encode(
 def _content(kind: str, entities: EntityTable | None, vocabularies: dict[str, Vocabulary]):
     """Content of each user or item id, as `Table.users` / `Table.items`, and its features.
 
-    Row 0 and ids without content hold zeros: the mean of dense features, id 0 of categorical ones.
+    Row 0 and ids without content hold zeros: the mean of dense features, id 0 of categorical ones;
+    their bags are empty.
     """
     size = vocabularies[kind].size
     dense = np.zeros((size, len(entities.dense) if entities else 0), np.float32)
@@ -371,6 +373,8 @@ def _content(kind: str, entities: EntityTable | None, vocabularies: dict[str, Vo
     columns = {"dense": dense, "categorical": categorical}
     if entities is None:
         return columns, Features()
+    if entities.bags and kind == "user":
+        raise ConfigError("sets of values are for items: name no bags of users")
     if vocabularies[kind].hashed:
         raise ConfigError(
             f"the {kind}s have content, and more of them than data.max_vocabulary: raise it"
@@ -394,11 +398,37 @@ def _content(kind: str, entities: EntityTable | None, vocabularies: dict[str, Vo
         known = vocabularies[f"{kind}.{name}"] = vocabulary.of(values)
         sizes.append(known.size)
         categorical[rows, place] = known.ids(values)
+    bag_sizes = []
+    if entities.bags:
+        split = {name: _split(values[source]) for name, values in entities.bags.items()}
+        longest = max(place.max(initial=0) + 1 for _, place, _ in split.values())
+        bags = columns["bags"] = np.full((size, len(split), longest), -1, np.int32)
+        for number, (name, (row, place, values)) in enumerate(split.items()):
+            known = vocabularies[f"{kind}.{name}"] = vocabulary.of(values)
+            bag_sizes.append(known.size)
+            bags[rows[row], number, place] = known.ids(values)
     if entities.titles is not None:
         titles = np.full(size, "", entities.titles.dtype)
         titles[rows] = entities.titles[source]
         columns["titles"] = titles
-    return columns, Features(tuple(entities.dense), tuple(entities.categorical), tuple(sizes))
+    features = Features(
+        tuple(entities.dense),
+        tuple(entities.categorical),
+        tuple(sizes),
+        tuple(entities.bags),
+        tuple(bag_sizes),
+    )
+    return columns, features
+
+
+def _split(sets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of sets [n] such as 'Comedy|Drama': row, place in its set, and value of each member: [m]."""
+    lists = pc.split_pattern(pa.array(sets, pa.string()), "|")
+    row = pc.list_parent_indices(lists).to_numpy()
+    values = pc.list_flatten(lists).to_numpy(zero_copy_only=False).astype(str)
+    there = values != ""
+    row, values = row[there], values[there]
+    return row, np.arange(len(row)) - np.searchsorted(row, row), values
 
 
 def _write_known(path: pathlib.Path, num_users: int) -> None:

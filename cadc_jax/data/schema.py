@@ -20,14 +20,16 @@ class EntityTable:
 
     Attributes:
       ids: [n] raw identifiers, in the same type as the column of `RawTable` they describe.
-      dense: name -> [n] float32. Genres and other sets of flags are one 0/1 column each.
+      dense: name -> [n] float32.
       categorical: name -> [n] int64 or unicode.
+      bags: name -> [n] unicode, sets of values such as genres, with '|' between them.
       titles: [n] unicode, what a person calls the entity, or None.
     """
 
     ids: np.ndarray
     dense: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     categorical: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    bags: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     titles: np.ndarray | None = None
 
 

@@ -37,11 +37,15 @@ class Features:
       dense: names of the F dense features.
       categorical: names of the C categorical features.
       vocabulary_sizes: [C] number of ids of each, id 0 (out of vocabulary) included.
+      bags: names of the Cb features that have a set of values (items alone have such).
+      bag_sizes: [Cb] number of ids of each, likewise.
     """
 
     dense: tuple[str, ...] = ()
     categorical: tuple[str, ...] = ()
     vocabulary_sizes: tuple[int, ...] = ()
+    bags: tuple[str, ...] = ()
+    bag_sizes: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +83,8 @@ class Table:
       schema: what it holds.
       splits: split name -> columns.
       users: `dense` [U, F] and `categorical` [U, C] content of users.
-      items: likewise of items, and `count` [I] int64, training rows of each item (of labelled rows
-        also `clicks` [I] int64).
+      items: likewise of items, `bags` [I, Cb, L] int32, the ids of each set of values, then -1, and
+        `count` [I] int64, training rows of each item (of labelled rows also `clicks` [I] int64).
       known: of the ranking task, the items of each user's training rows: those of user u, sorted,
         are `items[offsets[u] : offsets[u + 1]]`; `offsets` [U + 1] int64, `items` int32.
     """

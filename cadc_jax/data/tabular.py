@@ -71,6 +71,7 @@ class Content:
         'movielens_1m', the users.dat or movies.dat of MovieLens 1M, which needs none of them.
       id: the column of ids, as they stand in the rows.
       dense, categorical: as in `Columns`.
+      bags: columns of text that hold a set of values, such as 'Comedy|Drama'; of items only.
       title: the column of what a person calls the user or item, or None.
       separator, header: as in `Columns`.
     """
@@ -80,6 +81,7 @@ class Content:
     id: str = "id"
     dense: Sequence[str] = ()
     categorical: Sequence[str] = ()
+    bags: Sequence[str] = ()
     title: str | None = None
     separator: str = ""
     header: Sequence[str] = ()
@@ -688,6 +690,7 @@ def _read_content(
             "'movielens_1m'"
         )
     fields = [_Field(content.id, "id", _ids), *_features(content)]
+    fields += [_Field(name, f"bag.{name}", _coded) for name in content.bags]
     if content.title:
         fields.append(_Field(content.title, "title", _coded))
     file = _open(path, content, list(dict.fromkeys(field.name for field in fields)))
@@ -699,6 +702,7 @@ def _read_content(
             name: chunks.raw_values(_texts(table[chunks.CATEGORICAL + name]))
             for name in content.categorical
         },
+        bags={name: np.asarray(_texts(table[f"bag.{name}"]), str) for name in content.bags},
         titles=np.asarray(_texts(table["title"]), str) if content.title else None,
     )
 

@@ -90,15 +90,27 @@ def content_of(table: Table) -> Content:
     offsets = stacked_offsets(_vocabulary_sizes(table) or (0,))
     num_user = len(schema.user_content.categorical)
     num_context = len(schema.context.categorical)
-    user, context, item = np.split(
-        offsets[: len(_vocabulary_sizes(table))], [num_user, num_user + num_context]
+    num_item = len(schema.item_content.categorical)
+    user, context, item, bag = np.split(
+        offsets[: len(_vocabulary_sizes(table))],
+        np.cumsum([num_user, num_context, num_item]),
     )
+    item_bags, bag_weights = None, None
+    if len(bag):
+        bags = np.asarray(table.items["bags"])
+        there = bags >= 0
+        item_bags = jnp.asarray(np.where(there, bags + bag[:, None], -1).astype(np.int32))
+        bag_weights = jnp.asarray(  # the mean of its values
+            (there / np.maximum(there.sum(axis=2, keepdims=True), 1)).astype(np.float32)
+        )
     return Content(
         user_dense=jnp.asarray(table.users["dense"]),
         user_categorical=jnp.asarray(table.users["categorical"] + user),
         item_dense=jnp.asarray(table.items["dense"]),
         item_categorical=jnp.asarray(table.items["categorical"] + item),
         context_offsets=jnp.asarray(context),
+        item_bags=item_bags,
+        bag_weights=bag_weights,
     )
 
 
@@ -184,4 +196,4 @@ def model_inputs(rows: Tables, content: Content, batch: Batch) -> Inputs:
 def _vocabulary_sizes(table: Table) -> tuple[int, ...]:
     schema = table.schema
     groups = (schema.user_content, schema.context, schema.item_content)
-    return sum((group.vocabulary_sizes for group in groups), ())
+    return sum((group.vocabulary_sizes for group in groups), ()) + schema.item_content.bag_sizes

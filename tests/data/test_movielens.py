@@ -41,6 +41,12 @@ FILES = {
     },
 }
 
+GENRES = {
+    "100k": [{"Comedy", "Romance"}, {"unknown"}],
+    "1m": [{"Comedy", "Romance"}, {"Sci-Fi"}],
+    "10m": [{"Comedy", "Romance"}, {""}],
+}
+
 
 @pytest.fixture(params=movielens.VARIANTS)
 def variant(request):
@@ -93,22 +99,12 @@ def test_10m_has_no_users(tmp_path):
     assert movielens.read(write(tmp_path, "10m"), "10m").users is None
 
 
-def test_items_have_titles_and_one_column_for_each_genre(tmp_path, variant):
+def test_items_have_titles_and_a_set_of_genres(tmp_path, variant):
     items = movielens.read(write(tmp_path, variant), variant).items
     assert items.ids.tolist() == [10, 20]
     assert items.titles[0] == "Amélie (2001)"
-    assert items.dense["genre_Comedy"].tolist() == [1, 0]
-    assert items.dense["genre_Romance"].tolist() == [1, 0]
-    assert all(column.dtype == np.float32 for column in items.dense.values())
-
-
-def test_genres_of_1m_and_10m_are_those_that_occur(tmp_path):
-    (tmp_path / "1m").mkdir()
-    items = movielens.read(write(tmp_path / "1m", "1m"), "1m").items
-    assert list(items.dense) == ["year", "genre_Comedy", "genre_Romance", "genre_Sci-Fi"]
-    (tmp_path / "10m").mkdir()
-    items = movielens.read(write(tmp_path / "10m", "10m"), "10m").items
-    assert list(items.dense) == ["year", "genre_Comedy", "genre_Romance"]
+    assert list(items.dense) == ["year"] and items.dense["year"].dtype == np.float32
+    assert [set(text.split("|")) for text in items.bags["genres"]] == GENRES[variant]
 
 
 def test_the_year_is_the_last_one_in_the_title_or_nan(tmp_path):
@@ -221,7 +217,7 @@ def test_the_real_100k_has_the_published_counts():
     assert (table.user[0], table.item[0], table.value[0]) == (196, 242, 3)
     assert np.bincount(table.value.astype(int)).tolist() == [0, 6110, 11370, 27145, 34174, 21201]
     assert np.isnan(table.items.dense["year"]).sum() == 1  # the item called 'unknown'
-    assert len(table.items.dense) == 1 + 19
+    assert len(set("|".join(table.items.bags["genres"]).split("|"))) == 19
 
 
 @has("ml-1m")
@@ -233,4 +229,4 @@ def test_the_real_1m_has_the_published_counts():
     histogram = np.bincount(table.value.astype(int))
     assert histogram.tolist() == [0, 56174, 107557, 261197, 348971, 226310]
     assert not np.isnan(table.items.dense["year"]).any()
-    assert len(table.items.dense) == 1 + 18
+    assert len(set("|".join(table.items.bags["genres"]).split("|"))) == 18

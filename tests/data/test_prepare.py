@@ -13,6 +13,7 @@ from cadc_jax.data.prepare import PrepareConfig
 from cadc_jax.data.schema import TEST, TRAIN, EntityTable, RawTable, ReadReport
 from cadc_jax.data.table import open_table
 from cadc_jax.errors import CadcError, ConfigError, DataError
+from cadc_jax.models import embeddings
 
 CLICK = PrepareConfig(
     "click", "order", 0.2, 0.2, user_features=("who",), item_features=("what",), log_dense=True
@@ -321,6 +322,47 @@ def test_content_under_a_text_id_is_found_whatever_its_width(tmp_path):
     raw = dataclasses.replace(raw, user=raw.user.astype(str), users=users)
     table, _ = prepared(tmp_path, raw, RANKING)
     assert table.users["dense"][:, 0].tolist() == [0, 0, 0, 0, 1]
+
+
+def test_sets_of_values_become_ids_of_the_values_of_training_items(tmp_path):
+    items = EntityTable(
+        np.array([7, 5, 2, 3]), bags={"genres": np.array(["War|Drama", "Only held out", "", "War"])}
+    )
+    table, _ = prepared(tmp_path, dataclasses.replace(interactions(), items=items), RANKING)
+    places = dict(
+        zip(np.load(tmp_path / "vocabularies" / "item.npy").tolist(), range(1, 11), strict=True)
+    )
+    bags = table.items["bags"]
+    assert table.schema.item_content.bags == ("genres",)
+    assert table.schema.item_content.bag_sizes == (3,)  # 'Drama', 'War' and what is neither
+    assert bags.shape == (table.schema.num_items, 1, 2)
+    assert bags[places[7], 0].tolist() == [2, 1]
+    assert bags[places[3], 0].tolist() == [2, -1]
+    assert bags[places[2], 0].tolist() == bags[0, 0].tolist() == [-1, -1]
+
+
+def test_the_model_is_given_the_mean_of_a_set_of_values(tmp_path):
+    items = EntityTable(
+        np.array([7, 3]),
+        categorical={"brand": np.array(["a", "b"])},
+        bags={"genres": np.array(["War|Drama", "War"]), "moods": np.array(["", "dark"])},
+    )
+    table, _ = prepared(tmp_path, dataclasses.replace(interactions(), items=items), RANKING)
+    content = embeddings.content_of(table)
+    places = dict(
+        zip(np.load(tmp_path / "vocabularies" / "item.npy").tolist(), range(1, 11), strict=True)
+    )
+    assert embeddings.num_feature_rows(table) == 3 + 3 + 2  # of brand, genres and moods
+    assert content.item_bags[places[7]].tolist() == [[3 + 2, 3 + 1], [-1, -1]]
+    assert content.item_bags[places[3]].tolist() == [[3 + 2, -1], [6 + 1, -1]]
+    np.testing.assert_array_equal(content.bag_weights[places[7]], [[0.5, 0.5], [0, 0]])
+    np.testing.assert_array_equal(content.bag_weights[places[3]], [[1, 0], [1, 0]])
+
+
+def test_users_have_no_sets_of_values(tmp_path):
+    users = EntityTable(np.array([10]), bags={"hobbies": np.array(["chess|go"])})
+    with pytest.raises(ConfigError, match="bags of users"):
+        prepared(tmp_path, dataclasses.replace(interactions(), users=users), RANKING)
 
 
 # Ranking.

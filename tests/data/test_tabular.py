@@ -189,6 +189,13 @@ def test_content_has_ids_features_and_titles(tmp_path):
     assert items.titles.tolist() == ["Lamp", "Pen"]
 
 
+def test_content_may_have_sets_of_values(tmp_path):
+    write(tmp_path, train="user,item\n1,2\n", goods="sku,moods\n2,dark|slow\n3,\n")
+    content = Content("goods.csv", id="sku", bags=["moods"])
+    items = tabular.read(tmp_path, "train.csv", IDS, items=content).items
+    assert items.bags["moods"].tolist() == ["dark|slow", ""]
+
+
 def test_content_may_be_in_the_format_of_movielens_1m(tmp_path):
     write(tmp_path, train="user,item\n1,2\n")
     (tmp_path / "users.dat").write_text("1::F::25::3::55117\n")
