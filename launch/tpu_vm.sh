@@ -1,0 +1,240 @@
+#!/usr/bin/env bash
+# Runs cadc on a Cloud TPU slice: makes the slice unless it is there, installs cadc on all its
+# machines, runs the command on all of them, and starts again where it was when a spot slice is lost.
+#
+#   launch/tpu_vm.sh --name=NAME --zone=ZONE --type=TYPE --source=SOURCE [OPTION...] \
+#       -- --config=FILE --workdir=/SHARED/FOLDER [CADC ARGUMENT...]
+#   launch/tpu_vm.sh --name=NAME --zone=ZONE [--queued] --delete
+#
+#   --name=NAME         of the slice
+#   --zone=ZONE         such as us-west4-a
+#   --type=TYPE         v5litepod-16 (16 chips), v5p-32 (32 cores, 16 chips), v6e-16 (16 chips), ...
+#   --source=SOURCE     what to install: git+https://HOST/REPOSITORY@REF, or a wheel or sdist here
+#   --project=PROJECT   if not gcloud's own default
+#   --runtime=VERSION   system image; default: the one for TYPE
+#   --queued            wait in the queue for capacity (a queued resource) instead of failing
+#   --spot              cheaper, and may be taken away at any moment
+#   --create-flag=FLAG  one more flag of gcloud's create, such as --create-flag=--network=NET
+#   --setup=COMMAND     shell command for every machine before the run: mount the shared folder here;
+#                       it runs again at every start
+#   --restarts=N        start again so often after losing the slice (default 10)
+#   --fetch=DIR         copy results.json, report.md and report.png to DIR at the end
+#   --delete            delete the slice at the end; without a command, that is all
+#   --dry-run           print the commands and run none
+#
+# FILE is copied to the machines from here; all other paths are theirs. This has to stay running (in
+# tmux, say): if it is stopped, the same command goes on with the slice and the run that are there.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=common.sh
+source "$here/common.sh"
+
+poll=${CADC_POLL_SECONDS:-30}
+name='' zone='' project='' type='' runtime='' source='' setup='' fetch=''
+queued='' spot='' delete=''
+restarts=10
+create_flags=()
+arguments=()
+while (($#)); do
+  case $1 in
+    --name=?*) name=${1#*=} ;;
+    --zone=?*) zone=${1#*=} ;;
+    --project=?*) project=${1#*=} ;;
+    --type=?*) type=${1#*=} ;;
+    --runtime=?*) runtime=${1#*=} ;;
+    --source=?*) source=${1#*=} ;;
+    --setup=?*) setup=${1#*=} ;;
+    --fetch=?*) fetch=${1#*=} ;;
+    --restarts=?*) restarts=${1#*=} ;;
+    --create-flag=--?*) create_flags+=("${1#*=}") ;;
+    --queued) queued=1 ;;
+    --spot) spot=1 ;;
+    --delete) delete=1 ;;
+    --dry-run) dry_run=1 ;;
+    --help | -h) usage && exit ;;
+    --)
+      shift
+      arguments=("$@")
+      break
+      ;;
+    *) die "unexpected argument '$1'; see --help" ;;
+  esac
+  shift
+done
+
+[[ $name ]] || die "--name=NAME is missing"
+[[ $name =~ ^[a-z][a-z0-9-]*$ ]] || die "--name=$name: use lower-case letters, digits and hyphens"
+[[ $zone ]] || die "--zone=ZONE is missing"
+whole_number --restarts "$restarts"
+where=("--zone=$zone" --quiet)
+[[ ! $project ]] || where+=("--project=$project")
+if [[ $queued ]]; then
+  kind=queued-resources ready=ACTIVE format='value(state.state)'
+else
+  kind=tpu-vm ready=READY format='value(state)'
+fi
+tpus=(gcloud compute tpus)
+
+delete_slice() {
+  # --force deletes the node with its request.
+  run "${tpus[@]}" "$kind" delete "$name" ${queued:+--force} "${where[@]}"
+}
+
+if ((${#arguments[@]} == 0)); then
+  [[ $delete ]] || die "no command: give cadc's arguments after --"
+  delete_slice
+  exit
+fi
+
+workdir=$(workdir_of "${arguments[@]}")
+[[ $type ]] || die "--type=TYPE is missing"
+if [[ ! $runtime ]]; then
+  case $type in
+    v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;
+    v5p-*) runtime=v2-alpha-tpuv5 ;;
+    v6e-*) runtime=v2-alpha-tpuv6e ;;
+    v[234]-*) runtime=tpu-ubuntu2204-base ;;
+    *) die "--type=$type is not known here: give --runtime=VERSION too" ;;
+  esac
+fi
+
+# Files to copy to the machines, where they lie side by side in ~/cadc.
+files=("$here/worker.sh" "$here/../constraints.txt")
+case $source in
+  git+*) package=$source ;;
+  *.whl | *.tar.gz)
+    [[ -f $source ]] || die "--source=$source: no such file"
+    files+=("$source")
+    package=./$(basename "$source")
+    ;;
+  '') die "--source=SOURCE is missing" ;;
+  *) die "--source=$source: neither git+https://... nor a .whl or .tar.gz file" ;;
+esac
+for i in "${!arguments[@]}"; do
+  if [[ ${arguments[i]} == --config=* ]]; then
+    config=${arguments[i]#--config=}
+    [[ -f $config ]] || die "--config=$config: no such file"
+    files+=("$config")
+    arguments[i]=--config=$(basename "$config")
+  fi
+done
+
+errors=$(mktemp)
+trap 'rm -f "$errors"' EXIT
+describe=("${tpus[@]}" "$kind" describe "$name" "--format=$format" "${where[@]}")
+
+state() { # prints the state of the slice, or MISSING
+  local found attempt
+  for attempt in 1 2 3 4 5; do # a wait may last for days, and a network does not
+    if found=$("${describe[@]}" 2>"$errors"); then
+      printf '%s\n' "${found:-UNKNOWN}"
+      return
+    elif grep -q NOT_FOUND "$errors"; then
+      echo MISSING
+      return
+    fi
+    ((attempt == 5)) || sleep "$poll"
+  done
+  cat "$errors" >&2
+  return 1
+}
+
+create_slice() {
+  local flags=("--accelerator-type=$type")
+  if [[ $queued ]]; then
+    flags+=("--runtime-version=$runtime" "--node-id=$name")
+  else
+    flags+=("--version=$runtime")
+  fi
+  [[ ! $spot ]] || flags+=(--spot)
+  run "${tpus[@]}" "$kind" create "$name" "${flags[@]}" \
+    ${create_flags[@]+"${create_flags[@]}"} "${where[@]}"
+}
+
+spend_restart() { # WHY
+  if ((restarts == 0)); then
+    say "$1, and no restart is left"
+    exit 1
+  fi
+  restarts=$((restarts - 1))
+  say "$1; starting again ($restarts restarts left)"
+}
+
+ensure_slice() { # returns when the slice can be used
+  if [[ $dry_run ]]; then
+    note "is the slice there?"
+    run "${describe[@]}"
+    note "if not:"
+    create_slice
+    note "repeated until it is $ready:"
+    run "${describe[@]}"
+    return
+  fi
+  local now last='' created=''
+  while :; do
+    now=$(state) || exit 1
+    [[ $now == "$last" ]] || say "$name is $now"
+    last=$now
+    case $now in
+      "$ready") return ;;
+      MISSING)
+        create_slice
+        created=1
+        ;;
+      SUSPENDED | FAILED | PREEMPTED | TERMINATED) # of no use any more; only its name is taken
+        [[ ! $created ]] || spend_restart "$name is $now"
+        delete_slice
+        ;;
+      STOPPED)
+        say "$name is STOPPED: start it with gcloud, or delete it"
+        exit 1
+        ;;
+      *) sleep "$poll" ;;
+    esac
+  done
+}
+
+on_all() { # COMMAND: runs it in a shell on every machine of the slice
+  # A connection without a word for minutes would be cut.
+  run "${tpus[@]}" tpu-vm ssh "$name" --worker=all "--command=$1" \
+    --ssh-flag="-o ServerAliveInterval=30" "${where[@]}"
+}
+
+# The images' own Python may be older than 3.11, which uv brings along.
+uv="\$HOME/.local/bin/uv"
+install="cd ~/cadc && { test -x $uv || curl -LsSf https://astral.sh/uv/install.sh | sh; } \
+&& $uv venv --quiet --allow-existing --python 3.11 venv \
+&& $uv pip install --quiet --python venv/bin/python -c constraints.txt \
+$(quote "$package" 'jax[tpu]')"
+train="cd ~/cadc && PYTHONUNBUFFERED=1 bash worker.sh venv/bin/python -m cadc_jax.main \
+$(quote "${arguments[@]}") --distributed"
+
+attempt() {
+  on_all "mkdir -p ~/cadc" \
+    && run "${tpus[@]}" tpu-vm scp "${files[@]}" "$name:cadc/" --worker=all "${where[@]}" \
+    && on_all "$install" \
+    && { [[ ! $setup ]] || on_all "$setup"; } \
+    && on_all "$train"
+}
+
+while :; do
+  ensure_slice
+  status=0
+  attempt || status=$?
+  ((status)) || break
+  sleep "$poll" # a state may lag behind what happened
+  now=$(state) || exit 1
+  # 75: told to stop, and saved. 255: the connection broke.
+  if [[ $now == "$ready" && $status != 75 && $status != 255 ]]; then
+    say "the command failed with exit code $status; $name is still there"
+    exit "$status"
+  fi
+  spend_restart "the run was interrupted (exit code $status, $name is $now)"
+done
+
+if [[ $fetch ]]; then
+  run mkdir -p "$fetch"
+  run "${tpus[@]}" tpu-vm scp "$name:$workdir/results.json" "$name:$workdir/report.md" \
+    "$name:$workdir/report.png" "$fetch" --worker=0 "${where[@]}"
+fi
+[[ ! $delete ]] || delete_slice
