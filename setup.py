@@ -15,7 +15,8 @@ setuptools.setup(
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=setuptools.find_packages(include=["cadc_jax", "cadc_jax.*"]),
+    packages=[*setuptools.find_packages(include=["cadc_jax", "cadc_jax.*"]), "cadc_jax.configs"],
+    package_dir={"cadc_jax.configs": "configs"},
     package_data={"cadc_jax.data.tfds_builders.criteo_clicks": ["CITATIONS.bib", "README.md"]},
     python_requires=">=3.11",
     install_requires=[

@@ -165,9 +165,20 @@ def _main_without_traceback(argv: list[str]) -> None:
 def _parse_flags(argv: list[str]) -> list[str]:
     """absl's parser; config_flags raises plain errors for a bad file, field or value."""
     try:
-        return flags.FLAGS(argv)
+        return flags.FLAGS([_with_installed_config(argument) for argument in argv])
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         _fail(error)
+
+
+def _with_installed_config(argument: str) -> str:
+    """Where there is no --config=configs/NAME.py, the one that came with the package."""
+    name, _, path = argument.partition("=")
+    if name.lstrip("-") == "config" and not os.path.exists(path):
+        package = pathlib.Path(__file__).parent
+        for folder in (package, package.parent):  # a wheel has them in the package
+            if path.startswith("configs/") and (folder / path).exists():
+                return f"{name}={folder / path}"
+    return argument
 
 
 # Faults of the machine that a user can mend, and how.

@@ -27,10 +27,10 @@ SMALL = (
 ARMS = ["popularity", "mf_alone", "full", "sample", "cadc_frozen", "cadc_trainable"]
 
 
-def cadc(*arguments, data_dir="/nowhere"):
+def cadc(*arguments, data_dir="/nowhere", cwd=ROOT):
     return subprocess.run(
         [sys.executable, "-m", "cadc_jax.main", *arguments],
-        cwd=ROOT,
+        cwd=cwd,
         env={**os.environ, "CADC_DATA_DIR": str(data_dir)},
         capture_output=True,
         text=True,
@@ -211,6 +211,14 @@ def assert_one_line(done, message):
     assert message in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_configs_of_the_package_are_found_from_anywhere(tmp_path):
+    found = cadc("--config=configs/epinions.py", cwd=tmp_path)
+    assert "/nowhere/epinions" in found.stderr  # read, and its data looked for
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/epinions.py").write_text("get_config = None")
+    assert "/nowhere" not in cadc("--config=configs/epinions.py", cwd=tmp_path).stderr
 
 
 def test_help_explains_the_stages_and_the_flags():
