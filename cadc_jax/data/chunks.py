@@ -72,6 +72,7 @@ class Source:
       negatives: [number of TEST rows, K] raw item ids to rank each test row's item against, in the
         order of the TEST rows, where the data brings its own, else None.
       confirm: called when all was read; raises DataError if the data has changed meanwhile.
+      sizes: of each part, in the unit of `size`, for hosts that share them; None: about equal.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Source:
     items: EntityTable | None = None
     negatives: np.ndarray | None = None
     confirm: Callable[[], None] = lambda: None
+    sizes: Sequence[int] | None = None
 
 
 def coded(values: np.ndarray | pa.Array | pa.ChunkedArray) -> pa.DictionaryArray:

@@ -73,18 +73,20 @@ def source(
       file is missing, empty, binary or truncated.
     """
 
-    def tasks(path: str | Path, fold: int | None) -> Iterator[chunks.Task]:
-        for block in files.read_blocks(path, block_bytes):
-            decode = functools.partial(_chunk, path, block.line, block.text, fold)
+    def tasks(path: str | Path, piece: files.Piece, fold: int | None) -> Iterator[chunks.Task]:
+        for block in files.read_blocks(path, block_bytes, piece=piece):
+            decode = functools.partial(_chunk, path, piece, block.line, block.text, fold)
             yield chunks.Task(block.consumed, decode)
 
-    by_file = [None] * len(paths) if folds is None else folds
-    return chunks.Source(
-        ", ".join(map(str, paths)),
-        [functools.partial(tasks, *part) for part in zip(paths, by_file, strict=True)],
-        files.stored_size(paths),
-        confirm=files.unchanged_since_now(paths),
-    )
+    confirm = files.unchanged_since_now(paths)
+    parts, sizes = [], []
+    for path, fold in zip(paths, [None] * len(paths) if folds is None else folds, strict=True):
+        size = files.stored_size([path])
+        for piece in files.pieces(path, block_bytes):
+            parts.append(functools.partial(tasks, path, piece, fold))
+            sizes.append((size if piece.stop is None else piece.stop) - piece.start)
+    name = ", ".join(map(str, paths))
+    return chunks.Source(name, parts, sum(sizes), confirm=confirm, sizes=sizes)
 
 
 def read(paths: Sequence[str | Path], max_malformed: float = 0.0) -> schema.RawTable:
@@ -100,11 +102,14 @@ def read(paths: Sequence[str | Path], max_malformed: float = 0.0) -> schema.RawT
     return chunks.collect(source(paths, block_bytes=_BLOCK_BYTES), max_malformed)
 
 
-def _chunk(path: str | Path, line: int, text: bytes, fold: int | None) -> chunks.Chunk:
-    """Decodes whole lines, of which the first is number `line` of the file."""
+def _chunk(
+    path: str | Path, piece: files.Piece, line: int, text: bytes, fold: int | None
+) -> chunks.Chunk:
+    """Decodes whole lines, of which the first is number `line` of a piece of the file."""
     rows, report = _parse(text), None
     if rows is None:  # whatever is not plain and whole
         block = _decode(text)
+        line += piece.lines_before() if block.examples else 0
         examples = tuple(f"{path}:{line + offset}: {what}" for offset, what in block.examples)
         report = schema.ReadReport(len(block.label), block.padded, block.malformed, examples)
         columns = {"label": block.label}

@@ -2,6 +2,7 @@
 
 import codecs
 import difflib
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,15 +15,27 @@ from cadc_jax.errors import DataError
 HINT = "check `data.path`"
 
 _UTF8_BOM = b"\xef\xbb\xbf"
+_PIECE_BLOCKS = 32  # blocks in a piece
 _COMPRESSION = {b"\x1f\x8b": "gzip", b"\x28\xb5": "zstd"}  # by the first two bytes of a file
 
 
 class Block(NamedTuple):
     """Whole lines of a text file, each with its newline."""
 
-    line: int  # number of the first one, from 1
+    line: int  # number of the first one, from 1 where the piece begins
     text: bytes
     consumed: int  # bytes of the file, as it is stored, read since the block before
+
+
+class Piece(NamedTuple):
+    """A stretch of a text file: the lines that end in it."""
+
+    start: int = 0
+    stop: int | None = None  # None: the end of the file
+    lines_before: Callable[[], int] = lambda: 0  # reads the file up to `start`
+
+
+WHOLE = Piece()
 
 
 def open_stream(path: str | Path, hint: str = HINT) -> pa.NativeFile:
@@ -48,7 +61,42 @@ def open_stream(path: str | Path, hint: str = HINT) -> pa.NativeFile:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}); {hint}") from error
 
 
-def read_blocks(path: str | Path, size: int, hint: str = HINT) -> Iterator[Block]:
+def pieces(path: str | Path, size: int) -> list[Piece]:
+    """The pieces of a text file, which `read_blocks` tells into the same blocks as the whole file.
+
+    Only a plain file can be entered in its middle, so that a compressed one is a single piece; so
+    is one that cannot be read, of which `read_blocks` will say why.
+
+    Args:
+      path: the file.
+      size: of blocks.
+    """
+    length = size * _PIECE_BLOCKS
+    starts = range(0, stored_size([path]), length)
+    try:
+        with open(path, "rb") as file:
+            plain = file.read(2) not in _COMPRESSION
+    except OSError:
+        plain = False
+    if not plain or len(starts) < 2:
+        return [WHOLE]
+
+    @functools.cache  # as every piece may ask for its line
+    def lines_in(start: int) -> int:
+        with open(path, "rb") as file:
+            file.seek(start)
+            return sum(file.read(size).count(b"\n") for _ in range(_PIECE_BLOCKS))
+
+    def piece(start: int) -> Piece:
+        stop = None if start == starts[-1] else start + length
+        return Piece(start, stop, lambda: sum(map(lines_in, range(0, start, length))))
+
+    return [piece(start) for start in starts]
+
+
+def read_blocks(
+    path: str | Path, size: int, hint: str = HINT, piece: Piece = WHOLE
+) -> Iterator[Block]:
     r"""Yields the lines of a text file in blocks, so that it is never whole in memory.
 
     Args:
@@ -56,11 +104,12 @@ def read_blocks(path: str | Path, size: int, hint: str = HINT) -> Iterator[Block
         '\n', and the last line gets the newline it may lack.
       size: bytes read at a time; a line may be at most twice as long.
       hint: as for `open_stream`.
+      piece: the part of the file to read, of `pieces` for this size of blocks.
 
     Raises:
       DataError: as `open_stream`; a binary file; a truncated or damaged compressed file.
     """
-    line, rest, told = 1, b"", 0
+    line, rest, told = 1, b"", piece.start
     with open_stream(path, hint) as file, _unpacked(file, path) as stream:
 
         def consumed() -> int:
@@ -68,9 +117,16 @@ def read_blocks(path: str | Path, size: int, hint: str = HINT) -> Iterator[Block
             before, told = told, file.tell()
             return told - before
 
-        chunk = _read(stream, size, path)
-        _check_text(path, chunk)
-        chunk = chunk.removeprefix(_UTF8_BOM)
+        def read() -> bytes:
+            at_end = piece.stop is not None and file.tell() >= piece.stop
+            return b"" if at_end else _read(stream, size, path)
+
+        if piece.start:
+            rest = _line_before(file, piece.start, 2 * size)
+        chunk = read()
+        if not piece.start:
+            _check_text(path, chunk)
+            chunk = chunk.removeprefix(_UTF8_BOM)
         while chunk:
             cut = chunk.rfind(b"\n") + 1
             if cut:
@@ -83,11 +139,14 @@ def read_blocks(path: str | Path, size: int, hint: str = HINT) -> Iterator[Block
             elif len(rest) < size:
                 rest += chunk
             else:
+                line += piece.lines_before()
                 raise DataError(f"{path}:{line}: the line is longer than {size} bytes; {hint}")
-            chunk = _read(stream, size, path)
+            chunk = read()
+        if piece.stop is not None:
+            return  # the rest ends in the next piece
         if rest:
             yield Block(line, _unix_lines(rest + b"\n"), consumed())
-        elif line == 1:
+        elif line == 1 and not piece.start:
             raise empty(path)
 
 
@@ -130,6 +189,11 @@ def empty(path: str | Path) -> DataError:
     return DataError(f"{path}: the file is empty; get a whole copy of it, or do not name it")
 
 
+def no_rows(path: str | Path) -> DataError:
+    """Returns the error for a table without rows."""
+    return DataError(f"{path}: no rows; {HINT}, or do not name the file")
+
+
 def damaged(path: str | Path, error: OSError) -> DataError:
     """Returns the error for a compressed file that cannot be unpacked."""
     return DataError(
@@ -148,6 +212,27 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """Returns "; did you mean 'user_id'?" if one of `names` is close to `name`, else ''."""
     match = difflib.get_close_matches(name, list(names), n=1)
     return f"; did you mean '{match[0]}'?" if match else ""
+
+
+def check_columns(path: str | Path, names: Sequence[str], present: Sequence[str]) -> None:
+    """Raises DataError unless each of `names` is there once among the columns of a file."""
+    for name in names:
+        if present.count(name) != 1:
+            fault = "two columns" if name in present else "no column"
+            shown = [repr(other[:40])[1:-1] for other in present]  # there may be newlines in it
+            raise DataError(
+                f"{path}: {fault} '{name}'; there are {', '.join(shown)}{nearest(name, shown)}"
+            )
+
+
+def _line_before(file: pa.NativeFile, place: int, longest: int) -> bytes:
+    """What a line that goes on at `place` of a plain file has before it; leaves the file there."""
+    start = max(place - longest, 0)
+    file.seek(start)
+    text = file.read(place - start)
+    if not start:
+        text = text.removeprefix(_UTF8_BOM)
+    return text[text.rfind(b"\n") + 1 :]
 
 
 def _unpacked(file: pa.NativeFile, path: str | Path) -> pa.NativeFile:

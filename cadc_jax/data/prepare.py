@@ -4,12 +4,15 @@ Whatever is learnt from rows (vocabularies, counts, means) is learnt from traini
 source is read once into chunks on disk (`spool`); these are gone through twice, to count and to
 encode. Memory is that of a few chunks and of the vocabularies, whatever the number of rows, unless
 the split needs all rows side by side: then of some 60 bytes a row.
+
+Several hosts may share the work (`hosts`): what each learns, all add up in the order of the
+rows, so that the table is the same to the last bit.
 """
 
 import dataclasses
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +22,7 @@ import pyarrow.compute as pc
 from cadc_jax import artifacts
 from cadc_jax.data import chunks, encoding, negatives, splits, spool, vocabulary
 from cadc_jax.data.encoding import Encoder, Statistics
+from cadc_jax.data.hosts import ALONE, Hosts, gather
 from cadc_jax.data.schema import SPLITS, TEST, TRAIN, VALIDATION, EntityTable, RawTable, ReadReport
 from cadc_jax.data.table import (
     ColumnWriter,
@@ -77,8 +81,22 @@ class PrepareConfig:
         return float(np.log1p(np.float32(1))) if self.log_dense else 1.0
 
 
-def write(path: pathlib.Path, source: chunks.Source, config: PrepareConfig) -> Mapping[str, Any]:
+def write(
+    path: pathlib.Path,
+    source: chunks.Source,
+    config: PrepareConfig,
+    hosts: Hosts = ALONE,
+) -> Mapping[str, Any]:
     """Writes the prepared table of a source into the folder `path`.
+
+    Several hosts write, byte for byte, what one writes: each reads, counts and encodes its share of
+    the source, and the first adds what is not by row. All return, or raise, the same.
+
+    Args:
+      path: a folder, which is there; if there are several hosts, on a file system they share.
+      source: the rows; the same for every host.
+      config: likewise.
+      hosts: those that call this together.
 
     Returns:
       Facts for the manifest: rows of each split, sizes, and what the reader met.
@@ -102,9 +120,13 @@ def write(path: pathlib.Path, source: chunks.Source, config: PrepareConfig) -> M
         rows = encoding.named(rows, config.user_features, config.item_features)
         return encoding.logged(rows) if config.log_dense else rows
 
-    spooled, report = spool.write(path / "spool", source, config.max_malformed, change)
+    folder = path / "spool"
+    spooled, report = spool.write(folder, source, config.max_malformed, change, hosts)
     plan = _plan(spooled, report, source.negatives, config)
-    counts, statistics, rows_of = _count(spooled, plan, config)
+    own = [chunk for chunk in spooled if chunk.host == hosts.index]
+    counted = gather(hosts, folder, "count", lambda: _count(own, plan, config))
+    counts, statistics, rows_by_host = _total(counted)
+    rows_of = rows_by_host.sum(axis=0).tolist()
     for name, count in zip(SPLITS, rows_of, strict=True):
         if not count:
             raise DataError(
@@ -131,11 +153,50 @@ def write(path: pathlib.Path, source: chunks.Source, config: PrepareConfig) -> M
         dense={name: moments.scale(config.flag) for name, moments in statistics.items()},
         categorical=features,
     )
-    vocabularies = {"user": encoder.user, "item": encoder.item}
-    vocabularies |= {f"row.{name}": vocab for name, vocab in features.items()}
-    item_counts = _encode(path, spooled, plan, encoder, rows_of, config.task)
-    shutil.rmtree(path / "spool")
+    ends = rows_by_host.cumsum(axis=0)[hosts.index]
+    places = list(zip(ends - rows_by_host[hosts.index], ends, strict=True))
+    if hosts.count == 1:
+        places = [None] * len(SPLITS)
 
+    def encode() -> dict[str, np.ndarray]:
+        return _encode(path, own, plan, encoder, rows_of, places, config.task)
+
+    encoded = gather(hosts, folder, "encode", encode)
+
+    def finish() -> Mapping[str, Any] | None:
+        if hosts.index:
+            return None
+        item_counts = next(encoded)
+        for part in encoded:
+            item_counts = {name: count + part[name] for name, count in item_counts.items()}
+        schema = _finish(path, source, plan, encoder, item_counts, config)
+        return {
+            "rows": dict(zip(SPLITS, rows_of, strict=True)),
+            "num_users": schema.num_users - 1,
+            "num_items": schema.num_items - 1,
+            "hashed": list(schema.hashed),
+            "merged_repeats": plan.merged,
+            "reader": dataclasses.asdict(report),
+        }
+
+    facts = next(gather(hosts, folder, "finish", finish))
+    hosts.wait("prepare/end")
+    if hosts.index == 0:
+        shutil.rmtree(folder)
+    return facts
+
+
+def _finish(
+    path: pathlib.Path,
+    source: chunks.Source,
+    plan: "_Plan",
+    encoder: Encoder,
+    item_counts: Mapping[str, np.ndarray],
+    config: PrepareConfig,
+) -> Schema:
+    """Writes what a table has besides its rows."""
+    vocabularies = {"user": encoder.user, "item": encoder.item}
+    vocabularies |= {f"row.{name}": vocab for name, vocab in encoder.categorical.items()}
     contents = {}
     for kind, entities in (("user", source.users), ("item", source.items)):
         columns, contents[kind] = _content(kind, entities, vocabularies)
@@ -150,12 +211,12 @@ def write(path: pathlib.Path, source: chunks.Source, config: PrepareConfig) -> M
     )
     scales = {name: dict(zip(("mean", "std"), x, strict=True)) for name, x in encoder.dense.items()}
     artifacts.write_json(path / "statistics.json", scales)
-    sizes = tuple(vocab.size for vocab in features.values())
+    sizes = tuple(vocab.size for vocab in encoder.categorical.values())
     schema = Schema(
         task=config.task,
         num_users=encoder.user.size,
         num_items=encoder.item.size,
-        context=Features(tuple(encoder.dense), tuple(features), sizes),
+        context=Features(tuple(encoder.dense), tuple(encoder.categorical), sizes),
         user_content=contents["user"],
         item_content=contents["item"],
         user_features=tuple(config.user_features),
@@ -164,14 +225,7 @@ def write(path: pathlib.Path, source: chunks.Source, config: PrepareConfig) -> M
         hashed={name: vocab.hashed for name, vocab in vocabularies.items() if vocab.hashed},
     )
     write_schema(path, schema)
-    return {
-        "rows": dict(zip(SPLITS, rows_of, strict=True)),
-        "num_users": schema.num_users - 1,
-        "num_items": schema.num_items - 1,
-        "hashed": list(schema.hashed),
-        "merged_repeats": plan.merged,
-        "reader": dataclasses.asdict(report),
-    }
+    return schema
 
 
 class _Plan(NamedTuple):
@@ -253,9 +307,23 @@ def _keys(
     return RawTable(report, **columns, categorical={"place": np.arange(report.rows)})
 
 
-def _count(
-    spooled: Sequence[spool.SpooledChunk], plan: _Plan, config: PrepareConfig
-) -> tuple[dict[str, vocabulary.Counter], dict[str, Statistics], list[int]]:
+class _Counts(NamedTuple):
+    """What some chunks hold.
+
+    values: column -> the count of its values in training rows.
+    dense: names of the F dense features.
+    moments: [chunks, F, 4] float64, `Statistics` of each in training rows, as sums of floats depend
+      on their order.
+    rows: [3] int64 of each split.
+    """
+
+    values: dict[str, vocabulary.Counter]
+    dense: list[str]
+    moments: np.ndarray
+    rows: np.ndarray
+
+
+def _count(spooled: Sequence[spool.SpooledChunk], plan: _Plan, config: PrepareConfig) -> _Counts:
     """Counts the values of training rows, and the rows of each split."""
 
     def measure(chunk: spool.SpooledChunk):
@@ -276,24 +344,55 @@ def _count(
                 codes = codes if everything else codes[train]
                 tally = np.bincount(codes, minlength=len(column.dictionary))
                 counts[name] = (column.dictionary, tally)
-        return counts, moments, [int(np.count_nonzero(fold == n)) for n in range(len(SPLITS))]
+        return counts, moments, [np.count_nonzero(fold == n) for n in range(len(SPLITS))]
 
     counters: dict[str, vocabulary.Counter] = {}
-    statistics: dict[str, Statistics] = {}
-    rows_of = [0] * len(SPLITS)
+    dense: list[str] = []
+    moments_of = []
+    rows_of = np.zeros(len(SPLITS), np.int64)
     progress = Progress("prepare: count", sum(chunk.rows for chunk in spooled), "rows")
+    done = 0
     for chunk, (counts, moments, rows) in zip(
         spooled, spool.ordered_map(measure, spooled), strict=True
     ):
         for name, (dictionary, tally) in counts.items():
             counter = counters.setdefault(name, vocabulary.Counter(config.max_vocabulary))
             counter.add(dictionary, tally)
-        for name, part in moments.items():
-            statistics[name] = statistics.get(name, Statistics()) + part
-        rows_of = [a + b for a, b in zip(rows_of, rows, strict=True)]
-        progress.update(chunk.start + chunk.rows)
+        dense = list(moments)
+        moments_of.append(
+            np.array([dataclasses.astuple(part) for part in moments.values()], np.float64)
+        )
+        rows_of += rows
+        done += chunk.rows
+        progress.update(done)
     progress.close()
-    return counters, statistics, rows_of
+    for counter in counters.values():
+        counter.settle()
+    moments_of = np.array(moments_of, np.float64).reshape(len(spooled), len(dense), 4)
+    return _Counts(counters, dense, moments_of, rows_of)
+
+
+def _total(
+    counted: Iterable[_Counts],
+) -> tuple[dict[str, vocabulary.Counter], dict[str, Statistics], np.ndarray]:
+    """Adds up what each host has counted; the rows of each split stay [hosts, 3]."""
+    counters: dict[str, vocabulary.Counter] = {}
+    statistics: dict[str, Statistics] = {}
+    rows = []
+    for part in counted:
+        for name, counter in part.values.items():
+            if name in counters:
+                counters[name].merge(counter)
+            else:
+                counters[name] = counter
+        for moments in part.moments:
+            for name, (count, mean, square, flags) in zip(
+                part.dense, moments.tolist(), strict=True
+            ):
+                one = Statistics(int(count), mean, square, bool(flags))
+                statistics[name] = statistics.get(name, Statistics()) + one
+        rows.append(part.rows)
+    return counters, statistics, np.stack(rows)
 
 
 def _encode(
@@ -302,9 +401,18 @@ def _encode(
     plan: _Plan,
     encoder: Encoder,
     rows_of: Sequence[int],
+    places: Sequence[tuple[int, int] | None],
     task: str,
 ) -> dict[str, np.ndarray]:
-    """Writes the columns of all splits; returns the counts of items in training rows."""
+    """Writes rows of all splits; returns the counts of items in training rows.
+
+    Args:
+      path: the folder of the table.
+      spooled: the chunks of the rows, consecutive.
+      plan, encoder, task: what becomes of them.
+      rows_of: of each split, by all hosts.
+      places: of the rows in each split, [from, to), or None for all of it.
+    """
     target = "label" if task == "click" else "value"
     layout = {
         "user": (np.int32, ()),
@@ -314,11 +422,11 @@ def _encode(
         "categorical": (np.int32, (len(encoder.categorical),)),
     }
     writers = []
-    for split, rows in zip(SPLITS, rows_of, strict=True):
-        (path / split).mkdir()
+    for split, rows, part in zip(SPLITS, rows_of, places, strict=True):
+        (path / split).mkdir(exist_ok=True)
         writers.append(
             {
-                name: ColumnWriter(path / split / f"{name}.npy", dtype, (rows, *shape))
+                name: ColumnWriter(path / split / f"{name}.npy", dtype, (rows, *shape), part)
                 for name, (dtype, shape) in layout.items()
             }
         )
@@ -344,6 +452,7 @@ def _encode(
     if task == "click":
         counts["clicks"] = np.zeros(size, np.int64)
     progress = Progress("prepare: encode", sum(chunk.rows for chunk in spooled), "rows")
+    done = 0
     for chunk, parts in zip(spooled, spool.ordered_map(encode, spooled), strict=True):
         for writer, part in zip(writers, parts, strict=True):
             for name, rows in part.items():
@@ -353,7 +462,8 @@ def _encode(
         if task == "click":
             clicked = train["item"][train["label"] > 0]
             counts["clicks"] += np.bincount(clicked, minlength=size)
-        progress.update(chunk.start + chunk.rows)
+        done += chunk.rows
+        progress.update(done)
     progress.close()
     for writer in writers:
         for column in writer.values():

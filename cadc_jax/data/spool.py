@@ -10,12 +10,15 @@ import os
 import pathlib
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
+import numpy as np
 import pyarrow as pa
 
 from cadc_jax.data import chunks
+from cadc_jax.data.hosts import ALONE, Hosts, gather, share_of
 from cadc_jax.data.schema import ReadReport
+from cadc_jax.errors import DataError
 from cadc_jax.progress import Progress
 
 WORKERS = os.cpu_count() or 1
@@ -32,11 +35,13 @@ class SpooledChunk:
       path: its file.
       start: place of its first row among all rows.
       rows: how many it has.
+      host: which host has read it, and goes on with it.
     """
 
     path: pathlib.Path
     start: int
     rows: int
+    host: int = 0
 
     def read(self, names: Collection[str] | None = None) -> pa.Table:
         """Its rows: all columns, or those of `names` that there are.
@@ -59,6 +64,7 @@ def write(
     source: chunks.Source,
     max_malformed: float = 0.0,
     change: Callable[[pa.Table], pa.Table] = lambda rows: rows,
+    hosts: Hosts = ALONE,
 ) -> tuple[list[SpooledChunk], ReadReport]:
     """Decodes all chunks of a source into files of `folder`.
 
@@ -67,51 +73,114 @@ def write(
       source: what to read. Parts are read at the same time, chunks decoded on all cores.
       max_malformed: share of malformed rows to put up with.
       change: applied to the rows of each chunk before they are written.
+      hosts: those that share the source, and `folder`.
 
     Returns:
-      The chunks, in order, and the report of the whole.
+      The chunks of all hosts, in order, and the report of the whole.
 
     Raises:
       DataError: whatever the reader finds; too many malformed rows, or no row.
     """
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    shares = gather(
+        hosts, folder, "read", lambda: _read_share(folder, source, max_malformed, change, hosts)
+    )
+    shares = list(shares)
+    if any(share.sizes != shares[0].sizes for share in shares):
+        raise DataError(
+            f"{source.name}: not of the same size on every host; give all hosts the same raw files"
+        )
+    report = chunks.total([report for share in shares for _, report in share.chunks])
+    failures = [share.changed for share in shares]  # first, as it may be behind any other fault
+    if not (report.malformed and not max_malformed):
+        failures += [share.failed for share in shares]
+    for failure in failures:
+        if failure is not None:
+            raise failure
+    chunks.check(source.name, report, max_malformed)
+    spooled, start = [], 0
+    for host, share in enumerate(shares):
+        for name, part_report in share.chunks:
+            spooled.append(SpooledChunk(folder / name, start, part_report.rows, host))
+            start += part_report.rows
+    return spooled, report
+
+
+class _Share(NamedTuple):
+    """What one host made of its share of a source."""
+
+    chunks: list[tuple[str, ReadReport]]  # the name of each one's file, and what was met
+    changed: BaseException | None  # what `Source.confirm` raised
+    failed: BaseException | None  # what the reader raised first, in the order of the rows
+    sizes: list[int]  # of the parts
+
+
+def _read_share(
+    folder: pathlib.Path,
+    source: chunks.Source,
+    max_malformed: float,
+    change: Callable[[pa.Table], pa.Table],
+    hosts: Hosts,
+) -> _Share:
+    sizes = source.sizes or [1] * len(source.parts)
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    low, high = share_of(hosts, sizes)
     stop = threading.Event()
+    stopped = folder / "stopped"  # tells the other hosts
     room = threading.Semaphore(WORKERS + 1)  # blocks in memory, for all parts together
-    progress = Progress("prepare: read", source.size, "bytes")
+    progress = Progress("prepare: read", source.size // hosts.count, "bytes")
     lock = threading.Lock()
     done = {"bytes": 0, "rows": 0}
 
-    def decode(part: int, number: int, task: chunks.Task) -> tuple[pathlib.Path, ReadReport]:
+    def give_up() -> None:
+        stop.set()
+        if hosts.count > 1:
+            stopped.touch()
+
+    def given_up() -> bool:
+        return stop.is_set() or (hosts.count > 1 and stopped.exists())
+
+    def decode(part: int, number: int, task: chunks.Task) -> tuple[str, ReadReport]:
         try:
             chunk = task.decode()
-            path = folder / f"{part}.{number}.arrow"
+            name = f"{part}.{number}.arrow"
             rows = change(chunk.rows)
-            with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, rows.schema) as out:
-                out.write_table(rows)
+            with pa.OSFile(str(folder / name), "wb") as file:
+                with pa.ipc.new_file(file, rows.schema) as out:
+                    out.write_table(rows)
         except BaseException:
-            stop.set()
+            give_up()
             raise
         finally:
             room.release()
         if chunk.report.malformed and not max_malformed:
-            stop.set()  # it cannot get better
+            give_up()  # it cannot get better
         with lock:
             done["bytes"] += task.consumed
             done["rows"] += len(rows)
             progress.update(done["bytes"], f"{done['rows']:,} rows")
-        return path, chunk.report
+        return name, chunk.report
 
     def read_part(part: int) -> list[concurrent.futures.Future]:
         futures = []
+        place, last = starts[part], max(starts[part], starts[part + 1] - 1)
+        if place >= high or last < low or given_up():
+            return []
         try:
             for number, task in enumerate(source.parts[part]()):
+                start = min(place, last)  # a block of what was unpacked before consumes nothing
+                place += task.consumed
+                if start < low:
+                    continue
+                if start >= high:
+                    break
                 room.acquire()
-                if stop.is_set():
+                if given_up():
                     room.release()
                     break
                 futures.append(pool.submit(decode, part, number, task))
         except BaseException:
-            stop.set()
+            give_up()
             raise
         return futures
 
@@ -132,18 +201,12 @@ def write(
                 else:
                     results.append(future.result())
     progress.close()
-    report = chunks.total([report for _, report in results])
-    source.confirm()  # first, as a change may be what is behind any other fault
-    if report.malformed and not max_malformed:
-        chunks.check(source.name, report, max_malformed)
-    if failed:
-        raise failed
-    chunks.check(source.name, report, max_malformed)
-    spooled, start = [], 0
-    for path, part_report in results:
-        spooled.append(SpooledChunk(path, start, part_report.rows))
-        start += part_report.rows
-    return spooled, report
+    changed = None
+    try:
+        source.confirm()
+    except DataError as error:
+        changed = error
+    return _Share(results, changed, failed, list(sizes))
 
 
 def ordered_map(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:

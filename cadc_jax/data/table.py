@@ -15,7 +15,10 @@ a ranking task also have `negatives` [N, K] int32, the items of the '1 + K' prot
 """
 
 import dataclasses
+import io
 import json
+import math
+import os
 import pathlib
 from collections.abc import Mapping
 
@@ -159,13 +162,33 @@ def write_rows(path: pathlib.Path, columns: Columns, ids: np.ndarray) -> None:
 class ColumnWriter:
     """Writes an array as a `.npy` file, some rows at a time."""
 
-    def __init__(self, file: pathlib.Path, dtype, shape: tuple[int, ...]):
-        """Begins `file`, which will hold an array of `dtype` and `shape`."""
-        self.left = shape[0]
+    def __init__(
+        self,
+        file: pathlib.Path,
+        dtype,
+        shape: tuple[int, ...],
+        rows: tuple[int, int] | None = None,
+    ):
+        """Begins `file`, which will hold an array of `dtype` and `shape`.
+
+        Args:
+          file: its name.
+          dtype, shape: of the whole array.
+          rows: [from, to) that this writer writes, while others write the rest of the same file;
+            None: all. The one whose rows are from 0 writes the header.
+        """
+        first, last = (0, shape[0]) if rows is None else rows
+        self.left = last - first
         self.dtype, self.row = np.dtype(dtype), shape[1:]
-        self.file = open(file, "wb")
-        header = {"descr": self.dtype.str, "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(self.file, header)
+        self.file = open(file, "wb", opener=None if rows is None else _open_shared)
+        header = io.BytesIO()
+        fields = {"descr": self.dtype.str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(header, fields)
+        if first:
+            row_bytes = self.dtype.itemsize * math.prod(self.row)
+            self.file.seek(len(header.getvalue()) + first * row_bytes)
+        else:
+            self.file.write(header.getvalue())
 
     def append(self, rows: np.ndarray) -> None:
         """Writes the next rows."""
@@ -179,6 +202,13 @@ class ColumnWriter:
         self.file.close()
         if self.left:
             raise ValueError(f"{self.file.name}: {self.left} rows are missing")
+
+
+def _open_shared(file: str, flags: int) -> int:
+    """Opens a file for writing in which others write at the same time, elsewhere."""
+    # O_DSYNC: NFS may write a page back whole, and with it what it takes for the rows of others
+    # there, unless every write goes through to the server.
+    return os.open(file, flags & ~os.O_TRUNC | os.O_DSYNC, 0o666)
 
 
 def _open_array(file: pathlib.Path) -> np.ndarray:

@@ -64,10 +64,12 @@ def source(
 
     parts = [(split, fold) for fold, joined in splits.items() for split in joined.split("+")]
     info = _open(name, data_dir, download=False).info
+    sizes = [info.splits[x].num_examples if x in info.splits else 0 for x, _ in parts]
     return chunks.Source(
         f"TFDS data set '{name}'",
         [functools.partial(tasks, *part) for part in parts],
-        sum(info.splits[split].num_examples for split, _ in parts if split in info.splits),
+        sum(sizes),
+        sizes=sizes,
     )
 
 

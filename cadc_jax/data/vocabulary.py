@@ -74,19 +74,20 @@ class Counter:
         self.pending.append(pa.table({"value": values, "count": counts[there]}))
         self.waiting += len(values)
         if self.waiting > max(_LEAST_PENDING, len(self.merged or ())):
-            self._merge()
+            self.settle()
 
-    def vocabulary(self, min_count: int) -> Vocabulary:
-        """The values of at least `min_count` rows."""
-        self._merge()
+    def merge(self, other: "Counter") -> None:
+        """Adds what another has counted."""
+        other.settle()
+        self.overflowed |= other.overflowed
         if self.overflowed:
-            return Vocabulary(np.zeros(0, np.int64), self.most)
-        if self.merged is None:
-            return Vocabulary(np.zeros(0, np.int64))
-        frequent = self.merged.filter(pc.field("count") >= min_count)["value"]
-        return Vocabulary(np.sort(chunks.raw_values(frequent)))
+            self.merged, self.pending = None, []
+        elif other.merged is not None:
+            self.pending.append(other.merged)
+            self.settle()
 
-    def _merge(self) -> None:
+    def settle(self) -> None:
+        """Merges what waits, so that nothing is held twice."""
         tables = self.pending if self.merged is None else [self.merged, *self.pending]
         self.pending, self.waiting = [], 0
         if not tables:
@@ -96,6 +97,16 @@ class Counter:
         self.merged = grouped.rename_columns({"count_sum": "count"})
         if self.most and len(self.merged) > self.most:
             self.overflowed, self.merged = True, None
+
+    def vocabulary(self, min_count: int) -> Vocabulary:
+        """The values of at least `min_count` rows."""
+        self.settle()
+        if self.overflowed:
+            return Vocabulary(np.zeros(0, np.int64), self.most)
+        if self.merged is None:
+            return Vocabulary(np.zeros(0, np.int64))
+        frequent = self.merged.filter(pc.field("count") >= min_count)["value"]
+        return Vocabulary(np.sort(chunks.raw_values(frequent)))
 
 
 def of(values: np.ndarray, min_count: int = 1) -> Vocabulary:

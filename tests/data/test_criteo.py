@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from cadc_jax.data import criteo, files
+from cadc_jax.data import chunks, criteo, files
 from cadc_jax.errors import DataError
 
 DATA_DIR = Path(os.environ.get("CADC_DATA_DIR", "../shared/data"))
@@ -192,6 +192,17 @@ def test_five_malformed_rows_are_quoted_with_file_and_line(tmp_path, monkeypatch
     places = [example.split(": ")[0] for example in report.examples]
     assert places == [f"{paths[0]}:1", f"{paths[0]}:4", f"{paths[1]}:1", f"{paths[1]}:4"]
     assert len(criteo.read(paths * 2, max_malformed=0.5).report.examples) == 5
+
+
+def test_a_malformed_row_is_quoted_with_its_line_in_whatever_piece_of_the_file_it_is(tmp_path):
+    rows = [row()] * 500
+    wrong = [3, 250, 251, 499]
+    path = write(tmp_path / "train.txt", *("?" if i in wrong else x for i, x in enumerate(rows)))
+    source = criteo.source([path], block_bytes=1000)
+    assert len(source.parts) > 3 and sum(source.sizes) == source.size == path.stat().st_size
+    report = chunks.collect(source, max_malformed=0.5).report
+    places = [example.split(": ")[0] for example in report.examples]
+    assert places == [f"{path}:{i + 1}" for i in wrong]
 
 
 # Files that cannot be read.

@@ -1,5 +1,7 @@
 """The prepared table on disk: what is written is what is read."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -65,6 +67,20 @@ def test_a_column_is_written_some_rows_at_a_time(tmp_path):
         writer.append(part)
     writer.close()
     np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), rows, strict=True)
+
+
+def test_several_writers_write_a_column_each_its_rows(tmp_path):
+    for name, shape in {"x": (7, 2), "nothing": (7, 0), "no rows": (0, 2)}.items():
+        expected = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+        table.write_columns(tmp_path / "alone", {name: expected})
+        (tmp_path / "together").mkdir(exist_ok=True)
+        file = tmp_path / "together" / f"{name}.npy"
+        borders = [0, 0, 3, 3, 7, 7] if shape[0] else [0, 0, 0]
+        for rows in reversed(list(itertools.pairwise(borders))):  # in whatever order
+            writer = table.ColumnWriter(file, np.float32, shape, rows)
+            writer.append(expected[slice(*rows)])
+            writer.close()
+        assert file.read_bytes() == (tmp_path / "alone" / f"{name}.npy").read_bytes()
 
 
 def test_chosen_rows_are_copied(tmp_path, monkeypatch):

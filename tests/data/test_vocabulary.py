@@ -49,6 +49,22 @@ def test_values_of_chunks_are_counted_together():
     assert counter.vocabulary(2).values.tolist() == [9]
 
 
+@pytest.mark.parametrize("most", [0, 5, 6])
+def test_counters_merged_are_the_counter_of_all(most):
+    parts = [([5, 9], [1, 3]), ([9, 7], [1, 1]), ([], []), ([1, 2, 3, 5], [2, 1, 1, 1])]
+    together, alone = Counter(most), Counter(most)
+    for values, counts in parts:
+        values, counts = pa.array(values, pa.int64()), np.array(counts, int)
+        own = Counter(most)
+        own.add(values, counts)
+        together.merge(own)
+        alone.add(values, counts)
+    for min_count in (1, 2, 4):
+        found, expected = together.vocabulary(min_count), alone.vocabulary(min_count)
+        assert found.values.tolist() == expected.values.tolist()
+        assert found.hashed == expected.hashed == (5 if most == 5 else 0)
+
+
 def test_text_that_is_all_plain_integers_becomes_integers():
     def values(*texts):
         counter = Counter(0)

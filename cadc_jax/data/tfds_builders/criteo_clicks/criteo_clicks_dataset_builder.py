@@ -10,6 +10,7 @@ logs and this package.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -107,8 +108,7 @@ def _find(folder: epath.Path, name: str) -> epath.Path:
 def _rows(path: epath.Path) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     """Yields (number of its first row, name -> [n] values) of successive chunks of a log."""
     start = 0
-    (tasks,) = criteo.source([path]).parts
-    for task in tasks():
+    for task in itertools.chain.from_iterable(part() for part in criteo.source([path]).parts):
         chunk = task.decode()
         if chunk.report.malformed:
             raise DataError(f"{chunk.report.examples[0]}; mend or remove such rows")
