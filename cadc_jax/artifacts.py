@@ -4,6 +4,9 @@ A stage writes into a temporary folder, which is renamed into place only when wh
 `manifest.json` beside the data. The folder's name ends in the fingerprint of the stage's settings
 and inputs, so another configuration never overwrites an artefact and the same one finds it again.
 The manifest has the size and the checksum of every file, so that damage is found, and where.
+
+Of several processes, which share the work folder, the first one looks for artefacts and writes
+them.
 """
 
 import concurrent.futures
@@ -24,7 +27,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from cadc_jax import __version__
+from cadc_jax import __version__, distributed
 from cadc_jax.errors import ArtifactError
 
 FORMAT = 2  # of every artefact; raise it when a layout on disk changes
@@ -57,8 +60,11 @@ def materialize(
     settings: Mapping[str, Any],
     write: Callable[[pathlib.Path], Mapping[str, Any]],
     verify: bool = False,
+    together: bool = False,
 ) -> Artifact:
     """Returns the artefact of a stage, running `write` only if it is not there yet.
+
+    All processes have to call it, with the same arguments.
 
     Args:
       workdir: folder of the run.
@@ -66,17 +72,30 @@ def materialize(
       settings: everything the result depends on, inputs' fingerprints included; JSON-able.
       write: writes the data into the (existing, empty) folder it is given and returns facts.
       verify: whether to compare the checksums of an artefact that is there.
+      together: whether all processes run `write`, with the same folder, since they compute
+        together; what the first one returns counts. Otherwise the first one runs it alone.
 
     Raises:
       ArtifactError: if a folder of that name holds no whole artefact of this format.
     """
     settings = {"stage": stage, "format": FORMAT, **settings}
     path = pathlib.Path(workdir) / stage / hash_of(settings)
-    if path.exists():
-        artifact = read(path, verify)
+    first = distributed.is_first()
+    if distributed.on_first(path.exists):
+        distributed.wait_until_seen(path)
+        artifact = read(path, verify and first)
         logging.info("%s: reused %s", stage, path)
         return artifact
-    write_whole(path, settings, write)
+
+    def write_together(folder: pathlib.Path | None = None) -> Mapping[str, Any]:
+        return write(path.with_name(distributed.of_first(folder and folder.name)))
+
+    if first:
+        write_whole(path, settings, write_together if together else write)
+    elif together:
+        write_together()
+    distributed.of_first(None)  # the first one is through
+    distributed.wait_until_seen(path)
     return dataclasses.replace(read(path), reused=False)
 
 

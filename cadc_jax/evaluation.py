@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cadc_jax import metrics, ranking
+from cadc_jax import metrics, ranking, sharding
 from cadc_jax.data import sampling
 from cadc_jax.data.schema import SPLITS
 from cadc_jax.data.table import Columns, Table
@@ -69,7 +69,7 @@ def _scored(score: Score, columns: Columns, rows: Sequence[int]):
         places = np.pad(places, (0, CLICK_BLOCK - len(places)), mode="edge")
         batch = {name: np.asarray(columns[name][places]) for name in names}
         batch["item"] = batch["item"][:, None]
-        yield np.asarray(columns["label"][places]), score(batch)[:, 0], real
+        yield np.asarray(columns["label"][places]), sharding.local(score(batch)[:, 0]), real
 
 
 def evaluate_ranking_sampled(score: Score, columns: Columns, k: int) -> dict[str, float]:
@@ -114,6 +114,7 @@ def evaluate_ranking_full(
     seen = ranking.SeenItems(users, items, table.schema.num_users)
     all_items = np.arange(table.schema.num_items, dtype=np.int32)[None]
     block = int(np.clip(pair_block // table.schema.num_items, 1, len(chosen)))
+    block += -block % jax.device_count()  # of users, who can then be split over the devices
     ranks = ranking.full_ranks(
         lambda users: score(pair_batch(users, all_items)),
         columns["user"][chosen],

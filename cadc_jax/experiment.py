@@ -1,7 +1,10 @@
-"""One run: the stages in order, each an artefact on disk, and the arms that are compared."""
+"""One run: the stages in order, each an artefact on disk, and the arms that are compared.
+
+Of several processes all go through the stages in the same order. Raw data, the prepared table and
+the sample are the first one's work; training, evaluation and ALS are done together.
+"""
 
 import dataclasses
-import functools
 import json
 import pathlib
 from collections.abc import Callable, Mapping
@@ -12,9 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cadc_jax import artifacts, compressed, configuration, evaluation, report, sharding
+from cadc_jax import (
+    artifacts,
+    compressed,
+    configuration,
+    distributed,
+    evaluation,
+    report,
+    sharding,
+)
 from cadc_jax.artifacts import Artifact, materialize
 from cadc_jax.compressed import Inputs
 from cadc_jax.data import files, negatives, pairs, pipeline, prepare, sources, synthetic
@@ -56,6 +68,7 @@ def run(this: Run, last: str = "report") -> None:
       CadcError: whatever the user has to mend.
     """
     configuration.validate(this.config)
+    distributed.check_shared(this.workdir)
     raw = raw_data(this)
     prepared = prepare_stage(this, raw)
     if last == "prepare":
@@ -75,13 +88,18 @@ def compress(this: Run, out: pathlib.Path) -> None:
       CadcError: whatever the user has to mend.
     """
     configuration.validate(this.config)
+    distributed.check_shared(this.workdir)
     raw = raw_data(this)
     prepared = prepare_stage(this, raw)
     factors = factorize_stage(this, prepared)
     inputs = Inputs(prepared, factors, sample_stage(this, prepared))
-    paths = sources.raw_files(this.config.data.source, raw, this.config.data.to_dict())
-    made = compressed.write(out, this.config, inputs, files.stored_size(paths))
-    this.say(f"\n{compressed.sizes(made)}\n\nTrain from it: cadc train --from={out}")
+
+    def write() -> None:
+        paths = sources.raw_files(this.config.data.source, raw, this.config.data.to_dict())
+        made = compressed.write(out, this.config, inputs, files.stored_size(paths))
+        this.say(f"\n{compressed.sizes(made)}\n\nTrain from it: cadc train --from={out}")
+
+    distributed.on_first(write)
 
 
 def train_from(this: Run, inputs: Inputs) -> None:
@@ -90,6 +108,7 @@ def train_from(this: Run, inputs: Inputs) -> None:
     config = this.config.copy_and_resolve_references()
     config.arms = arms
     configuration.validate(config)
+    distributed.check_shared(this.workdir)
     compare(dataclasses.replace(this, config=config), inputs, "report")
 
 
@@ -132,14 +151,17 @@ def compare(this: Run, inputs: Inputs, last: str) -> None:
     if last == "report":
         config = this.config
         results = {"config": config.to_dict(), "seed": config.seed, "rows": rows}
-        this.say("\n" + report.write(this.workdir, results, inputs.prepared.facts))
+        facts = inputs.prepared.facts
+        distributed.on_first(lambda: this.say("\n" + report.write(this.workdir, results, facts)))
 
 
 def raw_data(run: Run) -> pathlib.Path:
     """The raw file or folder; where Criteo's is not there, a synthetic file in its place."""
     data = run.config.data
     path = configuration.raw_path(run.config)
-    if data.source != "criteo" or data.path or path.exists() or not data.synthetic_rows:
+    if data.source != "criteo" or data.path or not data.synthetic_rows:
+        return path
+    if distributed.on_first(path.exists):
         return path
     settings = {"rows": data.synthetic_rows, "seed": run.config.seed}
 
@@ -158,11 +180,14 @@ def raw_data(run: Run) -> pathlib.Path:
 def prepare_stage(run: Run, raw: pathlib.Path) -> Artifact:
     """Raw rows to the prepared table."""
     data = run.config.data.to_dict()
-    paths = sources.raw_files(data["source"], raw, data)
+
+    def identity() -> list[list]:
+        return artifacts.file_identity(sources.raw_files(data["source"], raw, data))
+
     settings = {
         "data": {name: value for name, value in data.items() if name not in ("path", "folder")},
         "seed": run.config.seed,
-        "files": artifacts.file_identity(paths),
+        "files": distributed.on_first(identity),  # the others need not see the raw files
     }
 
     def write(folder: pathlib.Path) -> Mapping[str, Any]:
@@ -196,10 +221,12 @@ def factorize_stage(run: Run, prepared: Artifact) -> Artifact:
         factors, losses = _factorize(table, config, jax.random.key(run.config.seed))
         found = {field.name: getattr(factors, field.name) for field in dataclasses.fields(factors)}
         arrays = {name: np.asarray(x, np.float32) for name, x in found.items() if x is not None}
-        write_columns(folder, arrays)
+        if distributed.is_first():
+            write_columns(folder, arrays)
         return {"losses": [float(loss) for loss in losses]}
 
-    return _stage(run, "factorize", settings, write)
+    together = run.config.factorization == "als"
+    return _stage(run, "factorize", settings, write, together=together)
 
 
 def _factorize(table: Table, config, key: jax.Array) -> tuple[Factors, np.ndarray]:
@@ -279,7 +306,7 @@ def train_stage(run: Run, inputs: Inputs, model_name: str, arm: str) -> Artifact
             "history": fitted.history,
         }
 
-    return _stage(run, "train", settings, write, f"{model_name}, {arm}")
+    return _stage(run, "train", settings, write, f"{model_name}, {arm}", together=True)
 
 
 def _fit(run, table: Table, rows: Columns, factors: Artifact, model_name, arm, config):
@@ -296,11 +323,13 @@ def _fit(run, table: Table, rows: Columns, factors: Artifact, model_name, arm, c
         given,
         tables_key,
     )
-    content = embeddings.content_of(table)
+    mesh = sharding.make_mesh(run.config.devices.model)
+    content = sharding.put(embeddings.content_of(table), sharding.named(mesh, sharding.REPLICATED))
     sampler = None
     if schema.task == "ranking":
         known = negatives.pair_keys(*table.known_pairs(), schema.num_items)  # sorted, as they are
         sampler = pipeline.NegativeSampling(config.negatives, known, schema.num_items)
+    first = distributed.is_first()
     logs = run.workdir / "logs" / f"{model_name}-{arm}"
     names = {"user", "item", "dense", "categorical"} | ({"label"} if sampler is None else set())
     rows = {name: column for name, column in rows.items() if name in names}
@@ -308,7 +337,7 @@ def _fit(run, table: Table, rows: Columns, factors: Artifact, model_name, arm, c
         rows["log_q"] = losses.log_frequency(rows["item"], schema.num_items)[rows["item"]]
 
     def validate(params, tables) -> float:
-        score = functools.partial(step.predict, model, params, tables, content)
+        score = _scorer(mesh, model, params, tables, content)
         if schema.task == "click":
             return -evaluation.evaluate_clicks(score, table.splits["validation"])["logloss"]
         k = run.config.evaluation.k
@@ -321,16 +350,38 @@ def _fit(run, table: Table, rows: Columns, factors: Artifact, model_name, arm, c
         tables,
         _frozen_tables(arm),
         content,
-        pipeline.training_batches(rows, config.batch_rows, seed, sampler=sampler),
+        pipeline.training_batches(
+            rows,
+            config.batch_rows,
+            seed,
+            sampler=sampler,
+            host_index=distributed.index(),
+            host_count=distributed.count(),
+        ),
         pipeline.steps_per_epoch(len(rows["user"]), config.batch_rows),
         validate,
         fit_key,
         label=f"train {model_name}, {arm}",
-        mesh=sharding.make_mesh(run.config.devices.model),
+        mesh=mesh,
         device_bytes=run.config.devices.table_bytes,
-        record=tensorboard.recorder(logs) if run.config.log.tensorboard else None,
-        trace=str(logs) if run.config.log.profile else None,
+        record=tensorboard.recorder(logs) if run.config.log.tensorboard and first else None,
+        trace=str(logs) if run.config.log.profile and first else None,
     )
+
+
+def _scorer(mesh: Mesh, model, params, tables, content) -> evaluation.Score:
+    """Logits of batches that every process has whole; each device scores its own users."""
+
+    def score(batch):
+        def put(x):
+            split = len(x) == len(batch["user"]) and len(x) % mesh.size == 0
+            return sharding.put(
+                x, sharding.named(mesh, sharding.BATCH if split else sharding.REPLICATED)
+            )
+
+        return step.predict(model, params, tables, content, {n: put(x) for n, x in batch.items()})
+
+    return score
 
 
 def arm_row(run: Run, inputs: Inputs, model_name: str, arm: str) -> dict[str, Any]:
@@ -341,21 +392,23 @@ def arm_row(run: Run, inputs: Inputs, model_name: str, arm: str) -> dict[str, An
     def score_of(table: Table):
         model = configuration.make_model(run.config, model_name)
         with ocp.StandardCheckpointer() as checkpointer:
-            state = checkpointer.restore((trained.path / "state").resolve())
+            path = (trained.path / "state").resolve()
+            # To the host: the devices may be others than those it was saved from.
+            like = jax.tree.map(
+                lambda x: np.empty(x.shape, x.dtype), checkpointer.metadata(path).item_metadata.tree
+            )
+            state = checkpointer.restore(path, like)
         tables = dict(state["tables"])
         if _frozen_tables(arm):
             tables |= loop.scaled(_factor_tables(factors))
-        # They may have been saved from other devices than there are now.
         mesh, room = sharding.make_mesh(run.config.devices.model), run.config.devices.table_bytes
         nothing = dict.fromkeys(tables, 0)
         placed = placement.plan(mesh, tables, (), run.config.train.table_optimizer, nothing, room)
-        params, content = jax.device_put(
+        params, content = sharding.put(
             (state["params"], embeddings.content_of(table)),
             sharding.named(mesh, sharding.REPLICATED),
         )
-        return functools.partial(
-            step.predict, model, params, placement.put(placed, tables), content
-        )
+        return _scorer(mesh, model, params, placement.put(placed, tables), content)
 
     evaluated = _evaluate(
         run,
@@ -411,7 +464,7 @@ def popularity(table: Table) -> evaluation.Score:
 
 def factor_score(factors: Artifact) -> evaluation.Score:
     """Scores by the factorisation alone."""
-    tables = _factor_tables(factors)
+    tables = [jnp.asarray(table) for table in _factor_tables(factors)]
 
     @jax.jit
     def score(batch):
@@ -444,13 +497,15 @@ def _evaluate(
             score, table, "test", options["k"], options["max_users"], run.config.seed, pair_block
         ) | evaluation.evaluate_ranking_sampled(score, table.splits["test"], options["k"])
 
-    return _stage(run, "evaluate", settings, write, label)
+    return _stage(run, "evaluate", settings, write, label, together=True)
 
 
-def _stage(run: Run, stage: str, settings, write, label: str = "") -> Artifact:
+def _stage(
+    run: Run, stage: str, settings, write, label: str = "", together: bool = False
+) -> Artifact:
     """`materialize`, and a line for the user."""
     settings = json.loads(json.dumps(settings))
-    made = materialize(run.workdir, stage, settings, write, run.verify)
+    made = materialize(run.workdir, stage, settings, write, run.verify, together)
     how = "reused, made in" if made.reused else "done in"
     name = f"{stage} ({label})" if label else stage
     run.say(f"[{stage:>9}] {name}: {how} {made.seconds:.1f} s -> {made.path}")
@@ -466,10 +521,12 @@ def _frozen_tables(arm: str) -> frozenset[str]:
     return frozenset({"user", "item"} if arm == "cadc_frozen" else ())
 
 
-def _factor_tables(factors: Artifact) -> tuple[jax.Array, jax.Array]:
-    """User and item tables whose dot product is the factorisation's score."""
-    found = Factors(**{name: jnp.asarray(x) for name, x in read_columns(factors.path).items()})
-    return (found.user, found.item) if found.user_bias is None else with_bias_columns(found)
+def _factor_tables(factors: Artifact) -> tuple[np.ndarray, np.ndarray]:
+    """User and item tables, on the host, whose dot product is the factorisation's score."""
+    found = Factors(**read_columns(factors.path))
+    if found.user_bias is None:
+        return found.user, found.item
+    return tuple(np.asarray(table) for table in with_bias_columns(found))
 
 
 def _rank(factors: Artifact) -> int:

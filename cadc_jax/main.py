@@ -13,12 +13,18 @@ Other commands:
     cadc train --from=DIR                                    compare the arms from that folder alone
     cadc interactions --config=...                           which columns may stand for user, item
     cadc verify --from=DIR                                   compare all checksums of an artefact
+
+On several hosts, or in several processes, start the same command everywhere, with a --workdir
+that all of them share and with --distributed (on Cloud TPU, GKE, Slurm or Open MPI) or
+
+    --coordinator=HOST:PORT --num_processes=N --process_id=K     (K from 0; process 0 is on HOST)
 """
 
 import errno
 import os
 import pathlib
 import sys
+import traceback
 
 # TensorFlow only reads data here; these silence what it logs when it is imported.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -51,6 +57,17 @@ _VERIFY = flags.DEFINE_bool(
 _RATE = flags.DEFINE_float("rate", None, "compress: share of the training rows; config.rate.")
 _OUT = flags.DEFINE_string("out", None, "compress: the folder to make.")
 _FROM = flags.DEFINE_string("from", None, "train, verify: a folder that 'cadc compress' made.")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Join the processes of the cluster that JAX finds itself in."
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, free to listen on."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes of the run.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
+_JOIN_SECONDS = flags.DEFINE_integer(
+    "join_seconds", 300, "How long to wait for the others to join."
+)
 _ROWS = flags.DEFINE_integer("rows", 200_000, "interactions: training rows to look at.")
 
 
@@ -64,7 +81,26 @@ def main(argv: list[str]) -> None:
         )
     if rest:
         raise CadcError(f"unexpected argument '{rest[0]}': options are written --name=value")
+    if not _several():
+        COMMANDS[command]()
+        return
+    from cadc_jax import distributed  # imports JAX
+
+    distributed.initialize(
+        _COORDINATOR.value,
+        _NUM_PROCESSES.value,
+        _PROCESS_ID.value,
+        _DISTRIBUTED.value,
+        _JOIN_SECONDS.value,
+    )
     COMMANDS[command]()
+    distributed.finish()
+
+
+def _several() -> bool:
+    """Whether any flag says that this is one process of several."""
+    given = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    return _DISTRIBUTED.value or any(value is not None for value in given)
 
 
 def _run() -> None:
@@ -157,9 +193,11 @@ def _main_without_traceback(argv: list[str]) -> None:
         _fail(error)
     except OSError as error:
         if error.errno not in _NOT_OURS:
-            raise
+            _fail_unexpectedly(error)
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{os.strerror(error.errno)}; {_NOT_OURS[error.errno]}")
+    except (Exception, KeyboardInterrupt) as error:
+        _fail_unexpectedly(error)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -197,8 +235,29 @@ def _fail(error: Exception | str) -> None:
     if isinstance(error, AttributeError | KeyError):  # ConfigDict quotes its text, once or twice
         text = "no such field: " + text.replace("\\n", ". ").replace("\\", "").replace("'", "")
     text = " ".join(text.split())
+    if _joined():
+        from cadc_jax import distributed
+
+        distributed.fail(text)
     print(f"cadc: error: {text}", file=sys.stderr)
     sys.exit(1)
+
+
+def _fail_unexpectedly(error: BaseException) -> None:
+    """A fault of the program, or in one process of several the loss of another."""
+    if not _joined():
+        raise error
+    from cadc_jax import distributed
+
+    if distributed.is_lost_peer(error):
+        distributed.wait_for_verdict()
+    traceback.print_exception(error)
+    distributed.fail(f"{type(error).__name__}: {error}")
+
+
+def _joined() -> bool:
+    """Whether this process has joined others; a run of one may have no need of JAX."""
+    return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
 
 
 if __name__ == "__main__":

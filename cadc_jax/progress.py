@@ -3,9 +3,11 @@
 import sys
 import time
 
+from cadc_jax import distributed
+
 
 class Progress:
-    """Shows how far a loop is, its rate and the time left, on stderr.
+    """Shows how far a loop is, its rate and the time left, on stderr of the first process.
 
     Attributes:
       label: what is being done.
@@ -21,7 +23,7 @@ class Progress:
     def update(self, done: int, note: str = "") -> None:
         """Says that `done` of the total is done, if it is time to say so."""
         now = time.monotonic()
-        if now - self.shown < self.interval:
+        if now - self.shown < self.interval or not distributed.is_first():
             return
         self.shown = now
         rate = done / (now - self.start)

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cadc_jax import sharding
+
 ScoreGrid = Callable[[jax.Array], jax.Array]  # users [B] int32 -> scores [B, I]
 ScoreItems = Callable[[jax.Array, jax.Array], jax.Array]  # users [B], items [B, G] -> [B, G]
 
@@ -106,5 +108,6 @@ def _in_blocks(ranks_of: Callable, columns: tuple[np.ndarray, ...], block: int) 
     ranks = []
     for start in range(0, rows, block):
         places = np.minimum(np.arange(start, start + block), rows - 1)
-        ranks.append(np.asarray(ranks_of(*(np.asarray(column[places]) for column in columns))))
+        found = ranks_of(*(np.asarray(column[places]) for column in columns))
+        ranks.append(np.asarray(sharding.local(found)))
     return np.concatenate(ranks)[:rows]

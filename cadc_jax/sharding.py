@@ -3,11 +3,18 @@
 The mesh has two axes. `data` splits the rows that ALS is solving; `model` splits the rows of
 embedding tables too large for one device. Training batches are split over both, so that no device
 repeats another's network. Everything small is replicated.
+
+With several processes a mesh has devices of all of them, each process's next to each other. An
+array on such a mesh is made and computed with by all processes at once, and no process sees all of
+it unless it is replicated: `put` and `local` are the ways in and out.
 """
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -20,6 +27,8 @@ BATCH = P((DATA, MODEL))  # leading axis of every array in a batch
 BATCHES = P(None, (DATA, MODEL))  # second axis of every array in a stack of batches
 TABLE = P(MODEL)  # rows of a sharded embedding table
 
+_LOCAL_BYTES = 1 << 28  # of an array that `local` replicates at a time
+
 
 def make_mesh(model: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A ('data', 'model') mesh over `devices` (default: all), `model` of them to a table.
@@ -28,6 +37,7 @@ def make_mesh(model: int = 1, devices: Sequence[jax.Device] | None = None) -> Me
       ValueError: if `model` does not divide the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
+    devices.sort(key=lambda device: device.process_index)  # each makes one part of a batch
     if model < 1 or len(devices) % model:
         raise ValueError(f"model={model} does not divide the {len(devices)} devices: use a divisor")
     return Mesh(np.array(devices).reshape(-1, model), (DATA, MODEL))
@@ -36,3 +46,46 @@ def make_mesh(model: int = 1, devices: Sequence[jax.Device] | None = None) -> Me
 def named(mesh: Mesh, spec: P) -> NamedSharding:
     """`spec` on `mesh`."""
     return NamedSharding(mesh, spec)
+
+
+def put(tree: Any, where: NamedSharding) -> Any:
+    """Places arrays, which every process has whole (NumPy or on a device of its own)."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, where)
+    return jax.tree.map(lambda x: _put(x, where), tree)
+
+
+def _put(array: Any, where: NamedSharding) -> jax.Array:
+    """`put` one array; a process sends its own devices no more than their parts."""
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        return jax.device_put(array, where)
+    if jnp.issubdtype(jax.dtypes.result_type(array), jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_put(jax.random.key_data(array), where))
+    array = np.asarray(array)
+    return jax.make_array_from_callback(array.shape, where, lambda part: array[part])
+
+
+def local(array: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+    """The array itself, if this process can read it, or else a copy of all of it on the host.
+
+    All processes have to call it. The copy is made in blocks of rows, so that it needs no device on
+    which the whole array fits.
+    """
+    if isinstance(array, np.ndarray) or array.is_fully_addressable:
+        return array
+    if array.is_fully_replicated:
+        return np.asarray(array)
+    whole = np.empty(array.shape, array.dtype)
+    rows = max(1, _LOCAL_BYTES // max(1, whole[:1].nbytes))
+    for start in range(0, len(whole), rows):
+        start = min(start, max(0, len(whole) - rows))  # blocks of one size share a program
+        block = _block(array, start, min(rows, len(whole)), array.sharding.mesh)
+        whole[start : start + rows] = np.asarray(block)
+    return whole
+
+
+@functools.partial(jax.jit, static_argnames=("rows", "mesh"))
+def _block(array: jax.Array, start: int, rows: int, mesh: Mesh) -> jax.Array:
+    """Some rows of a split array, on every device."""
+    block = jax.lax.dynamic_slice_in_dim(array, start, rows)
+    return jax.lax.with_sharding_constraint(block, named(mesh, REPLICATED))

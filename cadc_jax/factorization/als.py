@@ -110,7 +110,9 @@ def fit(
       interactions: training entries.
       config: see `ALSConfig`.
       key: PRNG key of the initial item factors. The start does not depend on the mesh.
-      mesh: devices to spread both sides over (all its axes); None for the default device alone.
+      mesh: devices to spread both sides over (all its axes); None for one device of this process.
+        Over several processes, all of them call this with the same arguments, and each sends its
+        own devices their parts of the entries.
       progress: called after each iteration with its number (from 1), the objective, and the
         seconds since `fit` was called.
 
@@ -141,9 +143,11 @@ def fit(
             progress(iteration, losses[-1], time.perf_counter() - start)
         if iteration > 1 and losses[-2] - losses[-1] < config.tolerance * abs(losses[-2]):
             break
-    return _factors(user[users.layout.position], item[items.layout.position], mean, config), (
-        np.array(losses)
+    user, item = (
+        sharding.local(table)[side.layout.position]
+        for table, side in ((user, users), (item, items))
     )
+    return _factors(user, item, mean, config), np.array(losses)
 
 
 def fold_in(
@@ -232,7 +236,7 @@ def _prepare(interactions: Interactions, config: ALSConfig, mesh: Mesh) -> tuple
         regularization = np.ones(layout.table_rows, np.float32)  # of unused places: any but 0
         regularization[layout.position] = config.regularization * scale**config.frequency_exponent
         short, long = pack(rows, layout, fixed.position)
-        return _Side(layout, *jax.device_put((regularization, short, long), spread))
+        return _Side(layout, *sharding.put((regularization, short, long), spread))
 
     return side(both[0], *layouts), side(both[1], *reversed(layouts))
 
@@ -249,11 +253,11 @@ def _table(side: _Side, rows: jax.Array, dtype: str) -> jax.Array:
     """The table of `side` that holds `rows` [N, K], on its devices."""
     table = jnp.zeros((side.layout.table_rows, rows.shape[1]), dtype)
     table = table.at[side.layout.position].set(rows.astype(dtype))
-    return jax.device_put(table, side.regularization.sharding)
+    return sharding.put(table, side.regularization.sharding)
 
 
 def _one_device() -> Mesh:
-    return Mesh(np.array(jax.devices()[:1]), (sharding.DATA,))
+    return Mesh(np.array(jax.local_devices()[:1]), (sharding.DATA,))
 
 
 def _spread(mesh: Mesh) -> NamedSharding:
@@ -291,8 +295,8 @@ def _arguments(side, table, fixed_side, fixed, config: ALSConfig, mean) -> tuple
         side.long,
         fixed,
         fixed_side.regularization,
-        jnp.float32(config.alpha),
-        jnp.float32(mean),
+        np.float32(config.alpha),  # of NumPy, as there is no placing it on every process
+        np.float32(mean),
         form,
         table.sharding.mesh,
     )

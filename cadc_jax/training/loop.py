@@ -14,11 +14,12 @@ from absl import logging
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from cadc_jax import sharding
+from cadc_jax import distributed, sharding
 from cadc_jax.errors import ConfigError, TrainingError
 from cadc_jax.models.embeddings import Batch, Content, Tables, lookup_ids
 from cadc_jax.progress import Progress
 from cadc_jax.training import placement, prefetch
+from cadc_jax.training.placement import RandomTable
 from cadc_jax.training.step import TrainConfig, TrainState, init_state, train_steps
 
 Validate = Callable[[Any, Tables], float]  # (params, all tables) -> quality, higher is better
@@ -47,10 +48,10 @@ def initial_tables(
     num_features: int,
     rank: int,
     embedding_dim: int,
-    factors: tuple[jax.Array, jax.Array] | None,
+    factors: tuple[np.ndarray, np.ndarray] | None,
     key: jax.Array,
-) -> Tables:
-    """Tables before training.
+) -> dict[str, np.ndarray | RandomTable]:
+    """Tables before training, for `placement.put`.
 
     Args:
       num_users: U.
@@ -66,22 +67,22 @@ def initial_tables(
     """
     user_key, item_key, feature_key = jax.random.split(key, 3)
     # An empty table cannot be gathered from, so there is always one row.
-    features = jax.random.normal(feature_key, (max(num_features, 1), embedding_dim))
+    features = RandomTable((max(num_features, 1), embedding_dim), feature_key, 0.1)
     if factors is None:
-        user = jax.random.normal(user_key, (num_users, rank)) * 0.1
-        item = jax.random.normal(item_key, (num_items, rank)) * 0.1
+        user = RandomTable((num_users, rank), user_key, 0.1)
+        item = RandomTable((num_items, rank), item_key, 0.1)
     else:
         user, item = scaled(factors).values()
-    return {"user": user, "item": item, "features": features * 0.1}
+    return {"user": user, "item": item, "features": features}
 
 
-def scaled(factors: tuple[jax.Array, jax.Array]) -> Tables:
+def scaled(factors: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
     """User and item tables of factors, each scaled to a root mean square of 1.
 
     The scale a factorisation leaves its factors at says nothing about a good start of the network.
     """
     return {
-        name: table / jnp.sqrt(jnp.mean(jnp.square(table)))
+        name: table / np.sqrt(np.mean(np.square(table)))
         for name, table in zip(("user", "item"), factors, strict=True)
     }
 
@@ -89,7 +90,7 @@ def scaled(factors: tuple[jax.Array, jax.Array]) -> Tables:
 def fit(
     model: nn.Module,
     config: TrainConfig,
-    tables: Tables,
+    tables: Mapping[str, jax.Array | np.ndarray | RandomTable],
     frozen: frozenset[str],
     content: Content,
     batches: Iterator[Batch],
@@ -113,7 +114,7 @@ def fit(
       tables: all embedding tables, as `initial_tables` makes them.
       frozen: names of the tables that stay as they are.
       content: features of users and items.
-      batches: endless stream of training batches.
+      batches: endless stream of training batches; of several processes, each has its own part.
       steps_per_epoch: batches that make an epoch.
       validate: quality on the validation split, higher is better.
       key: of initialisation and dropout.
@@ -144,17 +145,26 @@ def fit(
         )
     interval = max(steps_per_epoch, config.evaluation_steps)
     everywhere = sharding.named(mesh, sharding.REPLICATED)
-    init_key, step_key = jax.random.split(jax.device_put(key, everywhere))
-    content = jax.device_put(content, everywhere)
+
+    def quality(params, tables) -> float:
+        # All processes must come to the same decision, whatever their hardware rounds to.
+        return distributed.of_first(validate(params, tables))
+
+    init_key, step_key = jax.random.split(sharding.put(key, everywhere))
+    content = sharding.put(content, everywhere)
     first = next(batches)
     batches = itertools.chain([first], batches)
+    shapes = {
+        name: jax.ShapeDtypeStruct((config.batch_rows, *x.shape[1:]), x.dtype)
+        for name, x in first.items()
+    }
     types = {n: x.dtype if n in frozen else config.table_dtype for n, x in tables.items()}
     placed = placement.plan(
         mesh,
         {n: jax.ShapeDtypeStruct(x.shape, types[n]) for n, x in tables.items()},
         set(tables) - frozen,
         config.table_optimizer,
-        {name: len(ids) for name, ids in lookup_ids(content, first).items()},
+        {n: ids.size for n, ids in jax.eval_shape(lookup_ids, content, shapes).items()},
         device_bytes,
     )
     logging.info("%s: embedding tables on %d devices\n%s", label, mesh.size, placed)
@@ -162,12 +172,9 @@ def fit(
     constant = {name: table for name, table in tables.items() if name in frozen}
     # A copy, since training donates its buffers and the caller keeps `tables`.
     trained = {name: jnp.copy(table) for name, table in tables.items() if name not in frozen}
-    state = init_state(model, config, trained, constant, content, first, init_key, placed)
-    # The network goes where a step leaves it: the second call must not compile anew.
-    network = jax.device_put((state.step, state.params, state.opt_state), everywhere)
-    state = TrainState(*network, state.tables, state.slots)
+    state = init_state(model, config, trained, constant, content, shapes, init_key, placed)
 
-    best, best_value, best_step = _copy(state), validate(state.params, tables), 0
+    best, best_value, best_step = _copy(state), quality(state.params, tables), 0
     history = [{"step": 0, "validation": best_value}]
     progress = Progress(label, interval * config.max_evaluations, "steps")
     size = min(config.steps_per_call, interval)
@@ -188,7 +195,7 @@ def fit(
                 at = (evaluation - 1) * interval + done
                 progress.update(at, f"best validation {best_value:.4f}")
             step, loss = evaluation * interval, float(loss_sum) / interval
-        value = validate(state.params, {**constant, **state.tables})
+        value = quality(state.params, {**constant, **state.tables})
         if not (math.isfinite(loss) and math.isfinite(value)):
             raise TrainingError(
                 f"{label}: the loss is {loss} and the validation result {value} at step {step} "

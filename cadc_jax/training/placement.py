@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cadc_jax import sharding, sparse
@@ -30,6 +30,23 @@ from cadc_jax.models import embeddings
 from cadc_jax.models.embeddings import Tables
 
 _EVERYWHERE = (sharding.DATA, sharding.MODEL)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomTable:
+    """A table to be drawn where it will lie, by `put`: normal numbers, the same on any devices.
+
+    Attributes:
+      shape: [V, D].
+      key: of the numbers.
+      scale: their standard deviation.
+      dtype: float32.
+    """
+
+    shape: tuple[int, int]
+    key: jax.Array
+    scale: float
+    dtype: np.dtype = np.dtype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,19 +165,39 @@ def spec(placement: Placement, name: str) -> P:
     return sharding.TABLE if placement[name].split else sharding.REPLICATED
 
 
-def put(placement: Placement, tables: Tables) -> Tables:
+def put(placement: Placement, tables: Mapping[str, jax.Array | np.ndarray | RandomTable]) -> Tables:
     """The tables on the devices of the plan; split ones get rows of zeros to divide evenly.
 
-    Split tables go by way of the host, where they may also come from as NumPy arrays: none needs to
-    fit into one device.
+    Split tables go by way of the host, where they may also come from as NumPy arrays, and random
+    ones are drawn in parts: none needs to fit into one device.
     """
     placed = {}
     for name, table in tables.items():
+        where = sharding.named(placement.mesh, spec(placement, name))
+        missing = 0
         if placement[name].split:
-            missing = -len(table) % placement.mesh.shape[sharding.MODEL]
+            missing = -table.shape[0] % placement.mesh.shape[sharding.MODEL]
+        if isinstance(table, RandomTable):
+            key = sharding.put(table.key, sharding.named(placement.mesh, sharding.REPLICATED))
+            placed[name] = _draw(key, table.shape, missing, table.scale, where)
+            continue
+        if missing:
             table = np.pad(table, ((0, missing),) + ((0, 0),) * (np.ndim(table) - 1))
-        placed[name] = jax.device_put(table, sharding.named(placement.mesh, spec(placement, name)))
+        placed[name] = sharding.put(table, where)
     return placed
+
+
+@functools.partial(jax.jit, static_argnames=("shape", "missing", "scale", "where"))
+def _draw(key: jax.Array, shape, missing: int, scale: float, where: NamedSharding) -> jax.Array:
+    """`RandomTable` and `missing` rows of zeros.
+
+    The bits of a number are a hash of its place, counted row by row, so that each device makes its
+    own rows, and rows at the end change none before them.
+    """
+    rows, width = shape
+    table = scale * jax.random.normal(key, (rows + missing, width))
+    table = jnp.where(jnp.arange(rows + missing)[:, None] < rows, table, 0)
+    return jax.lax.with_sharding_constraint(table, where)
 
 
 def init_slots(
@@ -179,7 +216,10 @@ def init_slots(
 
 def take(placement: Placement, tables: Tables) -> Tables:
     """The tables without the rows that `put` added."""
-    return {name: table[: placement[name].rows] for name, table in tables.items()}
+    return {
+        name: table if len(table) == placement[name].rows else table[: placement[name].rows]
+        for name, table in tables.items()
+    }
 
 
 def gather(placement: Placement | None, tables: Tables, ids: Mapping[str, jax.Array]) -> Tables:

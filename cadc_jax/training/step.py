@@ -11,7 +11,7 @@ import optax
 from flax import linen as nn
 from flax import struct
 
-from cadc_jax import sparse
+from cadc_jax import sharding, sparse
 from cadc_jax.models import embeddings
 from cadc_jax.models.embeddings import Batch, Content, Tables, lookup_ids, model_inputs
 from cadc_jax.training import losses, placement
@@ -97,18 +97,30 @@ def init_state(
     key: jax.Array,
     placed: Placement | None = None,
 ) -> TrainState:
-    """The state before the first step; `batch` only shows shapes.
+    """The state before the first step; `batch` only shows shapes, and may be of `ShapeDtypeStruct`.
 
     Trained tables are those given, where they have the config's dtype: the first step takes their
     memory over.
     """
-    rows = embeddings.gather({**tables, **frozen}, lookup_ids(content, batch))
-    params = model.init(key, model_inputs(_float32(rows), content, batch))
+
+    def inputs(tables, content, batch):
+        rows = embeddings.gather(tables, lookup_ids(content, batch))
+        return model_inputs(_float32(rows), content, batch)
+
+    shapes = jax.eval_shape(inputs, {**tables, **frozen}, content, batch)
+
+    def network(key):
+        params = model.init(key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
+        return jnp.zeros((), jnp.int32), params, _optimizer(config).init(params)
+
+    # It begins where a step leaves it: the second call must not compile anew.
+    where = None if placed is None else sharding.named(placed.mesh, sharding.REPLICATED)
+    step, params, opt_state = jax.jit(network, out_shardings=where)(key)
     tables = {name: table.astype(config.table_dtype) for name, table in tables.items()}
     return TrainState(
-        step=jnp.zeros((), jnp.int32),
+        step=step,
         params=params,
-        opt_state=_optimizer(config).init(params),
+        opt_state=opt_state,
         tables=tables,
         slots={
             name: placement.init_slots(placed, config.table_optimizer, name, table)

@@ -1,5 +1,6 @@
 """Tables on meshes of up to 8 devices against one device, and what crosses between devices."""
 
+import math
 import re
 
 import jax
@@ -199,3 +200,18 @@ def test_a_table_that_a_batch_asks_nothing_of_stays_as_it_is(model, devices, spl
     update = jax.jit(placement.update, static_argnums=(0, 1, 2))
     after, _ = update(placed, "adagrad", "t", tables["t"], slots, none, jnp.zeros((0, D)), 0.1)
     np.testing.assert_array_equal(after, tables["t"])
+
+
+@pytest.mark.parametrize("model, devices", [(1, 1), (1, 8), (2, 4), (8, 8)])
+def test_random_tables_are_the_same_on_any_devices(model, devices):
+    """13 rows do not divide: those that fill a split table up are zeros, and change no others."""
+    key, shape = jax.random.key(3), (13, 5)
+    mesh = sharding.make_mesh(model, jax.devices()[:devices])
+    room = math.inf if model == 1 else 13 * 5 * 4 - 1
+    table = placement.RandomTable(shape, key, 0.5)
+    placed = placement.plan(mesh, {"user": table}, (), "sgd", {"user": 8}, room)
+    drawn = placement.put(placed, {"user": table})["user"]
+    assert placed["user"].split == (model > 1)
+    assert drawn.addressable_shards[0].data.shape[0] == -(-13 // model)
+    np.testing.assert_array_equal(drawn[:13], 0.5 * jax.random.normal(key, shape))
+    assert not np.any(drawn[13:])
