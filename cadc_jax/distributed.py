@@ -129,7 +129,7 @@ def initialize(
 def finish() -> None:
     """Leaves the others, all of which have to come here; does nothing in a run of one process."""
     if jax.distributed.is_initialized():
-        _barrier("finish")
+        barrier("finish")
         _stopped.set()
         jax.distributed.shutdown()
 
@@ -175,6 +175,12 @@ def on_first(make: Callable[[], Any]) -> Any:
     return of_first(make() if is_first() else None)
 
 
+def barrier(name: str) -> None:
+    """Returns when all processes have come to the barrier of that name."""
+    if count() > 1:
+        _store().wait_at_barrier(f"cadc/{name}/{next(_calls)}", _FOREVER)
+
+
 def check_shared(folder: pathlib.Path) -> None:
     """Makes sure that all processes see what the first one writes into `folder`, made if needed.
 
@@ -191,7 +197,7 @@ def check_shared(folder: pathlib.Path) -> None:
         return mark.name
 
     wait_until_seen(folder / on_first(write))
-    _barrier("shared")
+    barrier("shared")
     if is_first():
         mark.unlink()
 
@@ -235,10 +241,6 @@ def _check(coordinator: str, num_processes: int, process_id: int) -> None:
 
 def _store():
     return _engine.global_state.client
-
-
-def _barrier(name: str) -> None:
-    _store().wait_at_barrier(f"cadc/{name}/{next(_calls)}", _FOREVER)
 
 
 def _watch() -> None:

@@ -1,7 +1,7 @@
 """One run: the stages in order, each an artefact on disk, and the arms that are compared.
 
-Of several processes all go through the stages in the same order. Raw data, the prepared table and
-the sample are the first one's work; training, evaluation and ALS are done together.
+Of several processes all go through the stages in the same order. Synthetic data and the sample are
+the first one's work; preparing, ALS, training and evaluation are done together.
 """
 
 import dataclasses
@@ -30,6 +30,7 @@ from cadc_jax import (
 from cadc_jax.artifacts import Artifact, materialize
 from cadc_jax.compressed import Inputs
 from cadc_jax.data import files, negatives, pairs, pipeline, prepare, sources, synthetic
+from cadc_jax.data.hosts import Hosts
 from cadc_jax.data.table import Columns, Table, open_table, read_columns, write_columns, write_rows
 from cadc_jax.factorization import als, sgd
 from cadc_jax.factorization.factors import Factors, with_bias_columns
@@ -187,14 +188,15 @@ def prepare_stage(run: Run, raw: pathlib.Path) -> Artifact:
     settings = {
         "data": {name: value for name, value in data.items() if name not in ("path", "folder")},
         "seed": run.config.seed,
-        "files": distributed.on_first(identity),  # the others need not see the raw files
+        "files": distributed.on_first(identity),
     }
 
     def write(folder: pathlib.Path) -> Mapping[str, Any]:
         source = sources.open_source(data["source"], raw, data)
-        return prepare.write(folder, source, configuration.prepare_config(run.config))
+        hosts = Hosts(distributed.index(), distributed.count(), distributed.barrier)
+        return prepare.write(folder, source, configuration.prepare_config(run.config), hosts)
 
-    made = _stage(run, "prepare", settings, write)
+    made = _stage(run, "prepare", settings, write, together=True)
     facts = made.facts
     read = facts["reader"]
     rows = ", ".join(f"{count:,} {split}" for split, count in facts["rows"].items())
