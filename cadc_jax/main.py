@@ -13,11 +13,14 @@ Other commands:
     cadc train --from=DIR                                    compare the arms from that folder alone
     cadc interactions --config=...                           which columns may stand for user, item
     cadc verify --from=DIR                                   compare all checksums of an artefact
+
+SIGTERM and Ctrl-C save what is under way; the same command goes on from there, as after a crash.
 """
 
 import errno
 import os
 import pathlib
+import signal
 import sys
 
 # TensorFlow only reads data here; these silence what it logs when it is imported.
@@ -28,6 +31,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from cadc_jax.errors import CadcError, ConfigError
+from cadc_jax.interrupts import Stop, Stopped
 
 STAGES = ("prepare", "factorize", "sample", "train", "evaluate", "report")
 
@@ -52,6 +56,9 @@ _RATE = flags.DEFINE_float("rate", None, "compress: share of the training rows; 
 _OUT = flags.DEFINE_string("out", None, "compress: the folder to make.")
 _FROM = flags.DEFINE_string("from", None, "train, verify: a folder that 'cadc compress' made.")
 _ROWS = flags.DEFINE_integer("rows", 200_000, "interactions: training rows to look at.")
+
+
+_STOP = Stop()
 
 
 def main(argv: list[str]) -> None:
@@ -135,7 +142,7 @@ def _experiment(config):
     from cadc_jax import experiment
 
     workdir = pathlib.Path(_WORKDIR.value or pathlib.Path("workdir") / config.name)
-    return experiment.Run(config, workdir, verify=_VERIFY.value)
+    return experiment.Run(config, workdir, verify=_VERIFY.value, stop=_STOP)
 
 
 def _needed(flag) -> str:
@@ -151,8 +158,15 @@ def run() -> None:
 
 
 def _main_without_traceback(argv: list[str]) -> None:
+    _STOP.install()
     try:
         main(argv)
+    except Stopped as stopped:
+        print(
+            f"cadc: stopped by {_STOP.signal.name}: {stopped}; the same command goes on from there",
+            file=sys.stderr,
+        )
+        sys.exit(0 if _STOP.signal == signal.SIGTERM else 130)
     except CadcError as error:
         _fail(error)
     except OSError as error:
