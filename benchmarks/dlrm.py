@@ -19,6 +19,7 @@ the faster of the two libraries in the same turns, as if all else were free.
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -360,7 +361,7 @@ class Ours:
             self.tables,
             self.frozen,
             self.content,
-            pipeline.training_batches(rows, self.case.batch, seed=0),
+            functools.partial(pipeline.training_batches, rows, self.case.batch, 0),
             pipeline.steps_per_epoch(self.case.rows, self.case.batch),
             validate,
             self.jax.random.key(0),
@@ -563,7 +564,7 @@ def auc_ours(case: Case, changes: dict, dense, ids, label, train: slice, test: s
         worker.tables,
         worker.frozen,
         worker.content,
-        pipeline.training_batches(columns, case.batch, seed=0),
+        functools.partial(pipeline.training_batches, columns, case.batch, 0),
         pipeline.steps_per_epoch(len(columns["label"]), case.batch),
         lambda params, tables: time.perf_counter(),  # each state is better than the one before
         worker.jax.random.key(0),

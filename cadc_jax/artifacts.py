@@ -43,7 +43,8 @@ class Artifact:
       path: its folder.
       fingerprint: hash of its settings and inputs.
       facts: what the stage reported of itself (row counts, losses, ...).
-      seconds: wall time the stage took when it ran.
+      seconds: wall time the stage took when it ran, that of broken-off runs included as far as
+        their work was taken over.
       reused: whether it was found rather than made.
     """
 
@@ -70,7 +71,8 @@ def materialize(
       workdir: folder of the run.
       stage: name of the stage; the artefact is `workdir/<stage>/<fingerprint>`.
       settings: everything the result depends on, inputs' fingerprints included; JSON-able.
-      write: writes the data into the (existing, empty) folder it is given and returns facts.
+      write: writes the data into the (existing, empty) folder it is given and returns facts; of
+        these, `seconds_before` is wall time that went into it earlier.
       verify: whether to compare the checksums of an artefact that is there.
       together: whether all processes run `write`, with the same folder, since they compute
         together; what the first one returns counts. Otherwise the first one runs it alone.
@@ -78,8 +80,8 @@ def materialize(
     Raises:
       ArtifactError: if a folder of that name holds no whole artefact of this format.
     """
+    path = pathlib.Path(workdir) / stage / fingerprint(stage, settings)
     settings = {"stage": stage, "format": FORMAT, **settings}
-    path = pathlib.Path(workdir) / stage / hash_of(settings)
     first = distributed.is_first()
     if distributed.on_first(path.exists):
         distributed.wait_until_seen(path)
@@ -97,6 +99,11 @@ def materialize(
     distributed.of_first(None)  # the first one is through
     distributed.wait_until_seen(path)
     return dataclasses.replace(read(path), reused=False)
+
+
+def fingerprint(stage: str, settings: Mapping[str, Any]) -> str:
+    """What names the artefact of a stage with these settings."""
+    return hash_of({"stage": stage, "format": FORMAT, **settings})
 
 
 def write_whole(
@@ -117,10 +124,11 @@ def write_whole(
     try:
         start = time.perf_counter()
         facts = write(temporary)
+        seconds = time.perf_counter() - start + facts.get("seconds_before", 0.0)
         manifest = {
             "settings": settings,
             "facts": facts,
-            "seconds": round(time.perf_counter() - start, 3),
+            "seconds": round(seconds, 3),
             "versions": {
                 "cadc_jax": __version__,
                 "jax": jax.__version__,

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from cadc_jax import artifacts
 from cadc_jax.artifacts import Artifact
+from cadc_jax.configuration import default_config
 from cadc_jax.data.schema import SPLITS, TRAIN
 from cadc_jax.errors import ArtifactError, ConfigError
 
@@ -103,7 +104,9 @@ def open_inputs(path: pathlib.Path, verify: bool = True) -> tuple[ConfigDict, In
         )
         for name, place in places.items()
     }
-    return ConfigDict(_with_tuples(settings["config"])), Inputs(**inputs)
+    config = default_config().unlock()  # has the fields that came after the data set was made
+    config.update(_with_tuples(settings["config"]))
+    return config.lock(), Inputs(**inputs)
 
 
 def sizes(artifact: Artifact) -> str:

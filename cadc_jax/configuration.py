@@ -99,6 +99,11 @@ def default_config() -> ConfigDict:
     config.devices = ConfigDict()
     config.devices.model = 1  # devices over which large tables may be split; a divisor of all
     config.devices.table_bytes = float("inf")  # memory of a device for tables and their state
+    config.checkpoints = ConfigDict()
+    config.checkpoints.seconds = (
+        300.0  # between saves; 0: at every chance; inf: none but at signals
+    )
+    config.checkpoints.keep = 2  # of each stage under way; at least 2, should one be damaged
     config.log = ConfigDict()
     config.log.tensorboard = False  # write scalars of training to <workdir>/logs
     config.log.profile = False  # write a jax.profiler trace of one interval of steps there
@@ -144,6 +149,13 @@ def validate(config: ConfigDict) -> None:
     ):
         if config.train[field] < 1:
             raise ConfigError(f"train.{field}={config.train[field]}: must be at least 1")
+    if not config.checkpoints.seconds >= 0:
+        raise ConfigError(
+            f"checkpoints.seconds={config.checkpoints.seconds}: must be 0 or more; inf saves at "
+            "signals only"
+        )
+    if config.checkpoints.keep < 2:
+        raise ConfigError(f"checkpoints.keep={config.checkpoints.keep}: must be at least 2")
     ranking = config.data.task == "ranking"
     loss = config.train.loss
     if loss != "bce" and not ranking:

@@ -37,6 +37,7 @@ HEARTBEAT_SECONDS = 30  # a process not heard of for so long counts as gone, and
 _FOREVER = 7 * 24 * 3600 * 1000  # milliseconds; a peer that fails meanwhile ends the wait
 _SHARED_SECONDS = 15  # in which a file of one host must show up on the others
 _FAILURE = "cadc/failure"
+_KEPT = 10_000  # values that the store keeps: the processes are never that far apart
 _LAST_WORDS = pathlib.Path(__file__).with_name("last_words.py")
 _FIELDS = ("coordinator", "num_processes", "process_id")
 
@@ -166,8 +167,39 @@ def of_first(value: Any) -> Any:
     key = f"cadc/{next(_calls)}"
     if is_first():
         _store().key_value_set(key, json.dumps(value))
+        if (old := int(key.rpartition("/")[2]) - _KEPT) >= 0:
+            _store().key_value_delete(f"cadc/{old}")
         return value
     return json.loads(_store().blocking_key_value_get(key, _FOREVER))
+
+
+def in_any(holds: bool) -> bool:
+    """Whether it holds in any process; all have to call it."""
+    if count() == 1:
+        return holds
+    key = f"cadc/{next(_calls)}"
+    _store().key_value_set(f"{key}/{index()}", json.dumps(holds))
+    answers = [_store().blocking_key_value_get(f"{key}/{k}", _FOREVER) for k in range(count())]
+    return any(map(json.loads, answers))
+
+
+def heard(what: str, holds: bool) -> bool:
+    """Whether it holds here, or in the first process, has been known to hold in any before."""
+    if count() == 1 or (holds and is_first()):
+        return holds
+    if is_first():
+        with contextlib.suppress(Exception):  # there is no such key, as long as nobody has said so
+            _store().key_value_try_get(f"cadc/heard/{what}")
+            return True
+    elif holds:
+        _store().key_value_set(f"cadc/heard/{what}", "", allow_overwrite=True)
+    return holds
+
+
+def leave(code: int) -> None:
+    """Ends this process with an exit code, others being about to end as well."""
+    _stopped.set()
+    _end(code)
 
 
 def on_first(make: Callable[[], Any]) -> Any:
@@ -251,13 +283,13 @@ def _watch() -> None:
             _end()
 
 
-def _end() -> None:
+def _end(code: int = 1) -> None:
     """Ends this process at once: JAX would first wait for the others to end in good order."""
     sys.stderr.flush()
     sys.stdout.flush()
     if is_first():
         time.sleep(3)  # it holds the store, which the others have to read first
-    os._exit(1)
+    os._exit(code)
 
 
 def _filter_output() -> None:

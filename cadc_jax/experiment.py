@@ -7,6 +7,7 @@ the first one's work; preparing, ALS, training and evaluation are done together.
 import dataclasses
 import json
 import pathlib
+import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,6 +29,7 @@ from cadc_jax import (
     sharding,
 )
 from cadc_jax.artifacts import Artifact, materialize
+from cadc_jax.checkpoints import Checkpoints
 from cadc_jax.compressed import Inputs
 from cadc_jax.data import files, negatives, pairs, pipeline, prepare, sources, synthetic
 from cadc_jax.data.hosts import Hosts
@@ -35,6 +37,7 @@ from cadc_jax.data.table import Columns, Table, open_table, read_columns, write_
 from cadc_jax.factorization import als, sgd
 from cadc_jax.factorization.factors import Factors, with_bias_columns
 from cadc_jax.factorization.interactions import Interactions
+from cadc_jax.interrupts import Stop
 from cadc_jax.models import embeddings
 from cadc_jax.progress import Progress
 from cadc_jax.training import loop, losses, placement, step, tensorboard
@@ -54,12 +57,14 @@ class Run:
       workdir: where artefacts and the report go.
       say: shows the user a line.
       verify: whether to compare the checksums of artefacts that are reused.
+      stop: whether the run is to end, after saving.
     """
 
     config: ConfigDict
     workdir: pathlib.Path
     say: Say = print
     verify: bool = True
+    stop: Stop = dataclasses.field(default_factory=Stop)
 
 
 def run(this: Run, last: str = "report") -> None:
@@ -218,9 +223,9 @@ def factorize_stage(run: Run, prepared: Artifact) -> Artifact:
         "seed": run.config.seed,
     }
 
-    def write(folder: pathlib.Path) -> Mapping[str, Any]:
+    def write(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:
         table = open_table(prepared.path)
-        factors, losses = _factorize(table, config, jax.random.key(run.config.seed))
+        factors, losses = _factorize(table, config, jax.random.key(run.config.seed), saved)
         found = {field.name: getattr(factors, field.name) for field in dataclasses.fields(factors)}
         arrays = {name: np.asarray(x, np.float32) for name, x in found.items() if x is not None}
         if distributed.is_first():
@@ -228,10 +233,12 @@ def factorize_stage(run: Run, prepared: Artifact) -> Artifact:
         return {"losses": [float(loss) for loss in losses]}
 
     together = run.config.factorization == "als"
-    return _stage(run, "factorize", settings, write, together=together)
+    return _long_stage(run, "factorize", settings, write, together=together)
 
 
-def _factorize(table: Table, config, key: jax.Array) -> tuple[Factors, np.ndarray]:
+def _factorize(
+    table: Table, config, key: jax.Array, saved: Checkpoints | None
+) -> tuple[Factors, np.ndarray]:
     schema, train = table.schema, table.splits["train"]
     users, items = np.asarray(train["user"]), np.asarray(train["item"])
     total = config.iterations if isinstance(config, als.ALSConfig) else config.epochs
@@ -249,11 +256,11 @@ def _factorize(table: Table, config, key: jax.Array) -> tuple[Factors, np.ndarra
             else:  # implicit feedback: that it happened counts, not how it was rated
                 value = None if config.feedback == "implicit" else train["value"]
             matrix = Interactions.from_rows(users, items, schema.num_users, schema.num_items, value)
-            return als.fit(matrix, config, key, mesh=sharding.make_mesh(), progress=show)
+            mesh = sharding.make_mesh()
+            return als.fit(matrix, config, key, mesh=mesh, progress=show, saved=saved)
         label = train["label"] if schema.task == "click" else None
-        return sgd.fit(
-            users, items, schema.num_users, schema.num_items, config, key, label, progress=show
-        )
+        size = schema.num_users, schema.num_items
+        return sgd.fit(users, items, *size, config, key, label, progress=show, saved=saved)
     finally:
         progress.close()
 
@@ -293,11 +300,11 @@ def train_stage(run: Run, inputs: Inputs, model_name: str, arm: str) -> Artifact
         "seed": config.seed,
     }
 
-    def write(folder: pathlib.Path) -> Mapping[str, Any]:
+    def write(folder: pathlib.Path, saved: Checkpoints) -> Mapping[str, Any]:
         jax.clear_caches()  # so that each arm pays for its own compilation
         table = open_table(prepared.path)
         rows = table.splits["train"] if arm == "full" else read_columns(sample.path)
-        fitted = _fit(run, table, rows, factors, model_name, arm, train_config)
+        fitted = _fit(run, table, rows, factors, model_name, arm, train_config, saved)
         trained = {name: x for name, x in fitted.tables.items() if name not in _frozen_tables(arm)}
         with ocp.StandardCheckpointer() as checkpointer:
             path = (folder / "state").resolve()
@@ -308,10 +315,10 @@ def train_stage(run: Run, inputs: Inputs, model_name: str, arm: str) -> Artifact
             "history": fitted.history,
         }
 
-    return _stage(run, "train", settings, write, f"{model_name}, {arm}", together=True)
+    return _long_stage(run, "train", settings, write, f"{model_name}, {arm}")
 
 
-def _fit(run, table: Table, rows: Columns, factors: Artifact, model_name, arm, config):
+def _fit(run, table: Table, rows: Columns, factors: Artifact, model_name, arm, config, saved):
     schema, seed = table.schema, run.config.seed
     model = configuration.make_model(run.config, model_name)
     tables_key, fit_key = jax.random.split(jax.random.key(seed))
@@ -352,10 +359,11 @@ def _fit(run, table: Table, rows: Columns, factors: Artifact, model_name, arm, c
         tables,
         _frozen_tables(arm),
         content,
-        pipeline.training_batches(
+        lambda start: pipeline.training_batches(
             rows,
             config.batch_rows,
             seed,
+            start,
             sampler=sampler,
             host_index=distributed.index(),
             host_count=distributed.count(),
@@ -368,6 +376,7 @@ def _fit(run, table: Table, rows: Columns, factors: Artifact, model_name, arm, c
         device_bytes=run.config.devices.table_bytes,
         record=tensorboard.recorder(logs) if run.config.log.tensorboard and first else None,
         trace=str(logs) if run.config.log.profile and first else None,
+        saved=saved,
     )
 
 
@@ -513,6 +522,31 @@ def _stage(
     run.say(f"[{stage:>9}] {name}: {how} {made.seconds:.1f} s -> {made.path}")
     logging.info("%s settings: %s", name, settings)
     return made
+
+
+def _long_stage(
+    run: Run, stage: str, settings, write, label: str = "", together: bool = True
+) -> Artifact:
+    """`_stage` of work that goes on from its checkpoints, which `write` is given.
+
+    Asked to end, it does so after saving. Once the artefact is whole, its checkpoints go. One of
+    several processes that works alone has no checkpoints, which take all of them to write.
+    """
+    if distributed.count() > 1 and not together:
+        return _stage(run, stage, settings, lambda out: write(out, None), label)
+    folder = run.workdir / "checkpoints" / stage / artifacts.fingerprint(stage, settings)
+    options = run.config.checkpoints.to_dict()
+
+    def resume(out: pathlib.Path) -> Mapping[str, Any]:
+        with Checkpoints(folder, **options, stop=run.stop, say=run.say) as saved:
+            facts = write(out, saved)
+        return facts | ({"seconds_before": saved.seconds_before} if saved.seconds_before else {})
+
+    with run.stop.deferred():
+        made = _stage(run, stage, settings, resume, label, together)
+        if distributed.is_first():
+            shutil.rmtree(folder, ignore_errors=True)
+        return made
 
 
 def _embeddings(arm: str) -> str:

@@ -18,11 +18,14 @@ On several hosts, or in several processes, start the same command everywhere, wi
 that all of them share and with --distributed (on Cloud TPU, GKE, Slurm or Open MPI) or
 
     --coordinator=HOST:PORT --num_processes=N --process_id=K     (K from 0; process 0 is on HOST)
+
+SIGTERM and Ctrl-C save what is under way; the same command goes on from there, as after a crash.
 """
 
 import errno
 import os
 import pathlib
+import signal
 import sys
 import traceback
 
@@ -34,6 +37,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from cadc_jax.errors import CadcError, ConfigError
+from cadc_jax.interrupts import Stop, Stopped
 
 STAGES = ("prepare", "factorize", "sample", "train", "evaluate", "report")
 
@@ -69,6 +73,9 @@ _JOIN_SECONDS = flags.DEFINE_integer(
     "join_seconds", 300, "How long to wait for the others to join."
 )
 _ROWS = flags.DEFINE_integer("rows", 200_000, "interactions: training rows to look at.")
+
+
+_STOP = Stop()
 
 
 def main(argv: list[str]) -> None:
@@ -171,7 +178,7 @@ def _experiment(config):
     from cadc_jax import experiment
 
     workdir = pathlib.Path(_WORKDIR.value or pathlib.Path("workdir") / config.name)
-    return experiment.Run(config, workdir, verify=_VERIFY.value)
+    return experiment.Run(config, workdir, verify=_VERIFY.value, stop=_STOP)
 
 
 def _needed(flag) -> str:
@@ -187,8 +194,19 @@ def run() -> None:
 
 
 def _main_without_traceback(argv: list[str]) -> None:
+    _STOP.install()
     try:
         main(argv)
+    except Stopped as stopped:
+        asked = _STOP.signal or signal.SIGTERM  # or another process of this run was
+        text = f"cadc: stopped by {asked.name}: {stopped}; the same command goes on from there"
+        print(text, file=sys.stderr)
+        code = 0 if asked == signal.SIGTERM else 130
+        if _joined():
+            from cadc_jax import distributed
+
+            distributed.leave(code)
+        sys.exit(code)
     except CadcError as error:
         _fail(error)
     except OSError as error:

@@ -33,6 +33,16 @@ def test_a_finished_stage_is_found_again_and_not_repeated(tmp_path):
     assert (again.path, again.facts, again.seconds) == (made.path, {"rows": 3}, made.seconds)
 
 
+def test_seconds_include_those_that_went_into_it_before(tmp_path):
+    made = artifacts.materialize(tmp_path, "x", {}, lambda folder: {"seconds_before": 1000.0})
+    assert 1000 <= made.seconds < 1100
+
+
+def test_the_fingerprint_is_known_before_the_stage_runs(tmp_path):
+    made = artifacts.materialize(tmp_path, "prepare", {"a": 1}, write_text)
+    assert artifacts.fingerprint("prepare", {"a": 1}) == made.fingerprint
+
+
 def test_a_stage_writes_into_an_empty_folder_that_is_not_yet_the_artefact(tmp_path):
     given = []
 

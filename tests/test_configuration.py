@@ -60,6 +60,9 @@ def test_a_rate_outside_its_range_is_named(rate):
         ),
         ({"train__label_smoothing": 1.0}, "label_smoothing=1.0"),
         ({"als__factors": 0}, "factors=0"),
+        ({"checkpoints__seconds": -1.0}, "checkpoints.seconds=-1.0: must be 0 or more"),
+        ({"checkpoints__seconds": float("nan")}, "checkpoints.seconds=nan"),
+        ({"checkpoints__keep": 1}, "checkpoints.keep=1: must be at least 2"),
     ],
 )
 def test_a_value_that_cannot_work_is_named(fields, message):

@@ -28,7 +28,8 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cadc_jax import sharding
+from cadc_jax import checkpoints, sharding
+from cadc_jax.checkpoints import Checkpoints
 from cadc_jax.errors import ConfigError
 from cadc_jax.factorization.factors import Factors
 from cadc_jax.factorization.interactions import Chunks, Interactions, Layout, make_layout, pack
@@ -103,6 +104,7 @@ def fit(
     *,
     mesh: Mesh | None = None,
     progress: Progress | None = None,
+    saved: Checkpoints | None = None,
 ) -> tuple[Factors, np.ndarray]:
     """Factorises.
 
@@ -115,6 +117,8 @@ def fit(
         own devices their parts of the entries.
       progress: called after each iteration with its number (from 1), the objective, and the
         seconds since `fit` was called.
+      saved: checkpoints to go on from, and to save to between iterations. The result is bit for bit
+        that of a fit without a break, on the same machine and devices.
 
     Returns:
       factors: of `config.dtype`, biases (float32) only if explicit. Rows without entries are 0.
@@ -123,19 +127,38 @@ def fit(
 
     Raises:
       ConfigError: by `ALSConfig`, or if there are no interactions.
+      Stopped: by `saved`, once it is asked to end.
     """
     if interactions.num_entries == 0:
         raise ConfigError("there are no interactions to factorise")
     start = time.perf_counter()
     users, items = _prepare(interactions, config, _one_device() if mesh is None else mesh)
-    item = _table(items, _initial(config, key, items), config.dtype)
-    user = _table(users, jnp.zeros((interactions.num_users, item.shape[1])), config.dtype)
+    width = config.factors + (config.feedback == "explicit")
+    sizes = interactions.num_users, interactions.num_items
+    shapes = [jax.ShapeDtypeStruct((size, width), config.dtype) for size in sizes]
+    whole = sharding.named(users.regularization.sharding.mesh, sharding.REPLICATED)
+    found = None if saved is None else saved.restore(checkpoints.like(shapes, whole))
+    if found is None:
+        losses = []
+        start_user, start_item = jnp.zeros(shapes[0].shape), _initial(config, key, items)
+    else:
+        rows, facts = found
+        start_user, start_item = map(sharding.local, rows)
+        losses = facts["losses"]
+    item = _table(items, start_item, config.dtype)
+    user = _table(users, start_user, config.dtype)
     mean = 0.0
     if config.feedback == "explicit":
         mean = float(interactions.by_user.values.mean(dtype=np.float64))
 
-    losses = []
-    for iteration in range(1, config.iterations + 1):
+    def snapshot():
+        # In the order of ids, which other devices share, unlike that of a table.
+        rows = [user[users.layout.position], item[items.layout.position]]
+        return rows, {"losses": losses}
+
+    for iteration in range(len(losses) + 1, config.iterations + 1):
+        if saved is not None:
+            saved.offer(iteration - 1, snapshot)
         user, _ = _solve(users, user, items, item, config, mean)
         item, loss = _solve(items, item, users, user, config, mean)
         losses.append(float(loss))

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cadc_jax import sparse
+from cadc_jax import checkpoints, sparse
+from cadc_jax.checkpoints import Checkpoints
 from cadc_jax.errors import ConfigError, DataError
 from cadc_jax.factorization.factors import Factors
 from cadc_jax.factorization.interactions import Interactions
@@ -95,6 +96,7 @@ def fit(
     label: np.ndarray | None = None,
     *,
     progress: Callable[[int, float, float], None] | None = None,
+    saved: Checkpoints | None = None,
 ) -> tuple[Factors, np.ndarray]:
     """Factorises.
 
@@ -110,6 +112,8 @@ def fit(
       label: [N] in {0, 1}, or None if all rows are positive and negatives are to be drawn.
       progress: called after each epoch with its number (from 1), its mean loss, and the seconds
         since `fit` was called.
+      saved: checkpoints to go on from, and to save to between blocks of rows. The result is bit for
+        bit that of a fit without a break, on the same machine and device.
 
     Returns:
       factors: float32, with biases. Rows of users and items that do not occur stay near 0.
@@ -118,6 +122,7 @@ def fit(
     Raises:
       ConfigError: by `SGDConfig`, or if there are no rows.
       DataError: if ids are outside their range, or a label is neither 0 nor 1.
+      Stopped: by `saved`, once it is asked to end.
     """
     if not len(user):
         raise ConfigError("there are no interactions to factorise")
@@ -136,12 +141,37 @@ def fit(
     # epoch on a CPU.
     shuffle = np.random.default_rng(np.asarray(jax.random.key_data(order_key)))
     batch = min(config.batch_rows, size)
-    state = _init(num_users, num_items, config, share, init_key)
-    losses = []
-    for epoch in range(config.epochs):
+    start_state = functools.partial(_init, num_users, num_items, config, share, init_key)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    found = None
+    if saved is not None:
+        found = saved.restore(checkpoints.like(jax.eval_shape(start_state), here))
+    losses, total, order_of_blocks, done = [], 0.0, [], 0
+    if found is None:
+        state = start_state()
+    else:
+        state, facts = found
+        losses, total = facts["losses"], facts["total"]
+        order_of_blocks, done = facts["order_of_blocks"], facts["done"]
+        shuffle.bit_generator.state = facts["shuffle"]
+
+    def snapshot():
+        return state, {
+            "losses": losses,
+            "total": total,
+            "order_of_blocks": order_of_blocks,
+            "done": done,
+            "shuffle": shuffle.bit_generator.state,
+        }
+
+    for epoch in range(len(losses), config.epochs):
         decay = 1 - config.learning_rate_decay * epoch / config.epochs
-        total = 0.0
-        for first in shuffle.permutation(starts) if len(starts) > 1 else starts:
+        if not order_of_blocks:  # drawn already if resumed
+            several = len(starts) > 1
+            order_of_blocks = (shuffle.permutation(starts) if several else starts).tolist()
+        for first in order_of_blocks[done:]:
+            if saved is not None:
+                saved.offer(epoch * len(starts) + done, snapshot)
             part = slice(first, first + size)
             count = len(user[part])
             if len(starts) > 1 or not blocks:
@@ -159,7 +189,9 @@ def fit(
                 negatives=config.negatives,
             )
             total += float(loss) * count
+            done += 1
         losses.append(total / len(user))
+        total, order_of_blocks, done = 0.0, [], 0
         if progress is not None:
             progress(epoch + 1, losses[-1], time.perf_counter() - start)
     factors = Factors(

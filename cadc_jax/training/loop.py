@@ -14,12 +14,13 @@ from absl import logging
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from cadc_jax import distributed, sharding
+from cadc_jax import checkpoints, distributed, sharding
+from cadc_jax.checkpoints import Checkpoints, Facts
 from cadc_jax.errors import ConfigError, TrainingError
 from cadc_jax.models.embeddings import Batch, Content, Tables, lookup_ids
 from cadc_jax.progress import Progress
 from cadc_jax.training import placement, prefetch
-from cadc_jax.training.placement import RandomTable
+from cadc_jax.training.placement import Placement, RandomTable
 from cadc_jax.training.step import TrainConfig, TrainState, init_state, train_steps
 
 Validate = Callable[[Any, Tables], float]  # (params, all tables) -> quality, higher is better
@@ -93,7 +94,7 @@ def fit(
     tables: Mapping[str, jax.Array | np.ndarray | RandomTable],
     frozen: frozenset[str],
     content: Content,
-    batches: Iterator[Batch],
+    batches: Callable[[int], Iterator[Batch]],
     steps_per_epoch: int,
     validate: Validate,
     key: jax.Array,
@@ -102,6 +103,7 @@ def fit(
     device_bytes: float = math.inf,
     record: Callable[[Mapping[str, float]], None] | None = None,
     trace: str | None = None,
+    saved: Checkpoints | None = None,
 ) -> Fitted:
     """Trains until the validation result stops getting better.
 
@@ -114,7 +116,8 @@ def fit(
       tables: all embedding tables, as `initial_tables` makes them.
       frozen: names of the tables that stay as they are.
       content: features of users and items.
-      batches: endless stream of training batches; of several processes, each has its own part.
+      batches: the endless stream of training batches from a given step on; of several processes,
+        each has its own part.
       steps_per_epoch: batches that make an epoch.
       validate: quality on the validation split, higher is better.
       key: of initialisation and dropout.
@@ -124,13 +127,17 @@ def fit(
       record: given every entry of the history as it is made.
       trace: folder for a `jax.profiler` trace of the steps between the first two evaluations
         (compilation is before them), or None.
+      saved: checkpoints to go on from, and to save to between calls and before evaluations. The
+        result is bit for bit that of a fit without a break, on the same machine and devices.
 
     Returns:
       The state with the best validation result; step 0 takes part.
 
     Raises:
       ConfigError: if a batch does not divide over the devices, or into microbatches.
-      TrainingError: if the loss or the validation result is not finite.
+      TrainingError: if the loss or the validation result is not finite. No checkpoint holds a
+        state with such numbers.
+      Stopped: by `saved`, once it is asked to end.
     """
     mesh = mesh or sharding.make_mesh()
     if config.batch_rows % mesh.size:
@@ -152,8 +159,8 @@ def fit(
 
     init_key, step_key = jax.random.split(sharding.put(key, everywhere))
     content = sharding.put(content, everywhere)
-    first = next(batches)
-    batches = itertools.chain([first], batches)
+    stream = batches(0)
+    first = next(stream)
     shapes = {
         name: jax.ShapeDtypeStruct((config.batch_rows, *x.shape[1:]), x.dtype)
         for name, x in first.items()
@@ -170,60 +177,111 @@ def fit(
     logging.info("%s: embedding tables on %d devices\n%s", label, mesh.size, placed)
     tables = placement.put(placed, tables)
     constant = {name: table for name, table in tables.items() if name in frozen}
-    # A copy, since training donates its buffers and the caller keeps `tables`.
-    trained = {name: jnp.copy(table) for name, table in tables.items() if name not in frozen}
-    state = init_state(model, config, trained, constant, content, shapes, init_key, placed)
 
-    best, best_value, best_step = _copy(state), quality(state.params, tables), 0
-    history = [{"step": 0, "validation": best_value}]
+    def start() -> TrainState:
+        # Copies, since training donates its buffers and the caller keeps `tables`.
+        trained = {name: jnp.copy(table) for name, table in tables.items() if name not in frozen}
+        return init_state(model, config, trained, constant, content, shapes, init_key, placed)
+
+    found = None if saved is None else saved.restore(_like(jax.eval_shape(start), placed))
+    zero = sharding.put(jnp.zeros(()), everywhere)
+    if found is None:
+        state, loss_sum, at = start(), zero, 0
+        best, best_value, best_step = _copy(state), quality(state.params, tables), 0
+        history = [{"step": 0, "validation": best_value}]
+        stream = itertools.chain([first], stream)
+    else:
+        (state, best, loss_sum), facts = found
+        at, history = facts["step"], facts["history"]
+        best_value, best_step = facts["best_value"], facts["best_step"]
+        stream = batches(at)
+
+    def snapshot() -> tuple[Any, Facts]:
+        if not _finite((state.params, state.tables, loss_sum)):
+            raise failure("the loss or a weight is not finite")
+        facts = {"best_value": best_value, "best_step": best_step, "history": history, "step": at}
+        return (state, best, loss_sum), facts
+
+    def failure(what: str) -> TrainingError:
+        good = f"best so far at step {best_step}"
+        if saved is not None and saved.newest is not None:
+            good += f", last good checkpoint at step {saved.newest}"
+        return TrainingError(f"{label}: {what} at step {at} ({good}): lower the learning rate")
+
     progress = Progress(label, interval * config.max_evaluations, "steps")
     size = min(config.steps_per_call, interval)
     stacks = prefetch.device_batches(
-        _stacks(batches, interval, size), sharding.named(mesh, sharding.BATCHES), depth=1
+        _stacks(stream, interval, size, at - history[-1]["step"]),
+        sharding.named(mesh, sharding.BATCHES),
+        depth=1,
     )
-    for evaluation in range(1, config.max_evaluations + 1):
-        loss_sum, before = jnp.zeros(()), jnp.zeros(())
+    for evaluation in range(len(history), config.max_evaluations + 1):
+        end, before = evaluation * interval, zero
         traced = trace is not None and evaluation == 2
         with jax.profiler.trace(trace) if traced else contextlib.nullcontext():
-            for done in range(0, interval, size):
-                stack, count = next(stacks), min(size, interval - done)
+            while at < end:
+                if saved is not None:
+                    saved.offer(at, snapshot)
+                stack, count = next(stacks), min(size, end - at)
                 state, loss = train_steps(
                     model, config, state, constant, content, stack, count, step_key, placed
                 )
                 before.block_until_ready()  # the host runs no further ahead
                 loss_sum, before = loss_sum + loss, loss
-                at = (evaluation - 1) * interval + done
                 progress.update(at, f"best validation {best_value:.4f}")
-            step, loss = evaluation * interval, float(loss_sum) / interval
+                at += count
+            if saved is not None:
+                saved.offer(at, snapshot)
+            loss = float(loss_sum) / interval
         value = quality(state.params, {**constant, **state.tables})
         if not (math.isfinite(loss) and math.isfinite(value)):
-            raise TrainingError(
-                f"{label}: the loss is {loss} and the validation result {value} at step {step} "
-                f"(best so far at step {best_step}): lower the learning rate"
-            )
-        history.append({"step": step, "loss": loss, "validation": value})
+            raise failure(f"the loss is {loss} and the validation result {value}")
+        history.append({"step": at, "loss": loss, "validation": value})
+        loss_sum = zero
         if record is not None:
             record(history[-1])
         if value > best_value:
-            best, best_value, best_step = _copy(state), value, step
-        elif step - best_step >= config.patience * interval:
+            best, best_value, best_step = _copy(state), value, at
+        elif at - best_step >= config.patience * interval:
             break
     progress.close()
     params, trained = best
     return Fitted(params, placement.take(placed, {**constant, **trained}), history, best_step)
 
 
-def _stacks(batches: Iterator[Batch], interval: int, size: int) -> Iterator[Batch]:
-    """Stacks of `size` batches, in order.
+def _stacks(batches: Iterator[Batch], interval: int, size: int, done: int = 0) -> Iterator[Batch]:
+    """Stacks of `size` batches, in order, the first being `done` batches into an interval.
 
     The last stack of an interval may hold fewer: its last batch then stands in the remaining
     places, so that all stacks have one shape.
     """
     while True:
-        for done in range(0, interval, size):
-            part = list(itertools.islice(batches, min(size, interval - done)))
+        for first in range(done, interval, size):
+            part = list(itertools.islice(batches, min(size, interval - first)))
             padded = part + part[-1:] * (size - len(part))
             yield {name: np.stack([batch[name] for batch in padded]) for name in part[0]}
+        done = 0
+
+
+def _like(state: TrainState, placed: Placement) -> tuple[TrainState, tuple[Any, Tables], Any]:
+    """What a checkpoint holds, by the shapes of a state: it, the best one, and the sum of losses.
+
+    Every array gets the sharding that a step leaves it in.
+    """
+    everywhere = sharding.named(placed.mesh, sharding.REPLICATED)
+    step, params, opt_state, zero = checkpoints.like(
+        (state.step, state.params, state.opt_state, jax.ShapeDtypeStruct((), jnp.float32)),
+        everywhere,
+    )
+    tables = {n: placement.like(placed, n, x) for n, x in state.tables.items()}
+    slots = {n: placement.like(placed, n, x) for n, x in state.slots.items()}
+    return TrainState(step, params, opt_state, tables, slots), (params, tables), zero
+
+
+@jax.jit
+def _finite(tree: Any) -> jax.Array:
+    """[] bool: whether every number in the tree is finite."""
+    return jnp.all(jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]))
 
 
 def _copy(state: TrainState) -> tuple[Any, Tables]:

@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -163,6 +164,18 @@ def _sent_bytes(mesh: Mesh, table, trained: bool, split: bool, ids: int) -> tupl
 def spec(placement: Placement, name: str) -> P:
     """PartitionSpec of that table, and of optimizer state that has a row for each of its rows."""
     return sharding.TABLE if placement[name].split else sharding.REPLICATED
+
+
+def like(placement: Placement, name: str, tree: Any) -> Any:
+    """Shapes, dtypes and shardings of arrays that belong to that table: itself, or its slots."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            x.shape,
+            x.dtype,
+            sharding=sharding.named(placement.mesh, _slot_spec(placement, name, x)),
+        ),
+        tree,
+    )
 
 
 def put(placement: Placement, tables: Mapping[str, jax.Array | np.ndarray | RandomTable]) -> Tables:

@@ -1,6 +1,7 @@
 """Alternating least squares against dense float64 references."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh
 
+from cadc_jax.checkpoints import Checkpoints
 from cadc_jax.errors import ConfigError
 from cadc_jax.factorization import als
 from cadc_jax.factorization.als import ALSConfig
 from cadc_jax.factorization.factors import Factors
 from cadc_jax.factorization.interactions import Interactions
+from cadc_jax.interrupts import Stopped
 from tests.factorization import reference
 
 U, I, D = 40, 30, 6  # noqa: E741 (the letters of the package)
@@ -332,3 +335,35 @@ def test_fold_in_refuses_another_number_of_known_rows(interactions):
     factors = Factors(jnp.zeros((U, D)), jnp.zeros((I + 1, D)))
     with pytest.raises(ConfigError, match=f"{I} known rows, the model has {I + 1}"):
         als.fold_in(factors, interactions, IMPLICIT)
+
+
+@pytest.mark.parametrize("base", [IMPLICIT, EXPLICIT], ids=["implicit", "explicit"])
+@pytest.mark.parametrize("dtype, devices", [("float32", 1), ("bfloat16", 1), ("float32", 8)])
+def test_a_fit_resumed_after_any_iteration_is_bit_for_bit_an_undisturbed_one(
+    base, dtype, devices, interactions, tmp_path
+):
+    config = dataclasses.replace(base, dtype=dtype, iterations=4)
+    mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
+    want, want_losses = als.fit(interactions, config, KEY, mesh=mesh)
+    for done in (0, 1, 3):
+        calls = itertools.count()
+        with Checkpoints(tmp_path / str(done), stop=lambda: next(calls) >= done) as saved:  # noqa: B023
+            with pytest.raises(Stopped):
+                als.fit(interactions, config, KEY, mesh=mesh, saved=saved)
+        assert saved.newest == done
+        with Checkpoints(tmp_path / str(done)) as saved:
+            got, losses = als.fit(interactions, config, KEY, mesh=mesh, saved=saved)
+        np.testing.assert_array_equal(losses, want_losses)
+        jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_a_fit_goes_on_on_other_devices(interactions, tmp_path):
+    want, want_losses = als.fit(interactions, IMPLICIT, KEY)
+    calls = itertools.count()
+    with Checkpoints(tmp_path, stop=lambda: next(calls) >= 2) as saved, pytest.raises(Stopped):
+        als.fit(interactions, IMPLICIT, KEY, saved=saved)
+    with Checkpoints(tmp_path) as saved:
+        mesh = Mesh(np.array(jax.devices()), ("data",))
+        got, losses = als.fit(interactions, IMPLICIT, KEY, mesh=mesh, saved=saved)
+    np.testing.assert_allclose(losses, want_losses, rtol=1e-4)
+    np.testing.assert_allclose(got.item, want.item, rtol=1e-3, atol=1e-3)

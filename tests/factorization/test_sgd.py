@@ -1,6 +1,7 @@
 """Logistic factorisation against automatic differentiation and a dense float64 loop."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,12 @@ import numpy as np
 import optax
 import pytest
 
+from cadc_jax.checkpoints import Checkpoints
 from cadc_jax.errors import ConfigError, DataError
 from cadc_jax.factorization import sgd
 from cadc_jax.factorization.factors import scores
 from cadc_jax.factorization.sgd import SGDConfig
+from cadc_jax.interrupts import Stopped
 
 U, I, D = 30, 20, 4  # noqa: E741 (the letters of the package)
 KEY = jax.random.key(0)
@@ -221,3 +224,25 @@ def test_labels_other_than_0_and_1_and_empty_logs_are_refused():
         sgd.fit(np.array([0, 0]), np.array([0, 3]), 1, 3, CONFIG, KEY, np.array([1.0, 0.0]))
     with pytest.raises(ConfigError, match="no interactions"):
         sgd.fit([], [], 1, 1, CONFIG, KEY)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("optimizer", ["adagrad", "adam"])
+def test_a_fit_resumed_after_any_block_is_bit_for_bit_an_undisturbed_one(
+    labelled, optimizer, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sgd, "BLOCK_ROWS", 64)  # of 200 rows: four blocks, the last of 8
+    user, item, label = clicks()
+    config = dataclasses.replace(CONFIG, optimizer=optimizer)
+    arguments = user, item, U, I, config, KEY, label if labelled else None
+    want, want_losses = sgd.fit(*arguments)
+    for done in (0, 1, 4, 7, 11) if labelled else (0, 2):
+        calls = itertools.count()
+        with Checkpoints(tmp_path / str(done), stop=lambda: next(calls) >= done) as saved:  # noqa: B023
+            with pytest.raises(Stopped):
+                sgd.fit(*arguments, saved=saved)
+        assert saved.newest == done
+        with Checkpoints(tmp_path / str(done)) as saved:
+            got, losses = sgd.fit(*arguments, saved=saved)
+        np.testing.assert_array_equal(losses, want_losses)
+        jax.tree.map(np.testing.assert_array_equal, got, want)

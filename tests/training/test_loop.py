@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from cadc_jax import sharding
+from cadc_jax.checkpoints import Checkpoints
 from cadc_jax.errors import ConfigError, TrainingError
+from cadc_jax.interrupts import Stopped
 from cadc_jax.models.two_tower import TwoTower
 from cadc_jax.training import loop
 from cadc_jax.training.step import TrainConfig, train_steps
@@ -31,12 +33,17 @@ def fit(validate, frozen=(), config=CONFIG, batches=None, steps=1, **settings):
         tables(),
         frozenset(frozen),
         content(),
-        batches or itertools.repeat(batch()),
+        batches or (lambda start: itertools.repeat(batch())),
         steps,
         validate,
         jax.random.key(0),
         **settings,
     )
+
+
+def stream(start):
+    """A batch of its own for every step."""
+    return ({**batch(), "label": batch()["label"] * (k % 5)} for k in itertools.count(start))
 
 
 def scripted(values):
@@ -83,7 +90,7 @@ def test_the_same_key_gives_the_same_result():
 def test_a_loss_that_is_no_number_stops_with_the_step():
     broken = {**batch(), "label": np.full_like(batch()["label"], math.nan)}
     with pytest.raises(TrainingError, match="step 2"):
-        fit(scripted(range(11)), batches=itertools.repeat(broken))
+        fit(scripted(range(11)), batches=lambda start: itertools.repeat(broken))
 
 
 def test_factors_are_scaled_to_a_root_mean_square_of_one():
@@ -99,7 +106,6 @@ def test_batches_are_taken_in_order_whatever_a_call_holds():
     results = []
     for size in (1, 3, 8):
         config = dataclasses.replace(CONFIG, steps_per_call=size, max_evaluations=2)
-        stream = ({**batch(), "label": batch()["label"] * (k % 5)} for k in itertools.count())
         results.append(fit(scripted(range(3)), config=config, batches=stream, steps=7))
     for other in results[1:]:
         np.testing.assert_allclose(
@@ -151,3 +157,114 @@ def test_every_evaluation_is_recorded_and_one_interval_traced(tmp_path):
     fitted = fit(scripted(range(11)), record=seen.append, trace=str(tmp_path))
     assert seen == fitted.history[1:]
     assert list(tmp_path.rglob("*.xplane.pb"))
+
+
+STEPS = 7  # an interval is calls of 3 + 3 + 1 steps
+RESUMED = dataclasses.replace(
+    CONFIG,
+    table_optimizer="adam",
+    table_dtype="bfloat16",
+    stochastic_rounding=True,
+    max_evaluations=3,
+    patience=3,
+    steps_per_call=3,
+)
+
+
+def by_weights(params, tables):
+    """A quality that any change of a table changes."""
+    return -float(sum(np.abs(np.asarray(x, np.float64)).sum() for x in jax.tree.leaves(tables)))
+
+
+def breaks_at(folder, chance, **settings):
+    """Trains until that chance to save, counted from 0, and is stopped there; returns the step."""
+    calls = itertools.count()
+    with Checkpoints(folder, math.inf, stop=lambda: next(calls) >= chance) as saved:
+        with pytest.raises(Stopped):
+            fit(batches=stream, saved=saved, **settings)
+    return saved.newest
+
+
+def resumes(folder, **settings):
+    with Checkpoints(folder, math.inf, say=lambda line: None) as saved:
+        started = []
+        fitted = fit(
+            batches=lambda start: started.append(start) or stream(start), saved=saved, **settings
+        )
+        assert started[-1] == saved.newest  # the stream starts where the checkpoint stands
+    return fitted
+
+
+def assert_same(got, want):
+    assert (got.history, got.best_step) == (want.history, want.best_step)
+    jax.tree.map(
+        np.testing.assert_array_equal, (got.params, got.tables), (want.params, want.tables)
+    )
+
+
+@pytest.mark.parametrize("frozen", [(), ("user", "item")])
+def test_a_fit_resumed_at_any_call_is_bit_for_bit_an_undisturbed_one(tmp_path, frozen):
+    settings = {"validate": by_weights, "config": RESUMED, "steps": STEPS, "frozen": frozen}
+    want = fit(batches=stream, **settings)
+    assert len(want.history) == 4
+    chances = [0, 3, 6, 7, 7, 10, 13, 14, 14, 17, 20, 21]  # between calls, and about evaluations
+    for number in (2, 4, 11) if frozen else (1, 3, 5, 8):
+        step = chances[number]
+        folder = tmp_path / str(number)
+        assert breaks_at(folder, number, **settings) == step
+        assert_same(resumes(folder, **settings), want)
+
+
+def test_a_fit_that_breaks_again_and_again_gets_there(tmp_path):
+    settings = {"validate": by_weights, "config": RESUMED, "steps": STEPS}
+    want = fit(batches=stream, **settings)
+    stopped = [breaks_at(tmp_path, 2, **settings) for _ in range(4)]
+    assert stopped == sorted(set(stopped))
+    assert_same(resumes(tmp_path, **settings), want)
+
+
+def test_resuming_trains_on_with_the_program_of_before(tmp_path):
+    config = dataclasses.replace(RESUMED, learning_rate=0.03)
+    settings = {"validate": by_weights, "config": config, "steps": STEPS}
+    before = train_steps._cache_size()
+    breaks_at(tmp_path, 4, **settings)
+    resumes(tmp_path, **settings)
+    assert train_steps._cache_size() - before == 1
+
+
+@pytest.mark.parametrize("first, second", [((1, 1), (8, 8)), ((8, 8), (2, 2))])
+def test_a_fit_goes_on_on_other_devices(tmp_path, first, second):
+    """(devices, devices to a table); tables of 5 and 7 rows are padded in other ways."""
+
+    def settings(devices, model):
+        return {
+            "validate": by_weights,
+            "config": dataclasses.replace(CONFIG, table_optimizer="adam", max_evaluations=3),
+            "steps": 2,
+            "mesh": sharding.make_mesh(model, jax.devices()[:devices]),
+            "device_bytes": math.inf if model == 1 else 900 - 40 * model,
+        }
+
+    want = fit(batches=stream, **settings(1, 1))
+    assert breaks_at(tmp_path, 4, **settings(*first)) > 0
+    got = resumes(tmp_path, **settings(*second))
+    for one, other in zip(got.history, want.history, strict=True):
+        np.testing.assert_allclose(list(one.values()), list(other.values()), rtol=1e-4)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+        (got.params, got.tables),
+        (want.params, want.tables),
+    )
+
+
+def test_no_checkpoint_holds_a_state_that_is_no_number(tmp_path):
+    def breaks_down(start):
+        for k, made in enumerate(stream(start), start):
+            yield made if k < 4 else {**made, "label": made["label"] * math.nan}
+
+    config = dataclasses.replace(CONFIG, steps_per_call=1)
+    for _ in range(2):  # the second run goes on from the good state
+        with Checkpoints(tmp_path, seconds=0, say=lambda line: None) as saved:
+            with pytest.raises(TrainingError, match="at step 5 .*last good checkpoint at step 4"):
+                fit(scripted(range(11)), config=config, batches=breaks_down, saved=saved)
+        assert saved.newest == 4
