@@ -213,6 +213,31 @@ def test_a_killed_process_ends_the_others_within_a_minute_in_one_line(tmp_path):
     assert len(errors(err)) == 1 and "process 1 has ended" in errors(err)[0]
 
 
+def test_asked_to_stop_all_save_and_another_number_of_processes_goes_on(tmp_path):
+    """The second process alone is asked, as when one spot machine of several is taken away."""
+    slow = ("--config.checkpoints.seconds=0", "--config.train.steps_per_call=1")
+    arguments = (*CRITEO, *slow, "--config.arms=('full',)", "--config.train.max_evaluations=4")
+    folder = tmp_path / "stopped"
+    first, second = processes_of(arguments, [folder, folder])
+    deadline = time.monotonic() + 100
+    while not list(folder.glob("checkpoints/train/*/[1-9]*")):
+        assert time.monotonic() < deadline and first.poll() is None, first.communicate()
+        time.sleep(0.1)
+    second.send_signal(signal.SIGTERM)
+    for process in (first, second):
+        code, _, err = finished(process, timeout=60)
+        assert code == 0 and "stopped by SIGTERM: step" in err
+    code, out, err = finished(cadc(*arguments, f"--workdir={folder}"))
+    assert code == 0 and "goes on from step" in out, err
+    code, _, err = finished(cadc(*arguments, f"--workdir={tmp_path / 'undisturbed'}"))
+    assert code == 0, err
+    (stopped,), (undisturbed,) = (
+        stage(tmp_path / name, "train").values() for name in ("stopped", "undisturbed")
+    )
+    for entry, same in zip(undisturbed["history"], stopped["history"], strict=True):
+        assert same == pytest.approx(entry, rel=2e-3)
+
+
 def test_an_error_of_the_users_ends_all_and_is_said_once(tmp_path):
     arguments = (*CRITEO, "--config.data.path=/nowhere/train.txt")
     results = [finished(process) for process in processes_of(arguments, [tmp_path, tmp_path])]
