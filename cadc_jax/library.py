@@ -1,0 +1,347 @@
+"""The method on plain arrays, without files and configurations: factorise, sample, train, score.
+
+    import cadc_jax as cadc
+
+    factors = cadc.factorize(user, item, num_users, num_items)
+    kept = cadc.sample(len(user), rate=0.1)
+    model = cadc.train(
+        cadc.TwoTower(),
+        {"user": user[kept], "item": item[kept]},
+        {"user": held_out_user, "item": held_out_item},
+        cadc.TrainConfig(negatives=4),
+        factors=factors,
+        known=(user, item),
+    )
+    scores, items = cadc.recommend(model, users, k=10, seen=(user, item))
+
+Ids count from 0. Item 0 is what prepared tables keep for unknown items: it is never drawn as a
+negative. Everything is deterministic in `seed`.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from cadc_jax import compressed, evaluation, sharding
+from cadc_jax.data import negatives, sampling
+from cadc_jax.data.table import Table, open_table, read_columns
+from cadc_jax.errors import ConfigError
+from cadc_jax.factorization import als, sgd
+from cadc_jax.factorization.factors import Factors, with_bias_columns
+from cadc_jax.factorization.interactions import Interactions
+from cadc_jax.models.embeddings import Content, Tables, pair_batch, stacked_offsets
+from cadc_jax.training import loop, step
+
+EMBEDDINGS = ("frozen", "trainable", "random")
+NUM_NEGATIVES = 99  # of each validation row
+Rows = Mapping[str, np.ndarray]
+Pairs = tuple[np.ndarray, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A trained network with all that scoring takes.
+
+    Attributes:
+      network: the flax module.
+      params: its parameters.
+      tables: `user` [U, D], `item` [I, D] and `features` [V, E].
+      content: features of users and items, and offsets of the stacked categorical features.
+      history: of each evaluation the step, the mean loss since the last one, and the validation
+        result (higher is better).
+      best_step: step of the parameters; 0 if no step bettered the start.
+    """
+
+    network: nn.Module
+    params: Any
+    tables: Tables
+    content: Content
+    history: Sequence[Mapping[str, float]]
+    best_step: int
+
+
+@dataclasses.dataclass(frozen=True)
+class CompressedData:
+    """A folder that `cadc compress` wrote, opened; arrays are memory-mapped.
+
+    Attributes:
+      table: the prepared table; its training split holds the kept rows alone.
+      factors: of all training rows.
+    """
+
+    table: Table
+    factors: Factors
+
+
+def factorize(
+    user: np.ndarray,
+    item: np.ndarray,
+    num_users: int,
+    num_items: int,
+    config: als.ALSConfig | sgd.SGDConfig | None = None,
+    *,
+    value: np.ndarray | None = None,
+    label: np.ndarray | None = None,
+    seed: int = 0,
+) -> Factors:
+    """Factors of all training rows, by ALS or logistic SGD.
+
+    Args:
+      user: [N] int ids in [0, num_users).
+      item: [N] int ids in [0, num_items).
+      num_users: U.
+      num_items: I.
+      config: an `ALSConfig` (the default) or an `SGDConfig`.
+      value: [N] strength of each row, for ALS; None: all 1.
+      label: [N] in {0, 1}, for SGD on clicks and impressions; None: every row is a positive.
+      seed: of the start and of drawn negatives.
+
+    Returns:
+      `user` [U, D] and `item` [I, D]; of explicit ALS and of SGD also biases.
+
+    Raises:
+      ConfigError: if `value` or `label` do not go with the method, or there are no rows.
+      DataError: if ids are outside their range.
+    """
+    config = config or als.ALSConfig()
+    key = jax.random.key(seed)
+    if isinstance(config, als.ALSConfig):
+        if label is not None:
+            raise ConfigError("ALS takes positives: give those, or labels with an SGDConfig")
+        matrix = Interactions.from_rows(user, item, num_users, num_items, value)
+        return als.fit(matrix, config, key, mesh=sharding.make_mesh())[0]
+    if value is not None:
+        raise ConfigError("logistic SGD takes labels: values go with an ALSConfig")
+    return sgd.fit(user, item, num_users, num_items, config, key, label)[0]
+
+
+def sample(num_rows: int, rate: float, seed: int = 0) -> np.ndarray:
+    """Ids [kept] int64 of the rows to keep, ascending; see `sampling.keep`.
+
+    Raises:
+      ValueError: if rate is outside (0, 1].
+    """
+    return np.flatnonzero(sampling.keep(np.arange(num_rows), rate, seed))
+
+
+def train(
+    network: nn.Module,
+    rows: Rows,
+    validation: Rows,
+    config: step.TrainConfig,
+    *,
+    factors: Factors | None = None,
+    embeddings: str = "frozen",
+    num_users: int = 0,
+    num_items: int = 0,
+    vocabulary_sizes: Sequence[int] = (),
+    embedding_dim: int = 16,
+    content: Content | None = None,
+    num_features: int = 0,
+    known: Pairs | None = None,
+    seed: int = 0,
+) -> Model:
+    """Trains a network on kept rows until the validation result stops getting better.
+
+    Args:
+      network: `DLRM`, `DCN` or `TwoTower`.
+      rows: `user` [N] and `item` [N] int; `label` [N] in {0, 1} if there are impressions (without
+        it every row is a positive, and `config.negatives` others are drawn); optional features of
+        the row, `dense` [N, F] float and `categorical` [N, C] int.
+      validation: held-out rows of the same columns. With labels the log loss decides; without, the
+        NDCG@10 of each row's item among 99 others.
+      config: how to train.
+      factors: of all training rows; needed unless `embeddings` is 'random'.
+      embeddings: 'frozen', 'trainable' (they start from the factors) or 'random'.
+      num_users: U, if there are no factors.
+      num_items: I, likewise.
+      vocabulary_sizes: [C] ids of each column of `categorical`.
+      embedding_dim: E, width of their embeddings, and D of random ones; that of a DLRM.
+      content: features of users and items, as `embeddings.content_of` makes them of a prepared
+        table; None for none.
+      num_features: V, with `content`: rows of the stacked table of all categorical features.
+      known: user and item of all training rows, kept or not: none of them is drawn as a negative.
+        None: those of `rows`.
+      seed: of initialisation, order, negatives and dropout.
+
+    Raises:
+      ConfigError: if the arguments contradict each other.
+      TrainingError: if the loss or the validation result is not finite.
+    """
+    if embeddings not in EMBEDDINGS:
+        raise ConfigError(f"embeddings={embeddings!r}: must be one of {', '.join(EMBEDDINGS)}")
+    given = None
+    if embeddings != "random":
+        if factors is None:
+            raise ConfigError(f"embeddings={embeddings!r} needs factors; see `factorize`")
+        given = tuple(map(np.asarray, _tables_of(factors)))
+        num_users, num_items = len(given[0]), len(given[1])
+    elif factors is not None:
+        num_users, num_items = len(factors.user), len(factors.item)
+    if not (num_users and num_items):
+        raise ConfigError("without factors num_users and num_items have to be given")
+    clicks = "label" in rows
+    if clicks == (config.negatives > 0):
+        why = "rows with labels have theirs" if clicks else "rows without labels need some"
+        raise ConfigError(f"negatives={config.negatives}: {why}")
+    rows, validation = _whole(rows), _whole(validation)
+    content = content or _no_content(num_users, num_items, vocabulary_sizes)
+    from cadc_jax.data import pipeline  # imports TensorFlow, which the rest does without
+
+    sampler = None
+    if not clicks:
+        known = known or (rows["user"], rows["item"])
+        keys = np.unique(negatives.pair_keys(*map(np.asarray, known), num_items))
+        sampler = pipeline.NegativeSampling(config.negatives, keys, num_items)
+        validation = _with_negatives(validation, keys, num_items, seed)
+    tables_key, fit_key = jax.random.split(jax.random.key(seed))
+    num_features = num_features or int(sum(vocabulary_sizes))
+    tables = loop.initial_tables(
+        *(num_users, num_items, num_features),
+        *(embedding_dim if given is None else given[0].shape[1], embedding_dim),
+        *(given, tables_key),
+    )
+
+    def validate(params, tables) -> float:
+        score = functools.partial(step.predict, network, params, tables, content)
+        if clicks:
+            return -evaluation.evaluate_clicks(score, validation)["logloss"]
+        found = evaluation.evaluate_ranking_sampled(score, validation, 10)
+        return next(value for name, value in found.items() if name.startswith("ndcg"))
+
+    def batches(start: int):
+        return pipeline.training_batches(rows, config.batch_rows, seed, start, sampler=sampler)
+
+    frozen = frozenset({"user", "item"} if embeddings == "frozen" else ())
+    per_epoch = pipeline.steps_per_epoch(len(rows["user"]), config.batch_rows)
+    fitted = loop.fit(
+        *(network, config, tables, frozen, content, batches, per_epoch, validate, fit_key)
+    )
+    return Model(network, fitted.params, fitted.tables, content, fitted.history, fitted.best_step)
+
+
+def score(model: Model, rows: Rows) -> np.ndarray:
+    """Logits [N] of rows: `user` [N], `item` [N] and features as the model was trained with."""
+    rows, found = _whole(rows), []
+    block = min(evaluation.CLICK_BLOCK, len(rows["user"]))
+    for start in range(0, len(rows["user"]), block):
+        places = np.minimum(np.arange(start, start + block), len(rows["user"]) - 1)
+        batch = {name: rows[name][places] for name in ("user", "item", "dense", "categorical")}
+        batch["item"] = batch["item"][:, None]
+        logits = step.predict(model.network, model.params, model.tables, model.content, batch)
+        found.append(np.asarray(logits)[:, 0])
+    return np.concatenate(found)[: len(rows["user"])]
+
+
+def recommend(
+    model: Model, users: np.ndarray, k: int, seen: Pairs | None = None, block: int = 256
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k items of highest logit for each user, best first, without features of the row.
+
+    Args:
+      model: as `train` gives it.
+      users: [B] int.
+      k: at most I.
+      seen: user and item [N] of pairs that are not to be recommended; None for none.
+      block: users scored at a time, against all items.
+
+    Returns:
+      logits [B, k] float32 and item ids [B, k] int32; -inf where a user has fewer items left.
+    """
+    num_items = len(model.tables["item"])
+    if not 1 <= k <= num_items:
+        raise ConfigError(f"k={k}: must be between 1 and the {num_items} items")
+    items = np.arange(num_items, dtype=np.int32)[None]
+    keys = np.zeros(0, np.int64)
+    if seen is not None:
+        keys = np.unique(negatives.pair_keys(*map(np.asarray, seen), num_items))
+    users = np.asarray(users, np.int32)
+    logits = np.zeros((len(users), k), np.float32)
+    ids = np.zeros((len(users), k), np.int32)
+    for start in range(0, len(users), block):
+        part = users[start : start + block]
+        padded = np.pad(part, (0, block - len(part)), mode="edge")  # one shape, one program
+        batch = pair_batch(padded, items)
+        found = np.array(
+            step.predict(model.network, model.params, model.tables, model.content, batch)
+        )
+        if len(keys):
+            found[
+                negatives.contains(keys, negatives.pair_keys(padded[:, None], items, num_items))
+            ] = -np.inf
+        best, places = jax.lax.top_k(found, k)
+        logits[start : start + block] = np.asarray(best)[: len(part)]
+        ids[start : start + block] = np.asarray(places)[: len(part)]
+    return logits, ids
+
+
+def load(folder: str | pathlib.Path) -> CompressedData:
+    """Opens a compressed data set.
+
+    Raises:
+      ArtifactError: if the folder is none, or is damaged.
+    """
+    _, inputs = compressed.open_inputs(pathlib.Path(folder))
+    return CompressedData(
+        open_table(inputs.prepared.path), Factors(**read_columns(inputs.factors.path))
+    )
+
+
+def _tables_of(factors: Factors) -> tuple[jax.Array, jax.Array]:
+    """User and item tables whose dot product is the factorisation's score."""
+    if factors.user_bias is None:
+        return factors.user, factors.item
+    return with_bias_columns(factors)
+
+
+def _whole(rows: Rows) -> dict[str, np.ndarray]:
+    """The rows with all columns that a batch has, in their types."""
+    count = len(rows["user"])
+    types = {
+        "user": np.int32,
+        "item": np.int32,
+        "label": np.float32,
+        "dense": np.float32,
+        "categorical": np.int32,
+    }
+    if unknown := set(rows) - set(types):
+        raise ConfigError(
+            f"rows have no column {sorted(unknown)[0]!r}; there are {', '.join(types)}"
+        )
+    none = {"dense": np.zeros((count, 0)), "categorical": np.zeros((count, 0))}
+    whole = {name: np.asarray(x, types[name]) for name, x in (none | dict(rows)).items()}
+    for name, column in whole.items():
+        if len(column) != count:
+            raise ConfigError(f"{name} has {len(column)} rows, and user {count}")
+    return whole
+
+
+def _with_negatives(
+    rows: dict[str, np.ndarray], keys: np.ndarray, num_items: int, seed: int
+) -> dict[str, np.ndarray]:
+    own = negatives.pair_keys(rows["user"], rows["item"], num_items)
+    seen = np.union1d(keys, own)
+    most = np.bincount(seen // num_items)[rows["user"]].max()  # items that one of them has seen
+    count = min(NUM_NEGATIVES, num_items - 1 - int(most))
+    if count < 1:
+        raise ConfigError("a validation user has seen every item, so that there is none to rank")
+    drawn = negatives.draw_for_evaluation(rows["user"], seen, num_items, count, seed)
+    return rows | {"negatives": drawn}
+
+
+def _no_content(num_users: int, num_items: int, vocabulary_sizes: Sequence[int]) -> Content:
+    offsets = stacked_offsets(tuple(vocabulary_sizes) or (0,))[: len(vocabulary_sizes)]
+    return Content(
+        user_dense=jnp.zeros((num_users, 0)),
+        user_categorical=jnp.zeros((num_users, 0), jnp.int32),
+        item_dense=jnp.zeros((num_items, 0)),
+        item_categorical=jnp.zeros((num_items, 0), jnp.int32),
+        context_offsets=jnp.asarray(offsets, jnp.int32),
+    )

@@ -1,0 +1,137 @@
+"""The public functions, on plain arrays."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import cadc_jax as cadc
+from cadc_jax.errors import ConfigError
+
+USERS, ITEMS = 60, 40
+CONFIG = cadc.ALSConfig(factors=4, regularization=1.0, iterations=5)
+TRAIN = cadc.TrainConfig(batch_rows=64, negatives=3, max_evaluations=2)
+
+
+def log(seed=0):
+    """Positives of a planted taste: user [N], item [N], shuffled; the last 60 are held out."""
+    rng = np.random.default_rng(seed)
+    taste = rng.normal(size=(USERS, 3)) @ rng.normal(size=(3, ITEMS))
+    user, item = np.nonzero(taste + 0.3 * rng.normal(size=taste.shape) > 1.0)
+    order = rng.permutation(len(user))
+    user, item = user[order], item[order]
+    return (user[:-60], item[:-60]), {"user": user[-60:], "item": item[-60:]}
+
+
+def trained(**changes):
+    (user, item), held_out = log()
+    kept = cadc.sample(len(user), 0.5)
+    given = {
+        "network": cadc.TwoTower(hidden=(8,)),
+        "rows": {"user": user[kept], "item": item[kept]},
+        "validation": held_out,
+        "config": TRAIN,
+        "factors": cadc.factorize(user, item, USERS, ITEMS, CONFIG),
+        "known": (user, item),
+    }
+    return cadc.train(**(given | changes))
+
+
+def test_the_sample_is_that_of_the_rule():
+    ids = cadc.sample(10_000, 0.1, seed=3)
+    np.testing.assert_array_equal(
+        ids, np.flatnonzero(cadc.sampling.keep(np.arange(10_000), 0.1, 3))
+    )
+
+
+def test_frozen_embeddings_are_the_factors_up_to_scale():
+    (user, item), _ = log()
+    factors = cadc.factorize(user, item, USERS, ITEMS, CONFIG)
+    model = trained()
+    for name in ("user", "item"):
+        table, given = np.asarray(model.tables[name]), np.asarray(getattr(factors, name))
+        np.testing.assert_allclose(table, given / np.sqrt(np.mean(given**2)), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("embeddings", ["trainable", "random"])
+def test_other_embeddings_are_trained(embeddings):
+    frozen, model = trained(), trained(embeddings=embeddings)
+    assert len(model.history) > 1
+    same = np.asarray(model.tables["user"]).shape == np.asarray(frozen.tables["user"]).shape
+    assert (
+        not same
+        or model.best_step == 0
+        or not np.allclose(model.tables["user"], frozen.tables["user"])
+    )
+
+
+def test_training_ends_with_the_best_validation_result():
+    model = trained()
+    best = max(model.history, key=lambda entry: entry["validation"])
+    assert best["step"] == model.best_step
+    assert best["validation"] > 0.3  # of planted taste; chance is about 0.12 among 39
+
+
+def test_recommended_items_are_the_best_unseen_ones():
+    model, ((user, item), _) = trained(), log()
+    users = np.array([5, 7])
+    logits, items = cadc.recommend(model, users, k=4, seen=(user, item))
+    for row, u in enumerate(users):
+        pairs = {"user": np.full(ITEMS, u), "item": np.arange(ITEMS)}
+        scores = cadc.score(model, pairs)
+        scores[item[user == u]] = -np.inf
+        np.testing.assert_array_equal(items[row], np.argsort(-scores)[:4])
+        np.testing.assert_allclose(logits[row], np.sort(scores)[::-1][:4], rtol=1e-5)
+
+
+def test_rows_with_labels_and_features():
+    rng = np.random.default_rng(0)
+    rows = {
+        "user": rng.integers(0, USERS, 500),
+        "item": rng.integers(0, ITEMS, 500),
+        "dense": rng.normal(size=(500, 2)),
+        "categorical": rng.integers(0, 3, (500, 2)),
+    }
+    rows["label"] = (rows["dense"][:, 0] + rows["categorical"][:, 1] > 1).astype(float)
+    factors = cadc.factorize(
+        *(rows["user"], rows["item"], USERS, ITEMS, cadc.SGDConfig(factors=4, epochs=1)),
+        label=rows["label"],
+    )
+    model = cadc.train(
+        cadc.DLRM(embedding_dim=4, bottom=(8,), top=(16,)),
+        {name: x[:400] for name, x in rows.items()},
+        {name: x[400:] for name, x in rows.items()},
+        cadc.TrainConfig(batch_rows=40, learning_rate=0.01, max_evaluations=15),
+        factors=factors,
+        vocabulary_sizes=(3, 3),
+        embedding_dim=4,
+    )
+    held_out = {name: x[400:] for name, x in rows.items() if name != "label"}
+    assert cadc.metrics.auc(rows["label"][400:], cadc.score(model, held_out)) > 0.8
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"embeddings": "fixed"}, "embeddings='fixed': must be one of"),
+        ({"factors": None}, "needs factors"),
+        ({"factors": None, "embeddings": "random"}, "num_users and num_items"),
+        ({"config": cadc.TrainConfig()}, "negatives=0: rows without labels need some"),
+        ({"rows": {"user": [1, 2], "item": [1]}}, "item has 1 rows, and user 2"),
+        ({"rows": {"user": [1], "item": [1], "clicks": [1]}}, "no column 'clicks'"),
+    ],
+)
+def test_arguments_that_contradict_each_other_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        trained(**changes)
+
+
+def test_every_public_name_is_there_and_none_is_imported_before_its_use():
+    for name in cadc.__all__:
+        assert getattr(cadc, name) is not None
+        assert name in dir(cadc)
+    code = "import sys, cadc_jax; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        cadc.nothing  # noqa: B018
