@@ -6,12 +6,14 @@
 import dataclasses
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from cadc_jax import sparse
-from cadc_jax.data import splits
+from cadc_jax.cost import Sizes
+from cadc_jax.data import criteo, splits
 from cadc_jax.data.prepare import PrepareConfig
 from cadc_jax.errors import ConfigError
 from cadc_jax.factorization.als import ALSConfig
@@ -208,6 +210,50 @@ def factorization_config(config: ConfigDict) -> ALSConfig | SGDConfig:
 def make_model(config: ConfigDict, name: str) -> DLRM | DCN | TwoTower:
     """The network of that name."""
     return MODELS[name](**config[name])
+
+
+def sizes(config: ConfigDict, given: Mapping[str, int]) -> Sizes:
+    """The sizes of data that are not prepared yet, for `cost`; at most these, where columns hash.
+
+    Args:
+      config: says which columns there are, and bounds their values by `data.max_vocabulary`.
+      given: `rows`, `num_users`, `num_items` and `feature_rows`, or some of them.
+
+    Raises:
+      ConfigError: naming the sizes that are not known.
+    """
+    data = config.data
+    criteo_columns = data.source == "criteo"
+    contents = (data.user_content, data.item_content)
+    if data.source == "movielens" or any(c.file and c.format != "table" for c in contents):
+        raise ConfigError(
+            "the columns of this data are known once it is read: run with --stage=prepare first"
+        )
+    dense = len(criteo.DENSE if criteo_columns else data.columns.dense)
+    categorical = len(criteo.CATEGORICAL if criteo_columns else data.columns.categorical)
+    # A column that alone is the user or the item is no feature as well.
+    categorical -= sum(len(names) == 1 for names in (data.user_features, data.item_features))
+    user, item = ((len(c.dense), len(c.categorical)) for c in contents)
+    columns = user[1] + categorical + item[1]
+    known = {} if columns else {"feature_rows": 0}
+    if data.max_vocabulary:
+        most = data.max_vocabulary + 1  # id 0 is 'out of vocabulary'
+        known = {"feature_rows": columns * most}
+        known |= {"num_users": most, "num_items": most} if data.task == "click" else {}
+    known |= given
+    names = ("rows", "num_users", "num_items", "feature_rows")
+    if missing := [f"--{name}=N" for name in names if name not in known]:
+        raise ConfigError(
+            f"sizes of the data are not known: give {', '.join(missing)}, or run with "
+            "--stage=prepare first"
+        )
+    return Sizes(
+        task=data.task,
+        dense=(user[0], dense, item[0]),
+        categorical=(user[1], categorical, item[1]),
+        entries=known["rows"],
+        **known,
+    )
 
 
 def raw_path(config: ConfigDict) -> pathlib.Path:

@@ -23,6 +23,7 @@ from cadc_jax import (
     artifacts,
     compressed,
     configuration,
+    cost,
     distributed,
     evaluation,
     report,
@@ -145,6 +146,85 @@ def interactions(this: Run, rows: int) -> None:
     this.say("\n" + pairs.table(records))
 
 
+def plan(this: Run, devices: int, hardware: str, given: Mapping[str, int]) -> None:
+    """Shows what the run would need on so many devices of a kind; see `cost`. It runs nothing.
+
+    Args:
+      this: its work folder may hold the prepared table, whose sizes then count.
+      devices: how many.
+      hardware: a key of `cost.HARDWARE`.
+      given: sizes to use instead: `rows`, `num_users`, `num_items`, `feature_rows`.
+
+    Raises:
+      CadcError: whatever the user has to mend, sizes that are not known among it.
+    """
+    config = this.config
+    configuration.validate(config)
+    device, found = cost.hardware(hardware), _prepared_before(this)
+    if found is None:
+        sizes = configuration.sizes(config, given)
+        origin = "options and bounds of the configuration"
+    else:
+        sizes = cost.sizes_of(open_table(found))
+        if given:  # how entries spread is no longer known
+            sizes = dataclasses.replace(sizes, user_counts=None, item_counts=None, **given)
+        origin = f"{found}{', changed by options' if given else ''}"
+    costs = [_factorization_cost(config, sizes, devices)]
+    costs += _training_costs(config, sizes, devices)
+    group = config.devices.model
+    this.say(
+        f"{config.name} on {devices} x {hardware}, tables that are split over {group}. A model, "
+        f"not a measurement: see docs/scale.md.\nSizes ({origin}): {sizes.rows:,} training rows, "
+        f"{sizes.num_users:,} users, {sizes.num_items:,} items, {sizes.feature_rows:,} other "
+        f"feature values.\n\n{cost.text(costs, device)}"
+    )
+
+
+def _prepared_before(this: Run) -> pathlib.Path | None:
+    """The latest prepared table of this configuration in the work folder, of whatever raw files."""
+    wanted = json.loads(json.dumps(_prepare_settings(this.config)))
+    found = []
+    for path in (this.workdir / "prepare").glob(f"*/{artifacts.MANIFEST}"):
+        settings = json.loads(path.read_text())["settings"]
+        if {name: settings[name] for name in wanted} == wanted:
+            found.append(path)
+    return max(found, key=lambda path: path.stat().st_mtime).parent if found else None
+
+
+def _factorization_cost(config: ConfigDict, sizes: cost.Sizes, devices: int) -> cost.Cost:
+    settings = configuration.factorization_config(config)
+    if isinstance(settings, als.ALSConfig):
+        return cost.als(sizes, settings, devices)
+    return cost.sgd_factorization(sizes, settings)
+
+
+def _training_costs(config: ConfigDict, sizes: cost.Sizes, devices: int) -> list[cost.Cost]:
+    """One for each model and the arms that cost the same."""
+    settings = configuration.factorization_config(config)
+    biases = isinstance(settings, sgd.SGDConfig) or settings.feedback == "explicit"
+    alike: dict[tuple, list[str]] = {}
+    for model in config.models:
+        for arm in config.arms:
+            rows = sizes.rows if arm == "full" else round(config.rate * sizes.rows)
+            alike.setdefault((model, _frozen_tables(arm), rows), []).append(arm)
+    batch = config.train.batch_rows
+    return [
+        cost.training(
+            f"train {model}, {', '.join(arms)}: {rows:,} rows, batches of {batch:,}",
+            configuration.make_model(config, model),
+            configuration.train_config(config),
+            dataclasses.replace(sizes, rows=rows),
+            settings.factors + 2 * biases,
+            config.dlrm.embedding_dim,
+            frozen,
+            devices,
+            config.devices.model,
+            config.devices.table_bytes,
+        )
+        for (model, frozen, rows), arms in alike.items()
+    ]
+
+
 def compare(this: Run, inputs: Inputs, last: str) -> None:
     """Trains all models in all arms, and evaluates and reports unless another stage is the last."""
     pairs = [(model, arm) for model in this.config.models for arm in this.config.arms]
@@ -190,11 +270,7 @@ def prepare_stage(run: Run, raw: pathlib.Path) -> Artifact:
     def identity() -> list[list]:
         return artifacts.file_identity(sources.raw_files(data["source"], raw, data))
 
-    settings = {
-        "data": {name: value for name, value in data.items() if name not in ("path", "folder")},
-        "seed": run.config.seed,
-        "files": distributed.on_first(identity),
-    }
+    settings = _prepare_settings(run.config) | {"files": distributed.on_first(identity)}
 
     def write(folder: pathlib.Path) -> Mapping[str, Any]:
         source = sources.open_source(data["source"], raw, data)
@@ -211,6 +287,13 @@ def prepare_stage(run: Run, raw: pathlib.Path) -> Artifact:
     if read["malformed"]:
         run.say(f"         {read['malformed']:,} malformed rows left out: {read['examples'][0]}")
     return made
+
+
+def _prepare_settings(config: ConfigDict) -> dict[str, Any]:
+    """All that the prepared table depends on, but for the raw files."""
+    data = config.data.to_dict()
+    data = {name: value for name, value in data.items() if name not in ("path", "folder")}
+    return {"data": data, "seed": config.seed}
 
 
 def factorize_stage(run: Run, prepared: Artifact) -> Artifact:

@@ -12,6 +12,7 @@ Other commands:
     cadc compress --config=... --rate=0.1 --out=DIR          write what training needs to a folder
     cadc train --from=DIR                                    compare the arms from that folder alone
     cadc interactions --config=...                           which columns may stand for user, item
+    cadc plan --config=... --devices=8 --hardware=v5e        memory, traffic and time, on paper
     cadc verify --from=DIR                                   compare all checksums of an artefact
 
 On several hosts, or in several processes, start the same command everywhere, with a --workdir
@@ -72,7 +73,18 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one i
 _JOIN_SECONDS = flags.DEFINE_integer(
     "join_seconds", 300, "How long to wait for the others to join."
 )
-_ROWS = flags.DEFINE_integer("rows", 200_000, "interactions: training rows to look at.")
+_ROWS = flags.DEFINE_integer(
+    "rows", None, "interactions: training rows to look at (200,000). plan: training rows there are."
+)
+_DEVICES = flags.DEFINE_integer(
+    "devices", 1, "plan: number of devices; config.devices.model of them share a split table."
+)
+_HARDWARE = flags.DEFINE_string("hardware", "v5e", "plan: v5e, v5p, v6e, h100 or cpu.")
+_NUM_USERS = flags.DEFINE_integer("num_users", None, "plan: users, where no table is prepared.")
+_NUM_ITEMS = flags.DEFINE_integer("num_items", None, "plan: items, likewise.")
+_FEATURE_ROWS = flags.DEFINE_integer(
+    "feature_rows", None, "plan: values of all other categorical features together, likewise."
+)
 
 
 _STOP = Stop()
@@ -147,7 +159,21 @@ def _interactions() -> None:
     config = _config()
     from cadc_jax import experiment
 
-    experiment.interactions(_experiment(config), _ROWS.value)
+    experiment.interactions(_experiment(config), _ROWS.value or 200_000)
+
+
+def _plan() -> None:
+    config = _config()
+    from cadc_jax import experiment
+
+    sizes = {
+        "rows": _ROWS.value,
+        "num_users": _NUM_USERS.value,
+        "num_items": _NUM_ITEMS.value,
+        "feature_rows": _FEATURE_ROWS.value,
+    }
+    given = {name: size for name, size in sizes.items() if size is not None}
+    experiment.plan(_experiment(config), _DEVICES.value, _HARDWARE.value, given)
 
 
 COMMANDS = {
@@ -155,6 +181,7 @@ COMMANDS = {
     "compress": _compress,
     "train": _train,
     "interactions": _interactions,
+    "plan": _plan,
     "verify": _verify,
 }
 

@@ -170,8 +170,9 @@ def test_compress_train_and_interactions_are_commands(tmp_path):
         (["compress", f"--config={CRITEO}"], "--out=DIR"),
         (["train"], "--from=DIR"),
         (["train", "--from=/nowhere"], "/nowhere: no such folder; make one with 'cadc compress'"),
-        (["cook"], "commands are run, compress, train, interactions, verify"),
+        (["cook"], "commands are run, compress, train, interactions, plan, verify"),
         (["train", "more"], "unexpected argument 'more'"),
+        (["plan", f"--config={CRITEO}", "--workdir=/nowhere"], "give --rows=N, --num_users=N"),
     ],
 )
 def test_a_command_says_what_it_needs(command, message):

@@ -1,0 +1,217 @@
+"""What `cadc plan` predicts against compiled programs, on 1 to 8 virtual devices.
+
+    python benchmarks/plan.py [--quick] [--json FILE]
+
+Nothing is run. Arguments and temporaries are those of `memory_analysis()`, FLOPs and bytes between
+devices are counted in the optimised program. Training: DLRM with tables replicated and split,
+trained and frozen. ALS: both forms of the fixed side, an iteration. --quick: 1 and 8 devices, and
+tables of a tenth. A ratio is predicted / compiled.
+"""
+
+import argparse
+import functools
+import json
+import math
+import os
+import pathlib
+import platform
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cadc_jax import cost, hlo, sharding
+from cadc_jax.factorization import als
+from cadc_jax.factorization.interactions import Interactions
+from cadc_jax.models import embeddings
+from cadc_jax.models.dlrm import DLRM
+from cadc_jax.training import placement, step
+from cadc_jax.training.step import TrainConfig
+
+RANK = 16
+ARGUMENTS, TEMPORARIES = "MB of arguments", "MB of temporaries"
+FLOPS, RECEIVED = "MFLOP of matrix products", "MB received"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="two numbers of devices, less data")
+    parser.add_argument("--json", metavar="FILE", help="also write the rows there")
+    arguments = parser.parse_args()
+    jax.config.update("jax_num_cpu_devices", 8)
+    scale = 10 if arguments.quick else 1
+    sizes = cost.Sizes(
+        *("click", 10**6, 200_000 // scale, 50_000 // scale, 1_000_000 // scale),
+        dense=(0, 13, 0),
+        categorical=(0, 24, 0),
+    )
+    matrix = random_interactions(100_000 // scale, 20_000 // scale, 1_000_000 // scale)
+    config = TrainConfig(batch_rows=1024, table_optimizer="adagrad")
+    rows = []
+    print(f"{'case':44} {'figure of a device':26} {'predicted':>11} {'compiled':>11} {'ratio':>6}")
+
+    def show(case, pairs):
+        for metric, (predicted, found) in pairs.items():
+            ratio = predicted / found if found else float(predicted == found)
+            print(f"{case:44} {metric:26} {predicted / 1e6:11.3f} {found / 1e6:11.3f} {ratio:6.3f}")
+            rows.append(
+                {
+                    "case": case,
+                    "metric": f"{metric}, predicted / compiled",
+                    "ours": predicted / 1e6,
+                    "peer": found / 1e6,
+                    "peer_name": "compiled program",
+                    "ratio": ratio,
+                }
+            )
+
+    for devices in (1, 8) if arguments.quick else (1, 2, 4, 8):
+        for frozen in ((), ("user", "item")):
+            for split in (False, True) if devices > 1 else (False,):
+                how = f"{'split' if split else 'replicated'}, {'frozen' if frozen else 'trained'}"
+                pairs = training_pairs(
+                    DLRM(RANK, (64, 32), (128, 64)),
+                    config,
+                    sizes,
+                    frozenset(frozen),
+                    devices,
+                    split,
+                )
+                show(f"dlrm, {how}, {devices} devices", pairs)
+        for fixed_side in ("gathered", "sharded"):
+            pairs = als_pairs(matrix, als.ALSConfig(factors=32, fixed_side=fixed_side), devices)
+            show(f"als, {fixed_side}, {devices} devices", pairs)
+    if arguments.json:
+        machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+        result = {"machine": machine, "rows": rows}
+        pathlib.Path(arguments.json).write_text(json.dumps(result, indent=1))
+
+
+def training_pairs(model, config, sizes, frozen, devices: int, split: bool):
+    """Figure -> (predicted, compiled), of a training step; `split` splits every table over all."""
+    content, batch = cost.content_shapes(sizes), cost.batch_shapes(sizes, config)
+    tables = cost.table_shapes(sizes, RANK, RANK)
+    ids = {k: len(x) for k, x in jax.eval_shape(embeddings.lookup_ids, content, batch).items()}
+    group, room = (devices, math.inf) if split else (1, math.inf)
+    if split:
+        whole = cost.place(tables, config, frozen, ids, devices, group, math.inf)
+        held = [table.device_bytes for table in whole.tables]
+        room = (sum(held) - min(held)) / devices + min(held) - 1
+    predicted = cost.training(
+        "step", model, config, sizes, RANK, RANK, frozen, devices, group, room
+    )
+    program = compiled_step(
+        model, config, tables, frozen, ids, content, batch, devices, group, room
+    )
+    memory, text = program.memory_analysis(), program.as_text()
+    size = sum(x.size * x.dtype.itemsize for x in batch.values()) / devices
+    parts = predicted.memory
+    arguments = size + sum(
+        parts[name]
+        for name in (
+            "tables",
+            "their optimizer's state",
+            "network and its optimizer's state",
+            "content of users and items",
+        )
+    )
+    temporaries = parts["activations"] + parts["rows of the batch and gradients"]
+    return {
+        ARGUMENTS: (arguments, memory.argument_size_in_bytes),
+        TEMPORARIES: (temporaries, memory.temp_size_in_bytes),
+        FLOPS: (predicted.flops, hlo.product_flops(text)),
+        RECEIVED: (sum(predicted.received.values()), sum(hlo.received_bytes(text).values())),
+    }
+
+
+def compiled_step(
+    model, config, tables, frozen, ids, content, batch, devices: int, group: int, room: float
+):
+    """The program of a training step, of which only shapes are there."""
+    mesh = sharding.make_mesh(group, jax.devices()[:devices])
+    placed = placement.plan(mesh, tables, set(tables) - frozen, config.table_optimizer, ids, room)
+
+    def on(tree, spec):
+        where = sharding.named(mesh, spec)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
+
+    def padded(name, x):  # as `placement.put` does
+        parts = group if placed[name].split else 1
+        return jax.ShapeDtypeStruct((-(-x.shape[0] // parts) * parts, x.shape[1]), x.dtype)
+
+    def slot(name, x):
+        return on(x, placement.spec(placed, name) if x.ndim else sharding.REPLICATED)
+
+    everywhere = sharding.REPLICATED
+    tables = {name: padded(name, x) for name, x in tables.items()}
+    constant = {name: x for name, x in tables.items() if name in frozen}
+    trained = {name: x for name, x in tables.items() if name not in frozen}
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    init = functools.partial(step.init_state, model, config)
+    state = jax.eval_shape(init, trained, constant, content, batch, key)
+    network = on(state.replace(tables={}, slots={}), everywhere)
+    state = network.replace(
+        tables={name: on(x, placement.spec(placed, name)) for name, x in state.tables.items()},
+        slots={
+            name: jax.tree.map(functools.partial(slot, name), slots)
+            for name, slots in state.slots.items()
+        },
+    )
+    constant = {name: on(x, placement.spec(placed, name)) for name, x in constant.items()}
+    lowered = step.train_step.lower(
+        *(model, config, state, constant, on(content, everywhere), on(batch, sharding.BATCH)),
+        *(on(key, everywhere), placed),
+    )
+    return lowered.compile()
+
+
+def als_pairs(matrix: Interactions, config: als.ALSConfig, devices: int):
+    """Figure -> (predicted, compiled), of an iteration; memory is that of the larger half-step."""
+    sizes = cost.Sizes(
+        *("ranking", matrix.num_entries, matrix.num_users, matrix.num_items),
+        entries=matrix.num_entries,
+        user_counts=matrix.by_user.counts,
+        item_counts=matrix.by_item.counts,
+    )
+    predicted = cost.als(sizes, config, devices)
+    parts = predicted.memory
+    programs = compiled_iteration(
+        matrix, config, sharding.make_mesh(devices=jax.devices()[:devices])
+    )
+    memory = [program.memory_analysis() for program in programs]
+    texts = [program.as_text() for program in programs]
+    # Each half-step is given both tables and the entries of one side.
+    arguments = parts["entries, by user and by item"] + 2 * (
+        parts["tables of users and items"] + parts["regularization of their rows"]
+    )
+    temporaries = parts["copy of the fixed side"] + parts["solved rows, a chunk and its exchange"]
+    return {
+        ARGUMENTS: (arguments, sum(x.argument_size_in_bytes for x in memory)),
+        TEMPORARIES: (temporaries, max(x.temp_size_in_bytes for x in memory)),
+        FLOPS: (predicted.flops, sum(map(hlo.product_flops, texts))),
+        RECEIVED: (
+            sum(predicted.received.values()),
+            sum(sum(hlo.received_bytes(text).values()) for text in texts),
+        ),
+    }
+
+
+def compiled_iteration(matrix: Interactions, config: als.ALSConfig, mesh: jax.sharding.Mesh):
+    """The programs of both half-steps."""
+    width = config.factors + (config.feedback == "explicit")
+    users, items = als._prepare(matrix, config, mesh)
+    user = als._table(users, jnp.zeros((matrix.num_users, width)), config.dtype)
+    item = als._table(items, jnp.zeros((matrix.num_items, width)), config.dtype)
+    halves = ((users, user, items, item), (items, item, users, user))
+    return [als._half_step.lower(*als._arguments(*half, config, 0.0)).compile() for half in halves]
+
+
+def random_interactions(users: int, items: int, entries: int) -> Interactions:
+    """Items by a power law: some have more entries than a chunk, and repeated pairs add values."""
+    rng = np.random.default_rng(0)
+    item = rng.zipf(1.3, entries) % items
+    return Interactions.from_rows(rng.integers(0, users, entries), item, users, items)
+
+
+if __name__ == "__main__":
+    main()
