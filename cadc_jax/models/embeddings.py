@@ -193,6 +193,15 @@ def model_inputs(rows: Tables, content: Content, batch: Batch) -> Inputs:
     )
 
 
+def with_shared_items(inputs: Inputs) -> Inputs:
+    """Of users with an item each, [B, 1, ...], all items for every user: [1, B, ...]."""
+    return inputs.replace(
+        item=inputs.item.swapaxes(0, 1),
+        item_dense=inputs.item_dense.swapaxes(0, 1),
+        item_features=inputs.item_features.swapaxes(0, 1),
+    )
+
+
 def _vocabulary_sizes(table: Table) -> tuple[int, ...]:
     schema = table.schema
     groups = (schema.user_content, schema.context, schema.item_content)

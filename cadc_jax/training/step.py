@@ -199,7 +199,12 @@ def _step(model, config, state, frozen, content, batch, key, placed) -> tuple[Tr
     if parts == 1:
         loss, grads, ids, row_grads = gradients(batch, dropout_key)
     else:
-        split = {name: x.reshape(parts, rows // parts, *x.shape[1:]) for name, x in batch.items()}
+        # Rows at even distances, so that of a batch that is split over devices each part
+        # is split over all of them, too.
+        split = {
+            name: x.reshape(rows // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+            for name, x in batch.items()
+        }
 
         def add(total, part):
             loss, grads, ids, row_grads = gradients(*part)
@@ -251,11 +256,10 @@ def _gradients(
     frozen_rows = _float32(placement.gather(placed, frozen, ids))
     dtype = config.compute_dtype
 
-    # In-batch, the rows' items [B, 1] are one list [1, B] for all users; their ids are the same.
-    scored = {**batch, "item": batch["item"].T} if config.loss == "in_batch" else batch
-
     def loss_of(params, rows):
-        inputs = model_inputs({**rows, **frozen_rows}, content, scored)
+        inputs = model_inputs({**rows, **frozen_rows}, content, batch)
+        if config.loss == "in_batch":
+            inputs = embeddings.with_shared_items(inputs)
         params, inputs = jax.tree.map(lambda x: x.astype(dtype), (params, inputs))
         logits = model.apply(params, inputs, train=True, rngs={"dropout": key})
         loss = _loss(config, logits, batch) * share
