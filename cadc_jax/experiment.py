@@ -20,13 +20,18 @@ from cadc_jax.compressed import Inputs
 from cadc_jax.data import files, negatives, pairs, pipeline, prepare, sources, synthetic
 from cadc_jax.data.table import Columns, Table, open_table, read_columns, write_columns, write_rows
 from cadc_jax.factorization import als, sgd
-from cadc_jax.factorization.factors import Factors, with_bias_columns
+from cadc_jax.factorization.factors import Factors, principal_axes, with_bias_columns
 from cadc_jax.factorization.interactions import Interactions
 from cadc_jax.models import embeddings
 from cadc_jax.progress import Progress
 from cadc_jax.training import loop, losses, placement, step, tensorboard
 
 Say = Callable[[str], None]
+
+# With `factor_rows='unsampled'`: the folder, inside that of the factors, for those of the unsampled
+# rows; and the passes over all rows that turn these into factors of all rows, in the same basis.
+UNSAMPLED = "unsampled"
+REFRESH_PASSES = 5
 
 # Pairs scored at a time in the full ranking: towers hold a score of each, others all embeddings.
 PAIR_BLOCKS = {"dlrm": 1 << 18, "dcn": 1 << 18, "two_tower": evaluation.PAIR_BLOCK}
@@ -182,7 +187,12 @@ def prepare_stage(run: Run, raw: pathlib.Path) -> Artifact:
 
 
 def factorize_stage(run: Run, prepared: Artifact) -> Artifact:
-    """All training rows to user and item factors."""
+    """User and item factors of all training rows.
+
+    With `factor_rows='unsampled'` the artefact's folder UNSAMPLED holds the factors of the rows
+    that the sample does not keep, on their principal axes, and the factors of all rows go on from
+    those.
+    """
     config = configuration.factorization_config(run.config)
     settings = {
         "prepared": prepared.fingerprint,
@@ -190,21 +200,45 @@ def factorize_stage(run: Run, prepared: Artifact) -> Artifact:
         "config": dataclasses.asdict(config),
         "seed": run.config.seed,
     }
+    crossed = run.config.factor_rows == "unsampled"
+    if crossed:
+        settings |= {"unsampled_at": run.config.rate, "refresh": REFRESH_PASSES}
 
     def write(folder: pathlib.Path) -> Mapping[str, Any]:
         table = open_table(prepared.path)
-        factors, losses = _factorize(table, config, jax.random.key(run.config.seed))
-        found = {field.name: getattr(factors, field.name) for field in dataclasses.fields(factors)}
-        arrays = {name: np.asarray(x, np.float32) for name, x in found.items() if x is not None}
-        write_columns(folder, arrays)
+        key = jax.random.key(run.config.seed)
+        if not crossed:
+            factors, losses = _factorize(table, slice(None), config, key)
+        else:
+            rows = np.ones(len(table.splits["train"]["user"]), bool)
+            rows[pipeline.sampled_ids(len(rows), run.config.rate, run.config.seed)] = False
+            first, _ = _factorize(table, np.flatnonzero(rows), config, key)
+            first = principal_axes(first)
+            _write_factors(folder / UNSAMPLED, first)
+            going_on = config.refreshing(REFRESH_PASSES)
+            factors, losses = _factorize(table, slice(None), going_on, key, first)
+        _write_factors(folder, factors)
         return {"losses": [float(loss) for loss in losses]}
 
     return _stage(run, "factorize", settings, write)
 
 
-def _factorize(table: Table, config, key: jax.Array) -> tuple[Factors, np.ndarray]:
+def _write_factors(folder: pathlib.Path, factors: Factors) -> None:
+    found = {field.name: getattr(factors, field.name) for field in dataclasses.fields(factors)}
+    arrays = {name: np.asarray(x, np.float32) for name, x in found.items() if x is not None}
+    write_columns(folder, arrays)
+
+
+def _factorize(
+    table: Table,
+    rows: slice | np.ndarray,
+    config: als.ALSConfig | sgd.SGDConfig,
+    key: jax.Array,
+    init: Factors | None = None,
+) -> tuple[Factors, np.ndarray]:
+    """Factorises some of the training rows; see the methods' `fit`."""
     schema, train = table.schema, table.splits["train"]
-    users, items = np.asarray(train["user"]), np.asarray(train["item"])
+    users, items = np.asarray(train["user"])[rows], np.asarray(train["item"])[rows]
     total = config.iterations if isinstance(config, als.ALSConfig) else config.epochs
     progress = Progress("factorize", total, "passes")
 
@@ -215,16 +249,16 @@ def _factorize(table: Table, config, key: jax.Array) -> tuple[Factors, np.ndarra
     try:
         if isinstance(config, als.ALSConfig):
             if schema.task == "click":  # an impression without a click is no preference
-                clicked = np.flatnonzero(train["label"])
+                clicked = np.flatnonzero(train["label"][rows])
                 users, items, value = users[clicked], items[clicked], None
             else:  # implicit feedback: that it happened counts, not how it was rated
-                value = None if config.feedback == "implicit" else train["value"]
+                value = None if config.feedback == "implicit" else train["value"][rows]
             matrix = Interactions.from_rows(users, items, schema.num_users, schema.num_items, value)
-            return als.fit(matrix, config, key, mesh=sharding.make_mesh(), progress=show)
-        label = train["label"] if schema.task == "click" else None
-        return sgd.fit(
-            users, items, schema.num_users, schema.num_items, config, key, label, progress=show
-        )
+            mesh = sharding.make_mesh()
+            return als.fit(matrix, config, key, mesh=mesh, progress=show, init=init)
+        label = train["label"][rows] if schema.task == "click" else None
+        sizes = schema.num_users, schema.num_items
+        return sgd.fit(users, items, *sizes, config, key, label, progress=show, init=init)
     finally:
         progress.close()
 
@@ -286,7 +320,10 @@ def _fit(run, table: Table, rows: Columns, factors: Artifact, model_name, arm, c
     schema, seed = table.schema, run.config.seed
     model = configuration.make_model(run.config, model_name)
     tables_key, fit_key = jax.random.split(jax.random.key(seed))
-    given = _factor_tables(factors) if arm.startswith("cadc") else None
+    frozen = _frozen_tables(arm)
+    given = None
+    if arm.startswith("cadc"):
+        given = _factor_tables(_trained_on(factors) if frozen else factors.path)
     tables = loop.initial_tables(
         schema.num_users,
         schema.num_items,
@@ -319,7 +356,7 @@ def _fit(run, table: Table, rows: Columns, factors: Artifact, model_name, arm, c
         model,
         config,
         tables,
-        _frozen_tables(arm),
+        frozen,
         content,
         pipeline.training_batches(rows, config.batch_rows, seed, sampler=sampler),
         pipeline.steps_per_epoch(len(rows["user"]), config.batch_rows),
@@ -330,6 +367,7 @@ def _fit(run, table: Table, rows: Columns, factors: Artifact, model_name, arm, c
         device_bytes=run.config.devices.table_bytes,
         record=tensorboard.recorder(logs) if run.config.log.tensorboard else None,
         trace=str(logs) if run.config.log.profile else None,
+        predict_with=_predict_with(factors) if frozen else {},
     )
 
 
@@ -344,7 +382,7 @@ def arm_row(run: Run, inputs: Inputs, model_name: str, arm: str) -> dict[str, An
             state = checkpointer.restore((trained.path / "state").resolve())
         tables = dict(state["tables"])
         if _frozen_tables(arm):
-            tables |= loop.scaled(_factor_tables(factors))
+            tables |= _predict_with(factors)
         # They may have been saved from other devices than there are now.
         mesh, room = sharding.make_mesh(run.config.devices.model), run.config.devices.table_bytes
         nothing = dict.fromkeys(tables, 0)
@@ -411,7 +449,7 @@ def popularity(table: Table) -> evaluation.Score:
 
 def factor_score(factors: Artifact) -> evaluation.Score:
     """Scores by the factorisation alone."""
-    tables = _factor_tables(factors)
+    tables = _factor_tables(factors.path)
 
     @jax.jit
     def score(batch):
@@ -466,9 +504,20 @@ def _frozen_tables(arm: str) -> frozenset[str]:
     return frozenset({"user", "item"} if arm == "cadc_frozen" else ())
 
 
-def _factor_tables(factors: Artifact) -> tuple[jax.Array, jax.Array]:
+def _trained_on(factors: Artifact) -> pathlib.Path:
+    """Folder of the factors that a model trains on where they stay as they are."""
+    unsampled = factors.path / UNSAMPLED
+    return unsampled if unsampled.exists() else factors.path
+
+
+def _predict_with(factors: Artifact) -> dict[str, jax.Array]:
+    """Tables of the factors of all rows, on the scale of those that the model trains on."""
+    return loop.scaled(_factor_tables(factors.path), _factor_tables(_trained_on(factors)))
+
+
+def _factor_tables(folder: pathlib.Path) -> tuple[jax.Array, jax.Array]:
     """User and item tables whose dot product is the factorisation's score."""
-    found = Factors(**{name: jnp.asarray(x) for name, x in read_columns(factors.path).items()})
+    found = Factors(**{name: jnp.asarray(x) for name, x in read_columns(folder).items()})
     return (found.user, found.item) if found.user_bias is None else with_bias_columns(found)
 
 

@@ -92,6 +92,10 @@ class ALSConfig:
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be above 0")
 
+    def refreshing(self, iterations: int) -> "ALSConfig":
+        """These settings for a `fit` that goes on from other factors."""
+        return dataclasses.replace(self, iterations=iterations)
+
 
 Progress = Callable[[int, float, float], None]
 
@@ -103,6 +107,7 @@ def fit(
     *,
     mesh: Mesh | None = None,
     progress: Progress | None = None,
+    init: Factors | None = None,
 ) -> tuple[Factors, np.ndarray]:
     """Factorises.
 
@@ -113,6 +118,9 @@ def fit(
       mesh: devices to spread both sides over (all its axes); None for the default device alone.
       progress: called after each iteration with its number (from 1), the objective, and the
         seconds since `fit` was called.
+      init: factors to go on from, of these users and items, instead of random ones: a result of
+        `fit` on other interactions. A few iterations then reach what these interactions say, and
+        stay in the basis of `init`, so that what was trained on its factors takes the new ones.
 
     Returns:
       factors: of `config.dtype`, biases (float32) only if explicit. Rows without entries are 0.
@@ -120,14 +128,19 @@ def fit(
         all pairs (implicit) or all entries (explicit), plus the regularisation.
 
     Raises:
-      ConfigError: by `ALSConfig`, or if there are no interactions.
+      ConfigError: by `ALSConfig`, if there are no interactions, or if `init` has another shape.
     """
     if interactions.num_entries == 0:
         raise ConfigError("there are no interactions to factorise")
     start = time.perf_counter()
     users, items = _prepare(interactions, config, _one_device() if mesh is None else mesh)
-    item = _table(items, _initial(config, key, items), config.dtype)
-    user = _table(users, jnp.zeros((interactions.num_users, item.shape[1])), config.dtype)
+    if init is None:
+        item_rows = _initial(config, key, items)
+        user_rows = jnp.zeros((interactions.num_users, item_rows.shape[1]))
+    else:
+        user_rows, item_rows = _given(init, users, items, config)
+    item = _table(items, item_rows, config.dtype)
+    user = _table(users, user_rows, config.dtype)
     mean = 0.0
     if config.feedback == "explicit":
         mean = float(interactions.by_user.values.mean(dtype=np.float64))
@@ -243,6 +256,23 @@ def _initial(config: ALSConfig, key: jax.Array, items: _Side) -> jax.Array:
     start = jax.random.normal(key, (len(counts), config.factors)) / np.sqrt(config.factors)
     start = start * (counts > 0)[:, None]
     return jnp.pad(start, ((0, 0), (0, config.feedback == "explicit")))
+
+
+def _given(
+    init: Factors, users: _Side, items: _Side, config: ALSConfig
+) -> tuple[jax.Array, jax.Array]:
+    """[U, K] users and [I, K] items of `init`, biases last if explicit; unseen ones 0."""
+    found = init.user.shape, init.item.shape
+    wanted = tuple((len(side.layout.counts), config.factors) for side in (users, items))
+    if found != wanted:
+        raise ConfigError(f"init has factors of shapes {found}; this fit has {wanted}")
+
+    def start(rows: jax.Array, bias: jax.Array | None, side: _Side) -> jax.Array:
+        if config.feedback == "explicit":
+            rows = jnp.concatenate([rows, bias[:, None].astype(rows.dtype)], 1)
+        return rows * (side.layout.counts > 0)[:, None]
+
+    return start(init.user, init.user_bias, users), start(init.item, init.item_bias, items)
 
 
 def _table(side: _Side, rows: jax.Array, dtype: str) -> jax.Array:

@@ -75,14 +75,21 @@ def initial_tables(
     return {"user": user, "item": item, "features": features * 0.1}
 
 
-def scaled(factors: tuple[jax.Array, jax.Array]) -> Tables:
+def scaled(
+    factors: tuple[jax.Array, jax.Array], like: tuple[jax.Array, jax.Array] | None = None
+) -> Tables:
     """User and item tables of factors, each scaled to a root mean square of 1.
 
     The scale a factorisation leaves its factors at says nothing about a good start of the network.
+
+    Args:
+      factors: user [U, D] and item [I, D] factors.
+      like: other factors of these users and items, whose scaling they get instead of their own, so
+        that a model trained on `like` can be given `factors`.
     """
     return {
-        name: table / jnp.sqrt(jnp.mean(jnp.square(table)))
-        for name, table in zip(("user", "item"), factors, strict=True)
+        name: table / jnp.sqrt(jnp.mean(jnp.square(measured)))
+        for name, table, measured in zip(("user", "item"), factors, like or factors, strict=True)
     }
 
 
@@ -101,6 +108,7 @@ def fit(
     device_bytes: float = math.inf,
     record: Callable[[Mapping[str, float]], None] | None = None,
     trace: str | None = None,
+    predict_with: Tables | None = None,
 ) -> Fitted:
     """Trains until the validation result stops getting better.
 
@@ -123,6 +131,8 @@ def fit(
       record: given every entry of the history as it is made.
       trace: folder for a `jax.profiler` trace of the steps between the first two evaluations
         (compilation is before them), or None.
+      predict_with: tables that stand in for frozen ones of the same name and shape outside of the
+        steps: in validation, and in the result.
 
     Returns:
       The state with the best validation result; step 0 takes part.
@@ -160,6 +170,7 @@ def fit(
     logging.info("%s: embedding tables on %d devices\n%s", label, mesh.size, placed)
     tables = placement.put(placed, tables)
     constant = {name: table for name, table in tables.items() if name in frozen}
+    predicting = constant | placement.put(placed, predict_with or {})
     # A copy, since training donates its buffers and the caller keeps `tables`.
     trained = {name: jnp.copy(table) for name, table in tables.items() if name not in frozen}
     state = init_state(model, config, trained, constant, content, first, init_key, placed)
@@ -167,7 +178,7 @@ def fit(
     network = jax.device_put((state.step, state.params, state.opt_state), everywhere)
     state = TrainState(*network, state.tables, state.slots)
 
-    best, best_value, best_step = _copy(state), validate(state.params, tables), 0
+    best, best_value, best_step = _copy(state), validate(state.params, {**tables, **predicting}), 0
     history = [{"step": 0, "validation": best_value}]
     progress = Progress(label, interval * config.max_evaluations, "steps")
     size = min(config.steps_per_call, interval)
@@ -188,7 +199,7 @@ def fit(
                 at = (evaluation - 1) * interval + done
                 progress.update(at, f"best validation {best_value:.4f}")
             step, loss = evaluation * interval, float(loss_sum) / interval
-        value = validate(state.params, {**constant, **state.tables})
+        value = validate(state.params, {**predicting, **state.tables})
         if not (math.isfinite(loss) and math.isfinite(value)):
             raise TrainingError(
                 f"{label}: the loss is {loss} and the validation result {value} at step {step} "
@@ -203,7 +214,7 @@ def fit(
             break
     progress.close()
     params, trained = best
-    return Fitted(params, placement.take(placed, {**constant, **trained}), history, best_step)
+    return Fitted(params, placement.take(placed, {**predicting, **trained}), history, best_step)
 
 
 def _stacks(batches: Iterator[Batch], interval: int, size: int) -> Iterator[Batch]:
