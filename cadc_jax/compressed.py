@@ -5,7 +5,8 @@
                     `train/row.npy` [M] int64 says which training rows these are
     factors/        `user.npy` [U, D], `item.npy` [I, D] float32 and, of a logistic factorisation,
                     `user_bias.npy` [U], `item_bias.npy` [I] and `global_bias.npy` []: of all
-                    training rows
+                    training rows; with `factor_rows='unsampled'`, in `unsampled/` likewise
+                    those of the rows that are not kept, for training on the kept ones
 
 All arrays are plain `.npy` files. Held-out rows are there in full, and of the ranking task each
 user's training items (`table/known/`), which are no candidates.
@@ -34,7 +35,7 @@ class Inputs:
 
     Attributes:
       prepared: the prepared table.
-      factors: user and item factors of all training rows.
+      factors: user and item factors of all training rows, and of the unsampled ones if these train.
       sample: columns of the training rows that are kept.
     """
 

@@ -27,6 +27,7 @@ SOURCES = ("criteo", "movielens", "tabular", "tfds")
 TASKS = ("click", "ranking")
 ARMS = ("full", "sample", "cadc_frozen", "cadc_trainable")
 MODELS = {"dlrm": DLRM, "dcn": DCN, "two_tower": TwoTower}
+FACTOR_ROWS = ("all", "unsampled")
 METHODS = {"als": ALSConfig, "sgd": SGDConfig}
 
 
@@ -91,6 +92,11 @@ def default_config() -> ConfigDict:
     data.item_content = ConfigDict(content | dict(bags=()))
 
     config.factorization = "als"  # 'als' or 'sgd', with the settings of the section of that name
+    # Rows whose factors a frozen arm trains on: 'all', or 'unsampled', all but the sample. Factors
+    # have seen the rows they come from and score them too well, which a model trained on the same
+    # rows takes for granted. It predicts with the factors of all rows either way, and they are what
+    # a trainable arm starts from.
+    config.factor_rows = "all"
     config.als = ConfigDict(_fields_of(ALSConfig))
     config.sgd = ConfigDict(_fields_of(SGDConfig))
     config.train = ConfigDict(_fields_of(TrainConfig))
@@ -131,6 +137,9 @@ def validate(config: ConfigDict) -> None:
     _one_of("data.task", config.data.task, TASKS)
     _one_of("data.split", config.data.split, splits.RULES)
     _one_of("factorization", config.factorization, METHODS)
+    _one_of("factor_rows", config.factor_rows, FACTOR_ROWS)
+    if config.factor_rows == "unsampled" and config.rate == 1:
+        raise ConfigError("factor_rows='unsampled': rate=1 leaves no such row; lower the rate")
     for name, allowed in (("models", MODELS), ("arms", ARMS)):
         if isinstance(config[name], str):
             raise ConfigError(

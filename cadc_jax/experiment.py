@@ -36,7 +36,7 @@ from cadc_jax.data import files, negatives, pairs, pipeline, prepare, sources, s
 from cadc_jax.data.hosts import Hosts
 from cadc_jax.data.table import Columns, Table, open_table, read_columns, write_columns, write_rows
 from cadc_jax.factorization import als, sgd
-from cadc_jax.factorization.factors import Factors, with_bias_columns
+from cadc_jax.factorization.factors import Factors, principal_axes, with_bias_columns
 from cadc_jax.factorization.interactions import Interactions
 from cadc_jax.interrupts import Stop
 from cadc_jax.models import embeddings
@@ -44,6 +44,11 @@ from cadc_jax.progress import Progress
 from cadc_jax.training import loop, losses, placement, step, tensorboard
 
 Say = Callable[[str], None]
+
+# With `factor_rows='unsampled'`: the folder, inside that of the factors, for those of the unsampled
+# rows; and the passes over all rows that turn these into factors of all rows, in the same basis.
+UNSAMPLED = "unsampled"
+REFRESH_PASSES = 5
 
 # Pairs scored at a time in the full ranking: towers hold a score of each, others all embeddings.
 PAIR_BLOCKS = {"dlrm": 1 << 18, "dcn": 1 << 18, "two_tower": evaluation.PAIR_BLOCK}
@@ -297,7 +302,11 @@ def _prepare_settings(config: ConfigDict) -> dict[str, Any]:
 
 
 def factorize_stage(run: Run, prepared: Artifact) -> Artifact:
-    """All training rows to user and item factors."""
+    """User and item factors of all training rows.
+
+    With `factor_rows='unsampled'` these go on from the factors of the rows that the sample does not
+    keep, which are a stage of their own and lie in the artefact's folder UNSAMPLED, too.
+    """
     config = configuration.factorization_config(run.config)
     settings = {
         "prepared": prepared.fingerprint,
@@ -305,25 +314,60 @@ def factorize_stage(run: Run, prepared: Artifact) -> Artifact:
         "config": dataclasses.asdict(config),
         "seed": run.config.seed,
     }
-
-    def write(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:
-        table = open_table(prepared.path)
-        factors, losses = _factorize(table, config, jax.random.key(run.config.seed), saved)
-        found = {field.name: getattr(factors, field.name) for field in dataclasses.fields(factors)}
-        arrays = {name: np.asarray(x, np.float32) for name, x in found.items() if x is not None}
-        if distributed.is_first():
-            write_columns(folder, arrays)
-        return {"losses": [float(loss) for loss in losses]}
-
+    key = jax.random.key(run.config.seed)
     together = run.config.factorization == "als"
-    return _long_stage(run, "factorize", settings, write, together=together)
+    if run.config.factor_rows == "all":
+
+        def write(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:
+            table = open_table(prepared.path)
+            factors, losses = _factorize(table, slice(None), config, key, saved)
+            _write_factors(folder, factors)
+            return {"losses": losses.tolist()}
+
+        return _long_stage(run, "factorize", settings, write, together=together)
+
+    def write_first(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:
+        table = open_table(prepared.path)
+        left = np.ones(len(table.splits["train"]["user"]), bool)
+        left[pipeline.sampled_ids(len(left), run.config.rate, run.config.seed)] = False
+        factors, losses = _factorize(table, np.flatnonzero(left), config, key, saved)
+        _write_factors(folder, principal_axes(factors))
+        return {"losses": losses.tolist()}
+
+    settings |= {"unsampled_at": run.config.rate}
+    first = _long_stage(run, UNSAMPLED, settings, write_first, together=together)
+
+    def refresh(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:
+        table, start = open_table(prepared.path), Factors(**read_columns(first.path))
+        passes = config.refreshing(REFRESH_PASSES)
+        factors, losses = _factorize(table, slice(None), passes, key, saved, start)
+        _write_factors(folder, factors)
+        _write_factors(folder / UNSAMPLED, start)
+        return {"losses": losses.tolist(), "seconds_before": first.seconds}
+
+    settings |= {"refresh": REFRESH_PASSES}
+    return _long_stage(run, "factorize", settings, refresh, together=together)
+
+
+def _write_factors(folder: pathlib.Path, factors: Factors) -> None:
+    if not distributed.is_first():
+        return
+    found = {field.name: getattr(factors, field.name) for field in dataclasses.fields(factors)}
+    arrays = {name: np.asarray(x, np.float32) for name, x in found.items() if x is not None}
+    write_columns(folder, arrays)
 
 
 def _factorize(
-    table: Table, config, key: jax.Array, saved: Checkpoints | None
+    table: Table,
+    rows: slice | np.ndarray,
+    config: als.ALSConfig | sgd.SGDConfig,
+    key: jax.Array,
+    saved: Checkpoints | None,
+    init: Factors | None = None,
 ) -> tuple[Factors, np.ndarray]:
+    """Factorises some of the training rows; see the methods' `fit`."""
     schema, train = table.schema, table.splits["train"]
-    users, items = np.asarray(train["user"]), np.asarray(train["item"])
+    users, items = np.asarray(train["user"])[rows], np.asarray(train["item"])[rows]
     total = config.iterations if isinstance(config, als.ALSConfig) else config.epochs
     progress = Progress("factorize", total, "passes")
 
@@ -334,16 +378,18 @@ def _factorize(
     try:
         if isinstance(config, als.ALSConfig):
             if schema.task == "click":  # an impression without a click is no preference
-                clicked = np.flatnonzero(train["label"])
+                clicked = np.flatnonzero(train["label"][rows])
                 users, items, value = users[clicked], items[clicked], None
             else:  # implicit feedback: that it happened counts, not how it was rated
-                value = None if config.feedback == "implicit" else train["value"]
+                value = None if config.feedback == "implicit" else train["value"][rows]
             matrix = Interactions.from_rows(users, items, schema.num_users, schema.num_items, value)
             mesh = sharding.make_mesh()
-            return als.fit(matrix, config, key, mesh=mesh, progress=show, saved=saved)
-        label = train["label"] if schema.task == "click" else None
+            return als.fit(matrix, config, key, mesh=mesh, progress=show, saved=saved, init=init)
+        label = train["label"][rows] if schema.task == "click" else None
         size = schema.num_users, schema.num_items
-        return sgd.fit(users, items, *size, config, key, label, progress=show, saved=saved)
+        return sgd.fit(
+            users, items, *size, config, key, label, progress=show, saved=saved, init=init
+        )
     finally:
         progress.close()
 
@@ -405,7 +451,10 @@ def _fit(run, table: Table, rows: Columns, factors: Artifact, model_name, arm, c
     schema, seed = table.schema, run.config.seed
     model = configuration.make_model(run.config, model_name)
     tables_key, fit_key = jax.random.split(jax.random.key(seed))
-    given = _factor_tables(factors) if arm.startswith("cadc") else None
+    frozen = _frozen_tables(arm)
+    given = None
+    if arm.startswith("cadc"):
+        given = _factor_tables(_trained_on(factors) if frozen else factors.path)
     tables = loop.initial_tables(
         schema.num_users,
         schema.num_items,
@@ -440,7 +489,7 @@ def _fit(run, table: Table, rows: Columns, factors: Artifact, model_name, arm, c
         model,
         config,
         tables,
-        _frozen_tables(arm),
+        frozen,
         content,
         lambda start: pipeline.training_batches(
             rows,
@@ -460,6 +509,7 @@ def _fit(run, table: Table, rows: Columns, factors: Artifact, model_name, arm, c
         record=tensorboard.recorder(logs) if run.config.log.tensorboard and first else None,
         trace=str(logs) if run.config.log.profile and first else None,
         saved=saved,
+        predict_with=_predict_with(factors) if frozen and _is_crossed(factors) else {},
     )
 
 
@@ -494,7 +544,7 @@ def arm_row(run: Run, inputs: Inputs, model_name: str, arm: str) -> dict[str, An
             state = checkpointer.restore(path, like)
         tables = dict(state["tables"])
         if _frozen_tables(arm):
-            tables |= loop.scaled(_factor_tables(factors))
+            tables |= _predict_with(factors)
         mesh, room = sharding.make_mesh(run.config.devices.model), run.config.devices.table_bytes
         nothing = dict.fromkeys(tables, 0)
         placed = placement.plan(mesh, tables, (), run.config.train.table_optimizer, nothing, room)
@@ -558,7 +608,7 @@ def popularity(table: Table) -> evaluation.Score:
 
 def factor_score(factors: Artifact) -> evaluation.Score:
     """Scores by the factorisation alone."""
-    tables = [jnp.asarray(table) for table in _factor_tables(factors)]
+    tables = [jnp.asarray(table) for table in _factor_tables(factors.path)]
 
     @jax.jit
     def score(batch):
@@ -623,7 +673,7 @@ def _long_stage(
     def resume(out: pathlib.Path) -> Mapping[str, Any]:
         with Checkpoints(folder, **options, stop=run.stop, say=run.say) as saved:
             facts = write(out, saved)
-        return facts | ({"seconds_before": saved.seconds_before} if saved.seconds_before else {})
+        return facts | {"seconds_before": facts.get("seconds_before", 0) + saved.seconds_before}
 
     with run.stop.deferred():
         made = _stage(run, stage, settings, resume, label, together)
@@ -640,9 +690,23 @@ def _frozen_tables(arm: str) -> frozenset[str]:
     return frozenset({"user", "item"} if arm == "cadc_frozen" else ())
 
 
-def _factor_tables(factors: Artifact) -> tuple[np.ndarray, np.ndarray]:
+def _is_crossed(factors: Artifact) -> bool:
+    return (factors.path / UNSAMPLED).exists()
+
+
+def _trained_on(factors: Artifact) -> pathlib.Path:
+    """Folder of the factors that a model trains on where they stay as they are."""
+    return factors.path / UNSAMPLED if _is_crossed(factors) else factors.path
+
+
+def _predict_with(factors: Artifact) -> dict[str, np.ndarray]:
+    """Tables of the factors of all rows, on the scale of those that the model trains on."""
+    return loop.scaled(_factor_tables(factors.path), _factor_tables(_trained_on(factors)))
+
+
+def _factor_tables(folder: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
     """User and item tables, on the host, whose dot product is the factorisation's score."""
-    found = Factors(**read_columns(factors.path))
+    found = Factors(**read_columns(folder))
     if found.user_bias is None:
         return found.user, found.item
     return tuple(np.asarray(table) for table in with_bias_columns(found))

@@ -4,6 +4,9 @@ Reads `ml-1m-implicit/` in $CADC_DATA_DIR: train.csv.gz, test.csv, test_negative
 and movies.dat. The split has no training timestamps: the validation item of a user is drawn from
 its training items and taken out of them, from the interaction matrix too.
 
+Test hr@10 / ndcg@10 of seed 0: MF alone 0.7414 / 0.4585, CADC frozen 0.7475 / 0.4657 (a tenth of
+the rows) and 0.7439 / 0.4616 (a hundredth).
+
     python -m cadc_jax.main --config=configs/movielens_1m_ncf.py
 """
 
@@ -26,15 +29,24 @@ def get_config():
     data.item_content.file, data.item_content.format = "movies.dat", "movielens_1m"
 
     config.factorization = "als"
-    config.als.factors = 64
-    config.als.regularization = 30.0
-    config.als.alpha = 9.0
+    config.als.factors = 192
+    config.als.regularization = 0.04
+    config.als.frequency_exponent = 1.0
+    config.als.alpha = 4.0
     config.als.iterations = 15
+    # Trained on factors that have seen its rows, no network betters these factors' own ranking.
+    config.factor_rows = "unsampled"
 
-    config.train.negatives = 4
-    config.train.batch_rows = 2048
-    config.train.learning_rate = 1e-3
+    config.two_tower.hidden = ()
+    config.two_tower.gate = 32
+    config.two_tower.scale = 0.7  # of the factors' scores, by the loss below on the sample
+
+    config.train.loss = "softmax"
+    config.train.negatives = 16
+    config.train.batch_rows = 1024
+    config.train.learning_rate = 5e-4
     config.train.table_learning_rate = 1e-2
-    config.train.max_evaluations = 40
+    config.train.max_evaluations = 20
+    config.train.evaluation_steps = 20  # where an epoch is shorter, as at a rate of 0.01
     config.train.patience = 3
     return config

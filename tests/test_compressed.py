@@ -34,7 +34,7 @@ def ranking_config(folder):
     (folder / "log.csv").write_text("user_id,item_id\n" + text)
     config = configuration.default_config()
     config.name, config.rate = "ranking", 0.25
-    config.arms = ("full", "sample")
+    config.arms, config.factor_rows = ("full", "cadc_frozen"), "unsampled"
     config.data.update(path=str(folder), train_file="log.csv", num_negatives=20)
     config.als.update(factors=8, iterations=2)
     config.train.update(batch_rows=64, max_evaluations=1, negatives=2)

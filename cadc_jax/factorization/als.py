@@ -93,6 +93,10 @@ class ALSConfig:
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be above 0")
 
+    def refreshing(self, iterations: int) -> "ALSConfig":
+        """These settings for a `fit` that goes on from other factors."""
+        return dataclasses.replace(self, iterations=iterations)
+
 
 Progress = Callable[[int, float, float], None]
 
@@ -105,6 +109,7 @@ def fit(
     mesh: Mesh | None = None,
     progress: Progress | None = None,
     saved: Checkpoints | None = None,
+    init: Factors | None = None,
 ) -> tuple[Factors, np.ndarray]:
     """Factorises.
 
@@ -119,6 +124,9 @@ def fit(
         seconds since `fit` was called.
       saved: checkpoints to go on from, and to save to between iterations. The result is bit for bit
         that of a fit without a break, on the same machine and devices.
+      init: factors to go on from, of these users and items, instead of random ones: a result of
+        `fit` on other interactions. A few iterations then reach what these interactions say, and
+        stay in the basis of `init`, so that what was trained on its factors takes the new ones.
 
     Returns:
       factors: of `config.dtype`, biases (float32) only if explicit. Rows without entries are 0.
@@ -126,7 +134,7 @@ def fit(
         all pairs (implicit) or all entries (explicit), plus the regularisation.
 
     Raises:
-      ConfigError: by `ALSConfig`, or if there are no interactions.
+      ConfigError: by `ALSConfig`, if there are no interactions, or if `init` has another shape.
       Stopped: by `saved`, once it is asked to end.
     """
     if interactions.num_entries == 0:
@@ -138,9 +146,11 @@ def fit(
     shapes = [jax.ShapeDtypeStruct((size, width), config.dtype) for size in sizes]
     whole = sharding.named(users.regularization.sharding.mesh, sharding.REPLICATED)
     found = None if saved is None else saved.restore(checkpoints.like(shapes, whole))
-    if found is None:
-        losses = []
+    losses = []
+    if found is None and init is None:
         start_user, start_item = jnp.zeros(shapes[0].shape), _initial(config, key, items)
+    elif found is None:
+        start_user, start_item = _given(init, users, items, config)
     else:
         rows, facts = found
         start_user, start_item = map(sharding.local, rows)
@@ -270,6 +280,23 @@ def _initial(config: ALSConfig, key: jax.Array, items: _Side) -> jax.Array:
     start = jax.random.normal(key, (len(counts), config.factors)) / np.sqrt(config.factors)
     start = start * (counts > 0)[:, None]
     return jnp.pad(start, ((0, 0), (0, config.feedback == "explicit")))
+
+
+def _given(
+    init: Factors, users: _Side, items: _Side, config: ALSConfig
+) -> tuple[jax.Array, jax.Array]:
+    """[U, K] users and [I, K] items of `init`, biases last if explicit; unseen ones 0."""
+    found = init.user.shape, init.item.shape
+    wanted = tuple((len(side.layout.counts), config.factors) for side in (users, items))
+    if found != wanted:
+        raise ConfigError(f"init has factors of shapes {found}; this fit has {wanted}")
+
+    def start(rows: jax.Array, bias: jax.Array | None, side: _Side) -> jax.Array:
+        if config.feedback == "explicit":
+            rows = jnp.concatenate([rows, bias[:, None].astype(rows.dtype)], 1)
+        return rows * (side.layout.counts > 0)[:, None]
+
+    return start(init.user, init.user_bias, users), start(init.item, init.item_bias, items)
 
 
 def _table(side: _Side, rows: jax.Array, dtype: str) -> jax.Array:

@@ -3,6 +3,7 @@
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @flax.struct.dataclass
@@ -61,3 +62,20 @@ def with_bias_columns(factors: Factors) -> tuple[jax.Array, jax.Array]:
         jnp.concatenate([user, user_bias, user_one], 1),
         jnp.concatenate([item, item_one, item_bias], 1),
     )
+
+
+def principal_axes(factors: Factors) -> Factors:
+    """The same model with its factors turned to the principal axes of the items, largest first.
+
+    A factorisation leaves the basis open: users and items may be turned together without changing
+    a score. In this basis the entries of a vector are directions of falling importance, which a
+    model trained on them can weigh one by one.
+    """
+    item = np.asarray(factors.item, np.float64)
+    _, axes = np.linalg.eigh(item.T @ item)
+    axes = axes[:, ::-1]
+
+    def turned(table: jax.Array) -> jax.Array:
+        return jnp.asarray(np.asarray(table, np.float64) @ axes, table.dtype)
+
+    return factors.replace(user=turned(factors.user), item=turned(factors.item))

@@ -65,6 +65,16 @@ class SGDConfig:
                 f"sgd.optimizer={self.optimizer!r}: choose one of {', '.join(sparse.OPTIMIZERS)}"
             )
 
+    def refreshing(self, epochs: int) -> "SGDConfig":
+        """These settings for a `fit` that goes on from other factors, at the last epoch's rate."""
+        last = 1 - self.learning_rate_decay * (1 - 1 / self.epochs)
+        return dataclasses.replace(
+            self,
+            epochs=epochs,
+            learning_rate=self.learning_rate * last,
+            learning_rate_decay=0.0,
+        )
+
 
 @flax.struct.dataclass
 class _State:
@@ -97,6 +107,7 @@ def fit(
     *,
     progress: Callable[[int, float, float], None] | None = None,
     saved: Checkpoints | None = None,
+    init: Factors | None = None,
 ) -> tuple[Factors, np.ndarray]:
     """Factorises.
 
@@ -114,13 +125,14 @@ def fit(
         since `fit` was called.
       saved: checkpoints to go on from, and to save to between blocks of rows. The result is bit for
         bit that of a fit without a break, on the same machine and device.
+      init: factors to go on from, of these users and items, instead of random ones.
 
     Returns:
       factors: float32, with biases. Rows of users and items that do not occur stay near 0.
       losses: [epochs] float64, mean log loss of each epoch, in nats, before each update.
 
     Raises:
-      ConfigError: by `SGDConfig`, or if there are no rows.
+      ConfigError: by `SGDConfig`, if there are no rows, or if `init` has another shape.
       DataError: if ids are outside their range, or a label is neither 0 nor 1.
       Stopped: by `saved`, once it is asked to end.
     """
@@ -141,7 +153,10 @@ def fit(
     # epoch on a CPU.
     shuffle = np.random.default_rng(np.asarray(jax.random.key_data(order_key)))
     batch = min(config.batch_rows, size)
-    start_state = functools.partial(_init, num_users, num_items, config, share, init_key)
+    if init is None:
+        start_state = functools.partial(_init, num_users, num_items, config, share, init_key)
+    else:
+        start_state = functools.partial(_given, init, num_users, num_items, config)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     found = None
     if saved is not None:
@@ -251,6 +266,18 @@ def _init(
         user_slots=sparse.init(config.optimizer, user),
         item_slots=sparse.init(config.optimizer, item),
     )
+
+
+def _given(init: Factors, num_users: int, num_items: int, config: SGDConfig) -> _State:
+    """The state of these factors; the optimiser's starts anew."""
+    found = init.user.shape, init.item.shape
+    wanted = (num_users, config.factors), (num_items, config.factors)
+    if found != wanted:
+        raise ConfigError(f"init has factors of shapes {found}; this fit has {wanted}")
+    user = jnp.concatenate([init.user, init.user_bias[:, None]], 1)
+    item = jnp.concatenate([init.item, init.item_bias[:, None]], 1)
+    slots = sparse.init(config.optimizer, user), sparse.init(config.optimizer, item)
+    return _State(user, item, jnp.array(init.global_bias), *slots)
 
 
 @functools.partial(jax.jit, static_argnames=("optimizer", "negatives"), donate_argnames="state")

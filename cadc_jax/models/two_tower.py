@@ -14,11 +14,15 @@ class Tower(nn.Module):
     """Embedding, dense and categorical features of one side -> vector [..., D] and bias [...].
 
     The vector is the embedding plus a correction that starts at zero: initialised from factors, the
-    network starts as the factorisation itself and learns what content adds to it.
+    network starts as the factorisation itself and learns what content adds to it. With a gate, each
+    entry of the embedding is weighted by a function of the embedding's length, which starts at 1:
+    a factorisation gives long vectors to users and items of many rows, and what its lesser
+    directions say of those of few rows is mostly noise.
     """
 
     hidden: Sequence[int]
     dropout: float = 0.0
+    gate: int = 0
 
     @nn.compact
     def __call__(self, embedding, dense, features, train: bool = False):
@@ -26,6 +30,10 @@ class Tower(nn.Module):
         x = jnp.concatenate([embedding, dense, flat], axis=-1)
         dim = embedding.shape[-1]
         out = MLP((*self.hidden, dim + 1), zero_output=True, dropout=self.dropout)(x, train)
+        if self.gate:
+            square = jnp.mean(jnp.square(embedding), axis=-1, keepdims=True)
+            length = jnp.log(square + 1e-6) / 2
+            embedding *= 1 + MLP((self.gate, dim), zero_output=True, name="gate")(length)
         return embedding + out[..., :dim], out[..., dim]
 
 
@@ -33,23 +41,28 @@ class TwoTower(nn.Module):
     """logit = scale * <user vector, item vector> / sqrt(D) + user bias + item bias + bias.
 
     Attributes:
-      hidden: hidden layers of each tower.
+      hidden: hidden layers of each tower; without any the correction is linear.
       dropout: dropout of the hidden layers.
+      gate: hidden units of each tower's gate; 0 for no gate.
+      scale: what `scale` starts at. A factorisation leaves it open; one that fits the loss from the
+        start spares the network an error that it would first mend by other means.
     """
 
     hidden: Sequence[int] = (128,)
     dropout: float = 0.0
+    gate: int = 0
+    scale: float = 1.0
 
     @nn.compact
     def __call__(self, inputs: Inputs, train: bool = False) -> jax.Array:
         """Logits [B, G] of each user's items."""
-        user, user_bias = Tower(self.hidden, self.dropout, name="user_tower")(
+        user, user_bias = Tower(self.hidden, self.dropout, self.gate, name="user_tower")(
             inputs.user, inputs.user_dense, inputs.user_features, train
         )
-        item, item_bias = Tower(self.hidden, self.dropout, name="item_tower")(
+        item, item_bias = Tower(self.hidden, self.dropout, self.gate, name="item_tower")(
             inputs.item, inputs.item_dense, inputs.item_features, train
         )
-        scale = self.param("scale", nn.initializers.ones, ())
+        scale = self.param("scale", nn.initializers.constant(self.scale), ())
         bias = self.param("bias", nn.initializers.zeros, ())
         if len(item) == 1:  # shared by all users: one matrix product
             dots = user @ item[0].T

@@ -77,14 +77,21 @@ def initial_tables(
     return {"user": user, "item": item, "features": features}
 
 
-def scaled(factors: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
+def scaled(
+    factors: tuple[np.ndarray, np.ndarray], like: tuple[np.ndarray, np.ndarray] | None = None
+) -> dict[str, np.ndarray]:
     """User and item tables of factors, each scaled to a root mean square of 1.
 
     The scale a factorisation leaves its factors at says nothing about a good start of the network.
+
+    Args:
+      factors: user [U, D] and item [I, D] factors.
+      like: other factors of these users and items, whose scaling they get instead of their own, so
+        that a model trained on `like` can be given `factors`.
     """
     return {
-        name: table / np.sqrt(np.mean(np.square(table)))
-        for name, table in zip(("user", "item"), factors, strict=True)
+        name: table / np.sqrt(np.mean(np.square(measured)))
+        for name, table, measured in zip(("user", "item"), factors, like or factors, strict=True)
     }
 
 
@@ -103,6 +110,7 @@ def fit(
     device_bytes: float = math.inf,
     record: Callable[[Mapping[str, float]], None] | None = None,
     trace: str | None = None,
+    predict_with: Mapping[str, jax.Array | np.ndarray] | None = None,
     saved: Checkpoints | None = None,
 ) -> Fitted:
     """Trains until the validation result stops getting better.
@@ -127,6 +135,8 @@ def fit(
       record: given every entry of the history as it is made.
       trace: folder for a `jax.profiler` trace of the steps between the first two evaluations
         (compilation is before them), or None.
+      predict_with: tables that stand in for frozen ones of the same name and shape outside of the
+        steps: in validation, and in the result.
       saved: checkpoints to go on from, and to save to between calls and before evaluations. The
         result is bit for bit that of a fit without a break, on the same machine and devices.
 
@@ -153,10 +163,6 @@ def fit(
     interval = max(steps_per_epoch, config.evaluation_steps)
     everywhere = sharding.named(mesh, sharding.REPLICATED)
 
-    def quality(params, tables) -> float:
-        # All processes must come to the same decision, whatever their hardware rounds to.
-        return distributed.of_first(validate(params, tables))
-
     init_key, step_key = jax.random.split(sharding.put(key, everywhere))
     content = sharding.put(content, everywhere)
     stream = batches(0)
@@ -175,19 +181,28 @@ def fit(
         device_bytes,
     )
     logging.info("%s: embedding tables on %d devices\n%s", label, mesh.size, placed)
-    tables = placement.put(placed, tables)
-    constant = {name: table for name, table in tables.items() if name in frozen}
+    constant = placement.put(placed, {n: table for n, table in tables.items() if n in frozen})
+    predicting = constant | placement.put(placed, predict_with or {})
+
+    def quality(state: TrainState) -> float:
+        # All processes must come to the same decision, whatever their hardware rounds to.
+        return distributed.of_first(validate(state.params, {**predicting, **state.tables}))
 
     def start() -> TrainState:
-        # Copies, since training donates its buffers and the caller keeps `tables`.
-        trained = {name: jnp.copy(table) for name, table in tables.items() if name not in frozen}
+        given = {name: table for name, table in tables.items() if name not in frozen}
+        trained = placement.put(placed, given)
+        # Training donates its buffers, and the caller keeps those that are not made here.
+        trained = {
+            name: table if isinstance(given[name], RandomTable) else jnp.copy(table)
+            for name, table in trained.items()
+        }
         return init_state(model, config, trained, constant, content, shapes, init_key, placed)
 
     found = None if saved is None else saved.restore(_like(jax.eval_shape(start), placed))
     zero = sharding.put(jnp.zeros(()), everywhere)
     if found is None:
         state, loss_sum, at = start(), zero, 0
-        best, best_value, best_step = _copy(state), quality(state.params, tables), 0
+        best, best_value, best_step = _copy(state), quality(state), 0
         history = [{"step": 0, "validation": best_value}]
         stream = itertools.chain([first], stream)
     else:
@@ -233,7 +248,7 @@ def fit(
             if saved is not None:
                 saved.offer(at, snapshot)
             loss = float(loss_sum) / interval
-        value = quality(state.params, {**constant, **state.tables})
+        value = quality(state)
         if not (math.isfinite(loss) and math.isfinite(value)):
             raise failure(f"the loss is {loss} and the validation result {value}")
         history.append({"step": at, "loss": loss, "validation": value})
@@ -241,12 +256,13 @@ def fit(
         if record is not None:
             record(history[-1])
         if value > best_value:
+            best = None  # its memory is the new one's
             best, best_value, best_step = _copy(state), value, at
         elif at - best_step >= config.patience * interval:
             break
     progress.close()
     params, trained = best
-    return Fitted(params, placement.take(placed, {**constant, **trained}), history, best_step)
+    return Fitted(params, placement.take(placed, {**predicting, **trained}), history, best_step)
 
 
 def _stacks(batches: Iterator[Batch], interval: int, size: int, done: int = 0) -> Iterator[Batch]:

@@ -281,6 +281,38 @@ def test_progress_is_called_once_an_iteration(interactions):
     assert np.all(np.diff([call[2] for call in calls]) > 0)
 
 
+@pytest.mark.parametrize("base", [IMPLICIT, EXPLICIT], ids=["implicit", "explicit"])
+def test_a_fit_that_goes_on_from_factors_is_one_that_never_stopped(base, interactions):
+    want, want_losses = als.fit(interactions, dataclasses.replace(base, iterations=5), KEY)
+    first, _ = als.fit(interactions, dataclasses.replace(base, iterations=2), KEY)
+    other_key = jax.random.key(1)  # nothing is drawn
+    got, losses = als.fit(interactions, base, other_key, init=first)
+    np.testing.assert_allclose(losses, want_losses[2:], rtol=1e-5)
+    np.testing.assert_allclose(got.user, want.user, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(got.item, want.item, rtol=1e-3, atol=1e-4)
+
+
+def test_a_fit_that_goes_on_with_more_rows_reaches_their_optimum_in_the_same_basis(interactions):
+    user, item, value = reference.sparse_data(U, I)
+    fewer = np.arange(len(user)) % 10 != 0
+    part = Interactions.from_rows(user[fewer], item[fewer], U, I, value[fewer])
+    config = dataclasses.replace(IMPLICIT, iterations=30)
+    start, _ = als.fit(part, config, KEY)
+    got, losses = als.fit(
+        interactions, dataclasses.replace(IMPLICIT, iterations=3), KEY, init=start
+    )
+    _, scratch = als.fit(interactions, config, KEY)
+    assert losses[-1] < 1.01 * scratch[-1]
+    cosine = np.sum(got.item * start.item) / np.linalg.norm(got.item) / np.linalg.norm(start.item)
+    assert cosine > 0.9
+
+
+def test_factors_of_other_sizes_are_no_start(interactions):
+    other = Factors(jnp.zeros((U, D)), jnp.zeros((I + 1, D)))
+    with pytest.raises(ConfigError, match=rf"init has factors of shapes .*\({I + 1}, {D}\)"):
+        als.fit(interactions, IMPLICIT, KEY, init=other)
+
+
 @pytest.mark.parametrize("side", ["user", "item"])
 def test_fold_in_of_the_training_rows_is_the_exact_half_step(side, interactions, matrix):
     factors, _ = als.fit(interactions, dataclasses.replace(IMPLICIT, frequency_exponent=0.5), KEY)

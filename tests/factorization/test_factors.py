@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cadc_jax.factorization.factors import Factors, scores, with_bias_columns
+from cadc_jax.factorization.factors import Factors, principal_axes, scores, with_bias_columns
 
 RNG = np.random.default_rng(0)
 USER, ITEM = RNG.normal(size=(4, 3)), RNG.normal(size=(5, 3))
@@ -34,6 +34,16 @@ def test_dot_product_of_the_bias_columns_is_the_score(kind):
     assert user.shape == (4, 5)
     assert item.shape == (5, 5)
     np.testing.assert_allclose(user @ item.T, WANT[kind], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_principal_axes_change_no_score_and_part_the_directions_of_the_items(kind):
+    turned = principal_axes(MODELS[kind])
+    got = scores(turned, jnp.arange(4)[:, None], jnp.arange(5))
+    np.testing.assert_allclose(got, WANT[kind], rtol=1e-5, atol=1e-6)
+    gram = np.asarray(turned.item).T @ turned.item
+    np.testing.assert_allclose(gram, np.diag(np.diag(gram)), atol=1e-5)
+    assert (np.diff(np.diag(gram)) < 0).all()
 
 
 def test_bfloat16_factors_are_scored_in_float32():

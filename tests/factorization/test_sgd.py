@@ -169,6 +169,29 @@ def test_negatives_are_fresh_in_each_epoch():
     assert len(set(losses)) == 4
 
 
+def test_a_fit_that_goes_on_from_factors_starts_at_their_loss():
+    user, item, label = clicks(2000)
+    first, losses = sgd.fit(user, item, U, I, dataclasses.replace(CONFIG, epochs=10), KEY, label)
+    still = dataclasses.replace(CONFIG, learning_rate=1e-9, epochs=1)
+    same, again = sgd.fit(user, item, U, I, still, jax.random.key(1), label, init=first)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), same, first)
+    assert again[0] < losses[-1] < losses[0]
+
+
+def test_a_fit_that_goes_on_keeps_the_rate_of_the_last_epoch():
+    config = dataclasses.replace(CONFIG, epochs=10, learning_rate=0.1, learning_rate_decay=0.9)
+    going_on = config.refreshing(3)
+    assert (going_on.epochs, going_on.learning_rate_decay) == (3, 0)
+    assert going_on.learning_rate == pytest.approx(0.1 * (1 - 0.9 * 9 / 10))
+
+
+def test_factors_of_other_sizes_are_no_start():
+    user, item, label = clicks()
+    first, _ = sgd.fit(user, item, U, I, CONFIG, KEY, label)
+    with pytest.raises(ConfigError, match=rf"\({I}, {D}\).*; this fit has .*\({I + 1}, {D}\)"):
+        sgd.fit(user, item, U, I + 1, CONFIG, KEY, label, init=first)
+
+
 def test_one_program_serves_all_epochs_and_a_second_fit():
     user, item, label = clicks(333)
     sgd._epoch.clear_cache()

@@ -13,6 +13,30 @@ def test_an_untrained_network_scores_as_the_factorisation_does():
     np.testing.assert_allclose(logits, jnp.einsum("bd,bgd->bg", x.user, x.item) / 2, rtol=1e-5)
 
 
+def test_a_gate_starts_open_and_the_scale_where_it_is_told():
+    x = random_inputs()
+    model = TwoTower(hidden=(), gate=4, scale=3.0)
+    logits = model.apply(model.init(jax.random.key(0), x), x)
+    np.testing.assert_allclose(logits, 3 * jnp.einsum("bd,bgd->bg", x.user, x.item) / 2, rtol=1e-5)
+
+
+def test_a_gate_weighs_embeddings_by_their_length_alone():
+    x = random_inputs()
+    model = TwoTower(hidden=(), gate=4)
+    params = model.init(jax.random.key(0), x)
+    gate = params["params"]["user_tower"]["gate"]["Dense_1"]
+    gate["kernel"] = jax.random.normal(jax.random.key(1), gate["kernel"].shape)
+    plain, turned = (
+        model.apply(params, x.replace(user=user, item=item))
+        for user, item in ((x.user, x.item), (-x.user, -x.item))
+    )
+    np.testing.assert_allclose(plain, turned, rtol=1e-5)
+    dots = jnp.einsum("bd,bgd->bg", x.user, x.item) / 2
+    assert not np.allclose(plain, dots, rtol=0.1)
+    longer = model.apply(params, x.replace(user=2 * x.user))
+    assert not np.allclose(longer, 2 * plain, rtol=0.01)
+
+
 def test_items_shared_by_all_users_score_as_if_repeated():
     x = random_inputs(items=5, item_rows=1)
     repeated = x.replace(

@@ -101,6 +101,35 @@ def test_factors_are_scaled_to_a_root_mean_square_of_one():
     assert made["features"].shape == (7, 16)
 
 
+def test_factors_may_be_scaled_as_others_are():
+    """A model trained on `like` knows its scale, and no other."""
+    like = np.full((2, 3), 5.0, np.float32), np.full((4, 3), -0.1, np.float32)
+    made = loop.scaled((2 * like[0], like[1]), like)
+    np.testing.assert_allclose(made["user"], 2, rtol=1e-6)
+    np.testing.assert_allclose(made["item"], -1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("model, device_bytes", [(1, math.inf), (4, 400)])
+def test_tables_to_predict_with_are_validated_and_returned_but_not_trained_on(model, device_bytes):
+    seen = []
+
+    def validate(params, tables):
+        seen.append(tables)
+        return len(seen)
+
+    settings = {"frozen": ("user", "item"), "device_bytes": device_bytes}
+    settings["mesh"] = sharding.make_mesh(model)
+    others = {name: tables()[name] + 1 for name in ("user", "item")}
+    fitted = fit(validate, predict_with=others, **settings)
+    plain = fit(scripted(range(11)), **settings)
+    jax.tree.map(np.testing.assert_array_equal, fitted.params, plain.params)
+    for name, table in others.items():
+        np.testing.assert_array_equal(fitted.tables[name], table)
+        for given in seen:
+            np.testing.assert_array_equal(given[name][: len(table)], table)
+    np.testing.assert_array_equal(fitted.tables["features"], plain.tables["features"])
+
+
 def test_batches_are_taken_in_order_whatever_a_call_holds():
     """Seven steps as 1 + 1 + ..., 3 + 3 + 1 and 7 steps a call."""
     results = []

@@ -1,0 +1,78 @@
+"""Factors of the unsampled rows: what they come from, and who trains and predicts with which."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from cadc_jax import configuration, experiment
+from cadc_jax.data import sampling
+from cadc_jax.data.table import open_table
+from cadc_jax.factorization import als
+from cadc_jax.factorization.factors import principal_axes
+from cadc_jax.factorization.interactions import Interactions
+from tests.test_compressed import clicks_config, quiet, ranking_config
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A finished run of the ranking task, in which the network stays as it starts."""
+    path = tmp_path_factory.mktemp("unsampled")
+    config = ranking_config(path / "raw")
+    config.arms, config.factor_rows = ("cadc_frozen",), "unsampled"
+    config.train.learning_rate = config.train.table_learning_rate = 0.0
+    run = experiment.Run(config, path / "work", quiet)
+    experiment.run(run)
+    return run, experiment.prepare_stage(run, experiment.raw_data(run))
+
+
+def test_they_are_those_of_the_training_rows_that_the_sample_does_not_keep(made):
+    run, prepared = made
+    table = open_table(prepared.path)
+    train, sizes = table.splits["train"], (table.schema.num_users, table.schema.num_items)
+    config = configuration.factorization_config(run.config)
+    rest = ~sampling.keep(np.arange(len(train["user"])), run.config.rate, run.config.seed)
+    part = Interactions.from_rows(train["user"][rest], train["item"][rest], *sizes)
+    whole = Interactions.from_rows(train["user"], train["item"], *sizes)
+    first, _ = als.fit(part, config, jax.random.key(run.config.seed))
+    first = principal_axes(first)
+    last, _ = als.fit(
+        whole, config.refreshing(experiment.REFRESH_PASSES), jax.random.key(0), init=first
+    )
+    path = experiment.factorize_stage(run, prepared).path
+    for folder, expected in ((path / experiment.UNSAMPLED, first), (path, last)):
+        for name in ("user", "item"):
+            found, table = np.load(folder / f"{name}.npy"), getattr(expected, name)
+            signs = np.sign(np.sum(found * table, axis=0))  # an axis may point either way
+            np.testing.assert_allclose(found, signs * table, rtol=1e-3, atol=1e-3)
+
+
+def test_an_untrained_network_predicts_as_the_factors_of_all_rows_do(made):
+    run, _ = made
+    rows = json.loads((run.workdir / "results.json").read_text())["rows"]
+    metrics = {row["arm"]: row["metrics"] for row in rows}
+    assert metrics["cadc_frozen"] == pytest.approx(metrics["mf_alone"])
+    assert metrics["popularity"] != metrics["mf_alone"]
+
+
+def test_another_rate_makes_other_factors(made):
+    run, prepared = made
+    before = experiment.factorize_stage(run, prepared)
+    config = run.config.copy_and_resolve_references()
+    config.rate = 0.5
+    other = experiment.factorize_stage(experiment.Run(config, run.workdir, quiet), prepared)
+    assert before.reused and not other.reused
+    config.factor_rows = "all"
+    whole = experiment.factorize_stage(experiment.Run(config, run.workdir, quiet), prepared)
+    assert not (whole.path / experiment.UNSAMPLED).exists()
+
+
+def test_a_log_of_clicks_is_factorised_in_the_same_two_parts(tmp_path):
+    config = clicks_config()
+    config.factor_rows = "unsampled"
+    run = experiment.Run(config, tmp_path, quiet)
+    experiment.run(run, last="factorize")
+    (path,) = (tmp_path / "factorize").iterdir()
+    whole, part = (np.load(p / "global_bias.npy") for p in (path, path / experiment.UNSAMPLED))
+    assert np.isfinite(whole) and whole != part
