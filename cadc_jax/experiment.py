@@ -535,21 +535,12 @@ def arm_row(run: Run, inputs: Inputs, model_name: str, arm: str) -> dict[str, An
 
     def score_of(table: Table):
         model = configuration.make_model(run.config, model_name)
-        with ocp.StandardCheckpointer() as checkpointer:
-            path = (trained.path / "state").resolve()
-            # To the host: the devices may be others than those it was saved from.
-            like = jax.tree.map(
-                lambda x: np.empty(x.shape, x.dtype), checkpointer.metadata(path).item_metadata.tree
-            )
-            state = checkpointer.restore(path, like)
-        tables = dict(state["tables"])
-        if _frozen_tables(arm):
-            tables |= _predict_with(factors)
+        params, tables = restore(arm, trained, factors)
         mesh, room = sharding.make_mesh(run.config.devices.model), run.config.devices.table_bytes
         nothing = dict.fromkeys(tables, 0)
         placed = placement.plan(mesh, tables, (), run.config.train.table_optimizer, nothing, room)
         params, content = sharding.put(
-            (state["params"], embeddings.content_of(table)),
+            (params, embeddings.content_of(table)),
             sharding.named(mesh, sharding.REPLICATED),
         )
         return _scorer(mesh, model, params, placement.put(placed, tables), content)
@@ -571,6 +562,23 @@ def arm_row(run: Run, inputs: Inputs, model_name: str, arm: str) -> dict[str, An
     rate = 1.0 if arm == "full" else run.config.rate
     row = _row(arm, model_name, rate, trained.facts["rows"], evaluated, seconds)
     return row | {"best_step": trained.facts["best_step"]}
+
+
+def restore(arm: str, trained: Artifact, factors: Artifact | None) -> tuple[Any, dict[str, Any]]:
+    """Parameters and all embedding tables of a trained model, saved ones on the host.
+
+    `factors` are those that it was trained with; only frozen tables are made from them.
+    """
+    path = (trained.path / "state").resolve()
+    with ocp.StandardCheckpointer() as checkpointer:
+        # To the host: the devices may be others than those it was saved from.
+        saved = checkpointer.metadata(path).item_metadata.tree
+        like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), saved)
+        state = checkpointer.restore(path, like)
+    tables = dict(state["tables"])
+    if _frozen_tables(arm):
+        tables |= _predict_with(factors)
+    return state["params"], tables
 
 
 def baseline_row(run: Run, inputs: Inputs, arm: str) -> dict[str, Any]:

@@ -7,20 +7,13 @@ the work folder and is not repeated by a second run. Any field of the configurat
 
     --config.data.path=/data/train.txt --config.rate=0.01 --config.seed=1
 
-Other commands:
-
-    cadc compress --config=... --rate=0.1 --out=DIR          write what training needs to a folder
-    cadc train --from=DIR                                    compare the arms from that folder alone
-    cadc interactions --config=...                           which columns may stand for user, item
-    cadc plan --config=... --devices=8 --hardware=v5e        memory, traffic and time, on paper
-    cadc verify --from=DIR                                   compare all checksums of an artefact
+Without a command it is 'cadc run'. SIGTERM and Ctrl-C save what is under way; the same command goes
+on from there, as after a crash.
 
 On several hosts, or in several processes, start the same command everywhere, with a --workdir
 that all of them share and with --distributed (on Cloud TPU, GKE, Slurm or Open MPI) or
 
     --coordinator=HOST:PORT --num_processes=N --process_id=K     (K from 0; process 0 is on HOST)
-
-SIGTERM and Ctrl-C save what is under way; the same command goes on from there, as after a crash.
 """
 
 import errno
@@ -52,7 +45,7 @@ _STAGE = flags.DEFINE_enum(
     "stage",
     "report",
     STAGES,
-    "Last stage to run; the ones before it are run unless they are finished.",
+    "run: Last stage to run; the ones before it are run unless they are finished.",
 )
 _VERIFY = flags.DEFINE_bool(
     "verify",
@@ -60,21 +53,53 @@ _VERIFY = flags.DEFINE_bool(
     "Compare the checksums of finished stages before they are used again (reads them whole).",
 )
 _RATE = flags.DEFINE_float("rate", None, "compress: share of the training rows; config.rate.")
-_OUT = flags.DEFINE_string("out", None, "compress: the folder to make.")
-_FROM = flags.DEFINE_string("from", None, "train, verify: a folder that 'cadc compress' made.")
-_DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "Join the processes of the cluster that JAX finds itself in."
+_OUT = flags.DEFINE_string(
+    "out", None, "compress, export, recommend: the folder (recommend: the Parquet file) to make."
 )
-_COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "HOST:PORT of process 0, free to listen on."
-)
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes of the run.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
-_JOIN_SECONDS = flags.DEFINE_integer(
-    "join_seconds", 300, "How long to wait for the others to join."
+_FROM = flags.DEFINE_string(
+    "from",
+    None,
+    "train, verify, recommend, export: a folder that 'cadc compress' made; to verify, "
+    "any artefact; to recommend and export, also a work folder.",
 )
 _ROWS = flags.DEFINE_integer(
-    "rows", None, "interactions: training rows to look at (200,000). plan: training rows there are."
+    "rows",
+    None,
+    "interactions, plan: training rows to look at (200,000 by default); to plan, those there are.",
+)
+_ARM = flags.DEFINE_string(
+    "arm",
+    None,
+    "recommend, export: arm, such as cadc_frozen, or mf_alone (the factors); to recommend "
+    "also popularity. By default the one that validated best.",
+)
+_MODEL = flags.DEFINE_string(
+    "model",
+    None,
+    "recommend, export: network, dlrm, dcn or two_tower; by default the one that validated best.",
+)
+_USER = flags.DEFINE_string("user", None, "recommend: a raw user id, as in the log.")
+_USERS = flags.DEFINE_string(
+    "users", None, "recommend: 'all', or a file of raw user ids, one a line; needs --out."
+)
+_K = flags.DEFINE_integer("k", 10, "recommend: items a user.")
+_FORMAT = flags.DEFINE_string("format", "npz", "export: one of npz, safetensors, savedmodel.")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "run, compress, train: join the processes of the cluster that JAX finds itself in.",
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "run, compress, train: HOST:PORT of process 0, free to listen on."
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "run, compress, train: number of processes of the run."
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "run, compress, train: which of them this one is, from 0."
+)
+_JOIN_SECONDS = flags.DEFINE_integer(
+    "join_seconds", 300, "run, compress, train: how long to wait for the others to join."
 )
 _DEVICES = flags.DEFINE_integer(
     "devices", 1, "plan: number of devices; config.devices.model of them share a split table."
@@ -85,7 +110,6 @@ _NUM_ITEMS = flags.DEFINE_integer("num_items", None, "plan: items, likewise.")
 _FEATURE_ROWS = flags.DEFINE_integer(
     "feature_rows", None, "plan: values of all other categorical features together, likewise."
 )
-
 
 _STOP = Stop()
 
@@ -98,10 +122,10 @@ def main(argv: list[str]) -> None:
             f"unexpected argument '{command}': commands are {', '.join(COMMANDS)}; options are "
             "written --name=value"
         )
-    if rest:
-        raise CadcError(f"unexpected argument '{rest[0]}': options are written --name=value")
+    if rest and (command not in _WITH_FOLDER or len(rest) > 1):
+        raise CadcError(f"unexpected argument '{rest[-1]}': options are written --name=value")
     if not _several():
-        COMMANDS[command]()
+        COMMANDS[command](*rest)
         return
     from cadc_jax import distributed  # imports JAX
 
@@ -123,12 +147,20 @@ def _several() -> bool:
 
 
 def _run() -> None:
+    """Runs the experiment: prepare, factorize, sample, train, evaluate, report.
+
+    cadc run --config=configs/criteo.py --config.rate=0.01
+    """
     from cadc_jax import experiment  # seconds of imports, which --help and a typo need not wait for
 
     experiment.run(_experiment(_config()), _STAGE.value)
 
 
 def _compress() -> None:
+    """Writes the compressed data set, all that training needs, to a folder.
+
+    cadc compress --config=configs/criteo.py --rate=0.1 --out=/data/small
+    """
     config = _config()
     if _RATE.value is not None:
         config.rate = _RATE.value
@@ -138,6 +170,10 @@ def _compress() -> None:
 
 
 def _train() -> None:
+    """Compares the arms from a compressed data set alone.
+
+    cadc train --from=/data/small
+    """
     folder = pathlib.Path(_needed(_FROM))
     from cadc_jax import compressed, experiment
 
@@ -148,6 +184,10 @@ def _train() -> None:
 
 
 def _verify() -> None:
+    """Compares all checksums of an artefact.
+
+    cadc verify --from=/data/small
+    """
     folder = pathlib.Path(_needed(_FROM))
     from cadc_jax import artifacts
 
@@ -156,6 +196,10 @@ def _verify() -> None:
 
 
 def _interactions() -> None:
+    """Shows which columns of a click log may stand for users and items.
+
+    cadc interactions --config=configs/criteo.py --rows=100000
+    """
     config = _config()
     from cadc_jax import experiment
 
@@ -163,6 +207,10 @@ def _interactions() -> None:
 
 
 def _plan() -> None:
+    """Says what a run would need, on paper: memory, traffic between devices, and time.
+
+    cadc plan --config=configs/criteo_terabyte.py --rows=4195197692 --devices=8 --hardware=v5p
+    """
     config = _config()
     from cadc_jax import experiment
 
@@ -176,6 +224,75 @@ def _plan() -> None:
     experiment.plan(_experiment(config), _DEVICES.value, _HARDWARE.value, given)
 
 
+def _recommend() -> None:
+    """Finds the best items that a user, or every user, has not had.
+
+    cadc recommend --config=configs/movielens_1m.py --user=42 --k=5
+    cadc recommend --from=/data/small --users=all --out=recs.parquet
+    """
+    if bool(_USER.value) == bool(_USERS.value):
+        raise ConfigError("this command needs --user=ID, or --users=all|FILE with --out=FILE")
+    out = pathlib.Path(_needed(_OUT)) if _USERS.value else None
+    trained = _trained()
+    from cadc_jax import recommend
+
+    if out:
+        print(recommend.write(trained, _USERS.value, _K.value, out))
+    else:
+        print(recommend.show(trained, _USER.value, _K.value))
+
+
+def _export() -> None:
+    """Writes a trained model for other programs: embeddings, raw ids, parameters.
+
+    cadc export --from=workdir/criteo --format=savedmodel --out=/models/ads
+    """
+    out = pathlib.Path(_needed(_OUT))
+    trained = _trained()
+    from cadc_jax import export
+
+    made = export.write(trained, out, _FORMAT.value)
+    print(f"{made.path}: {trained}\nas {_FORMAT.value}; what is in it: cadc info {made.path}")
+
+
+def _trained():
+    """What --from, --config, --arm and --model choose."""
+    config = None if _CONFIG.value is None else _config()
+    workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else None
+    if _FROM.value:
+        source = pathlib.Path(_FROM.value)
+    elif workdir or config is not None:
+        source = workdir or pathlib.Path("workdir") / config.name
+    else:
+        raise ConfigError("this command needs --from=DIR, or --config=... as it ran")
+    from cadc_jax import trained
+
+    return trained.open_trained(source, workdir, config, _ARM.value, _MODEL.value)
+
+
+def _info(folder: str | None = None) -> None:
+    """Explains a folder: what it is, how it was made, its size, and whether it is whole.
+
+    cadc info workdir/criteo
+    """
+    if folder is None:
+        raise ConfigError("this command needs a folder: cadc info DIR")
+    from cadc_jax import info
+
+    print(info.explain(pathlib.Path(folder), _VERIFY.value))
+
+
+def _doctor() -> None:
+    """Checks this machine, and runs all stages on a few rows; says what to mend.
+
+    cadc doctor
+    """
+    from cadc_jax import doctor
+
+    if not doctor.examine(pathlib.Path(_WORKDIR.value or "workdir")):
+        sys.exit(1)
+
+
 COMMANDS = {
     "run": _run,
     "compress": _compress,
@@ -183,7 +300,12 @@ COMMANDS = {
     "interactions": _interactions,
     "plan": _plan,
     "verify": _verify,
+    "recommend": _recommend,
+    "export": _export,
+    "info": _info,
+    "doctor": _doctor,
 }
+_WITH_FOLDER = ("info",)
 
 
 def _config():
@@ -236,6 +358,8 @@ def _main_without_traceback(argv: list[str]) -> None:
         sys.exit(code)
     except CadcError as error:
         _fail(error)
+    except BrokenPipeError:  # who reads our output has had enough, as in '| head'
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if error.errno not in _NOT_OURS:
             _fail_unexpectedly(error)
@@ -247,6 +371,8 @@ def _main_without_traceback(argv: list[str]) -> None:
 
 def _parse_flags(argv: list[str]) -> list[str]:
     """absl's parser; config_flags raises plain errors for a bad file, field or value."""
+    if {"--help", "-help", "-h"} & set(argv):
+        _help(argv)
     try:
         return flags.FLAGS([_with_installed_config(argument) for argument in argv])
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
@@ -262,6 +388,20 @@ def _with_installed_config(argument: str) -> str:
             if path.startswith("configs/") and (folder / path).exists():
                 return f"{name}={folder / path}"
     return argument
+
+
+def _help(argv: list[str]) -> None:
+    """Shows the program's screen, or that of the command that is named, and ends."""
+    from cadc_jax import usage
+
+    by_module = flags.FLAGS.flags_by_module_dict()
+    known = next(found for found in by_module.values() if any(x.name == "workdir" for x in found))
+    if _CONFIG.name not in {flag.name for flag in known}:
+        known = [flags.FLAGS[_CONFIG.name], *known]
+    command = next((word for word in argv[1:] if word in COMMANDS), None)
+    screen = usage.of_command(command, COMMANDS, known) if command else None
+    print(screen or usage.overview(__doc__, COMMANDS, known, "run"))
+    sys.exit(0)
 
 
 # Faults of the machine that a user can mend, and how.

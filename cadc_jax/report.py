@@ -5,12 +5,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 
 from cadc_jax import artifacts
-
-matplotlib.use("Agg")
 
 NAMES = {
     "popularity": "popularity",

@@ -170,7 +170,7 @@ def test_compress_train_and_interactions_are_commands(tmp_path):
         (["compress", f"--config={CRITEO}"], "--out=DIR"),
         (["train"], "--from=DIR"),
         (["train", "--from=/nowhere"], "/nowhere: no such folder; make one with 'cadc compress'"),
-        (["cook"], "commands are run, compress, train, interactions, plan, verify"),
+        (["cook"], "commands are run, compress, train, interactions, plan, verify, recommend"),
         (["train", "more"], "unexpected argument 'more'"),
         (["plan", f"--config={CRITEO}", "--workdir=/nowhere"], "give --rows=N, --num_users=N"),
     ],
