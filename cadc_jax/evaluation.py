@@ -21,7 +21,13 @@ USER_BLOCK = 512  # users scored at a time against their own candidates
 PAIR_BLOCK = 1 << 24  # (user, item) pairs scored at a time, where a score is a dot product
 
 
-def evaluate_clicks(score: Score, columns: Columns, *, calibrated: bool = True) -> dict[str, float]:
+def evaluate_clicks(
+    score: Score,
+    columns: Columns,
+    *,
+    calibrated: bool = True,
+    keep: Callable[[np.ndarray], None] | None = None,
+) -> dict[str, float]:
     """Quality on a split of labelled rows of any size, in bounded memory.
 
     Up to EXACT_ROWS rows the AUC is exact. Beyond, it is that of a histogram of the scores, whose
@@ -31,6 +37,8 @@ def evaluate_clicks(score: Score, columns: Columns, *, calibrated: bool = True) 
       score: scores of rows, each with its own item.
       columns: of the split; memory-mapped ones are read a block at a time.
       calibrated: whether scores are logits.
+      keep: given the scores of all rows, [n] float32 of each block in turn, for example to store
+        them; or None.
 
     Returns:
       `auc`; past EXACT_ROWS `auc_error`, the most by which it may be off; of logits, `logloss` and
@@ -50,6 +58,8 @@ def evaluate_clicks(score: Score, columns: Columns, *, calibrated: bool = True) 
         stats = block if stats is None else metrics.merge(stats, block)
         if exact:
             kept.append(np.asarray(scores))
+        if keep is not None:
+            keep(np.asarray(scores, np.float32)[np.asarray(weight)])
     if exact:
         labels = np.asarray(columns["label"])
         result = {"auc": float(metrics.auc(labels, np.concatenate(kept)[:rows]))}
@@ -74,14 +84,7 @@ def _scored(score: Score, columns: Columns, rows: Sequence[int]):
 
 def evaluate_ranking_sampled(score: Score, columns: Columns, k: int) -> dict[str, float]:
     """HR@k and NDCG@k of each held-out item among its own K negatives; keys end in '/1+K'."""
-
-    def score_items(users, items):
-        return score(pair_batch(users, items))
-
-    ranks = ranking.sampled_ranks(
-        score_items, columns["user"], columns["item"], columns["negatives"], USER_BLOCK
-    )
-    return _of_ranks(ranks, k, f"/1+{columns['negatives'].shape[1]}")
+    return of_ranks(ranks_sampled(score, columns), k, columns["negatives"].shape[1])
 
 
 def evaluate_ranking_full(
@@ -93,16 +96,41 @@ def evaluate_ranking_full(
     seed: int = 0,
     pair_block: int = PAIR_BLOCK,
 ) -> dict[str, float]:
-    """HR@k and NDCG@k of each held-out item among all items its user has not seen before it.
+    """HR@k and NDCG@k of `ranks_full`."""
+    return of_ranks(ranks_full(score, table, split, max_users, seed, pair_block), k)
+
+
+def ranks_sampled(score: Score, columns: Columns) -> np.ndarray:
+    """[N] int32 ranks of the held-out items, each among its own K negatives."""
+
+    def score_items(users, items):
+        return score(pair_batch(users, items))
+
+    return ranking.sampled_ranks(
+        score_items, columns["user"], columns["item"], columns["negatives"], USER_BLOCK
+    )
+
+
+def ranks_full(
+    score: Score,
+    table: Table,
+    split: str,
+    max_users: int = 0,
+    seed: int = 0,
+    pair_block: int = PAIR_BLOCK,
+) -> np.ndarray:
+    """Rank of each held-out item among all items its user has not seen before it.
 
     Args:
       score: scores of users with all items.
       table: a prepared table of the ranking task.
       split: 'validation' or 'test'; the rows of all earlier splits are 'seen'.
-      k: cut-off.
       max_users: rank for so many rows only, drawn by `seed`; 0 for all.
       seed: of that draw.
       pair_block: (user, item) pairs scored at a time, a bound on memory.
+
+    Returns:
+      [N] int32, -1 for rows that are not ranked.
     """
     columns = table.splits[split]
     chosen = np.arange(len(columns["user"]))
@@ -115,17 +143,24 @@ def evaluate_ranking_full(
     all_items = np.arange(table.schema.num_items, dtype=np.int32)[None]
     block = int(np.clip(pair_block // table.schema.num_items, 1, len(chosen)))
     block += -block % jax.device_count()  # of users, who can then be split over the devices
-    ranks = ranking.full_ranks(
+    ranks = np.full(len(columns["user"]), -1, np.int32)
+    ranks[chosen] = ranking.full_ranks(
         lambda users: score(pair_batch(users, all_items)),
         columns["user"][chosen],
         columns["item"][chosen],
         seen,
         block,
     )
-    return _of_ranks(ranks, k, "")
+    return ranks
 
 
-def _of_ranks(ranks: np.ndarray, k: int, suffix: str) -> dict[str, float]:
+def of_ranks(ranks: np.ndarray, k: int, negatives: int | None = None) -> dict[str, float]:
+    """HR@k and NDCG@k of ranks [N], those below 0 left out.
+
+    With the number of negatives that a rank is among, if these are not all items, keys say so.
+    """
+    suffix = "" if negatives is None else f"/1+{negatives}"
+    ranks = ranks[ranks >= 0]
     return {
         f"hr@{k}{suffix}": float(metrics.hit_rate(ranks, k)),
         f"ndcg@{k}{suffix}": float(metrics.ndcg(ranks, k)),

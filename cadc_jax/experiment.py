@@ -34,7 +34,15 @@ from cadc_jax.checkpoints import Checkpoints
 from cadc_jax.compressed import Inputs
 from cadc_jax.data import files, negatives, pairs, pipeline, prepare, sources, synthetic
 from cadc_jax.data.hosts import Hosts
-from cadc_jax.data.table import Columns, Table, open_table, read_columns, write_columns, write_rows
+from cadc_jax.data.table import (
+    Columns,
+    ColumnWriter,
+    Table,
+    open_table,
+    read_columns,
+    write_columns,
+    write_rows,
+)
 from cadc_jax.factorization import als, sgd
 from cadc_jax.factorization.factors import Factors, principal_axes, with_bias_columns
 from cadc_jax.factorization.interactions import Interactions
@@ -545,7 +553,7 @@ def arm_row(run: Run, inputs: Inputs, model_name: str, arm: str) -> dict[str, An
         )
         return _scorer(mesh, model, params, placement.put(placed, tables), content)
 
-    evaluated = _evaluate(
+    evaluated = evaluate_stage(
         run,
         prepared,
         trained.fingerprint,
@@ -591,7 +599,7 @@ def baseline_row(run: Run, inputs: Inputs, arm: str) -> dict[str, Any]:
     scorer = factors.fingerprint if arm == "mf_alone" else "popularity"
     # ALS scores are preferences, not logits.
     calibrated = arm == "popularity" or run.config.factorization == "sgd"
-    evaluated = _evaluate(run, prepared, scorer, score_of, arm, calibrated)
+    evaluated = evaluate_stage(run, prepared, scorer, score_of, arm, calibrated)
     seconds = {"prepare": prepared.seconds}
     if arm == "mf_alone":
         seconds["factorize"] = factors.seconds
@@ -626,7 +634,7 @@ def factor_score(factors: Artifact) -> evaluation.Score:
     return score
 
 
-def _evaluate(
+def evaluate_stage(
     run: Run,
     prepared: Artifact,
     scorer: str,
@@ -635,19 +643,36 @@ def _evaluate(
     calibrated: bool = True,
     pair_block: int = evaluation.PAIR_BLOCK,
 ) -> Artifact:
-    """Test metrics of a scorer, as an artefact."""
+    """Test metrics of a scorer, as an artefact, with what they come from, a row of the test split.
+
+    Of clicks `scores.npy` [N] float32; of rankings `ranks_full.npy` [N] int32 (-1: a user that was
+    not drawn) and `ranks_sampled.npy` [N] int32. Two scorers can so be compared user by user. The
+    users drawn by `max_users` depend on the table alone, and not on the seed of the run.
+    """
     options = run.config.evaluation.to_dict()
     settings = {"prepared": prepared.fingerprint, "scorer": scorer, "evaluation": options}
+    settings["keeps"] = "rows"
 
     def write(folder: pathlib.Path) -> Mapping[str, Any]:
-        del folder
         table = open_table(prepared.path)
-        score = score_of(table)
+        score, test = score_of(table), table.splits["test"]
+        first = distributed.is_first()
         if table.schema.task == "click":
-            return evaluation.evaluate_clicks(score, table.splits["test"], calibrated=calibrated)
-        return evaluation.evaluate_ranking_full(
-            score, table, "test", options["k"], options["max_users"], run.config.seed, pair_block
-        ) | evaluation.evaluate_ranking_sampled(score, table.splits["test"], options["k"])
+            if not first:
+                return evaluation.evaluate_clicks(score, test, calibrated=calibrated)
+            scores = ColumnWriter(folder / "scores.npy", np.float32, (len(test["label"]),))
+            quality = evaluation.evaluate_clicks(
+                score, test, calibrated=calibrated, keep=scores.append
+            )
+            scores.close()
+            return quality
+        max_users, k = options["max_users"], options["k"]
+        full = evaluation.ranks_full(score, table, "test", max_users, pair_block=pair_block)
+        sampled = evaluation.ranks_sampled(score, test)
+        if first:
+            write_columns(folder, {"ranks_full": full, "ranks_sampled": sampled})
+        negatives = test["negatives"].shape[1]
+        return evaluation.of_ranks(full, k) | evaluation.of_ranks(sampled, k, negatives)
 
     return _stage(run, "evaluate", settings, write, label, together=True)
 
@@ -735,4 +760,5 @@ def _row(arm, model, rate, rows_used, evaluated: Artifact, seconds) -> dict[str,
         "rows_used": rows_used,
         "metrics": dict(evaluated.facts),
         "seconds": {**seconds, "total": round(sum(seconds.values()), 2)},
+        "evaluation": evaluated.fingerprint,
     }

@@ -133,6 +133,16 @@ def test_a_scorer_sees_blocks_of_one_shape_with_an_item_a_row(monkeypatch):
     assert shapes == [block] * 3
 
 
+@pytest.mark.parametrize("exact_rows", [0, 100])
+def test_scores_of_all_rows_are_handed_out_in_order(monkeypatch, exact_rows):
+    monkeypatch.setattr(evaluation, "CLICK_BLOCK", 2)
+    monkeypatch.setattr(evaluation, "EXACT_ROWS", exact_rows)
+    monkeypatch.setattr(evaluation, "EDGE_ROWS", 4)
+    kept = []
+    evaluation.evaluate_clicks(by_dense, ROWS, keep=kept.append)
+    np.testing.assert_array_equal(np.concatenate(kept), ROWS["dense"][:, 0])
+
+
 def test_scores_that_are_no_logits_have_no_log_loss():
     assert set(evaluation.evaluate_clicks(by_dense, ROWS, calibrated=False)) == {"auc"}
 
@@ -217,6 +227,13 @@ def test_a_part_of_the_users_is_drawn_by_the_seed():
     ]
     assert found[0] == found[1] and len(set(found)) > 1
     assert all(round(value * 10, 4).is_integer() for value in found)
+
+
+def test_ranks_stand_beside_their_rows_and_mark_those_not_drawn():
+    table = ranking_table()
+    ranks = evaluation.ranks_full(lower_is_better, table, "test", max_users=10)
+    assert len(ranks) == 39 and np.sum(ranks == -1) == 29
+    assert set(ranks[ranks >= 0]) == {2}
 
 
 def test_as_many_users_as_there_are_is_all_of_them():
