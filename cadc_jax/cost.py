@@ -32,7 +32,6 @@ from cadc_jax.training import placement, step
 from cadc_jax.training.step import TrainConfig
 
 EFFICIENCY = 0.4  # assumed share of each peak that a step reaches; nothing here measures it
-_COPIES = 3  # of the trained state, beside that in use: the start, the best, and the next best
 _STACKS = 3  # of batches on a device: in use, waiting, and on the way
 
 
@@ -277,15 +276,11 @@ def training(
         _table_traffic(placed[k], x, ids[k], k in trained, held[k] - only_tables[k], devices, group)
         for k, x in tables.items()
     )
-    copied = _COPIES * (sum(only_tables[k] for k in trained) + network)
-    # Tables are made, or read, whole on one device, and stay there while their parts are trained.
-    whole = sum(_size(x) for k, x in tables.items() if placed[k].split)
     memory = {
         "tables": sum(only_tables.values()),
         "their optimizer's state": sum(held.values()) - sum(only_tables.values()),
         "network and its optimizer's state": network + _size(state.opt_state),
-        "copies: start, best and next best": copied,
-        "split tables as made (first device)": whole,
+        "copy of the best state": sum(only_tables[k] for k in trained) + network,
         "content of users and items": _size(content),
         "batches": _STACKS * config.steps_per_call * _size(batch) / devices,
         "activations": activations / parts,

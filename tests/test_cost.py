@@ -108,7 +108,7 @@ def test_one_device_receives_nothing():
 
 def test_frozen_tables_save_state_copies_and_traffic():
     frozen, trained = train(8, frozen=FROZEN), train(8)
-    for name in ("their optimizer's state", "copies: start, best and next best"):
+    for name in ("their optimizer's state", "copy of the best state"):
         assert frozen.memory[name] < trained.memory[name]
     assert frozen.traffic < trained.traffic
     assert frozen.received["table 'user'"] == 0 < trained.received["table 'user'"]
