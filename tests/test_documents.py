@@ -1,4 +1,4 @@
-"""What the documents and examples show runs as it stands there."""
+"""What the documents and examples show runs as it stands there, and their links lead on."""
 
 import json
 import os
@@ -9,10 +9,35 @@ import sys
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
-from cadc_jax import export, trained
+from cadc_jax import configuration, export, trained
 
 ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+# The pieces of interop.md need files, and are run one by one below.
+WITH_CODE = [page for page in PAGES if BLOCK.search(page.read_text()) and page.stem != "interop"]
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.name)
+def test_the_code_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "page"}
+    for block in BLOCK.findall(page.read_text()):
+        exec(compile(block, str(page), "exec"), names)
+        if "get_config" in names:
+            config = names.pop("get_config")()
+            assert isinstance(config, ConfigDict)
+            configuration.validate(config)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_links_of_a_page_lead_to_files(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        if not link.startswith("http"):
+            assert (page.parent / link).exists(), link
 
 
 @pytest.fixture(scope="module")
