@@ -100,7 +100,7 @@ def default_config() -> ConfigDict:
     config.als = ConfigDict(_fields_of(ALSConfig))
     config.sgd = ConfigDict(_fields_of(SGDConfig))
     config.train = ConfigDict(_fields_of(TrainConfig))
-    config.dlrm = ConfigDict(_fields_of(DLRM))
+    config.dlrm = ConfigDict(_fields_of(DLRM))  # other models' features have its embedding_dim, too
     config.dcn = ConfigDict(_fields_of(DCN))
     config.two_tower = ConfigDict(_fields_of(TwoTower))
 
