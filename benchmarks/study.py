@@ -295,7 +295,7 @@ def run_cell(study: Study, cell: Cell, say: Callable[[str], None]) -> Row:
       SkipCell: if it cannot be had.
       CadcError: and whatever else goes wrong.
     """
-    from cadc_jax import experiment  # which imports TensorFlow; the main process does without
+    from cadc_jax import experiment, stages  # import TensorFlow; the main process does without
 
     start, cpu = time.perf_counter(), time.process_time()
     work = study.out / "work" / cell.data
@@ -303,11 +303,11 @@ def run_cell(study: Study, cell: Cell, say: Callable[[str], None]) -> Row:
     if cell.data == "synthetic":
         config.data.path = str(synthetic_log(work, config.data.synthetic_rows).path / "train.txt")
     configuration.validate(config)
-    base = experiment.Run(config, work, say, verify=False)
-    prepared = experiment.prepare_stage(base, experiment.raw_data(base))
+    base = stages.Run(config, work, say, verify=False)
+    prepared = stages.prepare_stage(base, stages.raw_data(base))
     config = config.copy_and_resolve_references()
     config.seed = cell.seed
-    run = experiment.Run(config, work, say, verify=False)
+    run = stages.Run(config, work, say, verify=False)
     chosen: dict[str, Any] = {}
     factors = sample = trained = None
     if cell.arm in ("ease", "item_knn"):
@@ -318,14 +318,14 @@ def run_cell(study: Study, cell: Cell, say: Callable[[str], None]) -> Row:
         if cell.selection == "fold_in":
             factors = folded_factors(run, prepared)
         else:
-            factors = experiment.factorize_stage(run, prepared)
+            factors = stages.factorize_stage(run, prepared)
         if cell.arm in ARMS:
             sample = chosen_sample(run, cell, prepared, factors)
         inputs = Inputs(prepared, factors, sample or prepared)
         if cell.model:
             arm = ARMS.get(cell.arm, cell.arm)
             row = experiment.arm_row(run, inputs, cell.model, arm)
-            trained = experiment.train_stage(run, inputs, cell.model, arm)
+            trained = stages.train_stage(run, inputs, cell.model, arm)
         else:
             row = experiment.baseline_row(run, inputs, cell.arm)
     result = dataclasses.asdict(cell) | {
@@ -369,7 +369,7 @@ def synthetic_log(work: pathlib.Path, rows: int) -> Artifact:
 
 def rival(run, prepared: Artifact, arm: str) -> tuple[Artifact, dict[str, Any]]:
     """Test metrics of a rival, its settings chosen by validation."""
-    from cadc_jax import experiment
+    from cadc_jax import stages
 
     table = open_table(prepared.path)
     options = run.config.evaluation
@@ -389,15 +389,15 @@ def rival(run, prepared: Artifact, arm: str) -> tuple[Artifact, dict[str, Any]]:
         chosen.update(found)
         return score
 
-    made = experiment.evaluate_stage(run, prepared, arm, score_of, arm, calibrated=False)
+    made = stages.evaluate_stage(run, prepared, arm, score_of, arm, calibrated=False)
     return made, chosen
 
 
 def chosen_sample(run, cell: Cell, prepared: Artifact, factors: Artifact) -> Artifact:
     """The rows that the cell's selection keeps, as many as the uniform rule keeps."""
-    from cadc_jax import experiment
+    from cadc_jax import stages
 
-    uniform = experiment.sample_stage(run, prepared)
+    uniform = stages.sample_stage(run, prepared)
     if cell.selection == "uniform":
         return uniform
     settings = {

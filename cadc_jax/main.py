@@ -212,7 +212,7 @@ def _plan() -> None:
     cadc plan --config=configs/criteo_terabyte.py --rows=4195197692 --devices=8 --hardware=v5p
     """
     config = _config()
-    from cadc_jax import experiment
+    from cadc_jax import planning
 
     sizes = {
         "rows": _ROWS.value,
@@ -221,7 +221,7 @@ def _plan() -> None:
         "feature_rows": _FEATURE_ROWS.value,
     }
     given = {name: size for name, size in sizes.items() if size is not None}
-    experiment.plan(_experiment(config), _DEVICES.value, _HARDWARE.value, given)
+    planning.plan(_experiment(config), _DEVICES.value, _HARDWARE.value, given)
 
 
 def _recommend() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from cadc_jax import artifacts, compressed, configuration, evaluation, experiment
+from cadc_jax import artifacts, compressed, configuration, evaluation, experiment, stages
 from cadc_jax.artifacts import Artifact
 from cadc_jax.data.table import Table, open_table, read_columns
 from cadc_jax.errors import ArtifactError, ConfigError
@@ -202,7 +202,7 @@ def _load(shelf: _Shelf, made: Artifact) -> Trained:
     factors = shelf.factors.get(settings["factors"])
     if arm == "cadc_frozen" and factors is None:
         raise ArtifactError(f"{made.path}: the factors it was trained with are gone; run again")
-    params, tables = experiment.restore(arm, made, factors)
+    params, tables = stages.restore(arm, made, factors)
     fields = {key: tuple(x) if isinstance(x, list) else x for key, x in fields.items()}
     return Trained(
         arm=arm,

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from cadc_jax import configuration, cost, experiment
+from cadc_jax import configuration, cost, planning, stages
 from cadc_jax.errors import ConfigError
 from cadc_jax.factorization.als import ALSConfig
 from cadc_jax.factorization.interactions import make_layout
@@ -154,8 +154,8 @@ def test_the_logistic_factorisation_has_a_cost_too():
 
 def run_of(tmp_path, said, name="criteo_terabyte", **given):
     config = runpy.run_path(ROOT / f"configs/{name}.py")["get_config"]()
-    this = experiment.Run(config, tmp_path, say=said.append)
-    experiment.plan(this, 4, given.pop("hardware", "v5e"), given)
+    this = stages.Run(config, tmp_path, say=said.append)
+    planning.plan(this, 4, given.pop("hardware", "v5e"), given)
 
 
 def test_columns_that_are_hashed_bound_the_sizes_of_criteo(tmp_path):
@@ -171,12 +171,12 @@ def test_a_prepared_table_gives_the_sizes(tmp_path):
     config.data.synthetic_rows = 3000
     config.data.folder = "nothing/there"
     said = []
-    this = experiment.Run(config, tmp_path, say=said.append)
-    table = experiment.prepare_stage(this, experiment.raw_data(this))
-    experiment.plan(this, 1, "cpu", {})
+    this = stages.Run(config, tmp_path, say=said.append)
+    table = stages.prepare_stage(this, stages.raw_data(this))
+    planning.plan(this, 1, "cpu", {})
     assert str(table.path) in said[-1]
     assert f"{table.facts['rows']['train']:,} training rows" in said[-1]
-    experiment.plan(this, 1, "cpu", {"rows": 12_345})
+    planning.plan(this, 1, "cpu", {"rows": 12_345})
     assert "12,345 training rows" in said[-1] and "changed by options" in said[-1]
 
 

@@ -11,7 +11,16 @@ import cadc_jax
 
 ROOT = pathlib.Path(cadc_jax.__file__).parent
 ORDER = ("data", "factorization", "models", "training")  # each may import those before it
-ABOVE = {"experiment", "configuration", "report", "main"}
+ABOVE = {
+    "configuration",
+    "experiment",
+    "library",
+    "main",
+    "planning",
+    "report",
+    "stages",
+    "trained",
+}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import sklearn.metrics
 
 from benchmarks import paired, rivals, selection, study, study_report
 from benchmarks.study import Cell
-from cadc_jax import evaluation, experiment
+from cadc_jax import evaluation, stages
 from cadc_jax.data.table import open_table, read_columns
 from tests import study_faults
 
@@ -374,9 +374,9 @@ def test_what_is_kept_of_each_user_gives_the_metric_of_all(tiny):
 def test_another_selection_keeps_as_many_rows_as_the_uniform_one(tiny):
     of, row = tiny[0], of_cell(tiny, "frozen", "two_tower", "uniform", 0.25)
     cell = Cell("epinions", "frozen", "two_tower", "hardest", 0.25)
-    run = experiment.Run(of.config(cell), of.out / "work" / "epinions", quiet, verify=False)
-    prepared = experiment.prepare_stage(run, of.out / "raw")
-    factors = experiment.factorize_stage(run, prepared)
+    run = stages.Run(of.config(cell), of.out / "work" / "epinions", quiet, verify=False)
+    prepared = stages.prepare_stage(run, of.out / "raw")
+    factors = stages.factorize_stage(run, prepared)
     found = study.chosen_sample(run, cell, prepared, factors)
     assert found.facts["rows"] == row["rows_used"] > 0
     ids, train = np.load(found.path / "row.npy"), open_table(prepared.path).splits["train"]
@@ -450,8 +450,8 @@ def test_the_time_of_a_movielens_row_is_that_of_its_rating(tmp_path):
     movielens.write(tmp_path, "100k", u_data=lines, u_user=users, u_item=items)
     config = study.Study(tmp_path).config(Cell("ml-100k", "popularity"))
     config.data.update(path=str(tmp_path), num_negatives=1)
-    run = experiment.Run(config, tmp_path / "work", quiet)
-    prepared = experiment.prepare_stage(run, tmp_path)
+    run = stages.Run(config, tmp_path / "work", quiet)
+    prepared = stages.prepare_stage(run, tmp_path)
     table = open_table(prepared.path)
     train = table.splits["train"]
     names = read_columns(prepared.path / "vocabularies")

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from cadc_jax import configuration, experiment
+from cadc_jax import configuration, experiment, stages
 from cadc_jax.data import sampling
 from cadc_jax.data.table import open_table
 from cadc_jax.factorization import als
@@ -22,9 +22,9 @@ def made(tmp_path_factory):
     config = ranking_config(path / "raw")
     config.arms, config.factor_rows = ("cadc_frozen",), "unsampled"
     config.train.learning_rate = config.train.table_learning_rate = 0.0
-    run = experiment.Run(config, path / "work", quiet)
+    run = stages.Run(config, path / "work", quiet)
     experiment.run(run)
-    return run, experiment.prepare_stage(run, experiment.raw_data(run))
+    return run, stages.prepare_stage(run, stages.raw_data(run))
 
 
 def test_they_are_those_of_the_training_rows_that_the_sample_does_not_keep(made):
@@ -38,10 +38,10 @@ def test_they_are_those_of_the_training_rows_that_the_sample_does_not_keep(made)
     first, _ = als.fit(part, config, jax.random.key(run.config.seed))
     first = principal_axes(first)
     last, _ = als.fit(
-        whole, config.refreshing(experiment.REFRESH_PASSES), jax.random.key(0), init=first
+        whole, config.refreshing(stages.REFRESH_PASSES), jax.random.key(0), init=first
     )
-    path = experiment.factorize_stage(run, prepared).path
-    for folder, expected in ((path / experiment.UNSAMPLED, first), (path, last)):
+    path = stages.factorize_stage(run, prepared).path
+    for folder, expected in ((path / stages.UNSAMPLED, first), (path, last)):
         for name in ("user", "item"):
             found, table = np.load(folder / f"{name}.npy"), getattr(expected, name)
             signs = np.sign(np.sum(found * table, axis=0))  # an axis may point either way
@@ -58,21 +58,21 @@ def test_an_untrained_network_predicts_as_the_factors_of_all_rows_do(made):
 
 def test_another_rate_makes_other_factors(made):
     run, prepared = made
-    before = experiment.factorize_stage(run, prepared)
+    before = stages.factorize_stage(run, prepared)
     config = run.config.copy_and_resolve_references()
     config.rate = 0.5
-    other = experiment.factorize_stage(experiment.Run(config, run.workdir, quiet), prepared)
+    other = stages.factorize_stage(stages.Run(config, run.workdir, quiet), prepared)
     assert before.reused and not other.reused
     config.factor_rows = "all"
-    whole = experiment.factorize_stage(experiment.Run(config, run.workdir, quiet), prepared)
-    assert not (whole.path / experiment.UNSAMPLED).exists()
+    whole = stages.factorize_stage(stages.Run(config, run.workdir, quiet), prepared)
+    assert not (whole.path / stages.UNSAMPLED).exists()
 
 
 def test_a_log_of_clicks_is_factorised_in_the_same_two_parts(tmp_path):
     config = clicks_config()
     config.factor_rows = "unsampled"
-    run = experiment.Run(config, tmp_path, quiet)
+    run = stages.Run(config, tmp_path, quiet)
     experiment.run(run, last="factorize")
     (path,) = (tmp_path / "factorize").iterdir()
-    whole, part = (np.load(p / "global_bias.npy") for p in (path, path / experiment.UNSAMPLED))
+    whole, part = (np.load(p / "global_bias.npy") for p in (path, path / stages.UNSAMPLED))
     assert np.isfinite(whole) and whole != part
