@@ -123,8 +123,8 @@ def write_whole(
     temporary.mkdir(parents=True)
     try:
         start = time.perf_counter()
-        facts = write(temporary)
-        seconds = time.perf_counter() - start + facts.get("seconds_before", 0.0)
+        facts = dict(write(temporary))
+        seconds = time.perf_counter() - start + facts.pop("seconds_before", 0.0)
         manifest = {
             "settings": settings,
             "facts": facts,

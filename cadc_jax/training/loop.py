@@ -188,20 +188,23 @@ def fit(
         # All processes must come to the same decision, whatever their hardware rounds to.
         return distributed.of_first(validate(state.params, {**predicting, **state.tables}))
 
-    def start() -> TrainState:
-        given = {name: table for name, table in tables.items() if name not in frozen}
-        trained = placement.put(placed, given)
+    given = {name: table for name, table in tables.items() if name not in frozen}
+
+    def start(trained: Tables) -> TrainState:
+        return init_state(model, config, trained, constant, content, shapes, init_key, placed)
+
+    found = None
+    if saved is not None:
+        trained = {name: placement.shape(placed, name, table) for name, table in given.items()}
+        found = saved.restore(_like(jax.eval_shape(start, trained), placed))
+    zero = sharding.put(jnp.zeros(()), everywhere)
+    if found is None:
         # Training donates its buffers, and the caller keeps those that are not made here.
         trained = {
             name: table if isinstance(given[name], RandomTable) else jnp.copy(table)
-            for name, table in trained.items()
+            for name, table in placement.put(placed, given).items()
         }
-        return init_state(model, config, trained, constant, content, shapes, init_key, placed)
-
-    found = None if saved is None else saved.restore(_like(jax.eval_shape(start), placed))
-    zero = sharding.put(jnp.zeros(()), everywhere)
-    if found is None:
-        state, loss_sum, at = start(), zero, 0
+        state, loss_sum, at = start(trained), zero, 0
         best, best_value, best_step = _copy(state), quality(state), 0
         history = [{"step": 0, "validation": best_value}]
         stream = itertools.chain([first], stream)

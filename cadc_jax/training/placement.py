@@ -178,6 +178,14 @@ def like(placement: Placement, name: str, tree: Any) -> Any:
     )
 
 
+def shape(placement: Placement, name: str, table: Any) -> jax.ShapeDtypeStruct:
+    """What `put` makes of that table, whose split rows have to divide evenly."""
+    missing = 0
+    if placement[name].split:
+        missing = -table.shape[0] % placement.mesh.shape[sharding.MODEL]
+    return jax.ShapeDtypeStruct((table.shape[0] + missing, *table.shape[1:]), table.dtype)
+
+
 def put(placement: Placement, tables: Mapping[str, jax.Array | np.ndarray | RandomTable]) -> Tables:
     """The tables on the devices of the plan; split ones get rows of zeros to divide evenly.
 
@@ -187,9 +195,7 @@ def put(placement: Placement, tables: Mapping[str, jax.Array | np.ndarray | Rand
     placed = {}
     for name, table in tables.items():
         where = sharding.named(placement.mesh, spec(placement, name))
-        missing = 0
-        if placement[name].split:
-            missing = -table.shape[0] % placement.mesh.shape[sharding.MODEL]
+        missing = shape(placement, name, table).shape[0] - table.shape[0]
         if isinstance(table, RandomTable):
             key = sharding.put(table.key, sharding.named(placement.mesh, sharding.REPLICATED))
             placed[name] = _draw(key, table.shape, missing, table.scale, where)
