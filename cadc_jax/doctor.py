@@ -149,7 +149,7 @@ def _data() -> Iterable[str]:
 
 def _trial() -> Iterable[str]:
     """All stages on a few hundred synthetic rows, and a recommendation by what they trained."""
-    from cadc_jax import configuration, experiment, recommend, trained
+    from cadc_jax import configuration, experiment, recommendation, trained
 
     config = configuration.default_config()
     config.name, config.models, config.arms = "doctor", ("dlrm",), ("cadc_frozen",)
@@ -166,8 +166,8 @@ def _trial() -> Iterable[str]:
             workdir = pathlib.Path(folder)
             experiment.run(experiment.Run(config, workdir, say=lambda line: None))
             model = trained.open_trained(workdir)
-            raw = recommend.RawIds(model, "user").examples().split(", ")[0]
-            recommend.show(model, raw, 3)
+            raw = recommendation.RawIds(model, "user").examples().split(", ")[0]
+            recommendation.show(model, raw, 3)
         finally:
             logging.disable(logging.NOTSET)
     seconds = time.perf_counter() - start

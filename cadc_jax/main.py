@@ -234,12 +234,12 @@ def _recommend() -> None:
         raise ConfigError("this command needs --user=ID, or --users=all|FILE with --out=FILE")
     out = pathlib.Path(_needed(_OUT)) if _USERS.value else None
     trained = _trained()
-    from cadc_jax import recommend
+    from cadc_jax import recommendation
 
     if out:
-        print(recommend.write(trained, _USERS.value, _K.value, out))
+        print(recommendation.write(trained, _USERS.value, _K.value, out))
     else:
-        print(recommend.show(trained, _USER.value, _K.value))
+        print(recommendation.show(trained, _USER.value, _K.value))
 
 
 def _export() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from cadc_jax import recommend, trained
+from cadc_jax import recommendation, trained
 from cadc_jax.errors import ArtifactError, ConfigError, DataError
 from cadc_jax.models.embeddings import pair_batch
 from tests.conftest import ranking_config
@@ -40,11 +40,11 @@ def test_the_model_that_validated_best_is_taken(ranking_run, shop):
 
 @pytest.mark.parametrize("arm", ["sample", "cadc_frozen", "mf_alone", "popularity"])
 def test_every_user_gets_the_best_items_that_are_not_in_training(ranking_run, monkeypatch, arm):
-    monkeypatch.setattr(recommend, "ITEM_BLOCK", 23)  # so that blocks do not divide anything
-    monkeypatch.setattr(recommend, "USER_BLOCK", 7)
+    monkeypatch.setattr(recommendation, "ITEM_BLOCK", 23)  # so that blocks do not divide anything
+    monkeypatch.setattr(recommendation, "USER_BLOCK", 7)
     model = trained.open_trained(ranking_run, arm=arm)
     users = np.arange(1, model.table.schema.num_users, dtype=np.int32)
-    found = list(recommend.blocks(model, users, 5))
+    found = list(recommendation.blocks(model, users, 5))
     assert len(found) == -(-len(users) // 7)
     assert np.concatenate([block for block, _, _ in found]).tolist() == users.tolist()
     scores, ids = (np.concatenate([part[i] for part in found]) for i in (1, 2))
@@ -58,14 +58,14 @@ def test_every_user_gets_the_best_items_that_are_not_in_training(ranking_run, mo
 
 
 def test_more_items_than_there_are_left_end_early(shop):
-    ((_, scores, ids),) = recommend.blocks(shop, np.array([1], np.int32), 1000)
+    ((_, scores, ids),) = recommendation.blocks(shop, np.array([1], np.int32), 1000)
     seen = np.diff(shop.table.known["offsets"])[1]
     assert (ids > 0).sum() == shop.table.schema.num_items - 1 - seen
     assert np.isfinite(scores[ids > 0]).all()
 
 
 def test_a_user_is_shown_raw_ids_and_titles(shop):
-    text = recommend.show(shop, "ann07", 3)
+    text = recommendation.show(shop, "ann07", 3)
     assert "user ann07" in text and "training items left out" in text
     rows = [line.split() for line in text.splitlines()[3:]]
     assert [row[0] for row in rows] == ["1", "2", "3"]
@@ -74,42 +74,42 @@ def test_a_user_is_shown_raw_ids_and_titles(shop):
 
 def test_an_unknown_user_is_an_error_unless_popularity_is_asked_for(ranking_run, shop):
     with pytest.raises(ConfigError, match="--user=bob: not among the 40 users.*--arm=popularity"):
-        recommend.show(shop, "bob", 3)
-    text = recommend.show(trained.open_trained(ranking_run, arm="popularity"), "bob", 3)
+        recommendation.show(shop, "bob", 3)
+    text = recommendation.show(trained.open_trained(ranking_run, arm="popularity"), "bob", 3)
     assert "an unknown user" in text and "popularity" in text and "Product" in text
 
 
 def test_all_users_go_to_a_parquet_file(shop, tmp_path):
     out = tmp_path / "recs.parquet"
-    assert "40 users" in recommend.write(shop, "all", 4, out)
+    assert "40 users" in recommendation.write(shop, "all", 4, out)
     rows = parquet.read_table(out)
     assert rows.column_names == ["user", "rank", "item", "score"]
     assert rows["rank"].to_pylist() == [1, 2, 3, 4] * 40
     assert len(set(rows["user"].to_pylist())) == 40
-    shown = recommend.show(shop, rows["user"][0].as_py(), 1).splitlines()[-1].split()
+    shown = recommendation.show(shop, rows["user"][0].as_py(), 1).splitlines()[-1].split()
     assert shown[1] == str(rows["item"][0])
     with pytest.raises(ConfigError, match="exists"):
-        recommend.write(shop, "all", 4, out)
+        recommendation.write(shop, "all", 4, out)
 
 
 def test_a_file_of_users_may_name_some_that_are_unknown(shop, tmp_path):
     file = tmp_path / "users.txt"
     file.write_text("ann03\nbob\n\nann01\n")
-    text = recommend.write(shop, str(file), 2, tmp_path / "recs.parquet")
+    text = recommendation.write(shop, str(file), 2, tmp_path / "recs.parquet")
     assert "1 unknown users left out, such as 'bob'" in text
     users = parquet.read_table(tmp_path / "recs.parquet")["user"].to_pylist()
     assert users == ["ann03", "ann03", "ann01", "ann01"]
     with pytest.raises(DataError, match="no such file"):
-        recommend.write(shop, "nothing.txt", 2, tmp_path / "x.parquet")
+        recommendation.write(shop, "nothing.txt", 2, tmp_path / "x.parquet")
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="no text"):
-        recommend.write(shop, str(file), 2, tmp_path / "x.parquet")
+        recommendation.write(shop, str(file), 2, tmp_path / "x.parquet")
 
 
 def test_users_of_clicks_are_scored_in_the_context_of_their_last_row(clicks):
     train = clicks.table.splits["train"]
     user = int(train["user"][-5])
-    ((_, scores, ids),) = recommend.blocks(clicks, np.array([user], np.int32), 6)
+    ((_, scores, ids),) = recommendation.blocks(clicks, np.array([user], np.int32), 6)
     row = np.flatnonzero(train["user"] == user)[-1:]
     batch = {name: train[name][row] for name in ("user", "dense", "categorical")}
     expected = trained.scorer(clicks)({**batch, "item": ids})
@@ -117,7 +117,7 @@ def test_users_of_clicks_are_scored_in_the_context_of_their_last_row(clicks):
 
 
 def test_ids_of_criteo_are_spelt_as_in_its_logs(clicks):
-    ids = recommend.RawIds(clicks, "user")
+    ids = recommendation.RawIds(clicks, "user")
     spelt = ids.of(np.array([1, 2]))
     assert [len(raw) for raw in spelt] == [8, 8]
     assert [ids.id_of(raw) for raw in spelt] == [1, 2]
