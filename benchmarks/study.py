@@ -4,6 +4,7 @@
     CADC_DATA_DIR=/raw/data python benchmarks/study.py [--quick] [--json FILE]
         [--data ml-100k,ml-1m,epinions,synthetic] [--rates 1,0.1,0.01] [--seeds 5] [--out DIR]
         [--arms random,trainable,frozen] [--models two_tower,dlrm] [--jobs 2]
+        [--baselines popularity,mf_alone,ease,item_knn,full,fold_in]
         [--selections per_user,popularity,inverse_propensity,recent,hardest]
         [--selection-rates 0.1]
 
@@ -13,15 +14,15 @@ one (more seeds, rates, ...) takes over what is there. A failed cell is noted, t
 the next start tries it again. DIR/report.html is self-contained.
 
   arms        random: the kept rows, embeddings from a random start; trainable, frozen: with the
-              factors of all rows. Always there: all rows from a random start ('full'), the
-              factorisation alone ('mf_alone'), popularity, and for rankings EASE and item
-              neighbours (`rivals.py`).
+              factors of all rows.
+  baselines   popularity, the factorisation alone (mf_alone), for rankings EASE and item neighbours
+              (`rivals.py`), all rows from a random start (full; the longest cells), and fold_in.
   seeds       of the sample, of training and of the factorisation; data and splits stay the same.
               The best step is chosen on the validation split, and training ends when that has not
               got better for PATIENCE evaluations.
   selections  other ways to choose as many rows (`selection.py`), with factors and without.
-  fold_in     5 % of the users are hidden from the factorisation and from training, and get their
-              factors afterwards by one least-squares step.
+  fold_in     as mf_alone and frozen, but 5 % of the users are hidden from the factorisation and
+              from training, and get their factors afterwards by one least-squares step.
 """
 
 import argparse
@@ -66,6 +67,7 @@ from cadc_jax.factorization.interactions import Interactions
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ARMS = {"random": "sample", "trainable": "cadc_trainable", "frozen": "cadc_frozen"}
+BASELINES = ("popularity", "mf_alone", "ease", "item_knn", "full", "fold_in")
 PATIENCE, MAX_EVALUATIONS = 5, 100
 PAIR_BLOCK = 1 << 18  # (row, factor) pairs scored at a time
 
@@ -136,6 +138,7 @@ def plan(
     seeds: int,
     rules: Sequence[str],
     rule_rates: Sequence[float],
+    baselines: Sequence[str] = BASELINES,
 ) -> list[list[Cell]]:
     """Cells in phases: those of a phase need the artefacts of the phases before it.
 
@@ -143,16 +146,25 @@ def plan(
     has a little of everything.
     """
     ranked = [name for name in data if DATA[name].pairs]
-    first = [Cell(name, "popularity") for name in data]
-    second = [Cell(name, "mf_alone", seed=seed) for seed in range(seeds) for name in data]
-    second += [Cell(name, arm) for name in ranked for arm in ("ease", "item_knn")]
+    first = [Cell(name, "popularity") for name in data if "popularity" in baselines]
+    second = [
+        Cell(name, "mf_alone", seed=seed)
+        for seed in range(seeds)
+        for name in data
+        if "mf_alone" in baselines
+    ]
+    second += [
+        Cell(name, arm) for name in ranked for arm in ("ease", "item_knn") if arm in baselines
+    ]
     third = []
     for seed in range(seeds):
         for name in data:
-            if name in ranked:
+            folds = name in ranked and "fold_in" in baselines
+            if folds:
                 third.append(Cell(name, "mf_alone", selection="fold_in", seed=seed))
             for model in models:
-                third.append(Cell(name, "full", model, seed=seed))
+                if "full" in baselines:
+                    third.append(Cell(name, "full", model, seed=seed))
                 third += [
                     Cell(name, arm, model, "uniform", rate, seed)
                     for rate in rates
@@ -166,7 +178,7 @@ def plan(
                     for rule in rules
                     for arm in with_and_without
                 ]
-                if name in ranked and "frozen" in arms:
+                if folds and "frozen" in arms:
                     third += [Cell(name, "frozen", model, "fold_in", r, seed) for r in rule_rates]
     return [first, second, third]
 
@@ -276,6 +288,8 @@ class Study:
         config.rate = cell.rate
         if cell.model:
             config.models = (cell.model,)
+        if cell.selection != "uniform" or cell.rate == 1:
+            config.factor_rows = "all"  # 'unsampled' are those that the uniform rule leaves out
         if self.quick:
             config.data.synthetic_rows = 20_000
             config.train.max_evaluations = 3
@@ -694,6 +708,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.seeds,
         options.selections,
         options.selection_rates,
+        options.baselines,
     )
     start = time.perf_counter()
     rows = work(study, phases, options.jobs)
@@ -720,6 +735,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--arms", type=names, help=f"of {', '.join(ARMS)}; default: all")
     parser.add_argument("--models", type=names, help="default: two_tower,dlrm")
     parser.add_argument("--seeds", type=int, help="how many")
+    parser.add_argument("--baselines", type=names, help=f"of {', '.join(BASELINES)}; default: all")
     parser.add_argument("--selections", type=names, help="other ways to choose rows, or 'none'")
     parser.add_argument("--selection-rates", type=_list_of(float), help="at these rates only")
     parser.add_argument("--out", type=pathlib.Path, help="folder; default: workdir/study")
@@ -733,6 +749,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "arms": list(ARMS),
         "models": ["two_tower", "dlrm"],
         "seeds": 5,
+        "baselines": list(BASELINES),
         "selections": list(selection.RULES),
         "selection_rates": [0.1],
         "out": pathlib.Path("workdir/study"),
@@ -753,7 +770,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             setattr(options, name, value)
     if options.selections == ["none"]:
         options.selections = []
-    allowed = {"data": DATA, "arms": ARMS, "models": configuration.MODELS}
+    allowed = {"data": DATA, "arms": ARMS, "models": configuration.MODELS, "baselines": BASELINES}
     for name, known in (allowed | {"selections": selection.RULES}).items():
         for value in getattr(options, name):
             if value not in known:

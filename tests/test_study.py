@@ -291,6 +291,25 @@ def test_the_plan_has_every_cell_once_and_no_duplicate_of_full():
     )
 
 
+def test_baselines_may_be_left_out():
+    phases = study.plan(
+        *(["ml-1m"], [0.1], ["frozen"], ["two_tower"], 2, [], [0.1]), baselines=["mf_alone"]
+    )
+    cells = [cell for phase in phases for cell in phase]
+    assert {(cell.arm, cell.selection) for cell in cells} == {
+        ("mf_alone", ""),
+        ("frozen", "uniform"),
+    }
+
+
+def test_factors_of_the_unsampled_rows_go_with_the_uniform_rule_alone(tmp_path):
+    of = study.Study(tmp_path)
+    uniform = Cell("ml-1m", "frozen", "two_tower", "uniform", 0.1)
+    assert of.config(uniform).factor_rows == "unsampled"
+    for change in ({"selection": "hardest"}, {"rate": 1.0}, {"selection": "", "rate": 1.0}):
+        assert of.config(dataclasses.replace(uniform, **change)).factor_rows == "all"
+
+
 def test_the_time_left_follows_what_cells_took():
     left = [Cell("synthetic", "full", "dlrm", seed=1)]
     row = dataclasses.asdict(left[0]) | {"status": "ok", "cell_s": 500.0}
