@@ -34,7 +34,7 @@ from cadc_jax.data import negatives, sampling
 from cadc_jax.data.table import Table, open_table, read_columns
 from cadc_jax.errors import ConfigError
 from cadc_jax.factorization import als, sgd
-from cadc_jax.factorization.factors import Factors, with_bias_columns
+from cadc_jax.factorization.factors import Factors, dot_tables
 from cadc_jax.factorization.interactions import Interactions
 from cadc_jax.models.embeddings import Content, Tables, pair_batch, stacked_offsets
 from cadc_jax.training import loop, step
@@ -181,7 +181,7 @@ def train(
     if embeddings != "random":
         if factors is None:
             raise ConfigError(f"embeddings={embeddings!r} needs factors; see `factorize`")
-        given = tuple(map(np.asarray, _tables_of(factors)))
+        given = tuple(map(np.asarray, dot_tables(factors)))
         num_users, num_items = len(given[0]), len(given[1])
     elif factors is not None:
         num_users, num_items = len(factors.user), len(factors.item)
@@ -292,13 +292,6 @@ def load(folder: str | pathlib.Path) -> CompressedData:
     return CompressedData(
         open_table(inputs.prepared.path), Factors(**read_columns(inputs.factors.path))
     )
-
-
-def _tables_of(factors: Factors) -> tuple[jax.Array, jax.Array]:
-    """User and item tables whose dot product is the factorisation's score."""
-    if factors.user_bias is None:
-        return factors.user, factors.item
-    return with_bias_columns(factors)
 
 
 def _whole(rows: Rows) -> dict[str, np.ndarray]:

@@ -34,7 +34,7 @@ from cadc_jax.data.table import (
     write_rows,
 )
 from cadc_jax.factorization import als, sgd
-from cadc_jax.factorization.factors import Factors, principal_axes, with_bias_columns
+from cadc_jax.factorization.factors import Factors, dot_tables, principal_axes
 from cadc_jax.factorization.interactions import Interactions
 from cadc_jax.interrupts import Stop
 from cadc_jax.models import embeddings
@@ -472,10 +472,7 @@ def _predict_with(factors: Artifact) -> dict[str, np.ndarray]:
 
 def factor_tables(folder: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
     """User and item tables, on the host, whose dot product is the factorisation's score."""
-    found = Factors(**read_columns(folder))
-    if found.user_bias is None:
-        return found.user, found.item
-    return tuple(np.asarray(table) for table in with_bias_columns(found))
+    return tuple(np.asarray(table) for table in dot_tables(Factors(**read_columns(folder))))
 
 
 def _rank(factors: Artifact) -> int:

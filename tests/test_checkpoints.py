@@ -1,7 +1,6 @@
 """Checkpoints: whole or not there, found damaged before use, and never in the way of the work."""
 
 import json
-import subprocess
 import time
 
 import jax
@@ -197,18 +196,6 @@ def test_rows_are_split_anew_over_other_devices(tmp_path, devices):
     ((found, _), _) = restore(tmp_path, checkpoints.like({"table": shape}, where))
     assert found["table"].sharding == where
     np.testing.assert_array_equal(found["table"], np.asarray(padded)[:rows])
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 2 MB."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(path)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("a small file system cannot be mounted here")
-    yield path
-    subprocess.run(["umount", "-l", str(path)], check=True)
 
 
 def test_a_full_disk_is_a_warning_and_the_last_good_checkpoint_stays(small_disk, capfd):

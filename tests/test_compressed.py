@@ -9,20 +9,12 @@ import pytest
 from cadc_jax import artifacts, compressed, configuration, experiment
 from cadc_jax.data.table import open_table
 from cadc_jax.errors import ArtifactError, ConfigError
+from tests.conftest import click_config
 
 
 def clicks_config():
-    config = configuration.default_config()
-    config.name, config.rate, config.models = "clicks", 0.25, ("dlrm",)
-    config.arms = ("full", "cadc_frozen")
-    config.data.update(
-        source="criteo", folder="none", task="click", split="order", synthetic_rows=4000
-    )
-    config.data.update(user_features=("C7",), item_features=("C11",), log_dense=True)
-    config.factorization = "sgd"
-    config.sgd.update(factors=6, negatives=1, epochs=1)
-    config.dlrm.update(embedding_dim=8, bottom=(8,), top=(8,))
-    config.train.update(batch_rows=256, max_evaluations=1)
+    config = click_config()
+    config.arms, config.data.synthetic_rows = ("full", "cadc_frozen"), 4000
     return config
 
 

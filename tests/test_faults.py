@@ -24,18 +24,6 @@ def raw(tmp_path):
     return path
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 2 MB."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(path)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("a small file system cannot be mounted here")
-    yield path
-    subprocess.run(["umount", "-l", str(path)], check=True)
-
-
 def test_a_full_disk_ends_in_one_clear_line_and_keeps_what_is_finished(raw, small_disk):
     finished = artifacts.materialize(small_disk, "before", {}, lambda folder: {})
     arguments = (f"--config={CRITEO}", f"--config.data.path={raw}", f"--workdir={small_disk}")

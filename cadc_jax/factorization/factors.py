@@ -64,6 +64,13 @@ def with_bias_columns(factors: Factors) -> tuple[jax.Array, jax.Array]:
     )
 
 
+def dot_tables(factors: Factors) -> tuple[jax.Array, jax.Array]:
+    """User and item tables whose plain dot product is the score: `with_bias_columns`, if biased."""
+    if factors.user_bias is None:
+        return factors.user, factors.item
+    return with_bias_columns(factors)
+
+
 def principal_axes(factors: Factors) -> Factors:
     """The same model with its factors turned to the principal axes of the items, largest first.
 
