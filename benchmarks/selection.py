@@ -64,7 +64,7 @@ def choose(
     user: np.ndarray,
     item: np.ndarray,
     time: np.ndarray | None,
-    loss: np.ndarray,
+    loss: np.ndarray | None,
 ) -> np.ndarray:
     """The rows that a rule of RULES keeps.
 
@@ -75,7 +75,7 @@ def choose(
       user: [N] int32 of the training rows.
       item: [N] int32.
       time: [N], needed by 'recent'.
-      loss: [N] of the proxy, read by 'hardest'.
+      loss: [N] of the proxy, needed by 'hardest'.
     """
     rows_of_item = np.bincount(item)[item]
     if rule == "per_user":

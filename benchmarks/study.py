@@ -288,8 +288,8 @@ class Study:
         config.rate = cell.rate
         if cell.model:
             config.models = (cell.model,)
-        if cell.selection != "uniform" or cell.rate == 1:
-            config.factor_rows = "all"  # 'unsampled' are those that the uniform rule leaves out
+        if cell.selection in ("", "fold_in") or cell.rate == 1:
+            config.factor_rows = "all"
         if self.quick:
             config.data.synthetic_rows = 20_000
             config.train.max_evaluations = 3
@@ -329,12 +329,13 @@ def run_cell(study: Study, cell: Cell, say: Callable[[str], None]) -> Row:
         row = {"metrics": made.facts, "seconds": {"evaluate": made.seconds}}
         row |= {"evaluation": made.fingerprint, "rows_used": prepared.facts["rows"]["train"]}
     else:
+        if cell.arm in ARMS:
+            sample = chosen_sample(run, cell, prepared)
         if cell.selection == "fold_in":
             factors = folded_factors(run, prepared)
         else:
-            factors = stages.factorize_stage(run, prepared)
-        if cell.arm in ARMS:
-            sample = chosen_sample(run, cell, prepared, factors)
+            by_rule = sample if cell.selection in selection.RULES else None
+            factors = stages.factorize_stage(run, prepared, by_rule)
         inputs = Inputs(prepared, factors, sample or prepared)
         if cell.model:
             arm = ARMS.get(cell.arm, cell.arm)
@@ -407,7 +408,7 @@ def rival(run, prepared: Artifact, arm: str) -> tuple[Artifact, dict[str, Any]]:
     return made, chosen
 
 
-def chosen_sample(run, cell: Cell, prepared: Artifact, factors: Artifact) -> Artifact:
+def chosen_sample(run, cell: Cell, prepared: Artifact) -> Artifact:
     """The rows that the cell's selection keeps, as many as the uniform rule keeps."""
     from cadc_jax import stages
 
@@ -419,8 +420,12 @@ def chosen_sample(run, cell: Cell, prepared: Artifact, factors: Artifact) -> Art
         "rate": cell.rate,
         "seed": cell.seed,
         "rule": cell.selection,
-        "factors": factors.fingerprint if cell.selection in ("hardest", "fold_in") else None,
     }
+    if cell.selection == "hardest":
+        config = run.config.copy_and_resolve_references()
+        config.factor_rows = "all"
+        proxy = stages.factorize_stage(dataclasses.replace(run, config=config), prepared)
+        settings |= {"proxy": proxy.fingerprint}
     table = open_table(prepared.path)
     train = table.splits["train"]
     user, item = np.asarray(train["user"]), np.asarray(train["item"])
@@ -433,7 +438,9 @@ def chosen_sample(run, cell: Cell, prepared: Artifact, factors: Artifact) -> Art
             kept = np.load(uniform.path / "row.npy")
             ids = kept[~selection.hidden_users(table.schema.num_users, cell.seed)[user[kept]]]
         else:
-            loss = proxy_loss(run.config, factors, train)
+            loss = None
+            if cell.selection == "hardest":
+                loss = proxy_loss(run.config, proxy, train)
             count = uniform.facts["rows"]
             ids = selection.choose(cell.selection, count, cell.seed, user, item, moment, loss)
         write_columns(folder, {"row": ids})

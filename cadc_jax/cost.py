@@ -259,9 +259,8 @@ def training(
     key = jax.eval_shape(lambda: jax.random.key(0))
     init = functools.partial(step.init_state, model, config)
     state = jax.eval_shape(init, trained, constant, content, batch, key)
-    traced = jax.make_jaxpr(step.train_step, static_argnums=(0, 1))(
-        model, config, state, constant, content, batch, key
-    )
+    one = functools.partial(step.train_step, model, config, placed=placed)
+    traced = jax.make_jaxpr(one)(state, constant, content, batch, key)
     parts = config.batch_rows // (config.microbatch_rows or config.batch_rows)
     activations = _residual_bytes(model, config, tables, state.params, content, batch) / devices
     network = _size(state.params)

@@ -123,11 +123,16 @@ def prepare_settings(config: ConfigDict) -> dict[str, Any]:
     return {"data": data, "seed": config.seed}
 
 
-def factorize_stage(run: Run, prepared: Artifact) -> Artifact:
+def factorize_stage(run: Run, prepared: Artifact, sample: Artifact | None = None) -> Artifact:
     """User and item factors of all training rows.
 
     With `factor_rows='unsampled'` these go on from the factors of the rows that the sample does not
     keep, which are a stage of their own and lie in the artefact's folder UNSAMPLED, too.
+
+    Args:
+      run: what the stages share.
+      prepared: the prepared table.
+      sample: rows kept by another rule than that of `sample_stage`.
     """
     config = configuration.factorization_config(run.config)
     settings = {
@@ -148,15 +153,20 @@ def factorize_stage(run: Run, prepared: Artifact) -> Artifact:
 
         return _long_stage(run, "factorize", settings, write, together=together)
 
+    def kept(count: int) -> np.ndarray:
+        if sample is None:
+            return pipeline.sampled_ids(count, run.config.rate, run.config.seed)
+        return read_columns(sample.path)["row"]
+
     def write_first(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:
         table = open_table(prepared.path)
         left = np.ones(len(table.splits["train"]["user"]), bool)
-        left[pipeline.sampled_ids(len(left), run.config.rate, run.config.seed)] = False
+        left[kept(len(left))] = False
         factors, losses = _factorize(table, np.flatnonzero(left), config, key, saved)
         _write_factors(folder, principal_axes(factors))
         return {"losses": losses.tolist()}
 
-    settings |= {"unsampled_at": run.config.rate}
+    settings |= {"unsampled_at": run.config.rate if sample is None else sample.fingerprint}
     first = _long_stage(run, UNSAMPLED, settings, write_first, together=together)
 
     def refresh(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:

@@ -46,16 +46,21 @@ def test_a_dlrm_step_is_predicted_as_it_is_compiled(devices, frozen, split):
     assert_near(PLAN.training_pairs(MODEL, TRAIN, CLICKS, frozenset(frozen), devices, split))
 
 
+FEW_ITEMS = dataclasses.replace(PAIRS, num_items=600)  # a step computes each of them once
+
+
 @pytest.mark.parametrize(
-    ("model", "config", "sizes"),
+    ("model", "config", "sizes", "devices"),
     [
-        (TwoTower((128,)), TrainConfig(batch_rows=512, negatives=4), PAIRS),
-        (DCN(), TrainConfig(batch_rows=512), CLICKS),
+        (TwoTower((128,)), TrainConfig(batch_rows=512, negatives=4), PAIRS, 4),
+        (TwoTower((128,)), TrainConfig(batch_rows=512, negatives=4), FEW_ITEMS, 1),
+        (TwoTower((128,)), TrainConfig(batch_rows=512, negatives=4), FEW_ITEMS, 4),
+        (DCN(), TrainConfig(batch_rows=512), CLICKS, 4),
     ],
-    ids=["two_tower", "dcn"],
+    ids=["two_tower", "few_items", "few_items_on_devices", "dcn"],
 )
-def test_other_networks_are_predicted_as_they_are_compiled(model, config, sizes):
-    assert_near(PLAN.training_pairs(model, config, sizes, frozenset(), 4, False))
+def test_other_networks_are_predicted_as_they_are_compiled(model, config, sizes, devices):
+    assert_near(PLAN.training_pairs(model, config, sizes, frozenset(), devices, False))
 
 
 @pytest.mark.parametrize(

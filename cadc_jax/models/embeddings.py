@@ -64,6 +64,8 @@ class Inputs:
       item_dense: [B, G, Fi] float32.
       user_features: [B, Cu + Cc, E] embeddings of categorical features.
       item_features: [B, G, Ci + Cb, E] likewise, bags being weighted sums of theirs.
+      chosen: [B, G'] int32, places of each user's own items among shared ones, where only these
+        are to be scored; None for all. For two-tower networks alone.
     """
 
     user: jax.Array
@@ -72,6 +74,7 @@ class Inputs:
     item_dense: jax.Array
     user_features: jax.Array
     item_features: jax.Array
+    chosen: jax.Array | None = None
 
 
 def stacked_offsets(vocabulary_sizes: Sequence[int]) -> np.ndarray:
@@ -120,7 +123,8 @@ def lookup_ids(content: Content, batch: Batch) -> dict[str, jax.Array]:
     Args:
       content: features of users and items.
       batch: `user` [B], `item` [B, G] (or [1, G], shared) and `categorical` [B, Cc], all int32; an
-        optional `weight` [B], where rows of weight 0 ask for row -1, which is no row.
+        optional `weight` [B], where rows of weight 0 ask for row -1, which is no row; for shared
+        items `present` [1, G] bool, where those that are not ask for row -1.
 
     Returns:
       Flat int32 ids: `user` [B], `item` [B * G] and `features` [B * (Cu + Cc + G * n)], row by
@@ -135,19 +139,28 @@ def lookup_ids(content: Content, batch: Batch) -> dict[str, jax.Array]:
     if content.item_bags is not None:
         bags = content.item_bags[item].reshape(*item.shape, -1)
         item_features = jnp.concatenate([item_features, bags], axis=-1)
+    if "weight" in batch:
+        real = batch["weight"][:, None] > 0
+        there = batch.get("present", real)
+        user = jnp.where(real[:, 0], user, -1)
+        user_features = jnp.where(real, user_features, -1)
+        item = jnp.where(there, item, -1)
+        item_features = jnp.where(there[..., None], item_features, -1)
     item_features = item_features.reshape(len(item), -1)
     if len(item) == len(user):
         features = jnp.concatenate([user_features, item_features], axis=1)
     else:
         features = jnp.concatenate([user_features.reshape(-1), item_features.reshape(-1)])
-    ids = {"user": user, "item": item, "features": features}
-    if "weight" in batch:
-        real = batch["weight"] > 0
-        ids = {
-            name: jnp.where(real.reshape((-1,) + (1,) * (x.ndim - 1)), x, -1)
-            for name, x in ids.items()
-        }
-    return {name: x.reshape(-1) for name, x in ids.items()}
+    return {"user": user, "item": item.reshape(-1), "features": features.reshape(-1)}
+
+
+def with_all_items(content: Content, batch: Batch) -> Batch:
+    """The batch with all I items, shared, in place of each row's own; `present` are the rows'."""
+    num_items = len(content.item_categorical)
+    real = jnp.broadcast_to(batch["weight"][:, None] > 0, batch["item"].shape)
+    present = jnp.zeros(num_items, bool).at[batch["item"]].max(real)
+    everything = jnp.arange(num_items, dtype=batch["item"].dtype)
+    return {**batch, "item": everything[None], "present": present[None]}
 
 
 def pair_batch(user: jax.Array, item: jax.Array) -> Batch:

@@ -55,7 +55,7 @@ class TwoTower(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Inputs, train: bool = False) -> jax.Array:
-        """Logits [B, G] of each user's items."""
+        """Logits [B, G] of each user's items, or [B, G'] of the chosen ones."""
         user, user_bias = Tower(self.hidden, self.dropout, self.gate, name="user_tower")(
             inputs.user, inputs.user_dense, inputs.user_features, train
         )
@@ -64,6 +64,8 @@ class TwoTower(nn.Module):
         )
         scale = self.param("scale", nn.initializers.constant(self.scale), ())
         bias = self.param("bias", nn.initializers.zeros, ())
+        if inputs.chosen is not None:
+            item, item_bias = item[0][inputs.chosen], item_bias[0][inputs.chosen]
         if len(item) == 1:  # shared by all users: one matrix product
             dots = user @ item[0].T
         else:

@@ -14,6 +14,7 @@ from flax import struct
 from cadc_jax import sharding, sparse
 from cadc_jax.models import embeddings
 from cadc_jax.models.embeddings import Batch, Content, Tables, lookup_ids, model_inputs
+from cadc_jax.models.two_tower import TwoTower
 from cadc_jax.training import losses, placement
 from cadc_jax.training.placement import Placement
 
@@ -251,6 +252,9 @@ def _gradients(
     Returns:
       The loss [], gradients of `params`, and by table the ids [n] and row gradients [n, D] float32.
     """
+    chosen = None
+    if shares_items(model, config, batch["item"].size, len(content.item_categorical), placed):
+        batch, chosen = embeddings.with_all_items(content, batch), batch["item"]
     ids = lookup_ids(content, batch)
     share = jnp.maximum(jnp.sum(batch["weight"]), 1) / jnp.maximum(batch_weight, 1)
     frozen_rows = _float32(placement.gather(placed, frozen, ids))
@@ -261,6 +265,7 @@ def _gradients(
         if config.loss == "in_batch":
             inputs = embeddings.with_shared_items(inputs)
         params, inputs = jax.tree.map(lambda x: x.astype(dtype), (params, inputs))
+        inputs = inputs.replace(chosen=chosen)
         logits = model.apply(params, inputs, train=True, rngs={"dropout": key})
         loss = _loss(config, logits, batch) * share
         if config.l2:
@@ -270,6 +275,28 @@ def _gradients(
     rows = _float32(placement.gather(placed, tables, ids))
     loss, (grads, row_grads) = jax.value_and_grad(loss_of, argnums=(0, 1))(params, rows)
     return loss, grads, {name: ids[name] for name in tables}, row_grads
+
+
+def shares_items(
+    model: nn.Module, config: TrainConfig, asked: int, num_items: int, placed: Placement | None
+) -> bool:
+    """Whether a step computes the vectors of all items once and takes a batch's from these.
+
+    A two-tower network's item vector does not depend on the user, and a batch with sampled
+    negatives asks for most items several times: the same loss and gradients for less work. (The
+    l2 penalty counts an item once a row; and a batch that is split over devices would have each
+    device compute all items.)
+
+    Args:
+      model: the network.
+      config: how it is trained.
+      asked: items of all rows that go through the network at a time, repeats counted.
+      num_items: I.
+      placed: where the tables lie; None for one device.
+    """
+    alone = placed is None or placed.mesh.size == 1
+    own = isinstance(model, TwoTower) and config.loss != "in_batch" and not config.l2
+    return alone and own and 2 * num_items <= asked
 
 
 @functools.partial(jax.jit, static_argnames=("model",))

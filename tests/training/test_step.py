@@ -396,3 +396,33 @@ def test_in_batch_losses_are_the_same_on_eight_devices():
             state, loss = step.train_step(model, IN_BATCH, state, {}, features, given, key)
         results.append((float(loss), jax.tree.map(np.asarray, state.tables)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
+
+
+@pytest.mark.parametrize("loss", ["bce", "softmax"])
+@pytest.mark.parametrize("micro", [0, 4])
+def test_items_that_are_computed_once_a_step_train_as_if_once_a_row(loss, micro):
+    """With many items that no row asks for, they are not; three steps of a lazy optimizer, so that
+    rows of other items must not move, nor those of padding."""
+    config = TrainConfig(negatives=2, loss=loss, microbatch_rows=micro)
+    few, found = ITEMS, []
+    for num_items, shared in ((few, True), (few + 100, False)):
+        asked = (micro or 8) * 3
+        assert step.shares_items(TwoTower((8,)), config, asked, num_items, None) == shared
+        extra = num_items - few
+        of = content()
+        of = of.replace(
+            item_dense=jnp.zeros((num_items, 0)),
+            item_categorical=jnp.pad(of.item_categorical, ((0, extra), (0, 0))),
+        )
+        trained = tables()
+        trained["item"] = jnp.pad(trained["item"], ((0, extra), (0, 0)))
+        model, key = TwoTower((8,), gate=3), jax.random.key(1)
+        state = step.init_state(model, config, trained, {}, of, batch(), key)
+        for padded in (0, 3, 8 - 1):
+            state, total = step.train_step(
+                model, config, state, {}, of, batch(padded=padded), jax.random.key(0)
+            )
+        moved = {name: table[: len(tables()[name])] for name, table in state.tables.items()}
+        # A softmax leaves biases of all items open: what Adam makes of their noise is no matter.
+        found.append((total, moved, state.params if loss == "bce" else {}))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *found)
