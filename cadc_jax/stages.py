@@ -355,7 +355,8 @@ def scorer(mesh: Mesh, model, params, tables, content) -> evaluation.Score:
                 x, sharding.named(mesh, sharding.BATCH if split else sharding.REPLICATED)
             )
 
-        return step.predict(model, params, tables, content, {n: put(x) for n, x in batch.items()})
+        batch = {name: put(x) for name, x in batch.items()}
+        return step.predict(model, params, tables, content, batch, mesh.size)
 
     return score
 

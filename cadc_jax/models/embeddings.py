@@ -155,12 +155,17 @@ def lookup_ids(content: Content, batch: Batch) -> dict[str, jax.Array]:
 
 
 def with_all_items(content: Content, batch: Batch) -> Batch:
-    """The batch with all I items, shared, in place of each row's own; `present` are the rows'."""
+    """The batch with all I items, shared, in place of each row's own.
+
+    In a batch with weights `present` are those of the rows.
+    """
     num_items = len(content.item_categorical)
+    everything = jnp.arange(num_items, dtype=batch["item"].dtype)[None]
+    if "weight" not in batch:
+        return {**batch, "item": everything}
     real = jnp.broadcast_to(batch["weight"][:, None] > 0, batch["item"].shape)
     present = jnp.zeros(num_items, bool).at[batch["item"]].max(real)
-    everything = jnp.arange(num_items, dtype=batch["item"].dtype)
-    return {**batch, "item": everything[None], "present": present[None]}
+    return {**batch, "item": everything, "present": present[None]}
 
 
 def pair_batch(user: jax.Array, item: jax.Array) -> Batch:

@@ -253,7 +253,12 @@ def _gradients(
       The loss [], gradients of `params`, and by table the ids [n] and row gradients [n, D] float32.
     """
     chosen = None
-    if shares_items(model, config, batch["item"].size, len(content.item_categorical), placed):
+    # An l2 penalty counts an item once a row, and items shared by devices would have to be gathered
+    # and updated as such.
+    own = config.loss != "in_batch" and not config.l2
+    alone = placed is None or placed.mesh.size == 1
+    num_items = len(content.item_categorical)
+    if own and alone and shares_items(model, batch["item"].size, num_items):
         batch, chosen = embeddings.with_all_items(content, batch), batch["item"]
     ids = lookup_ids(content, batch)
     share = jnp.maximum(jnp.sum(batch["weight"]), 1) / jnp.maximum(batch_weight, 1)
@@ -277,35 +282,37 @@ def _gradients(
     return loss, grads, {name: ids[name] for name in tables}, row_grads
 
 
-def shares_items(
-    model: nn.Module, config: TrainConfig, asked: int, num_items: int, placed: Placement | None
-) -> bool:
-    """Whether a step computes the vectors of all items once and takes a batch's from these.
+def shares_items(model: nn.Module, asked: int, num_items: int, devices: int = 1) -> bool:
+    """Whether to compute the vectors of all items once, and take a batch's from these.
 
     A two-tower network's item vector does not depend on the user, and a batch with sampled
-    negatives asks for most items several times: the same loss and gradients for less work. (The
-    l2 penalty counts an item once a row; and a batch that is split over devices would have each
-    device compute all items.)
+    negatives asks for most items several times: the same scores and gradients for less work.
 
     Args:
       model: the network.
-      config: how it is trained.
       asked: items of all rows that go through the network at a time, repeats counted.
-      num_items: I.
-      placed: where the tables lie; None for one device.
+      num_items: I; every device would compute all of them.
+      devices: over which the rows are split.
     """
-    alone = placed is None or placed.mesh.size == 1
-    own = isinstance(model, TwoTower) and config.loss != "in_batch" and not config.l2
-    return alone and own and 2 * num_items <= asked
+    return isinstance(model, TwoTower) and 2 * num_items * devices <= asked
 
 
-@functools.partial(jax.jit, static_argnames=("model",))
+@functools.partial(jax.jit, static_argnames=("model", "devices"))
 def predict(
-    model: nn.Module, params: Any, tables: Tables, content: Content, batch: Batch
+    model: nn.Module,
+    params: Any,
+    tables: Tables,
+    content: Content,
+    batch: Batch,
+    devices: int = 1,
 ) -> jax.Array:
-    """Logits [B, G] of a batch; `tables` are all of them, trained and frozen."""
+    """Logits [B, G] of a batch, split over `devices`; `tables` are all, trained and frozen."""
+    chosen = None
+    if shares_items(model, batch["item"].size, len(content.item_categorical), devices):
+        batch, chosen = embeddings.with_all_items(content, batch), batch["item"]
     rows = embeddings.gather(tables, lookup_ids(content, batch))
-    return model.apply(params, model_inputs(_float32(rows), content, batch))
+    inputs = model_inputs(_float32(rows), content, batch)
+    return model.apply(params, inputs.replace(chosen=chosen))
 
 
 def _float32(rows: Tables) -> Tables:

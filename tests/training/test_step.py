@@ -407,7 +407,7 @@ def test_items_that_are_computed_once_a_step_train_as_if_once_a_row(loss, micro)
     few, found = ITEMS, []
     for num_items, shared in ((few, True), (few + 100, False)):
         asked = (micro or 8) * 3
-        assert step.shares_items(TwoTower((8,)), config, asked, num_items, None) == shared
+        assert step.shares_items(TwoTower((8,)), asked, num_items) == shared
         extra = num_items - few
         of = content()
         of = of.replace(
@@ -426,3 +426,15 @@ def test_items_that_are_computed_once_a_step_train_as_if_once_a_row(loss, micro)
         # A softmax leaves biases of all items open: what Adam makes of their noise is no matter.
         found.append((total, moved, state.params if loss == "bce" else {}))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *found)
+
+
+def test_items_that_are_computed_once_score_as_if_once_a_row():
+    model, state, _ = start(TrainConfig(negatives=2), model=TwoTower((8,), gate=3))
+    params = jax.tree.map(lambda x: x + 0.1, state.params)
+    asked = {name: x for name, x in batch(rows=8, items=3).items() if name != "weight"}
+    scores = [
+        step.predict(model, params, state.tables, content(), asked, devices=devices)
+        for devices in (1, 8)
+    ]
+    assert step.shares_items(model, 8 * 3, ITEMS) and not step.shares_items(model, 8 * 3, ITEMS, 8)
+    np.testing.assert_allclose(*scores, rtol=1e-5)
