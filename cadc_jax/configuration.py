@@ -28,6 +28,7 @@ TASKS = ("click", "ranking")
 ARMS = ("full", "sample", "cadc_frozen", "cadc_trainable")
 MODELS = {"dlrm": DLRM, "dcn": DCN, "two_tower": TwoTower}
 FACTOR_ROWS = ("all", "unsampled")
+RANKINGS = ("sampled", "full")
 METHODS = {"als": ALSConfig, "sgd": SGDConfig}
 
 
@@ -119,6 +120,9 @@ def default_config() -> ConfigDict:
     config.evaluation = ConfigDict()
     config.evaluation.k = 10  # cut-off of HR@k and NDCG@k
     config.evaluation.max_users = 0  # users of the full ranking, drawn at random; 0 for all
+    # Ranking of the validation items by which the best step is chosen: 'sampled', among
+    # data.num_negatives others, which favours popular items, or 'full', among all.
+    config.evaluation.ranking = "sampled"
     return config.lock()
 
 
@@ -138,6 +142,7 @@ def validate(config: ConfigDict) -> None:
     _one_of("data.split", config.data.split, splits.RULES)
     _one_of("factorization", config.factorization, METHODS)
     _one_of("factor_rows", config.factor_rows, FACTOR_ROWS)
+    _one_of("evaluation.ranking", config.evaluation.ranking, RANKINGS)
     if config.factor_rows == "unsampled" and config.rate == 1:
         raise ConfigError("factor_rows='unsampled': rate=1 leaves no such row; lower the rate")
     for name, allowed in (("models", MODELS), ("arms", ARMS)):

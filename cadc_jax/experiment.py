@@ -16,6 +16,7 @@ from cadc_jax.data.table import Table, open_table
 from cadc_jax.models import embeddings
 from cadc_jax.progress import Progress
 from cadc_jax.stages import (
+    PAIR_BLOCKS,
     Run,
     evaluate_stage,
     factor_tables,
@@ -28,9 +29,6 @@ from cadc_jax.stages import (
     train_stage,
 )
 from cadc_jax.training import placement
-
-# Pairs scored at a time in the full ranking: towers hold a score of each, others all embeddings.
-PAIR_BLOCKS = {"dlrm": 1 << 18, "dcn": 1 << 18, "two_tower": evaluation.PAIR_BLOCK}
 
 
 def run(this: Run, last: str = "report") -> None:

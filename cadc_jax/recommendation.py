@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from cadc_jax import evaluation, experiment
+from cadc_jax import evaluation, stages
 from cadc_jax.data import encoding, vocabulary
 from cadc_jax.data.table import Table
 from cadc_jax.errors import ConfigError, DataError
@@ -186,7 +186,7 @@ def blocks(
         raise ConfigError(f"--k={k}: must be at least 1")
     num_items = trained.table.schema.num_items
     k = min(k, num_items - 1)
-    pairs = experiment.PAIR_BLOCKS.get(trained.model, evaluation.PAIR_BLOCK)
+    pairs = stages.PAIR_BLOCKS.get(trained.model, evaluation.PAIR_BLOCK)
     wide = min(ITEM_BLOCK, pairs, num_items - 1)
     high = max(1, min(USER_BLOCK, pairs // wide, len(users)))
     score, context, seen = scorer(trained), _context(trained.table), _seen(trained.table)

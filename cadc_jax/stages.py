@@ -48,6 +48,9 @@ Say = Callable[[str], None]
 UNSAMPLED = "unsampled"
 REFRESH_PASSES = 5
 
+# Pairs scored at a time in the full ranking: towers hold a score of each, others all embeddings.
+PAIR_BLOCKS = {"dlrm": 1 << 18, "dcn": 1 << 18, "two_tower": evaluation.PAIR_BLOCK}
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -258,6 +261,7 @@ def train_stage(run: Run, inputs: Inputs, model_name: str, arm: str) -> Artifact
         "model": [model_name, config[model_name].to_dict()],
         "train": dataclasses.asdict(train_config),
         "k": config.evaluation.k,
+        "ranking": config.evaluation.ranking,
         "seed": config.seed,
     }
 
@@ -302,6 +306,7 @@ def _fit(run, table: Table, rows: Columns, factors: Artifact, model_name, arm, c
     if schema.task == "ranking":
         known = negatives.pair_keys(*table.known_pairs(), schema.num_items)  # sorted, as they are
         sampler = pipeline.NegativeSampling(config.negatives, known, schema.num_items)
+    options = run.config.evaluation
     first = distributed.is_first()
     logs = run.workdir / "logs" / f"{model_name}-{arm}"
     names = {"user", "item", "dense", "categorical"} | ({"label"} if sampler is None else set())
@@ -313,8 +318,15 @@ def _fit(run, table: Table, rows: Columns, factors: Artifact, model_name, arm, c
         score = scorer(mesh, model, params, tables, content)
         if schema.task == "click":
             return -evaluation.evaluate_clicks(score, table.splits["validation"])["logloss"]
-        k = run.config.evaluation.k
-        quality = evaluation.evaluate_ranking_sampled(score, table.splits["validation"], k)
+        if options.ranking == "full":
+            block = PAIR_BLOCKS[model_name]
+            quality = evaluation.evaluate_ranking_full(
+                score, table, "validation", options.k, options.max_users, pair_block=block
+            )
+        else:
+            quality = evaluation.evaluate_ranking_sampled(
+                score, table.splits["validation"], options.k
+            )
         return next(value for key, value in quality.items() if key.startswith("ndcg"))
 
     return loop.fit(

@@ -126,8 +126,8 @@ def open_trained(
         )
     _check_one(
         source,
-        {(_prepared(shelf, made), shelf.settings[made.fingerprint]["k"]) for made in found},
-        "validation results that cannot be compared (other data, seeds or evaluation.k)",
+        {(_prepared(shelf, made), *_validated_by(shelf, made)) for made in found},
+        "validation results that cannot be compared (other data, seeds or evaluation settings)",
     )
     return _load(shelf, max(found, key=_validation))
 
@@ -279,6 +279,12 @@ def arm_of(settings: Mapping[str, Any]) -> str:
     return "sample" if settings["embeddings"] == "random" else f"cadc_{settings['embeddings']}"
 
 
+def _validated_by(shelf: _Shelf, made: Artifact) -> tuple[int, str]:
+    """Cut-off and kind of the ranking that chose the best step."""
+    settings = shelf.settings[made.fingerprint]
+    return settings["k"], settings.get("ranking", "sampled")
+
+
 def _validation(made: Artifact) -> float:
     return max(entry["validation"] for entry in made.facts["history"])
 
@@ -291,12 +297,13 @@ def _made_by(shelf: _Shelf, made: Artifact, config: ConfigDict) -> bool:
         "model": [name, config[name].to_dict()],
         "train": dataclasses.asdict(configuration.train_config(config)),
         "k": config.evaluation.k,
+        "ranking": config.evaluation.ranking,
         "seed": config.seed,
     }
     own = json.loads(json.dumps(own))
     sample = shelf.settings.get(settings["sample"])
     return (
-        all(settings[key] == value for key, value in own.items())
+        all(settings.get(key) == value for key, value in own.items())
         and (sample is None or sample["rate"] == config.rate)
         and _same_data(shelf, settings["prepared"], config)
         and (

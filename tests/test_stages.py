@@ -6,9 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from cadc_jax import configuration, experiment, stages
+from cadc_jax import configuration, evaluation, experiment, stages
+from cadc_jax.artifacts import materialize
+from cadc_jax.compressed import Inputs
 from cadc_jax.data import sampling
-from cadc_jax.data.table import open_table
+from cadc_jax.data.table import open_table, write_columns
 from cadc_jax.factorization import als
 from cadc_jax.factorization.factors import principal_axes
 from cadc_jax.factorization.interactions import Interactions
@@ -76,3 +78,39 @@ def test_a_log_of_clicks_is_factorised_in_the_same_two_parts(tmp_path):
     (path,) = (tmp_path / "factorize").iterdir()
     whole, part = (np.load(p / "global_bias.npy") for p in (path, path / stages.UNSAMPLED))
     assert np.isfinite(whole) and whole != part
+
+
+def test_rows_that_another_rule_keeps_can_be_left_out_instead(made, tmp_path):
+    run, prepared = made
+    uniform = stages.sample_stage(run, prepared)
+    same = stages.factorize_stage(run, prepared, uniform)
+    mine = stages.factorize_stage(run, prepared)
+    for folder in (".", stages.UNSAMPLED):
+        found, expected = (np.load(x.path / folder / "item.npy") for x in (same, mine))
+        np.testing.assert_array_equal(found, expected)
+
+    def write(folder):
+        write_columns(folder, {"row": np.arange(10)})
+        return {}
+
+    first_ten = materialize(tmp_path, "sample", {}, write)
+    other = stages.factorize_stage(run, prepared, first_ten)
+    part = np.load(other.path / stages.UNSAMPLED / "item.npy")
+    assert not np.allclose(part, np.load(mine.path / stages.UNSAMPLED / "item.npy"))
+
+
+@pytest.mark.parametrize("ranking", configuration.RANKINGS)
+def test_the_best_step_is_chosen_by_the_ranking_that_is_configured(made, ranking):
+    run, prepared = made
+    config = run.config.copy_and_resolve_references()
+    config.evaluation.ranking = ranking
+    run = stages.Run(config, run.workdir, quiet)
+    factors = stages.factorize_stage(run, prepared)
+    inputs = Inputs(prepared, factors, stages.sample_stage(run, prepared))
+    history = stages.train_stage(run, inputs, config.models[0], "cadc_frozen").facts["history"]
+    table, score = open_table(prepared.path), experiment.factor_score(factors)
+    if ranking == "full":
+        expected = evaluation.evaluate_ranking_full(score, table, "validation", 10)
+    else:
+        expected = evaluation.evaluate_ranking_sampled(score, table.splits["validation"], 10)
+    assert history[0]["validation"] == pytest.approx(list(expected.values())[1])

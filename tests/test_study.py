@@ -302,11 +302,12 @@ def test_baselines_may_be_left_out():
     }
 
 
-def test_factors_of_the_unsampled_rows_go_with_the_uniform_rule_alone(tmp_path):
+def test_factors_of_the_unsampled_rows_go_with_every_way_to_choose_some(tmp_path):
     of = study.Study(tmp_path)
     uniform = Cell("ml-1m", "frozen", "two_tower", "uniform", 0.1)
-    assert of.config(uniform).factor_rows == "unsampled"
-    for change in ({"selection": "hardest"}, {"rate": 1.0}, {"selection": "", "rate": 1.0}):
+    for change in ({}, {"selection": "hardest"}):
+        assert of.config(dataclasses.replace(uniform, **change)).factor_rows == "unsampled"
+    for change in ({"selection": "fold_in"}, {"rate": 1.0}, {"selection": "", "rate": 1.0}):
         assert of.config(dataclasses.replace(uniform, **change)).factor_rows == "all"
 
 
@@ -396,7 +397,7 @@ def test_another_selection_keeps_as_many_rows_as_the_uniform_one(tiny):
     run = stages.Run(of.config(cell), of.out / "work" / "epinions", quiet, verify=False)
     prepared = stages.prepare_stage(run, of.out / "raw")
     factors = stages.factorize_stage(run, prepared)
-    found = study.chosen_sample(run, cell, prepared, factors)
+    found = study.chosen_sample(run, cell, prepared)
     assert found.facts["rows"] == row["rows_used"] > 0
     ids, train = np.load(found.path / "row.npy"), open_table(prepared.path).splits["train"]
     np.testing.assert_array_equal(np.load(found.path / "item.npy"), train["item"][ids])
