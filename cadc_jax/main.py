@@ -16,12 +16,9 @@ that all of them share and with --distributed (on Cloud TPU, GKE, Slurm or Open 
     --coordinator=HOST:PORT --num_processes=N --process_id=K     (K from 0; process 0 is on HOST)
 """
 
-import errno
 import os
 import pathlib
-import signal
 import sys
-import traceback
 
 # TensorFlow only reads data here; these silence what it logs when it is imported.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -30,8 +27,9 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from cadc_jax import exits
 from cadc_jax.errors import CadcError, ConfigError
-from cadc_jax.interrupts import Stop, Stopped
+from cadc_jax.interrupts import Stop
 
 STAGES = ("prepare", "factorize", "sample", "train", "evaluate", "report")
 
@@ -339,34 +337,7 @@ def _needed(flag) -> str:
 def run() -> None:
     """Entry point: errors of the user's end in one line and exit code 1."""
     logging.set_verbosity(logging.WARNING)
-    app.run(_main_without_traceback, flags_parser=_parse_flags)
-
-
-def _main_without_traceback(argv: list[str]) -> None:
-    _STOP.install()
-    try:
-        main(argv)
-    except Stopped as stopped:
-        asked = _STOP.signal or signal.SIGTERM  # or another process of this run was
-        text = f"cadc: stopped by {asked.name}: {stopped}; the same command goes on from there"
-        print(text, file=sys.stderr)
-        code = 0 if asked == signal.SIGTERM else 130
-        if _joined():
-            from cadc_jax import distributed
-
-            distributed.leave(code)
-        sys.exit(code)
-    except CadcError as error:
-        _fail(error)
-    except BrokenPipeError:  # who reads our output has had enough, as in '| head'
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        if error.errno not in _NOT_OURS:
-            _fail_unexpectedly(error)
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{os.strerror(error.errno)}; {_NOT_OURS[error.errno]}")
-    except (Exception, KeyboardInterrupt) as error:
-        _fail_unexpectedly(error)
+    app.run(lambda argv: exits.guarded(lambda: main(argv), _STOP), flags_parser=_parse_flags)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -375,8 +346,11 @@ def _parse_flags(argv: list[str]) -> list[str]:
         _help(argv)
     try:
         return flags.FLAGS([_with_installed_config(argument) for argument in argv])
-    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        _fail(error)
+    except (AttributeError, KeyError) as error:  # ConfigDict quotes its text, once or twice
+        text = str(error).replace("\\n", ". ").replace("\\", "").replace("'", "")
+        exits.fail(f"no such field: {text}")
+    except (flags.Error, OSError, TypeError, ValueError) as error:
+        exits.fail(error)
 
 
 def _with_installed_config(argument: str) -> str:
@@ -402,47 +376,6 @@ def _help(argv: list[str]) -> None:
     screen = usage.of_command(command, COMMANDS, known) if command else None
     print(screen or usage.overview(__doc__, COMMANDS, known, "run"))
     sys.exit(0)
-
-
-# Faults of the machine that a user can mend, and how.
-_MEND_SPACE = "free some room, or choose another --workdir; finished stages are kept"
-_NOT_OURS = {
-    errno.ENOSPC: _MEND_SPACE,
-    errno.EDQUOT: _MEND_SPACE,
-    errno.EACCES: "ask for the permission, or choose another path",
-    errno.EPERM: "ask for the permission, or choose another path",
-    errno.EROFS: "choose a --workdir that can be written",
-}
-
-
-def _fail(error: Exception | str) -> None:
-    text = str(error)
-    if isinstance(error, AttributeError | KeyError):  # ConfigDict quotes its text, once or twice
-        text = "no such field: " + text.replace("\\n", ". ").replace("\\", "").replace("'", "")
-    text = " ".join(text.split())
-    if _joined():
-        from cadc_jax import distributed
-
-        distributed.fail(text)
-    print(f"cadc: error: {text}", file=sys.stderr)
-    sys.exit(1)
-
-
-def _fail_unexpectedly(error: BaseException) -> None:
-    """A fault of the program, or in one process of several the loss of another."""
-    if not _joined():
-        raise error
-    from cadc_jax import distributed
-
-    if distributed.is_lost_peer(error):
-        distributed.wait_for_verdict()
-    traceback.print_exception(error)
-    distributed.fail(f"{type(error).__name__}: {error}")
-
-
-def _joined() -> bool:
-    """Whether this process has joined others; a run of one may have no need of JAX."""
-    return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
 
 
 if __name__ == "__main__":

@@ -114,10 +114,10 @@ def test_a_damaged_stage_stops_the_next_run_and_is_named(raw, tmp_path):
 
 def fail_with(code):
     program = (
-        "import cadc_jax.main as m, os\n"
-        f"def fail(argv): raise OSError({code}, os.strerror({code}), '/some/where')\n"
-        "m.main = fail\n"
-        "m._main_without_traceback(['x'])\n"
+        "import os\n"
+        "from cadc_jax import exits, interrupts\n"
+        f"def fail(): raise OSError({code}, os.strerror({code}), '/some/where')\n"
+        "exits.guarded(fail, interrupts.Stop())\n"
     )
     command = [sys.executable, "-c", program]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
