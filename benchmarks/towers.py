@@ -2,7 +2,7 @@
 
     python benchmarks/towers.py [--quick] [--json FILE]
 
-Sizes are those of configs/movielens_1m_ncf.py, the numbers random. Both sides are the same code, and
+Sizes are those of configs/movielens_1m_ncf.py, the numbers random. Both sides are the same code and
 take turns: the peer's item table has unused items at its end, as many as it takes for a step to go
 row by row. Milliseconds a step, the fastest of all turns.
 """
