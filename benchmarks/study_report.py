@@ -61,11 +61,13 @@ class Group:
       key: arm, model, selection, rate.
       rows: of results.csv, by seed.
       values: [S, N] of each test row: its NDCG@K in the full ranking, or its score.
+      few: [S, N'] of each test row its rank in the (1+K) ranking; None of clicks.
     """
 
     key: Key
     rows: list[Row]
     values: np.ndarray
+    few: np.ndarray | None = None
 
     def of(self, name: str) -> np.ndarray:
         """A column's values over seeds, [S]; empty if there are none."""
@@ -176,10 +178,11 @@ def _gather(out: pathlib.Path, name: str, rows: Sequence[Row]) -> DataReport | N
     for key, of_key in by_key.items():
         of_key.sort(key=lambda row: int(row["seed"]))
         if metric == "auc":
-            values = [_kept(work, row, "scores") for row in of_key]
-        else:
-            values = [ndcg(_kept(work, row, "ranks_full")[places]) for row in of_key]
-        groups[key] = Group(key, of_key, np.stack(values))
+            groups[key] = Group(key, of_key, np.stack([_kept(work, r, "scores") for r in of_key]))
+            continue
+        values = np.stack([ndcg(_kept(work, row, "ranks_full")[places]) for row in of_key])
+        few = np.stack([_kept(work, row, "ranks_sampled") for row in of_key])
+        groups[key] = Group(key, of_key, values, few)
     truth = None
     total = sum(artifacts.read(prepared).facts["rows"].values())
     for path in sorted(work.glob("synthetic/*/truth.npy")):
@@ -197,6 +200,32 @@ def _kept(work: pathlib.Path, row: Row, name: str) -> np.ndarray:
 def ndcg(ranks: np.ndarray) -> np.ndarray:
     """NDCG@K of each held-out item, from its rank, the first being 0."""
     return np.where(ranks < K, 1 / np.log2(ranks + 2.0), 0.0)
+
+
+def hit(ranks: np.ndarray) -> np.ndarray:
+    """HR@K of each held-out item: 1 if it is among the first K, else 0."""
+    return (ranks < K).astype(np.float64)
+
+
+def among_few(report: DataReport) -> list[list[str]]:
+    """Differences in the (1+K) ranking, paired over all test users."""
+    header = ["arm", "model", "rate"]
+    for peer in ("MF alone", "all rows"):
+        header += [f"HR@{K} (1+K) against {peer}", f"NDCG@{K} (1+K) against {peer}"]
+    lines = [header]
+    for (arm, model, rule, rate), group in sorted(
+        report.groups.items(), key=lambda pair: _order(pair[0])
+    ):
+        if group.few is None or rule not in ("", "uniform"):
+            continue
+        line = [NAMES[arm], model or "-", f"{rate:g}"]
+        for peer in (report.baseline("mf_alone"), report.baseline("full", model)):
+            for of in (hit, ndcg):
+                known = peer is not None and peer is not group
+                found = paired.over_users(of(group.few), of(peer.few)) if known else None
+                line.append(_interval(found))
+        lines.append(line)
+    return lines
 
 
 # What is shown elsewhere than in the page.
@@ -231,17 +260,23 @@ def json_rows(reports: Iterable[DataReport]) -> list[dict[str, Any]]:
 
 
 def summary(reports: Iterable[DataReport]) -> str:
-    """The first table of each data set as text."""
+    """The first tables of each data set as text."""
     parts = []
     for report in reports:
-        header, *body = [[_plain(cell) for cell in line] for line in _main_table(report)]
-        widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in (header, *body)
-        ]
-        parts.append("\n".join([report.name, *lines]))
+        parts.append(f"{report.name}\n{_text(_main_table(report))}")
+        for make in (among_few, _selection_table):
+            if len(lines := make(report)) > 1:
+                parts.append(_text(lines))
     return "\n\n".join(parts)
+
+
+def _text(lines: Sequence[Sequence[str]]) -> str:
+    plain = [[_plain(cell) for cell in line] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*plain, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in plain
+    )
 
 
 # The page.
@@ -336,6 +371,7 @@ def _section(report: DataReport) -> str:
         parts.append(_quality_by_rate(report))
     parts.append(_quality_by_seconds(report))
     sections: list[tuple[str, Callable[[DataReport], list[list[str]]]]] = [
+        ("Among K unseen items only: (1+K)", among_few),
         ("Other ways to choose as many rows", _selection_table),
         ("How the rivals were set", _rival_table),
         ("By activity of the user (deciles of training rows)", _activity_table),

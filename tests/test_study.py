@@ -391,6 +391,18 @@ def test_what_is_kept_of_each_user_gives_the_metric_of_all(tiny):
     assert seeds[0]["evaluation"] != seeds[1]["evaluation"]
 
 
+def test_differences_among_few_candidates_are_those_of_the_metrics(tiny):
+    (report,) = [study_report._gather(tiny[0].out, "epinions", tiny[2])]
+    header, *lines = study_report.among_few(report)
+    line = next(line for line in lines if line[0] == study_report.NAMES["frozen"])
+    frozen, mf = (
+        np.mean([r["ndcg_sampled"] for r in tiny[2] if (r["arm"], r["selection"]) == of])
+        for of in (("frozen", "uniform"), ("mf_alone", ""))
+    )
+    shown = line[header.index("NDCG@10 (1+K) against MF alone")]
+    assert float(shown.split()[0]) == pytest.approx(frozen - mf, abs=6e-5)
+
+
 def test_another_selection_keeps_as_many_rows_as_the_uniform_one(tiny):
     of, row = tiny[0], of_cell(tiny, "frozen", "two_tower", "uniform", 0.25)
     cell = Cell("epinions", "frozen", "two_tower", "hardest", 0.25)
