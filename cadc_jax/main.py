@@ -22,6 +22,7 @@ import pathlib
 import signal
 import sys
 import traceback
+from typing import NoReturn
 
 # TensorFlow only reads data here; these silence what it logs when it is imported.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -330,7 +331,7 @@ def _experiment(config):
     return experiment.Run(config, workdir, verify=_VERIFY.value, stop=_STOP)
 
 
-def _needed(flag) -> str:
+def _needed(flag: flags.FlagHolder) -> str:
     if not flag.value:
         raise ConfigError(f"this command needs --{flag.name}=DIR")
     return flag.value
@@ -415,7 +416,7 @@ _NOT_OURS = {
 }
 
 
-def _fail(error: Exception | str) -> None:
+def _fail(error: Exception | str) -> NoReturn:
     text = str(error)
     if isinstance(error, AttributeError | KeyError):  # ConfigDict quotes its text, once or twice
         text = "no such field: " + text.replace("\\n", ". ").replace("\\", "").replace("'", "")
@@ -428,7 +429,7 @@ def _fail(error: Exception | str) -> None:
     sys.exit(1)
 
 
-def _fail_unexpectedly(error: BaseException) -> None:
+def _fail_unexpectedly(error: BaseException) -> NoReturn:
     """A fault of the program, or in one process of several the loss of another."""
     if not _joined():
         raise error

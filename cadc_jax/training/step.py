@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from flax import struct
 
 from cadc_jax import sharding, sparse
 from cadc_jax.models import embeddings
-from cadc_jax.models.embeddings import Batch, Content, Tables, lookup_ids, model_inputs
+from cadc_jax.models.embeddings import Batch, Content, HostBatch, Tables, lookup_ids, model_inputs
 from cadc_jax.models.two_tower import TwoTower
 from cadc_jax.training import losses, placement
 from cadc_jax.training.placement import Placement
@@ -94,7 +94,7 @@ def init_state(
     tables: Tables,
     frozen: Tables,
     content: Content,
-    batch: Batch,
+    batch: HostBatch | Mapping[str, jax.ShapeDtypeStruct],
     key: jax.Array,
     placed: Placement | None = None,
 ) -> TrainState:
@@ -189,12 +189,20 @@ def train_step(
     return _step(model, config, state, frozen, content, batch, key, placed)
 
 
-def _step(model, config, state, frozen, content, batch, key, placed) -> tuple[TrainState, Any]:
+def _step(
+    model: nn.Module,
+    config: TrainConfig,
+    state: TrainState,
+    frozen: Tables,
+    content: Content,
+    batch: Batch,
+    key: jax.Array,
+    placed: Placement | None,
+) -> tuple[TrainState, jax.Array]:
     dropout_key, rounding_key = jax.random.split(jax.random.fold_in(key, state.step))
     rows, weight = len(batch["user"]), jnp.sum(batch["weight"])
     gradients = functools.partial(
-        *(_gradients, model, config, state.params, state.tables, frozen, content, placed),
-        *(rows, weight),
+        _gradients, model, config, state.params, state.tables, frozen, content, placed, rows, weight
     )
     parts = rows // (config.microbatch_rows or rows)
     if parts == 1:
@@ -301,14 +309,16 @@ def shares_items(
 
 @functools.partial(jax.jit, static_argnames=("model",))
 def predict(
-    model: nn.Module, params: Any, tables: Tables, content: Content, batch: Batch
+    model: nn.Module, params: Any, tables: Tables, content: Content, batch: HostBatch
 ) -> jax.Array:
     """Logits [B, G] of a batch; `tables` are all of them, trained and frozen."""
-    rows = embeddings.gather(tables, lookup_ids(content, batch))
-    return model.apply(params, model_inputs(_float32(rows), content, batch))
+    arrays = {name: jnp.asarray(x) for name, x in batch.items()}
+    rows = embeddings.gather(tables, lookup_ids(content, arrays))
+    logits = model.apply(params, model_inputs(_float32(rows), content, arrays))
+    return cast(jax.Array, logits)  # only with mutable variables would it be a pair
 
 
-def _float32(rows: Tables) -> Tables:
+def _float32(rows: Tables) -> dict[str, jax.Array]:
     return {name: x.astype(jnp.float32) for name, x in rows.items()}
 
 
@@ -324,7 +334,7 @@ def _schedule(config: TrainConfig, step: jax.Array) -> jax.Array:
 
 
 def _optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    adam = optax.adam(lambda step: config.learning_rate * _schedule(config, step))
+    adam = optax.adam(lambda step: config.learning_rate * _schedule(config, jnp.asarray(step)))
     if config.clip_norm:
         return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)
     return adam
