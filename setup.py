@@ -17,7 +17,10 @@ setuptools.setup(
     license="Apache-2.0",
     packages=[*setuptools.find_packages(include=["cadc_jax", "cadc_jax.*"]), "cadc_jax.configs"],
     package_dir={"cadc_jax.configs": "configs"},
-    package_data={"cadc_jax.data.tfds_builders.criteo_clicks": ["CITATIONS.bib", "README.md"]},
+    package_data={
+        "cadc_jax": ["py.typed"],
+        "cadc_jax.data.tfds_builders.criteo_clicks": ["CITATIONS.bib", "README.md"],
+    },
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
@@ -40,6 +43,7 @@ setuptools.setup(
     extras_require={
         "test": [
             "hypothesis>=6.100",
+            "mypy==2.4.1",
             "pytest>=8",
             "ruff>=0.6",
             "scikit-learn>=1.5",

@@ -5,6 +5,27 @@ they go together.
 """
 
 import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what tools see that do not run this
+    from cadc_jax import metrics as metrics
+    from cadc_jax.data import sampling as sampling
+    from cadc_jax.factorization import topk as topk
+    from cadc_jax.factorization.als import ALSConfig as ALSConfig
+    from cadc_jax.factorization.factors import Factors as Factors
+    from cadc_jax.factorization.sgd import SGDConfig as SGDConfig
+    from cadc_jax.library import Model as Model
+    from cadc_jax.library import factorize as factorize
+    from cadc_jax.library import load as load
+    from cadc_jax.library import recommend as recommend
+    from cadc_jax.library import sample as sample
+    from cadc_jax.library import score as score
+    from cadc_jax.library import train as train
+    from cadc_jax.models.dcn import DCN as DCN
+    from cadc_jax.models.dlrm import DLRM as DLRM
+    from cadc_jax.models.two_tower import TwoTower as TwoTower
+    from cadc_jax.sharding import make_mesh as make_mesh
+    from cadc_jax.training.step import TrainConfig as TrainConfig
 
 __version__ = "0.1.0"
 
@@ -25,7 +46,7 @@ _MODULES = {"metrics": "metrics", "topk": "factorization.topk", "sampling": "dat
 __all__ = [*_MODULE_OF, *_MODULES]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _MODULE_OF:
         return getattr(importlib.import_module(f"cadc_jax.{_MODULE_OF[name]}"), name)
     if name in _MODULES:

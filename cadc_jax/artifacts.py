@@ -216,7 +216,7 @@ def size_of(path: pathlib.Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
-def file_identity(paths) -> list[list]:
+def file_identity(paths: Iterable[str | pathlib.Path]) -> list[list]:
     """What stands for raw files in a fingerprint: path, size in bytes and time of change."""
     identities = []
     for path in paths:

@@ -78,11 +78,11 @@ class Checkpoints:
         options = ocp.options.AsyncOptions(post_finalization_callback=self._complete)
         self._writer = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler(), async_options=options)
 
-    def __enter__(self):
+    def __enter__(self) -> "Checkpoints":
         python_logging.getLogger("absl").addFilter(_is_not_orbax_error)
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self._wait()
         self._writer.close()
         python_logging.getLogger("absl").removeFilter(_is_not_orbax_error)
@@ -104,7 +104,8 @@ class Checkpoints:
         steps = distributed.on_first(self._steps)
         for step in reversed(steps):
             path = self._folder / str(step)
-            state, manifest, fault = None, {}, ""
+            state, fault = None, ""
+            manifest: Mapping[str, Any] = {}
             try:
                 manifest = _read_manifest(path)
             except _RESTORE_FAULTS as error:
@@ -161,11 +162,12 @@ class Checkpoints:
             path = self._folder / str(step)
             self._writer.save(path, args=ocp.args.StandardSave(state), force=True)
         except _SAVE_FAULTS as error:
-            self._failed(error)
+            self._failed(step, error)
         self._saved = time.monotonic()
 
     def _complete(self) -> None:
         """Ends a save, in the background of process 0, just before the folder is given its name."""
+        assert self._pending is not None  # it is what is being saved
         step, manifest = self._pending
         (temporary,) = self._folder.glob(f"{step}{_TEMPORARY}*")
         names = [str(x.relative_to(temporary)) for x in temporary.rglob("*") if x.is_file()]
@@ -177,16 +179,19 @@ class Checkpoints:
             shutil.rmtree(self._folder / str(old), ignore_errors=True)
 
     def _wait(self) -> None:
-        """Waits until the save under way is over."""
+        """Waits until the save under way, if any, is over."""
+        if self._pending is None:
+            return
+        step, _ = self._pending
         try:
             self._writer.wait_until_finished()
         except _SAVE_FAULTS as error:
-            self._failed(error)
-        if self._pending is not None:
-            self.newest, self._pending = self._pending[0], None
+            self._failed(step, error)
+        else:
+            self.newest, self._pending = step, None
 
-    def _failed(self, error: Exception) -> None:
-        step, self._pending = self._pending[0], None
+    def _failed(self, step: int, error: Exception) -> None:
+        self._pending = None
         for half in self._folder.glob(f"{step}{_TEMPORARY}*"):
             shutil.rmtree(half, ignore_errors=True)
         self._say(

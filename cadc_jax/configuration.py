@@ -6,7 +6,7 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -263,10 +263,13 @@ def sizes(config: ConfigDict, given: Mapping[str, int]) -> Sizes:
         )
     return Sizes(
         task=data.task,
+        rows=known["rows"],
+        num_users=known["num_users"],
+        num_items=known["num_items"],
+        feature_rows=known["feature_rows"],
         dense=(user[0], dense, item[0]),
         categorical=(user[1], categorical, item[1]),
         entries=known["rows"],
-        **known,
     )
 
 
@@ -283,6 +286,6 @@ def _fields_of(cls: type) -> dict[str, Any]:
     return {field.name: field.default for field in fields}
 
 
-def _one_of(field: str, value: str, allowed) -> None:
+def _one_of(field: str, value: str, allowed: Collection[str]) -> None:
     if value not in allowed:
         raise ConfigError(f"{field}={value!r}: must be one of {', '.join(allowed)}")

@@ -11,7 +11,7 @@ arithmetic on shapes, said beside each formula. All figures are of one device, t
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -160,7 +160,7 @@ def hardware(name: str) -> Hardware:
 def sizes_of(table: Table) -> Sizes:
     """The sizes of a prepared table."""
     schema = table.schema
-    groups = (schema.user_content, schema.context, schema.item_content)
+    user, row, item = schema.user_content, schema.context, schema.item_content
     rows = len(table.splits["train"]["user"])
     if schema.task == "click":  # its matrix holds clicks; how they spread over users is not stored
         user_counts, item_counts = None, np.asarray(table.items["clicks"])
@@ -172,8 +172,8 @@ def sizes_of(table: Table) -> Sizes:
         num_users=schema.num_users,
         num_items=schema.num_items,
         feature_rows=embeddings.num_feature_rows(table),
-        dense=tuple(len(group.dense) for group in groups),
-        categorical=tuple(len(group.categorical) for group in groups),
+        dense=(len(user.dense), len(row.dense), len(item.dense)),
+        categorical=(len(user.categorical), len(row.categorical), len(item.categorical)),
         entries=int(item_counts.sum()),
         user_counts=user_counts,
         item_counts=item_counts,
@@ -314,13 +314,14 @@ def training(
 def content_shapes(sizes: Sizes) -> Content:
     """The content of users and items, as shapes."""
     users, items = sizes.num_users, sizes.num_items
-    return Content(
-        user_dense=_f32(users, sizes.dense[0]),
-        user_categorical=_i32(users, sizes.categorical[0]),
-        item_dense=_f32(items, sizes.dense[2]),
-        item_categorical=_i32(items, sizes.categorical[2]),
-        context_offsets=_i32(sizes.categorical[1]),
-    )
+    shapes: dict[str, Any] = {
+        "user_dense": _f32(users, sizes.dense[0]),
+        "user_categorical": _i32(users, sizes.categorical[0]),
+        "item_dense": _f32(items, sizes.dense[2]),
+        "item_categorical": _i32(items, sizes.categorical[2]),
+        "context_offsets": _i32(sizes.categorical[1]),
+    }
+    return Content(**shapes)
 
 
 def batch_shapes(sizes: Sizes, config: TrainConfig) -> dict[str, jax.ShapeDtypeStruct]:
@@ -391,7 +392,7 @@ def product_flops(jaxpr: Any) -> float:
     return total
 
 
-def _inner_jaxprs(params: Mapping[str, Any]):
+def _inner_jaxprs(params: Mapping[str, Any]) -> Iterator[Any]:
     for value in params.values():
         for one in value if isinstance(value, tuple | list) else (value,):
             one = getattr(one, "jaxpr", one)  # a closed one
@@ -399,7 +400,14 @@ def _inner_jaxprs(params: Mapping[str, Any]):
                 yield one
 
 
-def _residual_bytes(model, config: TrainConfig, tables, params, content, batch) -> float:
+def _residual_bytes(
+    model: nn.Module,
+    config: TrainConfig,
+    tables: Mapping[str, jax.ShapeDtypeStruct],
+    params: Any,
+    content: Content,
+    batch: Mapping[str, jax.ShapeDtypeStruct],
+) -> float:
     """What the forward pass of a whole batch keeps for the backward pass, weights left out.
 
     An upper bound: XLA computes some of it again rather than keep it.
@@ -424,14 +432,24 @@ def _residual_bytes(model, config: TrainConfig, tables, params, content, batch) 
     return sum(x.size * x.dtype.itemsize for x in kept if x.shape not in weights)
 
 
-def _row_gradient_bytes(plan: placement.TablePlan, table, ids: int, devices: int) -> int:
+def _row_gradient_bytes(
+    plan: placement.TablePlan, table: jax.ShapeDtypeStruct, ids: int, devices: int
+) -> int:
     """Gradients of a table as an update holds them: as sent, and summed up by row."""
     if plan.by_table:
         return 2 * plan.rows * (4 + 4 * table.shape[1])
     return ids * (4 + 4 * table.shape[1]) + (ids * 4 * table.shape[1] if devices > 1 else 0)
 
 
-def _table_traffic(plan, table, ids: int, trained: bool, slots: int, devices, group) -> float:
+def _table_traffic(
+    plan: placement.TablePlan,
+    table: jax.ShapeDtypeStruct,
+    ids: int,
+    trained: bool,
+    slots: int,
+    devices: int,
+    group: int,
+) -> float:
     """Bytes a device reads and writes in its memory for one table in a step."""
     row = 4 * table.shape[1]
     local = ids / devices

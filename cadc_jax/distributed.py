@@ -26,7 +26,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from jax._src import distributed as _engine  # its client, the key-value store, has no public name
@@ -96,7 +96,7 @@ def initialize(
             f"{' and '.join(missing)} not given: several processes need all of "
             "--coordinator=HOST:PORT, --num_processes=N and --process_id=K (or --distributed alone)"
         )
-    if not missing:
+    if coordinator is not None and num_processes is not None and process_id is not None:
         _check(coordinator, num_processes, process_id)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # Its handler would keep SIGTERM from ending the process.
@@ -135,7 +135,7 @@ def finish() -> None:
         jax.distributed.shutdown()
 
 
-def fail(text: str) -> None:
+def fail(text: str) -> NoReturn:
     """Ends all processes with exit code 1; the first of them to fail prints its text."""
     _stopped.set()
     text = " ".join(text.split())
@@ -150,7 +150,7 @@ def fail(text: str) -> None:
     _end()
 
 
-def is_lost_peer(error: Exception) -> bool:
+def is_lost_peer(error: BaseException) -> bool:
     """Whether an error of a collective says no more than that a process is gone."""
     return count() > 1 and any(word in str(error) for word in ("Gloo", "UNAVAILABLE"))
 
@@ -196,7 +196,7 @@ def heard(what: str, holds: bool) -> bool:
     return holds
 
 
-def leave(code: int) -> None:
+def leave(code: int) -> NoReturn:
     """Ends this process with an exit code, others being about to end as well."""
     _stopped.set()
     _end(code)
@@ -271,7 +271,7 @@ def _check(coordinator: str, num_processes: int, process_id: int) -> None:
             ) from None
 
 
-def _store():
+def _store() -> Any:
     return _engine.global_state.client
 
 
@@ -283,7 +283,7 @@ def _watch() -> None:
             _end()
 
 
-def _end(code: int = 1) -> None:
+def _end(code: int = 1) -> NoReturn:
     """Ends this process at once: JAX would first wait for the others to end in good order."""
     sys.stderr.flush()
     sys.stdout.flush()
@@ -303,6 +303,7 @@ def _filter_output() -> None:
     # A session of its own, as Ctrl-C is not for it: it ends when this process does.
     process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)
+    assert process.stdin is not None  # a pipe, as asked for
     for target in (1, 2):
         os.dup2(process.stdin.fileno(), target)
     process.stdin.close()

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from cadc_jax.errors import CadcError
 
@@ -180,7 +181,7 @@ def _batch_rows() -> int:
     return 8 * len(jax.devices())
 
 
-def _metadata():
+def _metadata() -> Any:
     try:
         return importlib.metadata.metadata(_PACKAGE)
     except importlib.metadata.PackageNotFoundError:

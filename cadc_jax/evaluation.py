@@ -1,6 +1,6 @@
 """Quality of anything that scores rows, on the validation or the test split of a prepared table."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,9 @@ from cadc_jax import metrics, ranking, sharding
 from cadc_jax.data import sampling
 from cadc_jax.data.schema import SPLITS
 from cadc_jax.data.table import Columns, Table
-from cadc_jax.models.embeddings import Batch, pair_batch
+from cadc_jax.models.embeddings import HostBatch, pair_batch
 
-Score = Callable[[Batch], jax.Array]  # users [B] and items [B, G] or [1, G] -> scores [B, G]
+Score = Callable[[HostBatch], jax.Array]  # users [B] and items [B, G] or [1, G] -> scores [B, G]
 
 CLICK_BLOCK = 8192  # rows scored at a time
 EXACT_ROWS = 1 << 22  # rows up to which scores are kept and sorted
@@ -52,7 +52,8 @@ def evaluate_clicks(
         spread = np.linspace(0, rows - 1, EDGE_ROWS).astype(np.int64)
         sample = [scores for _, scores, _ in _scored(score, columns, spread)]
         edges = jnp.sort(jnp.concatenate(sample))
-    stats, kept = None, []
+    stats: metrics.ClickStats | None = None
+    kept = []
     for labels, scores, weight in _scored(score, columns, range(rows)):
         block = metrics.click_stats(labels, scores, weight, edges)
         stats = block if stats is None else metrics.merge(stats, block)
@@ -60,6 +61,7 @@ def evaluate_clicks(
             kept.append(np.asarray(scores))
         if keep is not None:
             keep(np.asarray(scores, np.float32)[np.asarray(weight)])
+    assert stats is not None  # no split is without rows
     if exact:
         labels = np.asarray(columns["label"])
         result = {"auc": float(metrics.auc(labels, np.concatenate(kept)[:rows]))}
@@ -70,7 +72,9 @@ def evaluate_clicks(
     return result
 
 
-def _scored(score: Score, columns: Columns, rows: Sequence[int]):
+def _scored(
+    score: Score, columns: Columns, rows: Sequence[int] | np.ndarray
+) -> Iterator[tuple[np.ndarray, jax.Array | np.ndarray, np.ndarray]]:
     """Labels, scores and weights [CLICK_BLOCK] of `rows`, block by block; padding has weight 0."""
     names = [name for name in ("user", "item", "dense", "categorical") if name in columns]
     for start in range(0, len(rows), CLICK_BLOCK):
@@ -103,7 +107,7 @@ def evaluate_ranking_full(
 def ranks_sampled(score: Score, columns: Columns) -> np.ndarray:
     """[N] int32 ranks of the held-out items, each among its own K negatives."""
 
-    def score_items(users, items):
+    def score_items(users: np.ndarray, items: np.ndarray) -> jax.Array:
         return score(pair_batch(users, items))
 
     return ranking.sampled_ranks(

@@ -46,7 +46,7 @@ def guarded(command: Callable[[], None], stop: Stop) -> None:
     except BrokenPipeError:  # who reads our output has had enough, as in '| head'
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        if error.errno not in _NOT_OURS:
+        if error.errno is None or error.errno not in _NOT_OURS:
             _fail_unexpectedly(error)
         where = f"{error.filename}: " if error.filename else ""
         fail(f"{where}{os.strerror(error.errno)}; {_NOT_OURS[error.errno]}")
@@ -65,7 +65,7 @@ def fail(error: Exception | str) -> NoReturn:
     sys.exit(1)
 
 
-def _fail_unexpectedly(error: BaseException) -> None:
+def _fail_unexpectedly(error: BaseException) -> NoReturn:
     """A fault of the program, or in one process of several the loss of another."""
     if not _joined():
         raise error

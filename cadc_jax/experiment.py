@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -130,7 +131,7 @@ def arm_row(run: Run, inputs: Inputs, model_name: str, arm: str) -> dict[str, An
     prepared, factors, sample = inputs.prepared, inputs.factors, inputs.sample
     trained = train_stage(run, inputs, model_name, arm)
 
-    def score_of(table: Table):
+    def score_of(table: Table) -> evaluation.Score:
         model = configuration.make_model(run.config, model_name)
         params, tables = restore(arm, trained, factors)
         mesh, room = sharding.make_mesh(run.config.devices.model), run.config.devices.table_bytes
@@ -165,7 +166,7 @@ def baseline_row(run: Run, inputs: Inputs, arm: str) -> dict[str, Any]:
     """Evaluates what needs no deep model: popularity, or the factors' own score."""
     prepared, factors = inputs.prepared, inputs.factors
 
-    def score_of(table: Table):
+    def score_of(table: Table) -> evaluation.Score:
         return popularity(table) if arm == "popularity" else factor_score(factors)
 
     source = factors.fingerprint if arm == "mf_alone" else "popularity"
@@ -206,7 +207,14 @@ def factor_score(factors: Artifact) -> evaluation.Score:
     return score
 
 
-def _row(arm, model, rate, rows_used, evaluated: Artifact, seconds) -> dict[str, Any]:
+def _row(
+    arm: str,
+    model: str | None,
+    rate: float,
+    rows_used: int,
+    evaluated: Artifact,
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
     seconds = {name: round(value, 2) for name, value in seconds.items()}
     return {
         "arm": arm,

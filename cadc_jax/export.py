@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from cadc_jax import artifacts
 from cadc_jax.artifacts import Artifact
@@ -111,7 +112,8 @@ def _npz(trained: Trained, folder: pathlib.Path) -> None:
     for name, x in found.items():
         if x.dtype == jnp.bfloat16:  # which NumPy does not know
             found[name] = x.astype(np.float32)
-    np.savez(folder / "model.npz", **found)
+    # NumPy's types take any name for its option allow_pickle; ours have a slash.
+    np.savez(folder / "model.npz", **found)  # type: ignore[arg-type]
 
 
 def _safetensors(trained: Trained, folder: pathlib.Path) -> None:
@@ -147,7 +149,8 @@ def _savedmodel(trained: Trained, folder: pathlib.Path) -> None:
                 "dense": dense[None],
                 "categorical": categorical[None],
             }
-            return score(network, *state, batch)[0, 0]
+            params, tables, content = state
+            return score(network, params, tables, content, batch)[0, 0]
 
         return jax.vmap(of_row)(*rows)
 
@@ -184,6 +187,6 @@ FORMS: Mapping[str, Callable[[Trained, pathlib.Path], None]] = {
 }
 
 
-def _fields(network) -> dict[str, Any]:
+def _fields(network: nn.Module) -> dict[str, Any]:
     names = [name for name in network.__dataclass_fields__ if name not in ("parent", "name")]
     return {name: getattr(network, name) for name in names}

@@ -5,7 +5,7 @@ XLA's own cost analysis counts the body of a loop once; here it counts as often 
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 _SIZES = {"pred": 1, "bf16": 2, "f16": 2, "s64": 8, "u64": 8, "f64": 8}
 _SIZES |= {f"{kind}{bits}": bits // 8 for kind in "su" for bits in (8, 16)}
@@ -44,23 +44,28 @@ def received_bytes(text: str) -> dict[str, float]:
 
 def product_flops(text: str) -> float:
     """FLOPs of all matrix products (`dot`) in one run of the program."""
-    total, shapes = 0.0, {}
+    total = 0.0
+    shapes: dict[str, str] = {}
     for times, instruction, result, name, rest in _instructions(text):
         shapes[instruction] = result
         if name != "dot":
             continue
         left = rest.split(",")[0].split(")")[0].split("%")[-1].strip()
-        shape = rest if _SHAPE.match(rest) else shapes[left]
-        dims = [int(n) for n in _SHAPE.match(shape)[2].split(",")]
-        axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", rest)[1]
-        inner = math.prod(dims[int(axis)] for axis in axes.split(",") if axis)
+        shape = _SHAPE.match(rest) or _SHAPE.match(shapes[left])
+        axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", rest)
+        if shape is None or axes is None:
+            raise ValueError(f"no shape or axes in a matrix product: {rest[:200]}")
+        dims = [int(n) for n in shape[2].split(",")]
+        inner = math.prod(dims[int(axis)] for axis in axes[1].split(",") if axis)
         total += times * 2 * inner * _elements(result)
     return total
 
 
 def _instructions(text: str) -> Iterator[tuple[int, str, str, str, str]]:
     """How often it runs, name, result's shape, operation and the rest, of every instruction."""
-    bodies, entry, current = {}, None, None
+    bodies: dict[str, list[tuple[str, ...]]] = {}
+    current: list[tuple[str, ...]] | None = None
+    entry = ""
     for line in text.splitlines():
         if head := _HEAD.match(line):
             current = bodies.setdefault(head[2], [])
@@ -70,7 +75,9 @@ def _instructions(text: str) -> Iterator[tuple[int, str, str, str, str]]:
     yield from _run(bodies, entry, 1)
 
 
-def _run(bodies, name: str, times: int) -> Iterator[tuple[int, str, str, str, str]]:
+def _run(
+    bodies: Mapping[str, Sequence[tuple[str, ...]]], name: str, times: int
+) -> Iterator[tuple[int, str, str, str, str]]:
     for instruction, result, operation, rest in bodies.get(name, ()):
         yield times, instruction, result, operation, rest
         trips = _TRIPS.search(rest)

@@ -24,7 +24,7 @@ class Stop:
       signal: the signal that asked, or None.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self._deferred = False
 
@@ -51,7 +51,7 @@ class Stop:
         if self():
             raise Stopped("this stage is finished")
 
-    def _ask(self, number: int, frame) -> None:
+    def _ask(self, number: int, frame: object) -> None:
         del frame
         again, self.signal = self(), signal.Signals(number)
         if again or not self._deferred:

@@ -34,7 +34,8 @@ def verdict(text: str, heartbeat_seconds: str) -> str:
 
 def copy(reader: int, writer: int, heartbeat_seconds: str) -> None:
     """Copies lines until the end, but holds back what the engine says on its way to an abort."""
-    rest, held, fatal = b"", [], False
+    rest, fatal = b"", False
+    held: list[bytes] = []
     while True:
         ready, _, _ = select.select([reader], [], [], _HOLD_SECONDS if held and not fatal else None)
         block = os.read(reader, 1 << 16) if ready else b""

@@ -21,7 +21,7 @@ negative. Everything is deterministic in `seed`.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -181,8 +181,9 @@ def train(
     if embeddings != "random":
         if factors is None:
             raise ConfigError(f"embeddings={embeddings!r} needs factors; see `factorize`")
-        given = tuple(map(np.asarray, dot_tables(factors)))
-        num_users, num_items = len(given[0]), len(given[1])
+        user, item = map(np.asarray, dot_tables(factors))
+        given = user, item
+        num_users, num_items = len(user), len(item)
     elif factors is not None:
         num_users, num_items = len(factors.user), len(factors.item)
     if not (num_users and num_items):
@@ -198,25 +199,24 @@ def train(
     sampler = None
     if not clicks:
         known = known or (rows["user"], rows["item"])
-        keys = np.unique(negatives.pair_keys(*map(np.asarray, known), num_items))
+        keys = _pair_keys(known, num_items)
         sampler = pipeline.NegativeSampling(config.negatives, keys, num_items)
         validation = _with_negatives(validation, keys, num_items, seed)
     tables_key, fit_key = jax.random.split(jax.random.key(seed))
     num_features = num_features or int(sum(vocabulary_sizes))
+    rank = embedding_dim if given is None else given[0].shape[1]
     tables = loop.initial_tables(
-        *(num_users, num_items, num_features),
-        *(embedding_dim if given is None else given[0].shape[1], embedding_dim),
-        *(given, tables_key),
+        num_users, num_items, num_features, rank, embedding_dim, given, tables_key
     )
 
-    def validate(params, tables) -> float:
+    def validate(params: Any, tables: Tables) -> float:
         score = functools.partial(step.predict, network, params, tables, content)
         if clicks:
             return -evaluation.evaluate_clicks(score, validation)["logloss"]
         found = evaluation.evaluate_ranking_sampled(score, validation, 10)
         return next(value for name, value in found.items() if name.startswith("ndcg"))
 
-    def batches(start: int):
+    def batches(start: int) -> Iterator[Mapping[str, np.ndarray]]:
         return pipeline.training_batches(rows, config.batch_rows, seed, start, sampler=sampler)
 
     frozen = frozenset({"user", "item"} if embeddings == "frozen" else ())
@@ -261,7 +261,7 @@ def recommend(
     items = np.arange(num_items, dtype=np.int32)[None]
     keys = np.zeros(0, np.int64)
     if seen is not None:
-        keys = np.unique(negatives.pair_keys(*map(np.asarray, seen), num_items))
+        keys = _pair_keys(seen, num_items)
     users = np.asarray(users, np.int32)
     logits = np.zeros((len(users), k), np.float32)
     ids = np.zeros((len(users), k), np.int32)
@@ -314,6 +314,12 @@ def _whole(rows: Rows) -> dict[str, np.ndarray]:
         if len(column) != count:
             raise ConfigError(f"{name} has {len(column)} rows, and user {count}")
     return whole
+
+
+def _pair_keys(pairs: Pairs, num_items: int) -> np.ndarray:
+    """Sorted, distinct `negatives.pair_keys`."""
+    user, item = map(np.asarray, pairs)
+    return np.unique(negatives.pair_keys(user, item, num_items))
 
 
 def _with_negatives(

@@ -228,16 +228,17 @@ def _recommend() -> None:
     cadc recommend --config=configs/movielens_1m.py --user=42 --k=5
     cadc recommend --from=/data/small --users=all --out=recs.parquet
     """
-    if bool(_USER.value) == bool(_USERS.value):
+    user, users = _USER.value, _USERS.value
+    if bool(user) == bool(users):
         raise ConfigError("this command needs --user=ID, or --users=all|FILE with --out=FILE")
-    out = pathlib.Path(_needed(_OUT)) if _USERS.value else None
+    out = pathlib.Path(_needed(_OUT)) if users else None
     trained = _trained()
     from cadc_jax import recommendation
 
-    if out:
-        print(recommendation.write(trained, _USERS.value, _K.value, out))
-    else:
-        print(recommendation.show(trained, _USER.value, _K.value))
+    if user:
+        print(recommendation.show(trained, user, _K.value))
+    elif users and out:
+        print(recommendation.write(trained, users, _K.value, out))
 
 
 def _export() -> None:
@@ -259,8 +260,10 @@ def _trained():
     workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else None
     if _FROM.value:
         source = pathlib.Path(_FROM.value)
-    elif workdir or config is not None:
-        source = workdir or pathlib.Path("workdir") / config.name
+    elif workdir:
+        source = workdir
+    elif config is not None:
+        source = pathlib.Path("workdir") / config.name
     else:
         raise ConfigError("this command needs --from=DIR, or --config=... as it ran")
     from cadc_jax import trained
@@ -328,7 +331,7 @@ def _experiment(config):
     return experiment.Run(config, workdir, verify=_VERIFY.value, stop=_STOP)
 
 
-def _needed(flag) -> str:
+def _needed(flag: flags.FlagHolder) -> str:
     if not flag.value:
         raise ConfigError(f"this command needs --{flag.name}=DIR")
     return flag.value

@@ -8,7 +8,7 @@ from jax import lax
 
 
 @jax.jit
-def auc(labels: jax.Array, scores: jax.Array) -> jax.Array:
+def auc(labels: jax.Array | np.ndarray, scores: jax.Array | np.ndarray) -> jax.Array:
     """Area under the ROC curve: P(score of a click > score of a non-click), ties counted half.
 
     Exact up to the rounding of float32, about 1e-7. For rows too many to sort see `click_stats`.
@@ -92,10 +92,10 @@ class ClickStats:
 
 @jax.jit
 def click_stats(
-    labels: jax.Array,
-    scores: jax.Array,
-    weight: jax.Array | None = None,
-    edges: jax.Array | None = None,
+    labels: jax.Array | np.ndarray,
+    scores: jax.Array | np.ndarray,
+    weight: jax.Array | np.ndarray | None = None,
+    edges: jax.Array | np.ndarray | None = None,
 ) -> ClickStats:
     """The statistics of one block of rows.
 
@@ -110,8 +110,8 @@ def click_stats(
     Returns:
       Statistics, the same on every device where rows are split over devices.
     """
-    scores = scores.astype(jnp.float32)
-    edges = jnp.zeros(0) if edges is None else edges.astype(jnp.float32)
+    scores = jnp.asarray(scores, jnp.float32)
+    edges = jnp.zeros(0) if edges is None else jnp.asarray(edges, jnp.float32)
     real = jnp.ones(labels.shape, bool) if weight is None else weight > 0
     click = labels > 0
     bins = _bins(edges, scores)
@@ -138,19 +138,19 @@ def merge(a: ClickStats, b: ClickStats) -> ClickStats:
     )
 
 
-def hit_rate(ranks: jax.Array, k: int) -> jax.Array:
+def hit_rate(ranks: jax.Array | np.ndarray, k: int) -> jax.Array:
     """HR@k: share of rows whose held-out item is among the first k. `ranks` [N], best is 0."""
     return jnp.mean(ranks < k)
 
 
-def ndcg(ranks: jax.Array, k: int) -> jax.Array:
+def ndcg(ranks: jax.Array | np.ndarray, k: int) -> jax.Array:
     """NDCG@k for one relevant item a row: mean of 1 / log2(rank + 2) within the first k."""
     return jnp.mean(jnp.where(ranks < k, 1 / jnp.log2(ranks + 2.0), 0.0))
 
 
 def _bins(edges: jax.Array, scores: jax.Array) -> jax.Array:
     """Bin [N] int32 of each score: edges below it plus edges not above it."""
-    return sum(jnp.searchsorted(edges, scores, side=side) for side in ("left", "right"))
+    return jnp.searchsorted(edges, scores) + jnp.searchsorted(edges, scores, side="right")
 
 
 def _add(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -34,7 +35,8 @@ def plan(this: Run, devices: int, hardware: str, given: Mapping[str, int]) -> No
     else:
         sizes = cost.sizes_of(open_table(found))
         if given:  # how entries spread is no longer known
-            sizes = dataclasses.replace(sizes, user_counts=None, item_counts=None, **given)
+            changed: dict[str, Any] = {"user_counts": None, "item_counts": None, **given}
+            sizes = dataclasses.replace(sizes, **changed)
         origin = f"{found}{', changed by options' if given else ''}"
     costs = [_factorization_cost(config, sizes, devices)]
     costs += _training_costs(config, sizes, devices)

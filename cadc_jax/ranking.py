@@ -13,8 +13,8 @@ import numpy as np
 
 from cadc_jax import sharding
 
-ScoreGrid = Callable[[jax.Array], jax.Array]  # users [B] int32 -> scores [B, I]
-ScoreItems = Callable[[jax.Array, jax.Array], jax.Array]  # users [B], items [B, G] -> [B, G]
+ScoreGrid = Callable[[np.ndarray], jax.Array]  # users [B] int32 -> scores [B, I]
+ScoreItems = Callable[[np.ndarray, np.ndarray], jax.Array]  # users [B], items [B, G] -> [B, G]
 
 
 def full_ranks(
@@ -33,7 +33,7 @@ def full_ranks(
       [N] int32 ranks.
     """
 
-    def ranks_of(users, items):
+    def ranks_of(users: np.ndarray, items: np.ndarray) -> jax.Array:
         return _ranks_in_grid(score_grid(users), items, seen.padded(users))
 
     return _in_blocks(ranks_of, (user, item), block)
@@ -55,7 +55,7 @@ def sampled_ranks(
       [N] int32 ranks.
     """
 
-    def ranks_of(users, items, negatives):
+    def ranks_of(users: np.ndarray, items: np.ndarray, negatives: np.ndarray) -> jax.Array:
         candidates = np.concatenate([items[:, None], negatives], axis=1)
         return _ranks_among(score_items(users, candidates), candidates)
 
@@ -80,7 +80,7 @@ class SeenItems:
 
 
 @jax.jit
-def _ranks_among(scores, candidates):
+def _ranks_among(scores: jax.Array, candidates: np.ndarray) -> jax.Array:
     """[B, 1 + K] scores of the held-out item and its negatives, and their ids -> [B] ranks."""
     own = scores[:, :1]
     others = jnp.where(candidates[:, 1:] == 0, -jnp.inf, scores[:, 1:])
@@ -89,7 +89,7 @@ def _ranks_among(scores, candidates):
 
 
 @jax.jit
-def _ranks_in_grid(scores, item, excluded):
+def _ranks_in_grid(scores: jax.Array, item: np.ndarray, excluded: np.ndarray) -> jax.Array:
     """[B, I] scores, [B] held-out items, [B, L] items left out -> [B] ranks."""
     rows = jnp.arange(len(item))[:, None]
     own = scores[rows, item[:, None]]
@@ -99,7 +99,9 @@ def _ranks_in_grid(scores, item, excluded):
     return jnp.where(item == 0, scores.shape[1], ranks)
 
 
-def _in_blocks(ranks_of: Callable, columns: tuple[np.ndarray, ...], block: int) -> np.ndarray:
+def _in_blocks(
+    ranks_of: Callable[..., jax.Array], columns: tuple[np.ndarray, ...], block: int
+) -> np.ndarray:
     """`ranks_of` the columns [N, ...], `block` rows at a time: [N] ranks.
 
     The last block repeats the last row to be as long as the others.

@@ -158,6 +158,7 @@ def write(trained: Trained, which: str, k: int, out: pathlib.Path) -> str:
             writer = writer or parquet.ParquetWriter(temporary, part.schema)
             writer.write_table(part)
             rows += len(part)
+        assert writer is not None  # as there are users
         writer.close()
         temporary.replace(out)
     finally:
@@ -186,7 +187,7 @@ def blocks(
         raise ConfigError(f"--k={k}: must be at least 1")
     num_items = trained.table.schema.num_items
     k = min(k, num_items - 1)
-    pairs = stages.PAIR_BLOCKS.get(trained.model, evaluation.PAIR_BLOCK)
+    pairs = evaluation.PAIR_BLOCK if trained.model is None else stages.PAIR_BLOCKS[trained.model]
     wide = min(ITEM_BLOCK, pairs, num_items - 1)
     high = max(1, min(USER_BLOCK, pairs // wide, len(users)))
     score, context, seen = scorer(trained), _context(trained.table), _seen(trained.table)
@@ -200,8 +201,8 @@ def blocks(
             ids[ids >= num_items] = 0  # which is no item
             scores = score({"user": padded, "item": ids[None], **row})
             best = _merge(*best, scores, ids, excluded, first)
-        scores, ids = (np.asarray(x)[: len(block)] for x in best)
-        yield block, scores, np.where(np.isfinite(scores), ids, 0)
+        found, places = (np.asarray(x)[: len(block)] for x in best)
+        yield block, found, np.where(np.isfinite(found), places, 0)
 
 
 @functools.partial(jax.jit, donate_argnums=(0, 1))

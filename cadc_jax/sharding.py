@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
 DATA = "data"
@@ -43,19 +43,26 @@ def make_mesh(model: int = 1, devices: Sequence[jax.Device] | None = None) -> Me
     return Mesh(np.array(devices).reshape(-1, model), (DATA, MODEL))
 
 
-def named(mesh: Mesh, spec: P) -> NamedSharding:
+def named(mesh: Mesh | AbstractMesh, spec: P) -> NamedSharding:
     """`spec` on `mesh`."""
     return NamedSharding(mesh, spec)
 
 
-def put(tree: Any, where: NamedSharding) -> Any:
+def mesh_of(array: jax.Array) -> Mesh:
+    """The mesh of an array that `put`, or a computation with such arrays, has made."""
+    where = array.sharding
+    assert isinstance(where, NamedSharding) and isinstance(where.mesh, Mesh)
+    return where.mesh
+
+
+def put(tree: Any, where: Sharding) -> Any:
     """Places arrays, which every process has whole (NumPy or on a device of its own)."""
     if jax.process_count() == 1:
         return jax.device_put(tree, where)
     return jax.tree.map(lambda x: _put(x, where), tree)
 
 
-def _put(array: Any, where: NamedSharding) -> jax.Array:
+def _put(array: Any, where: Sharding) -> jax.Array:
     """`put` one array; a process sends its own devices no more than their parts."""
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         return jax.device_put(array, where)
@@ -79,7 +86,7 @@ def local(array: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
     rows = max(1, _LOCAL_BYTES // max(1, whole[:1].nbytes))
     for start in range(0, len(whole), rows):
         start = min(start, max(0, len(whole) - rows))  # blocks of one size share a program
-        block = _block(array, start, min(rows, len(whole)), array.sharding.mesh)
+        block = _block(array, start, min(rows, len(whole)), mesh_of(array))
         whole[start : start + rows] = np.asarray(block)
     return whole
 

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -265,7 +266,7 @@ def train_stage(run: Run, inputs: Inputs, model_name: str, arm: str) -> Artifact
         "seed": config.seed,
     }
 
-    def write(folder: pathlib.Path, saved: Checkpoints) -> Mapping[str, Any]:
+    def write(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:
         jax.clear_caches()  # so that each arm pays for its own compilation
         table = open_table(prepared.path)
         rows = table.splits["train"] if arm == "full" else read_columns(sample.path)
@@ -283,7 +284,16 @@ def train_stage(run: Run, inputs: Inputs, model_name: str, arm: str) -> Artifact
     return _long_stage(run, "train", settings, write, f"{model_name}, {arm}")
 
 
-def _fit(run, table: Table, rows: Columns, factors: Artifact, model_name, arm, config, saved):
+def _fit(
+    run: Run,
+    table: Table,
+    rows: Columns,
+    factors: Artifact,
+    model_name: str,
+    arm: str,
+    config: step.TrainConfig,
+    saved: Checkpoints | None,
+) -> loop.Fitted:
     schema, seed = table.schema, run.config.seed
     model = configuration.make_model(run.config, model_name)
     tables_key, fit_key = jax.random.split(jax.random.key(seed))
@@ -314,7 +324,7 @@ def _fit(run, table: Table, rows: Columns, factors: Artifact, model_name, arm, c
     if config.loss == "in_batch":  # frequencies are those of the rows that are trained on
         rows["log_q"] = losses.log_frequency(rows["item"], schema.num_items)[rows["item"]]
 
-    def validate(params, tables) -> float:
+    def validate(params: Any, tables: embeddings.Tables) -> float:
         score = scorer(mesh, model, params, tables, content)
         if schema.task == "click":
             return -evaluation.evaluate_clicks(score, table.splits["validation"])["logloss"]
@@ -357,11 +367,17 @@ def _fit(run, table: Table, rows: Columns, factors: Artifact, model_name, arm, c
     )
 
 
-def scorer(mesh: Mesh, model, params, tables, content) -> evaluation.Score:
+def scorer(
+    mesh: Mesh,
+    model: nn.Module,
+    params: Any,
+    tables: embeddings.Tables,
+    content: embeddings.Content,
+) -> evaluation.Score:
     """Logits of batches that every process has whole; each device scores its own users."""
 
-    def score(batch):
-        def put(x):
+    def score(batch: embeddings.HostBatch) -> jax.Array:
+        def put(x: jax.Array | np.ndarray) -> jax.Array:
             split = len(x) == len(batch["user"]) and len(x) % mesh.size == 0
             return sharding.put(
                 x, sharding.named(mesh, sharding.BATCH if split else sharding.REPLICATED)
@@ -386,6 +402,7 @@ def restore(arm: str, trained: Artifact, factors: Artifact | None) -> tuple[Any,
         state = checkpointer.restore(path, like)
     tables = dict(state["tables"])
     if frozen_tables(arm):
+        assert factors is not None  # of such an arm there are
         tables |= _predict_with(factors)
     return state["params"], tables
 
@@ -434,7 +451,12 @@ def evaluate_stage(
 
 
 def _stage(
-    run: Run, stage: str, settings, write, label: str = "", together: bool = False
+    run: Run,
+    stage: str,
+    settings: Mapping[str, Any],
+    write: Callable[[pathlib.Path], Mapping[str, Any]],
+    label: str = "",
+    together: bool = False,
 ) -> Artifact:
     """`materialize`, and a line for the user."""
     settings = json.loads(json.dumps(settings))
@@ -447,7 +469,12 @@ def _stage(
 
 
 def _long_stage(
-    run: Run, stage: str, settings, write, label: str = "", together: bool = True
+    run: Run,
+    stage: str,
+    settings: Mapping[str, Any],
+    write: Callable[[pathlib.Path, Checkpoints | None], Mapping[str, Any]],
+    label: str = "",
+    together: bool = True,
 ) -> Artifact:
     """`_stage` of work that goes on from its checkpoints, which `write` is given.
 
@@ -462,7 +489,7 @@ def _long_stage(
     def resume(out: pathlib.Path) -> Mapping[str, Any]:
         with Checkpoints(folder, **options, stop=run.stop, say=run.say) as saved:
             facts = write(out, saved)
-        return facts | {"seconds_before": facts.get("seconds_before", 0) + saved.seconds_before}
+        return {**facts, "seconds_before": facts.get("seconds_before", 0) + saved.seconds_before}
 
     with run.stop.deferred():
         made = _stage(run, stage, settings, resume, label, together)
@@ -495,7 +522,8 @@ def _predict_with(factors: Artifact) -> dict[str, np.ndarray]:
 
 def factor_tables(folder: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
     """User and item tables, on the host, whose dot product is the factorisation's score."""
-    return tuple(np.asarray(table) for table in dot_tables(Factors(**read_columns(folder))))
+    user, item = dot_tables(Factors(**read_columns(folder)))
+    return np.asarray(user), np.asarray(item)
 
 
 def _rank(factors: Artifact) -> int:

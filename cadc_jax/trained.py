@@ -19,7 +19,7 @@ from cadc_jax.data.table import Table, open_table, read_columns
 from cadc_jax.errors import ArtifactError, ConfigError
 from cadc_jax.factorization.factors import Factors, with_bias_columns
 from cadc_jax.models import embeddings
-from cadc_jax.models.embeddings import Content, Tables
+from cadc_jax.models.embeddings import Content, HostBatch, Tables
 from cadc_jax.training import step
 
 BASELINES = ("popularity", "mf_alone")
@@ -52,7 +52,7 @@ class Trained:
     table: Table
     network: nn.Module | None
     params: Any
-    tables: Tables
+    tables: Mapping[str, np.ndarray]
 
     def __str__(self) -> str:
         if self.validation is None:
@@ -142,7 +142,7 @@ def scorer(trained: Trained) -> evaluation.Score:
 
 
 def score(
-    network: nn.Module | None, params: Any, tables: Tables, content: Content, batch
+    network: nn.Module | None, params: Any, tables: Tables, content: Content, batch: HostBatch
 ) -> jax.Array:
     """Scores [B, G] of a batch, as a pure function; without a network those of the factors."""
     if network is not None:
@@ -160,7 +160,7 @@ def _open(source: pathlib.Path, workdir: pathlib.Path | None) -> _Shelf:
         made = {name: getattr(inputs, name) for name in ("prepared", "factors", "sample")}
         prepared, factors, samples = ({x.fingerprint: x} for x in made.values())
         models = workdir or pathlib.Path("workdir") / config.name
-        settings = {
+        settings: dict[str, Mapping[str, Any]] = {
             inputs.prepared.fingerprint: {"data": json.loads(json.dumps(config.data.to_dict()))},
             inputs.factors.fingerprint: {
                 "prepared": inputs.prepared.fingerprint,

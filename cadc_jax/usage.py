@@ -46,18 +46,17 @@ def _split(flag: flags.Flag, commands: Commands) -> tuple[list[str], str]:
     """The commands that a flag belongs to (none: all), and its help without them."""
     text = re.sub(r"^<.*?>: ", "", flag.help)  # the values of an enum, which absl puts there
     match = re.match(r"([a-z]+(?:, [a-z]+)*): ", text)
-    names = match[1].split(", ") if match else []
-    if not names or not set(names) <= set(commands):
+    if match is None or not set(match[1].split(", ")) <= set(commands):
         return [], text
     text = text[match.end() :]
-    return names, text[0].upper() + text[1:]
+    return match[1].split(", "), text[0].upper() + text[1:]
 
 
 def _flags(shown: Sequence[flags.Flag], commands: Commands) -> list[str]:
-    lines = []
+    lines: list[str] = []
     for flag in shown:
         _, text = _split(flag, commands)
-        if isinstance(flag, flags.EnumClassFlag | flags.EnumFlag):
+        if isinstance(flag, flags.EnumFlag):
             text += f" One of {', '.join(flag.parser.enum_values)}."
         if flag.default is not None and not flag.boolean:
             text += f" Default: {flag.default}."

@@ -1,6 +1,7 @@
 """What imports what: no TensorFlow where JAX is enough, and one direction through the package."""
 
 import ast
+import importlib
 import pathlib
 import subprocess
 import sys
@@ -43,6 +44,15 @@ ABOVE = {
 def test_what_needs_jax_alone_does_not_import_tensorflow(module):
     code = f"import sys, {module}; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_type_checkers_see_every_public_name_where_it_is():
+    tree = ast.parse(pathlib.Path(cadc_jax.__file__).read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {alias.asname: (node.module, alias.name) for node in block.body for alias in node.names}
+    assert set(seen) == set(cadc_jax.__all__)
+    for public, (module, name) in seen.items():
+        assert getattr(cadc_jax, public) is getattr(importlib.import_module(module), name)
 
 
 def imported(file):

@@ -17,6 +17,7 @@ once a distinct value and not once a row.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -146,7 +147,7 @@ def of_table(raw: RawTable) -> Source:
 
     def tasks() -> Iterator[Task]:
         for start in range(0, rows, CHUNK_ROWS):
-            yield Task(min(CHUNK_ROWS, rows - start), lambda start=start: chunk(start))
+            yield Task(min(CHUNK_ROWS, rows - start), functools.partial(chunk, start))
 
     return Source("the table", [tasks], rows, raw.users, raw.items, raw.negatives)
 
@@ -167,9 +168,7 @@ def collect(source: Source, max_malformed: float = 0.0) -> RawTable:
     check(source.name, report, max_malformed)
     table = pa.concat_tables([chunk.rows for chunk in chunks], promote_options="permissive")
 
-    def column(name: str) -> np.ndarray | None:
-        if name not in table.column_names:
-            return None
+    def column(name: str) -> np.ndarray:
         values = table[name]
         if pa.types.is_dictionary(values.type):
             return raw_values(pc.cast(values, values.type.value_type))
@@ -181,7 +180,7 @@ def collect(source: Source, max_malformed: float = 0.0) -> RawTable:
 
     return RawTable(
         report=report,
-        **{name: column(name) for name in (*CODED, *PLAIN)},
+        **{name: column(name) for name in (*CODED, *PLAIN) if name in table.column_names},
         dense=columns(DENSE),
         categorical=columns(CATEGORICAL),
         negatives=source.negatives,

@@ -9,7 +9,7 @@ import dataclasses
 import pathlib
 import pickle
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -72,7 +72,8 @@ def gather(hosts: Hosts, folder: pathlib.Path, name: str, work: Callable[[], T])
     """
     if hosts.count == 1:
         return iter([work()])
-    result = failure = None
+    result: T | None = None
+    failure: Exception | None = None
     try:
         result = work()
     except Exception as error:  # is raised below, on every host
@@ -86,11 +87,12 @@ def gather(hosts: Hosts, folder: pathlib.Path, name: str, work: Callable[[], T])
         with open(path, "rb") as file:
             told = pickle.load(file)
         if told is not None:
-            raise failure if index == hosts.index else told
-    return (result if index == hosts.index else _second(path) for index, path in enumerate(files))
+            raise failure if failure is not None and index == hosts.index else told
+    own = cast(T, result)  # there is one, as nothing has failed
+    return (own if index == hosts.index else _second(path) for index, path in enumerate(files))
 
 
-def _second(path: pathlib.Path):
+def _second(path: pathlib.Path) -> Any:
     with open(path, "rb") as file:
         pickle.load(file)
         return pickle.load(file)

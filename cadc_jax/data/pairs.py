@@ -92,8 +92,8 @@ class Record:
     @property
     def usefulness(self) -> tuple[float, float, float]:
         """What orders records: evident taste, then an evident pair effect, then the others."""
-        evident = [saving.bits if saving.evident else 0.0 for saving in (self.taste, self.pair)]
-        return (*evident, self.pair.bits)
+        taste, pair = (saving.bits if saving.evident else 0.0 for saving in (self.taste, self.pair))
+        return taste, pair, self.pair.bits
 
 
 def study(
@@ -314,7 +314,7 @@ def _vectors(
     codes: tuple[np.ndarray, np.ndarray],
     sizes: tuple[int, int],
     seed: int,
-) -> list[np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray]:
     """Fits offset + <x_u, z_v> to clicks by variational Bayes, a Gaussian for each vector.
 
     The logistic function is bounded by a parabola (Jaakkola and Jordan 2000), so that every vector
@@ -366,7 +366,9 @@ def _scales(label: np.ndarray, offset: np.ndarray, product: np.ndarray) -> np.nd
     return scales
 
 
-def _sums_over_rows(codes: np.ndarray, others: np.ndarray, sizes: tuple[int, int]) -> Callable:
+def _sums_over_rows(
+    codes: np.ndarray, others: np.ndarray, sizes: tuple[int, int]
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """Returns a function of weights [n] and vectors [other size, M], whose value [size, M] is the
     sum, over the rows of each code, of weight times the vector of the row's other code."""
     order = np.argsort(codes, kind="stable")
@@ -431,13 +433,13 @@ def _advice(records: Sequence[Record]) -> str:
     return advice
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(
             cell.ljust(width) if place < 2 else cell.rjust(width)  # names left, numbers right
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
-        for line in lines
+        for row in rows
     ]
     return [lines[0], "-" * max(map(len, lines)), *lines[1:]]

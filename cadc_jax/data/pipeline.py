@@ -11,7 +11,7 @@ permutation of positions and one gather of whole rows a column; batches are view
 import atexit
 import dataclasses
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -137,7 +137,7 @@ def training_batches(
         # All are in range; 'clip' keeps `take` from making sure.
         block = {name: x.take(found, axis=0, mode="clip") for name, x in columns.items()}
         block["item"] = block["item"][..., None]
-        if sampler is None:
+        if sampler is None or known is None:
             block["label"] = block["label"][..., None]
         else:
             draws = epoch * num_rows + chosen
@@ -150,8 +150,9 @@ def training_batches(
         block["weight"] = (places < num_rows).astype(np.float32)
         return block
 
-    kinds = {name: x.dtype for name, x in columns.items()}
-    kinds |= {"weight": np.float32} | ({} if sampler is None else {"label": np.float32})
+    kinds = {name: x.dtype for name, x in columns.items()} | {"weight": np.dtype(np.float32)}
+    if sampler is not None:
+        kinds["label"] = np.dtype(np.float32)
     blocks = _stream(make, kinds, start, block_steps)
     _streams.add(blocks)
     return (
@@ -179,7 +180,7 @@ def _check(
 
 def _stream(
     make: Callable[[np.int64], Batch], kinds: Mapping[str, np.dtype], start: int, stride: int
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """make(start), make(start + stride), ... without end, made ahead of time by `tf.data`.
 
     Args:
@@ -200,7 +201,7 @@ def _stream(
     yield from blocks.as_numpy_iterator()
 
 
-_streams = weakref.WeakSet()
+_streams: weakref.WeakSet[Generator[Batch]] = weakref.WeakSet()
 
 
 @atexit.register

@@ -154,7 +154,8 @@ def write(
         categorical=features,
     )
     ends = rows_by_host.cumsum(axis=0)[hosts.index]
-    places = list(zip(ends - rows_by_host[hosts.index], ends, strict=True))
+    starts = ends - rows_by_host[hosts.index]
+    places: list[tuple[int, int] | None] = list(zip(starts, ends, strict=True))
     if hosts.count == 1:
         places = [None] * len(SPLITS)
 
@@ -163,9 +164,9 @@ def write(
 
     encoded = gather(hosts, folder, "encode", encode)
 
-    def finish() -> Mapping[str, Any] | None:
+    def finish() -> Mapping[str, Any]:
         if hosts.index:
-            return None
+            return {}  # those of the first host count
         item_counts = next(encoded)
         for part in encoded:
             item_counts = {name: count + part[name] for name, count in item_counts.items()}
@@ -326,7 +327,9 @@ class _Counts(NamedTuple):
 def _count(spooled: Sequence[spool.SpooledChunk], plan: _Plan, config: PrepareConfig) -> _Counts:
     """Counts the values of training rows, and the rows of each split."""
 
-    def measure(chunk: spool.SpooledChunk):
+    def measure(
+        chunk: spool.SpooledChunk,
+    ) -> tuple[dict[str, tuple[pa.Array, np.ndarray]], dict[str, Statistics], list[int]]:
         rows = chunk.read()
         fold = plan.fold(rows, chunk)
         train = fold == TRAIN
@@ -344,11 +347,11 @@ def _count(spooled: Sequence[spool.SpooledChunk], plan: _Plan, config: PrepareCo
                 codes = codes if everything else codes[train]
                 tally = np.bincount(codes, minlength=len(column.dictionary))
                 counts[name] = (column.dictionary, tally)
-        return counts, moments, [np.count_nonzero(fold == n) for n in range(len(SPLITS))]
+        return counts, moments, [int(np.count_nonzero(fold == n)) for n in range(len(SPLITS))]
 
     counters: dict[str, vocabulary.Counter] = {}
     dense: list[str] = []
-    moments_of = []
+    moments_of: list[np.ndarray] = []
     rows_of = np.zeros(len(SPLITS), np.int64)
     progress = Progress("prepare: count", sum(chunk.rows for chunk in spooled), "rows")
     done = 0
@@ -368,8 +371,8 @@ def _count(spooled: Sequence[spool.SpooledChunk], plan: _Plan, config: PrepareCo
     progress.close()
     for counter in counters.values():
         counter.settle()
-    moments_of = np.array(moments_of, np.float64).reshape(len(spooled), len(dense), 4)
-    return _Counts(counters, dense, moments_of, rows_of)
+    all_moments = np.array(moments_of, np.float64).reshape(len(spooled), len(dense), 4)
+    return _Counts(counters, dense, all_moments, rows_of)
 
 
 def _total(
@@ -435,7 +438,7 @@ def _encode(
         rows = chunk.read()
         fold = plan.fold(rows, chunk)
         columns = encoder.encode(rows)
-        if task == "ranking":
+        if plan.value is not None:
             columns["value"] = plan.value[chunk.start : chunk.start + chunk.rows]
         chunk.path.unlink()
         splits_of = []
@@ -453,11 +456,11 @@ def _encode(
         counts["clicks"] = np.zeros(size, np.int64)
     progress = Progress("prepare: encode", sum(chunk.rows for chunk in spooled), "rows")
     done = 0
-    for chunk, parts in zip(spooled, spool.ordered_map(encode, spooled), strict=True):
-        for writer, part in zip(writers, parts, strict=True):
-            for name, rows in part.items():
-                writer[name].append(rows)
-        train = parts[TRAIN]
+    for chunk, encoded in zip(spooled, spool.ordered_map(encode, spooled), strict=True):
+        for writer, columns in zip(writers, encoded, strict=True):
+            for name, values in columns.items():
+                writer[name].append(values)
+        train = encoded[TRAIN]
         counts["count"] += np.bincount(train["item"], minlength=size)
         if task == "click":
             clicked = train["item"][train["label"] > 0]
@@ -471,7 +474,9 @@ def _encode(
     return counts
 
 
-def _content(kind: str, entities: EntityTable | None, vocabularies: dict[str, Vocabulary]):
+def _content(
+    kind: str, entities: EntityTable | None, vocabularies: dict[str, Vocabulary]
+) -> tuple[dict[str, np.ndarray], Features]:
     """Content of each user or item id, as `Table.users` / `Table.items`, and its features.
 
     Row 0 and ids without content hold zeros: the mean of dense features, id 0 of categorical ones;
@@ -513,10 +518,10 @@ def _content(kind: str, entities: EntityTable | None, vocabularies: dict[str, Vo
         split = {name: _split(values[source]) for name, values in entities.bags.items()}
         longest = max(place.max(initial=0) + 1 for _, place, _ in split.values())
         bags = columns["bags"] = np.full((size, len(split), longest), -1, np.int32)
-        for number, (name, (row, place, values)) in enumerate(split.items()):
+        for number, (name, (row, member, values)) in enumerate(split.items()):
             known = vocabularies[f"{kind}.{name}"] = vocabulary.of(values)
             bag_sizes.append(known.size)
-            bags[rows[row], number, place] = known.ids(values)
+            bags[rows[row], number, member] = known.ids(values)
     if entities.titles is not None:
         titles = np.full(size, "", entities.titles.dtype)
         titles[rows] = entities.titles[source]

@@ -133,16 +133,19 @@ def _start(seed: int) -> int:
 # 64-bit arithmetic on (high, low) pairs of uint32.
 
 
-def _words(value: int) -> tuple[jax.Array, jax.Array]:
+_Words = tuple[jax.Array, jax.Array]
+
+
+def _words(value: int) -> _Words:
     return jnp.uint32(value >> 32), jnp.uint32(value & 0xFFFFFFFF)
 
 
-def _add(a, b):
+def _add(a: _Words, b: _Words) -> _Words:
     low = a[1] + b[1]
     return a[0] + b[0] + (low < a[1]).astype(jnp.uint32), low
 
 
-def _multiply(a, b):
+def _multiply(a: _Words, b: _Words) -> _Words:
     """Product modulo 2**64; the low words' full product is put together from 16-bit halves."""
     a0, a1 = a[1] & 0xFFFF, a[1] >> 16
     b0, b1 = b[1] & 0xFFFF, b[1] >> 16
@@ -151,7 +154,7 @@ def _multiply(a, b):
     return a1 * b1 + carry + a[0] * b[1] + a[1] * b[0], a[1] * b[1]
 
 
-def _xor_shift(x, shift: int):
+def _xor_shift(x: _Words, shift: int) -> _Words:
     """x ^ (x >> shift), for 0 < shift < 32."""
     high, low = x
     return high ^ (high >> shift), low ^ ((low >> shift) | (high << (32 - shift)))

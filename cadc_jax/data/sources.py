@@ -5,11 +5,13 @@ import fnmatch
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from cadc_jax.data import chunks, criteo, movielens, tabular, tfds_source
 from cadc_jax.data.schema import SPLITS, TEST, TRAIN, VALIDATION
 from cadc_jax.errors import ConfigError, DataError
+
+T = TypeVar("T", tabular.Columns, tabular.Content)
 
 
 def open_source(source: str, path: pathlib.Path, settings: Mapping[str, Any]) -> chunks.Source:
@@ -110,12 +112,11 @@ def _content(settings: Mapping[str, Any]) -> tabular.Content | None:
     return _filled(tabular.Content, settings) if settings["file"] else None
 
 
-def _filled(cls: type, settings: Mapping[str, Any]):
+def _filled(cls: type[T], settings: Mapping[str, Any]) -> T:
     """A dataclass of the settings, where empty text means 'none'."""
     optional = {field.name for field in dataclasses.fields(cls) if field.default is None}
-    return cls(
-        **{
-            name: None if name in optional and value == "" else value
-            for name, value in settings.items()
-        }
-    )
+    filled: dict[str, Any] = {
+        name: None if name in optional and value == "" else value
+        for name, value in settings.items()
+    }
+    return cls(**filled)

@@ -73,9 +73,9 @@ def merge_repeats(raw: RawTable) -> RawTable:
 
     Without this a held-out item could also be among the user's training items.
     """
-    rows = len(raw.user)
-    user = np.unique(raw.user, return_inverse=True)[1]
-    item = np.unique(raw.item, return_inverse=True)[1]
+    user = np.unique(_needed(raw, "user"), return_inverse=True)[1]
+    item = np.unique(_needed(raw, "item"), return_inverse=True)[1]
+    rows = len(user)
     pair = np.unique(user * (int(item.max()) + 1) + item, return_inverse=True)[1]
     if pair.max() + 1 == rows:
         return raw
@@ -109,13 +109,13 @@ def _check_shares(validation: float, test: float) -> None:
 
 
 def _leave_one_out(raw: RawTable, seed: int) -> np.ndarray:
-    when = raw.timestamp
+    user, when = _needed(raw, "user"), raw.timestamp
     if when is None:
-        when = sampling.mix64(np.arange(len(raw.user)), seed)
-    from_last = _places_from_last(raw.user, when)
-    _, user, count = np.unique(raw.user, return_inverse=True, return_counts=True)
-    fold = np.full(len(raw.user), TRAIN, np.int8)
-    enough = count[user] >= 3
+        when = sampling.mix64(np.arange(len(user)), seed)
+    from_last = _places_from_last(user, when)
+    _, inverse, count = np.unique(user, return_inverse=True, return_counts=True)
+    fold = np.full(len(user), TRAIN, np.int8)
+    enough = count[inverse] >= 3
     fold[enough & (from_last == 0)] = TEST
     fold[enough & (from_last == 1)] = VALIDATION
     return fold
@@ -128,12 +128,21 @@ def _given(raw: RawTable, seed: int) -> np.ndarray:
         return raw.fold
     fold = raw.fold.copy()
     train = np.flatnonzero(fold == TRAIN)
-    user = raw.user[train]
+    users = _needed(raw, "user")
+    user = users[train]
     _, inverse, count = np.unique(user, return_inverse=True, return_counts=True)
     chosen = _places_from_last(user, sampling.mix64(train, seed)) == 0
-    chosen &= (count[inverse] >= 2) & np.isin(user, raw.user[fold == TEST])
+    chosen &= (count[inverse] >= 2) & np.isin(user, users[fold == TEST])
     fold[train[chosen]] = VALIDATION
     return fold
+
+
+def _needed(raw: RawTable, name: str) -> np.ndarray:
+    """A column that a rule cannot do without; raises ConfigError if the data lacks it."""
+    column = getattr(raw, name)
+    if column is None:
+        raise ConfigError(f"the data names no {name}, which this split needs: name its column")
+    return column
 
 
 def _places_from_last(user: np.ndarray, when: np.ndarray) -> np.ndarray:

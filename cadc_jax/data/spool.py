@@ -82,10 +82,10 @@ def write(
       DataError: whatever the reader finds; too many malformed rows, or no row.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    shares = gather(
+    told = gather(
         hosts, folder, "read", lambda: _read_share(folder, source, max_malformed, change, hosts)
     )
-    shares = list(shares)
+    shares = list(told)
     if any(share.sizes != shares[0].sizes for share in shares):
         raise DataError(
             f"{source.name}: not of the same size on every host; give all hosts the same raw files"

@@ -139,7 +139,7 @@ def _long_tailed(rng: np.random.Generator, rows: int, values: int, exponent: flo
 
 def _hash(numbers: np.ndarray) -> np.ndarray:
     """Returns eight hexadecimal digits for each number, all different (MurmurHash3's finaliser)."""
-    mixed = numbers.astype(np.uint32)
+    mixed: np.ndarray = numbers.astype(np.uint32)
     for multiplier, shift in ((0x85EBCA6B, 16), (0xC2B2AE35, 13)):
         mixed = (mixed ^ (mixed >> shift)) * np.uint32(multiplier)
     return np.array([f"{value:08x}" for value in (mixed ^ (mixed >> 16)).tolist()])

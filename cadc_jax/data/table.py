@@ -23,6 +23,7 @@ import pathlib
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from cadc_jax import artifacts
 from cadc_jax.data.schema import SPLITS
@@ -165,7 +166,7 @@ class ColumnWriter:
     def __init__(
         self,
         file: pathlib.Path,
-        dtype,
+        dtype: DTypeLike,
         shape: tuple[int, ...],
         rows: tuple[int, int] | None = None,
     ):

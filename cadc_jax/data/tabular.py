@@ -12,6 +12,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -133,7 +134,7 @@ def source(
         raise ConfigError("content of users (items) needs a user (an item) column in the rows")
     folder = Path(folder)
     paths = [folder / name for name in ([train] if isinstance(train, str) else train)]
-    folds = [schema.TRAIN] * len(paths)
+    folds: list[int | None] = [schema.TRAIN] * len(paths)
     for name, fold in ((validation, schema.VALIDATION), (test, schema.TEST)):
         if name:
             paths.append(folder / name)
@@ -141,8 +142,8 @@ def source(
     others = [negatives, users and users.file, items and items.file]
     confirm = files.unchanged_since_now(paths + [folder / name for name in others if name])
 
-    names = [columns.user, columns.item, columns.label, columns.value, columns.timestamp]
-    names = [name for name in (*names, *columns.dense, *columns.categorical) if name]
+    plain = (columns.user, columns.item, columns.label, columns.value, columns.timestamp)
+    names = [name for name in (*plain, *columns.dense, *columns.categorical) if name]
     opened = [_open(path, columns, list(dict.fromkeys(names))) for path in paths]
     fields = _row_fields(columns, opened)
     folds = folds if validation or test else [None] * len(paths)
@@ -168,7 +169,7 @@ def read(
     columns: Columns,
     *,
     max_malformed: float = 0.0,
-    **more,
+    **more: Any,
 ) -> schema.RawTable:
     """Reads `source` into memory.
 
@@ -184,17 +185,17 @@ def read(
       ConfigError, DataError: as `source`; too many rows are malformed.
     """
     table = chunks.collect(source(folder, train, columns, **more), max_malformed)
-    user, user_ids = _one_kind(table.user, table.users and table.users.ids)
+    user, user_ids = _one_kind(table.user, table.users.ids if table.users else None)
     item, item_ids, negatives = _one_kind(
-        table.item, table.items and table.items.ids, table.negatives
+        table.item, table.items.ids if table.items else None, table.negatives
     )
     return dataclasses.replace(
         table,
         user=user,
         item=item,
         negatives=negatives,
-        users=table.users and dataclasses.replace(table.users, ids=user_ids),
-        items=table.items and dataclasses.replace(table.items, ids=item_ids),
+        users=_with_ids(table.users, user_ids),
+        items=_with_ids(table.items, item_ids),
     )
 
 
@@ -213,7 +214,7 @@ def _row_fields(columns: Columns, opened: Sequence[TextFile | ParquetFile]) -> l
         for key, name in (("user", columns.user), ("item", columns.item))
         if name
     ]
-    plain = {
+    plain: dict[str, tabular_rows.Convert] = {
         "label": tabular_rows.as_labels,
         "value": tabular_rows.as_values,
         "timestamp": tabular_rows.as_seconds,
@@ -259,10 +260,12 @@ def _tasks(
         pieces = tabular_parquet.read(file)
     else:
         pieces = tabular_text.read(file, block_bytes)
-    for consumed, rows in pieces:
-        yield chunks.Task(
-            consumed, lambda rows=rows: tabular_rows.chunk(file.path, rows(), fields, fold)
-        )
+
+    def decode(tell: Callable[[], tabular_rows.Rows]) -> chunks.Chunk:
+        return tabular_rows.chunk(file.path, tell(), fields, fold)
+
+    for consumed, tell in pieces:
+        yield chunks.Task(consumed, functools.partial(decode, tell))
 
 
 # Content and negatives, which are small.
@@ -278,7 +281,9 @@ def _read_whole(file: TextFile | ParquetFile, fields: Sequence[Field]) -> pa.Tab
 
 
 def _read_content(
-    folder: Path, content: Content | None, read_movielens: Callable
+    folder: Path,
+    content: Content | None,
+    read_movielens: Callable[[Path, str], schema.EntityTable],
 ) -> schema.EntityTable | None:
     if content is None:
         return None
@@ -339,6 +344,12 @@ def _one_kind(*columns: np.ndarray | None) -> list[np.ndarray | None]:
     if all(column is None or column.dtype.kind != "U" for column in columns):
         return list(columns)
     return [column if column is None else column.astype(str) for column in columns]
+
+
+def _with_ids(
+    content: schema.EntityTable | None, ids: np.ndarray | None
+) -> schema.EntityTable | None:
+    return content if content is None or ids is None else dataclasses.replace(content, ids=ids)
 
 
 def _rows_of(ids: np.ndarray, wanted: np.ndarray, path: Path) -> np.ndarray:

@@ -36,12 +36,15 @@ class _Fault(NamedTuple):
     what: str  # a template for `format`, which gets the value
 
 
+Convert = Callable[[pa.Array], tuple[pa.Array, list[_Fault]]]
+
+
 class Field(NamedTuple):
     """A column of a file, and what becomes of it."""
 
     name: str
     key: str  # its name in a chunk
-    convert: Callable[[pa.Array], tuple[pa.Array, list[_Fault]]]
+    convert: Convert
 
 
 def chunk(path: Path, rows: Rows, fields: Sequence[Field], fold: int | None) -> chunks.Chunk:
@@ -61,7 +64,7 @@ def chunk(path: Path, rows: Rows, fields: Sequence[Field], fold: int | None) -> 
     examples, malformed = list(rows.examples), rows.malformed
     if faults:
         bad = np.logical_or.reduce([fault.rows for _, fault in faults])
-        malformed += np.count_nonzero(bad)
+        malformed += int(np.count_nonzero(bad))
         for row in np.flatnonzero(bad)[:EXAMPLES].tolist():
             name, fault = next((name, fault) for name, fault in faults if fault.rows[row])
             value = rows.table[name][row].as_py()
@@ -74,7 +77,7 @@ def chunk(path: Path, rows: Rows, fields: Sequence[Field], fold: int | None) -> 
         table = table.append_column("fold", pa.array(np.full(len(table), fold, np.int8)))
     quoted = [f"{rows.where}{number}: {what}" for number, what in sorted(examples)[:EXAMPLES]]
     return chunks.Chunk(
-        table, schema.ReadReport(len(table), malformed=int(malformed), examples=tuple(quoted))
+        table, schema.ReadReport(len(table), malformed=malformed, examples=tuple(quoted))
     )
 
 

@@ -95,7 +95,8 @@ def _tell(file: TextFile, line: int, text: bytes) -> Rows:
         return line_of(next(itertools.islice(starts, row, None)))
 
     first = itertools.islice(wrong.items(), EXAMPLES)
-    examples = [(line_of(start), _fault(file, text[start:end])) for start, end in first]
+    found = ((start, _fault(file, text[start:end])) for start, end in first)
+    examples = [(line_of(start), fault) for start, fault in found if fault]
     return Rows(table, f"{file.path}:", number, len(wrong), examples)
 
 
@@ -181,7 +182,8 @@ def _whole_rows(path: Path, separator: str, block_bytes: int) -> Iterator[files.
     for block in files.read_blocks(path, block_bytes):
         text = rest + block.text
         consumed += block.consumed
-        end = _grammar(separator).rows.match(text).end() if b'"' in text else len(text)
+        quoted = _grammar(separator).rows.match(text) if b'"' in text else None
+        end = len(text) if quoted is None else quoted.end()
         if end:
             yield files.Block(line, text[:end], consumed)
             line += text.count(b"\n", 0, end)

@@ -19,7 +19,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,10 +29,17 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cadc_jax import checkpoints, sharding
-from cadc_jax.checkpoints import Checkpoints
+from cadc_jax.checkpoints import Checkpoints, Facts
 from cadc_jax.errors import ConfigError
-from cadc_jax.factorization.factors import Factors
-from cadc_jax.factorization.interactions import Chunks, Interactions, Layout, make_layout, pack
+from cadc_jax.factorization.factors import Array, Factors
+from cadc_jax.factorization.interactions import (
+    Chunks,
+    Interactions,
+    Layout,
+    Rows,
+    make_layout,
+    pack,
+)
 
 # Solves are in full float32 on every backend; the TPU's default would round inputs to bfloat16.
 _einsum = functools.partial(
@@ -77,7 +84,7 @@ class ALSConfig:
     fixed_side: str = "gathered"
     chunk: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         choices = {
             "feedback": ("implicit", "explicit"),
             "solver": ("cg", "cholesky"),
@@ -134,7 +141,8 @@ def fit(
         all pairs (implicit) or all entries (explicit), plus the regularisation.
 
     Raises:
-      ConfigError: by `ALSConfig`, if there are no interactions, or if `init` has another shape.
+      ConfigError: by `ALSConfig`, if there are no interactions, or if `init` has another shape or
+        no biases for explicit feedback.
       Stopped: by `saved`, once it is asked to end.
     """
     if interactions.num_entries == 0:
@@ -144,24 +152,26 @@ def fit(
     width = config.factors + (config.feedback == "explicit")
     sizes = interactions.num_users, interactions.num_items
     shapes = [jax.ShapeDtypeStruct((size, width), config.dtype) for size in sizes]
-    whole = sharding.named(users.regularization.sharding.mesh, sharding.REPLICATED)
+    whole = sharding.named(sharding.mesh_of(users.regularization), sharding.REPLICATED)
     found = None if saved is None else saved.restore(checkpoints.like(shapes, whole))
-    losses = []
-    if found is None and init is None:
-        start_user, start_item = jnp.zeros(shapes[0].shape), _initial(config, key, items)
-    elif found is None:
-        start_user, start_item = _given(init, users, items, config)
-    else:
+    losses: list[float] = []
+    start_user: Array
+    start_item: Array
+    if found is not None:
         rows, facts = found
         start_user, start_item = map(sharding.local, rows)
         losses = facts["losses"]
+    elif init is not None:
+        start_user, start_item = _given(init, users, items, config)
+    else:
+        start_user, start_item = jnp.zeros(shapes[0].shape), _initial(config, key, items)
     item = _table(items, start_item, config.dtype)
     user = _table(users, start_user, config.dtype)
     mean = 0.0
     if config.feedback == "explicit":
         mean = float(interactions.by_user.values.mean(dtype=np.float64))
 
-    def snapshot():
+    def snapshot() -> tuple[list[jax.Array], Facts]:
         # In the order of ids, which other devices share, unlike that of a table.
         rows = [user[users.layout.position], item[items.layout.position]]
         return rows, {"losses": losses}
@@ -208,7 +218,8 @@ def fold_in(
       [N, D] factors, and [N] biases (None if implicit).
 
     Raises:
-      ConfigError: if `side` is neither, or the known side's size is not that of the model.
+      ConfigError: if `side` is neither, the known side's size is not that of the model, or the
+        model has no biases for explicit feedback.
     """
     if side not in ("user", "item"):
         raise ConfigError(f"side={side!r}: choose user or item")
@@ -222,11 +233,11 @@ def fold_in(
     config = dataclasses.replace(config, factors=known.shape[1], solver="cholesky")
     mesh = _one_device() if mesh is None else mesh
     new, old = _prepare(interactions, config, mesh)[:: 1 if user_is_new else -1]
-    mean = 0.0
+    mean: float | Array = 0.0
     if config.feedback == "explicit":
-        bias = factors.item_bias if user_is_new else factors.user_bias
+        user_bias, item_bias, mean = _biases(factors)
+        bias = item_bias if user_is_new else user_bias
         known = jnp.concatenate([known, bias[:, None].astype(known.dtype)], 1)
-        mean = factors.global_bias
     fixed = _table(old, known, config.dtype)
     start = jnp.zeros((len(new.layout.counts), known.shape[1]))
     solved, _ = _solve(new, _table(new, start, config.dtype), old, fixed, config, mean)
@@ -262,7 +273,7 @@ def _prepare(interactions: Interactions, config: ALSConfig, mesh: Mesh) -> tuple
     layouts = [make_layout(rows.counts, chunk, mesh.size) for rows in both]
     spread = _spread(mesh)
 
-    def side(rows, layout: Layout, fixed: Layout) -> _Side:
+    def side(rows: Rows, layout: Layout, fixed: Layout) -> _Side:
         scale = np.maximum(layout.counts, 1.0)
         if config.feedback == "implicit":
             scale = layout.counts + len(fixed.counts) / config.alpha
@@ -282,24 +293,32 @@ def _initial(config: ALSConfig, key: jax.Array, items: _Side) -> jax.Array:
     return jnp.pad(start, ((0, 0), (0, config.feedback == "explicit")))
 
 
-def _given(
-    init: Factors, users: _Side, items: _Side, config: ALSConfig
-) -> tuple[jax.Array, jax.Array]:
+def _given(init: Factors, users: _Side, items: _Side, config: ALSConfig) -> tuple[Array, Array]:
     """[U, K] users and [I, K] items of `init`, biases last if explicit; unseen ones 0."""
     found = init.user.shape, init.item.shape
     wanted = tuple((len(side.layout.counts), config.factors) for side in (users, items))
     if found != wanted:
         raise ConfigError(f"init has factors of shapes {found}; this fit has {wanted}")
 
-    def start(rows: jax.Array, bias: jax.Array | None, side: _Side) -> jax.Array:
-        if config.feedback == "explicit":
+    explicit = config.feedback == "explicit"
+    user_bias, item_bias, _ = _biases(init) if explicit else (None, None, None)
+
+    def start(rows: Array, bias: Array | None, side: _Side) -> Array:
+        if bias is not None:
             rows = jnp.concatenate([rows, bias[:, None].astype(rows.dtype)], 1)
         return rows * (side.layout.counts > 0)[:, None]
 
-    return start(init.user, init.user_bias, users), start(init.item, init.item_bias, items)
+    return start(init.user, user_bias, users), start(init.item, item_bias, items)
 
 
-def _table(side: _Side, rows: jax.Array, dtype: str) -> jax.Array:
+def _biases(factors: Factors) -> tuple[Array, Array, Array]:
+    """The biases that explicit feedback needs; raises ConfigError if there are none."""
+    if factors.biases is None:
+        raise ConfigError("feedback='explicit' needs factors with biases, and these have none")
+    return factors.biases
+
+
+def _table(side: _Side, rows: Array, dtype: str) -> jax.Array:
     """The table of `side` that holds `rows` [N, K], on its devices."""
     table = jnp.zeros((side.layout.table_rows, rows.shape[1]), dtype)
     table = table.at[side.layout.position].set(rows.astype(dtype))
@@ -314,7 +333,7 @@ def _spread(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(mesh.axis_names))
 
 
-def _factors(user: jax.Array, item: jax.Array, mean: float, config: ALSConfig) -> Factors:
+def _factors(user: Array, item: Array, mean: float, config: ALSConfig) -> Factors:
     if config.feedback == "implicit":
         return Factors(user, item)
     return Factors(
@@ -327,13 +346,25 @@ def _factors(user: jax.Array, item: jax.Array, mean: float, config: ALSConfig) -
 
 
 def _solve(
-    side: _Side, table: jax.Array, fixed_side: _Side, fixed: jax.Array, config: ALSConfig, mean
+    side: _Side,
+    table: jax.Array,
+    fixed_side: _Side,
+    fixed: jax.Array,
+    config: ALSConfig,
+    mean: float | Array,
 ) -> tuple[jax.Array, jax.Array]:
     """One half-step: `table` (which is given up) solved anew, and the objective there."""
     return _half_step(*_arguments(side, table, fixed_side, fixed, config, mean))
 
 
-def _arguments(side, table, fixed_side, fixed, config: ALSConfig, mean) -> tuple:
+def _arguments(
+    side: _Side,
+    table: jax.Array,
+    fixed_side: _Side,
+    fixed: jax.Array,
+    config: ALSConfig,
+    mean: float | Array,
+) -> tuple[Any, ...]:
     """Those of `_half_step`."""
     form = _Form(
         config.feedback, config.solver, config.cg_steps, config.fixed_side, side.layout.chunk_rows
@@ -348,7 +379,7 @@ def _arguments(side, table, fixed_side, fixed, config: ALSConfig, mean) -> tuple
         np.float32(config.alpha),  # of NumPy, as there is no placing it on every process
         np.float32(mean),
         form,
-        table.sharding.mesh,
+        sharding.mesh_of(table),
     )
 
 
@@ -433,13 +464,13 @@ def _half_step_of_one_device(
 
 def _fetcher(
     fixed: jax.Array, fixed_side: str, axes: tuple[str, ...]
-) -> Callable[[jax.Array], jax.Array]:
+) -> Callable[[Array], jax.Array]:
     """A function from places in the whole fixed table to the rows there, in float32."""
     if fixed_side == "gathered":
         whole = lax.all_gather(fixed, axes, tiled=True)
         return lambda index: whole.at[index].get(mode="promise_in_bounds").astype(jnp.float32)
 
-    def fetch(index: jax.Array) -> jax.Array:
+    def fetch(index: Array) -> jax.Array:
         wanted = lax.all_gather(index, axes)  # [devices, S, L]: what each of them asks for
         own = wanted - lax.axis_index(axes) * len(fixed)
         inside = (own >= 0) & (own < len(fixed))
@@ -461,7 +492,13 @@ class _Entries(NamedTuple):
     constant: jax.Array  # [S, L]
 
 
-def _entries(chunk: Chunks, factors: jax.Array, feedback: str, alpha, mean) -> _Entries:
+_Sums = tuple[jax.Array, jax.Array]  # [S, ...] of each segment, or [n, ...] of each row; [] of all
+_Terms = Callable[[_Entries, jax.Array], _Sums]  # entries, x of each segment [S, K]
+
+
+def _entries(
+    chunk: Chunks, factors: jax.Array, feedback: str, alpha: jax.Array, mean: jax.Array
+) -> _Entries:
     segment = chunk.index.shape[-1]
     real = jnp.arange(segment) < chunk.length[:, None]
     value = jnp.ones(real.shape) if chunk.value is None else chunk.value
@@ -476,7 +513,13 @@ def _entries(chunk: Chunks, factors: jax.Array, feedback: str, alpha, mean) -> _
     return _Entries(factors * real[..., None], target, target**2)
 
 
-def _solve_rows(x, regularization, gram, total, form: _Form) -> tuple[jax.Array, jax.Array]:
+def _solve_rows(
+    x: jax.Array,
+    regularization: jax.Array,
+    gram: jax.Array,
+    total: Callable[[_Terms, jax.Array], _Sums],
+    form: _Form,
+) -> tuple[jax.Array, jax.Array]:
     """Minimises over x, [n, K], the rows' share of the objective.
 
     Args:
@@ -512,24 +555,26 @@ def _scores(entries: _Entries, x: jax.Array) -> jax.Array:
     return _einsum("slk,sk->sl", entries.factors, x)
 
 
-def _products(entries: _Entries, x: jax.Array):
+def _products(entries: _Entries, x: jax.Array) -> _Sums:
     return _einsum("slk,sl->sk", entries.factors, _scores(entries, x)), jnp.zeros(())
 
 
-def _residuals(entries: _Entries, x: jax.Array):
+def _residuals(entries: _Entries, x: jax.Array) -> _Sums:
     scores = _scores(entries, x)
     loss = jnp.sum(entries.constant - entries.target * scores)
     return _einsum("slk,sl->sk", entries.factors, entries.target - scores), loss
 
 
-def _normal_equations(entries: _Entries, x: jax.Array):
+def _normal_equations(entries: _Entries, x: jax.Array) -> _Sums:
     del x
     matrix = _einsum("slk,slm->skm", entries.factors, entries.factors)
     b = _einsum("slk,sl->sk", entries.factors, entries.target)
     return jnp.concatenate([matrix, b[..., None]], -1), jnp.sum(entries.constant)
 
 
-def _conjugate_gradients(x, residual, apply, steps: int) -> tuple[jax.Array, jax.Array]:
+def _conjugate_gradients(
+    x: jax.Array, residual: jax.Array, apply: Callable[[jax.Array], jax.Array], steps: int
+) -> tuple[jax.Array, jax.Array]:
     """`steps` of conjugate gradients on every row of A x = b at once.
 
     Returns:

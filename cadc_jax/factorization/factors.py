@@ -1,9 +1,13 @@
 """The result of a factorisation, and the scores it gives."""
 
+import dataclasses
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+Array = jax.Array | np.ndarray
 
 
 @flax.struct.dataclass
@@ -13,14 +17,21 @@ class Factors:
     The score of user u and item i is user[u] . item[i] + user_bias[u] + item_bias[i] + global_bias.
     """
 
-    user: jax.Array  # [U, D]
-    item: jax.Array  # [I, D]
-    user_bias: jax.Array | None = None  # [U] f32
-    item_bias: jax.Array | None = None  # [I] f32
-    global_bias: jax.Array | None = None  # [] f32
+    user: Array  # [U, D]
+    item: Array  # [I, D]
+    user_bias: Array | None = None  # [U] f32
+    item_bias: Array | None = None  # [I] f32
+    global_bias: Array | None = None  # [] f32
+
+    @property
+    def biases(self) -> tuple[Array, Array, Array] | None:
+        """Those of users and of items, and the global one, if there are any."""
+        if self.user_bias is None or self.item_bias is None or self.global_bias is None:
+            return None
+        return self.user_bias, self.item_bias, self.global_bias
 
 
-def scores(factors: Factors, user_ids: jax.Array, item_ids: jax.Array) -> jax.Array:
+def scores(factors: Factors, user_ids: Array, item_ids: Array) -> jax.Array:
     """Scores of pairs.
 
     Args:
@@ -34,9 +45,10 @@ def scores(factors: Factors, user_ids: jax.Array, item_ids: jax.Array) -> jax.Ar
     user = factors.user[user_ids].astype(jnp.float32)
     item = factors.item[item_ids].astype(jnp.float32)
     dot = jnp.sum(user * item, -1)
-    if factors.global_bias is None:
+    if factors.biases is None:
         return dot
-    return dot + factors.user_bias[user_ids] + factors.item_bias[item_ids] + factors.global_bias
+    user_bias, item_bias, global_bias = factors.biases
+    return dot + user_bias[user_ids] + item_bias[item_ids] + global_bias
 
 
 def with_bias_columns(factors: Factors) -> tuple[jax.Array, jax.Array]:
@@ -49,24 +61,22 @@ def with_bias_columns(factors: Factors) -> tuple[jax.Array, jax.Array]:
     user, item = factors.user, factors.item
     zero = jnp.zeros((), user.dtype)
 
-    def columns(bias: jax.Array | None, size: int) -> tuple[jax.Array, jax.Array]:
-        bias = zero if bias is None else bias.astype(user.dtype)
+    def columns(bias: Array, size: int) -> tuple[jax.Array, jax.Array]:
+        bias = bias.astype(user.dtype)
         return jnp.broadcast_to(bias, size)[:, None], jnp.ones((size, 1), user.dtype)
 
-    user_bias = factors.user_bias
-    if user_bias is not None:
-        user_bias = user_bias + factors.global_bias
-    user_bias, user_one = columns(user_bias, len(user))
-    item_bias, item_one = columns(factors.item_bias, len(item))
+    of_users, of_items, of_all = factors.biases or (zero, zero, zero)
+    user_bias, user_one = columns(of_users + of_all, len(user))
+    item_bias, item_one = columns(of_items, len(item))
     return (
         jnp.concatenate([user, user_bias, user_one], 1),
         jnp.concatenate([item, item_one, item_bias], 1),
     )
 
 
-def dot_tables(factors: Factors) -> tuple[jax.Array, jax.Array]:
+def dot_tables(factors: Factors) -> tuple[Array, Array]:
     """User and item tables whose plain dot product is the score: `with_bias_columns`, if biased."""
-    if factors.user_bias is None:
+    if factors.biases is None:
         return factors.user, factors.item
     return with_bias_columns(factors)
 
@@ -82,7 +92,7 @@ def principal_axes(factors: Factors) -> Factors:
     _, axes = np.linalg.eigh(item.T @ item)
     axes = axes[:, ::-1]
 
-    def turned(table: jax.Array) -> jax.Array:
+    def turned(table: Array) -> jax.Array:
         return jnp.asarray(np.asarray(table, np.float64) @ axes, table.dtype)
 
-    return factors.replace(user=turned(factors.user), item=turned(factors.item))
+    return dataclasses.replace(factors, user=turned(factors.user), item=turned(factors.item))

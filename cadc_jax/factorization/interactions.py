@@ -6,6 +6,7 @@ Everything here is NumPy on the host, without a Python loop over rows or entries
 import dataclasses
 
 import flax.struct
+import jax
 import numpy as np
 import scipy.sparse
 
@@ -107,10 +108,10 @@ class Chunks:
         2    1       n . . .
     """
 
-    index: np.ndarray  # [C, S, L] int32
-    row: np.ndarray  # [C, S] int32, ascending within a chunk
-    length: np.ndarray  # [C, S] int32: how many entries of the segment are real
-    value: np.ndarray | None  # [C, S, L] float32; None if every value is 1
+    index: jax.Array | np.ndarray  # [C, S, L] int32
+    row: jax.Array | np.ndarray  # [C, S] int32, ascending within a chunk
+    length: jax.Array | np.ndarray  # [C, S] int32: how many entries of the segment are real
+    value: jax.Array | np.ndarray | None  # [C, S, L] float32; None if every value is 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable
-from typing import Any
 
 import flax.struct
 import jax
@@ -20,12 +19,13 @@ import numpy as np
 import optax
 
 from cadc_jax import checkpoints, sparse
-from cadc_jax.checkpoints import Checkpoints
+from cadc_jax.checkpoints import Checkpoints, Facts
 from cadc_jax.errors import ConfigError, DataError
 from cadc_jax.factorization.factors import Factors
-from cadc_jax.factorization.interactions import Interactions
+from cadc_jax.factorization.interactions import Interactions, Rows
 
 BLOCK_ROWS = 1 << 24  # labelled rows that are on the device at a time
+_Gradients = tuple[jax.Array, jax.Array, jax.Array]  # of user rows, of item rows, of the bias
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class SGDConfig:
     negatives: int = 4
     epochs: int = 20
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("factors", "learning_rate", "batch_rows", "negatives", "epochs"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"sgd.{name}={getattr(self, name)}: must be above 0")
@@ -132,7 +132,8 @@ def fit(
       losses: [epochs] float64, mean log loss of each epoch, in nats, before each update.
 
     Raises:
-      ConfigError: by `SGDConfig`, if there are no rows, or if `init` has another shape.
+      ConfigError: by `SGDConfig`, if there are no rows, or if `init` has another shape or no
+        biases.
       DataError: if ids are outside their range, or a label is neither 0 nor 1.
       Stopped: by `saved`, once it is asked to end.
     """
@@ -170,7 +171,7 @@ def fit(
         order_of_blocks, done = facts["order_of_blocks"], facts["done"]
         shuffle.bit_generator.state = facts["shuffle"]
 
-    def snapshot():
+    def snapshot() -> tuple[_State, Facts]:
         return state, {
             "losses": losses,
             "total": total,
@@ -189,7 +190,7 @@ def fit(
                 saved.offer(epoch * len(starts) + done, snapshot)
             part = slice(first, first + size)
             count = len(user[part])
-            if len(starts) > 1 or not blocks:
+            if label is not None and (len(starts) > 1 or not blocks):
                 blocks = {first: _block(user[part], item[part], label[part], size)}
             order = shuffle.permutation(count).astype(np.int32)
             order = np.pad(order, (0, size - count + -size % batch), constant_values=-1)
@@ -219,7 +220,14 @@ def fit(
     return factors, np.array(losses)
 
 
-def _check_rows(user, item, label, num_users: int, num_items: int, size: int) -> float:
+def _check_rows(
+    user: np.ndarray,
+    item: np.ndarray,
+    label: np.ndarray,
+    num_users: int,
+    num_items: int,
+    size: int,
+) -> float:
     """Checks labelled rows, `size` at a time; returns the share of clicks."""
     clicks = 0.0
     for first in range(0, len(user), size):
@@ -235,7 +243,13 @@ def _check_rows(user, item, label, num_users: int, num_items: int, size: int) ->
     return clicks / len(user)
 
 
-def _block(user, item, label, size: int, known: Any = None) -> _Rows:
+def _block(
+    user: np.ndarray,
+    item: np.ndarray,
+    label: np.ndarray | None,
+    size: int,
+    known: Rows | None = None,
+) -> _Rows:
     """Rows on the device, filled up to `size` so that all blocks share a program."""
     fill = (0, size - len(user))
     return _Rows(
@@ -274,10 +288,13 @@ def _given(init: Factors, num_users: int, num_items: int, config: SGDConfig) -> 
     wanted = (num_users, config.factors), (num_items, config.factors)
     if found != wanted:
         raise ConfigError(f"init has factors of shapes {found}; this fit has {wanted}")
-    user = jnp.concatenate([init.user, init.user_bias[:, None]], 1)
-    item = jnp.concatenate([init.item, init.item_bias[:, None]], 1)
+    if init.biases is None:
+        raise ConfigError("init has no biases, as this fit has: take factors that it has made")
+    user_bias, item_bias, global_bias = init.biases
+    user = jnp.concatenate([init.user, user_bias[:, None]], 1)
+    item = jnp.concatenate([init.item, item_bias[:, None]], 1)
     slots = sparse.init(config.optimizer, user), sparse.init(config.optimizer, item)
-    return _State(user, item, jnp.array(init.global_bias), *slots)
+    return _State(user, item, jnp.array(global_bias), *slots)
 
 
 @functools.partial(jax.jit, static_argnames=("optimizer", "negatives"), donate_argnames="state")
@@ -294,7 +311,9 @@ def _epoch(
 ) -> tuple[_State, jax.Array]:
     """All rows once, in the order given. Returns the state and the mean loss."""
 
-    def step(state: _State, x):
+    def step(
+        state: _State, x: tuple[jax.Array, jax.Array]
+    ) -> tuple[_State, tuple[jax.Array, jax.Array]]:
         ids, number = x
         user, item = rows.user[ids], rows.item[ids][:, None]
         weight = jnp.broadcast_to((ids >= 0).astype(jnp.float32)[:, None], item.shape)
@@ -318,7 +337,14 @@ def _epoch(
     return state, losses.sum() / weights.sum()
 
 
-def _gradients(user, item, bias, label, weight, regularization):
+def _gradients(
+    user: jax.Array,
+    item: jax.Array,
+    bias: jax.Array,
+    label: jax.Array,
+    weight: jax.Array,
+    regularization: jax.Array,
+) -> tuple[_Gradients, jax.Array]:
     """Gradients of the penalised log loss, summed over a batch.
 
     Args:
@@ -343,7 +369,15 @@ def _gradients(user, item, bias, label, weight, regularization):
     return (of_user, of_item, error.sum()), loss
 
 
-def _update(state: _State, user, item, weight, gradients, optimizer, learning_rate) -> _State:
+def _update(
+    state: _State,
+    user: jax.Array,
+    item: jax.Array,
+    weight: jax.Array,
+    gradients: _Gradients,
+    optimizer: str,
+    learning_rate: jax.Array,
+) -> _State:
     """One step on the rows of a batch, and one of plain SGD on the global bias."""
     user_grads, item_grads, bias_grad = gradients
     user_table, user_slots = sparse.update(
@@ -371,16 +405,18 @@ def _update(state: _State, user, item, weight, gradients, optimizer, learning_ra
 
 def _contains(rows: _Rows, user: jax.Array, item: jax.Array) -> jax.Array:
     """Whether each item is among its user's: [B, 1], [B, n] -> [B, n] bool, by binary search."""
-    low = jnp.broadcast_to(rows.offsets[user], item.shape)
-    end = jnp.broadcast_to(rows.offsets[user + 1], item.shape)
+    offsets, items = rows.offsets, rows.items
+    assert offsets is not None and items is not None  # rows without labels have them
+    low = jnp.broadcast_to(offsets[user], item.shape)
+    end = jnp.broadcast_to(offsets[user + 1], item.shape)
     high = end
 
     def halve(_, bounds):
         low, high = bounds
         middle = (low + high) // 2
-        below = (low < high) & (rows.items[middle] < item)
+        below = (low < high) & (items[middle] < item)
         return jnp.where(below, middle + 1, low), jnp.where(below, high, jnp.maximum(middle, low))
 
-    halvings = max(1, len(rows.items)).bit_length()
+    halvings = max(1, len(items)).bit_length()
     low, _ = jax.lax.fori_loop(0, halvings, halve, (low, high))
-    return (low < end) & (rows.items[jnp.minimum(low, len(rows.items) - 1)] == item)
+    return (low < end) & (items[jnp.minimum(low, len(items) - 1)] == item)

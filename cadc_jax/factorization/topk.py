@@ -54,8 +54,8 @@ def retrieve(
     def search_shard(queries, items, exclude):
         first = lax.axis_index(mesh.axis_names) * rows
         found = search(queries, items, exclude, first)
-        found = [lax.all_gather(part, mesh.axis_names, axis=1, tiled=True) for part in found]
-        return _best(*found, k)
+        scores, ids = (lax.all_gather(x, mesh.axis_names, axis=1, tiled=True) for x in found)
+        return _best(scores, ids, k)
 
     return jax.shard_map(
         search_shard,
@@ -84,8 +84,8 @@ def _search(queries, items, exclude, first, *, k, block, num_items):
         column = jnp.where(inside, exclude - start, block)
         scores = scores.at[batch, column].set(-jnp.inf, mode="drop")
         scores = jnp.where(ids < num_items, scores, -jnp.inf)
-        merged = (jnp.concatenate(pair, 1) for pair in zip(best, (scores, ids), strict=True))
-        return _best(*merged, k), None
+        scores, ids = (jnp.concatenate(pair, 1) for pair in zip(best, (scores, ids), strict=True))
+        return _best(scores, ids, k), None
 
     starts = first + jnp.arange(0, len(items), block, dtype=jnp.int32)
     empty = jnp.full((len(queries), k), -jnp.inf), jnp.full((len(queries), k), -1, jnp.int32)

@@ -44,8 +44,8 @@ class DLRM(nn.Module):
             of_pairs(self._project(inputs.item, "project_item")[:, :, None]),
             of_pairs(inputs.item_features),
         ]
-        dense = [of_pairs(inputs.user_dense[:, None]), of_pairs(inputs.item_dense)]
-        dense = jnp.concatenate(dense, axis=-1)
+        sides = [of_pairs(inputs.user_dense[:, None]), of_pairs(inputs.item_dense)]
+        dense = jnp.concatenate(sides, axis=-1)
         passed_on = []
         if dense.shape[-1]:
             x = nn.relu(MLP((*self.bottom, self.embedding_dim), name="bottom_mlp")(dense))
@@ -82,15 +82,19 @@ def _pairwise_dots_forward(parts):
     return pairwise_dots(values), (values, asked)
 
 
-def _pairwise_dots_backward(residuals, grads: jax.Array):
+def _pairwise_dots_backward(
+    residuals: tuple[Sequence[jax.Array], Sequence[tuple[()] | None]], grads: jax.Array
+) -> tuple[list[jax.Array | None]]:
     """One product with rows of the symmetric matrix of the pairs' gradients, read, not scattered.
 
     What JAX derives would scatter the gradients into zeros and multiply twice, for all vectors.
     """
     parts, asked = residuals
     ends = np.cumsum([part.shape[1] for part in parts])
-    own = [range(end - part.shape[1], end) for part, end in zip(parts, ends, strict=True)]
-    own = [places if flag == () else () for places, flag in zip(own, asked, strict=True)]
+    own = [
+        range(end - part.shape[1], end) if flag == () else range(0)
+        for part, end, flag in zip(parts, ends, asked, strict=True)
+    ]
     pairs = grads.shape[1]
     rows, columns = np.tril_indices(ends[-1], -1)
     pair_of = np.full((ends[-1], ends[-1]), pairs)  # the diagonal reads the padding
@@ -98,8 +102,8 @@ def _pairwise_dots_backward(residuals, grads: jax.Array):
     pair_of = pair_of[np.concatenate(own).astype(int)]
     symmetric = jnp.pad(grads, ((0, 0), (0, 1)))[:, pair_of]
     moved = jnp.einsum("bnm,bme->bne", symmetric, jnp.concatenate(parts, axis=1))
-    moved = jnp.split(moved, np.cumsum([len(places) for places in own])[:-1], axis=1)
-    return ([x if flag == () else None for x, flag in zip(moved, asked, strict=True)],)
+    pieces = jnp.split(moved, np.cumsum([len(places) for places in own])[:-1], axis=1)
+    return ([x if flag == () else None for x, flag in zip(pieces, asked, strict=True)],)
 
 
 pairwise_dots.defvjp(_pairwise_dots_forward, _pairwise_dots_backward, symbolic_zeros=True)

@@ -6,6 +6,7 @@ features, each at its offset. Models never see a table: they get the rows a batc
 gradients are taken with respect to rows, and a frozen table costs neither gradient nor state.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
@@ -18,6 +19,7 @@ from cadc_jax.data.table import Table
 
 Tables = Mapping[str, jax.Array]
 Batch = Mapping[str, jax.Array]
+HostBatch = Mapping[str, jax.Array | np.ndarray]  # one that may still have to go to a device
 
 
 @struct.dataclass
@@ -168,7 +170,7 @@ def with_all_items(content: Content, batch: Batch) -> Batch:
     return {**batch, "item": everything, "present": present[None]}
 
 
-def pair_batch(user: jax.Array, item: jax.Array) -> Batch:
+def pair_batch(user: jax.Array | np.ndarray, item: jax.Array | np.ndarray) -> HostBatch:
     """A batch of users [B] and items [B, G] (or [1, G], shared) without features of the row."""
     return {
         "user": user,
@@ -178,7 +180,7 @@ def pair_batch(user: jax.Array, item: jax.Array) -> Batch:
     }
 
 
-def gather(tables: Tables, ids: Mapping[str, jax.Array]) -> Tables:
+def gather(tables: Tables, ids: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """The rows of each table: name -> [n, D]. Ids outside a table read its nearest row."""
     return {name: table.at[ids[name]].get(mode="clip") for name, table in tables.items()}
 
@@ -196,7 +198,7 @@ def model_inputs(rows: Tables, content: Content, batch: Batch) -> Inputs:
     else:
         user_features, item_features = jnp.split(features, [len(user) * num_user])
     item_features = item_features.reshape(*item.shape, num_item, width)
-    if content.item_bags is not None:
+    if content.item_bags is not None and content.bag_weights is not None:
         single, bags = jnp.split(item_features, [content.item_categorical.shape[1]], axis=2)
         weights = content.bag_weights[item]
         bags = jnp.einsum("bgclw,bgcl->bgcw", bags.reshape(*weights.shape, width), weights)
@@ -213,7 +215,8 @@ def model_inputs(rows: Tables, content: Content, batch: Batch) -> Inputs:
 
 def with_shared_items(inputs: Inputs) -> Inputs:
     """Of users with an item each, [B, 1, ...], all items for every user: [1, B, ...]."""
-    return inputs.replace(
+    return dataclasses.replace(
+        inputs,
         item=inputs.item.swapaxes(0, 1),
         item_dense=inputs.item_dense.swapaxes(0, 1),
         item_features=inputs.item_features.swapaxes(0, 1),

@@ -25,7 +25,9 @@ class Tower(nn.Module):
     gate: int = 0
 
     @nn.compact
-    def __call__(self, embedding, dense, features, train: bool = False):
+    def __call__(
+        self, embedding: jax.Array, dense: jax.Array, features: jax.Array, train: bool = False
+    ) -> tuple[jax.Array, jax.Array]:
         flat = features.reshape(*features.shape[:-2], -1)
         x = jnp.concatenate([embedding, dense, flat], axis=-1)
         dim = embedding.shape[-1]

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from cadc_jax import checkpoints, distributed, sharding
 from cadc_jax.checkpoints import Checkpoints, Facts
 from cadc_jax.errors import ConfigError, TrainingError
-from cadc_jax.models.embeddings import Batch, Content, Tables, lookup_ids
+from cadc_jax.models.embeddings import Content, HostBatch, Tables, lookup_ids
 from cadc_jax.progress import Progress
 from cadc_jax.training import placement, prefetch
 from cadc_jax.training.placement import Placement, RandomTable
@@ -69,11 +69,10 @@ def initial_tables(
     user_key, item_key, feature_key = jax.random.split(key, 3)
     # An empty table cannot be gathered from, so there is always one row.
     features = RandomTable((max(num_features, 1), embedding_dim), feature_key, 0.1)
-    if factors is None:
-        user = RandomTable((num_users, rank), user_key, 0.1)
-        item = RandomTable((num_items, rank), item_key, 0.1)
-    else:
-        user, item = scaled(factors).values()
+    if factors is not None:
+        return {**scaled(factors), "features": features}
+    user = RandomTable((num_users, rank), user_key, 0.1)
+    item = RandomTable((num_items, rank), item_key, 0.1)
     return {"user": user, "item": item, "features": features}
 
 
@@ -101,7 +100,7 @@ def fit(
     tables: Mapping[str, jax.Array | np.ndarray | RandomTable],
     frozen: frozenset[str],
     content: Content,
-    batches: Callable[[int], Iterator[Batch]],
+    batches: Callable[[int], Iterator[HostBatch]],
     steps_per_epoch: int,
     validate: Validate,
     key: jax.Array,
@@ -195,8 +194,8 @@ def fit(
 
     found = None
     if saved is not None:
-        trained = {name: placement.shape(placed, name, table) for name, table in given.items()}
-        found = saved.restore(_like(jax.eval_shape(start, trained), placed))
+        like = {name: placement.shape(placed, name, table) for name, table in given.items()}
+        found = saved.restore(_like(jax.eval_shape(start, like), placed))
     zero = sharding.put(jnp.zeros(()), everywhere)
     if found is None:
         # Training donates its buffers, and the caller keeps those that are not made here.
@@ -229,14 +228,14 @@ def fit(
     progress = Progress(label, interval * config.max_evaluations, "steps")
     size = min(config.steps_per_call, interval)
     stacks = prefetch.device_batches(
-        _stacks(stream, interval, size, at - history[-1]["step"]),
+        _stacks(stream, interval, size, at - int(history[-1]["step"])),
         sharding.named(mesh, sharding.BATCHES),
         depth=1,
     )
     for evaluation in range(len(history), config.max_evaluations + 1):
         end, before = evaluation * interval, zero
-        traced = trace is not None and evaluation == 2
-        with jax.profiler.trace(trace) if traced else contextlib.nullcontext():
+        traced = trace if evaluation == 2 else None
+        with jax.profiler.trace(traced) if traced else contextlib.nullcontext():
             while at < end:
                 if saved is not None:
                     saved.offer(at, snapshot)
@@ -259,16 +258,18 @@ def fit(
         if record is not None:
             record(history[-1])
         if value > best_value:
-            best = None  # its memory is the new one's
+            del best  # its memory is the new one's
             best, best_value, best_step = _copy(state), value, at
         elif at - best_step >= config.patience * interval:
             break
     progress.close()
-    params, trained = best
-    return Fitted(params, placement.take(placed, {**predicting, **trained}), history, best_step)
+    params, best_tables = best
+    return Fitted(params, placement.take(placed, {**predicting, **best_tables}), history, best_step)
 
 
-def _stacks(batches: Iterator[Batch], interval: int, size: int, done: int = 0) -> Iterator[Batch]:
+def _stacks(
+    batches: Iterator[HostBatch], interval: int, size: int, done: int = 0
+) -> Iterator[dict[str, np.ndarray]]:
     """Stacks of `size` batches, in order, the first being `done` batches into an interval.
 
     The last stack of an interval may hold fewer: its last batch then stands in the remaining

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cadc_jax import sharding, sparse
@@ -75,7 +75,7 @@ class TablePlan:
 class Placement:
     """The plan of all tables of a model on `mesh`. Its string is a table for people to read."""
 
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
     tables: tuple[TablePlan, ...]
 
     def __getitem__(self, name: str) -> TablePlan:
@@ -91,7 +91,7 @@ class Placement:
 
 
 def plan(
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
     tables: Mapping[str, jax.Array | jax.ShapeDtypeStruct],
     trained: Iterable[str],
     optimizer: str,
@@ -101,7 +101,7 @@ def plan(
     """Replicates the tables; while that is too much for a device, splits the largest.
 
     Args:
-      mesh: with axes `data` and `model`.
+      mesh: with axes `data` and `model`; an abstract one will do, if nothing is to be put there.
       tables: name -> table [V, D], or its shape and dtype.
       trained: names of those that are trained; they have optimizer state and gradients.
       optimizer: their optimizer, one of `sparse.OPTIMIZERS`.
@@ -137,7 +137,13 @@ def plan(
     return Placement(mesh, tuple(entries))
 
 
-def _device_bytes(mesh: Mesh, table, trained: bool, optimizer: str, split: bool) -> int:
+def _device_bytes(
+    mesh: Mesh | AbstractMesh,
+    table: jax.ShapeDtypeStruct,
+    trained: bool,
+    optimizer: str,
+    split: bool,
+) -> int:
     rows = table.shape[0]
     if split:
         rows = -(-rows // mesh.shape[sharding.MODEL])
@@ -147,7 +153,9 @@ def _device_bytes(mesh: Mesh, table, trained: bool, optimizer: str, split: bool)
     return sum(x.size * x.dtype.itemsize for x in held)
 
 
-def _sent_bytes(mesh: Mesh, table, trained: bool, split: bool, ids: int) -> tuple[int, bool]:
+def _sent_bytes(
+    mesh: Mesh | AbstractMesh, table: jax.ShapeDtypeStruct, trained: bool, split: bool, ids: int
+) -> tuple[int, bool]:
     """Bytes a device receives in a step, and whether gradients are best summed by table."""
     devices, group = mesh.size, mesh.shape[sharding.MODEL]
     row = 4 * math.prod(table.shape[1:])  # gradients are float32
@@ -186,7 +194,9 @@ def shape(placement: Placement, name: str, table: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((table.shape[0] + missing, *table.shape[1:]), table.dtype)
 
 
-def put(placement: Placement, tables: Mapping[str, jax.Array | np.ndarray | RandomTable]) -> Tables:
+def put(
+    placement: Placement, tables: Mapping[str, jax.Array | np.ndarray | RandomTable]
+) -> dict[str, jax.Array]:
     """The tables on the devices of the plan; split ones get rows of zeros to divide evenly.
 
     Split tables go by way of the host, where they may also come from as NumPy arrays, and random
@@ -207,7 +217,9 @@ def put(placement: Placement, tables: Mapping[str, jax.Array | np.ndarray | Rand
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "missing", "scale", "where"))
-def _draw(key: jax.Array, shape, missing: int, scale: float, where: NamedSharding) -> jax.Array:
+def _draw(
+    key: jax.Array, shape: tuple[int, int], missing: int, scale: float, where: NamedSharding
+) -> jax.Array:
     """`RandomTable` and `missing` rows of zeros.
 
     The bits of a number are a hash of its place, counted row by row, so that each device makes its
@@ -241,11 +253,15 @@ def take(placement: Placement, tables: Tables) -> Tables:
     }
 
 
-def gather(placement: Placement | None, tables: Tables, ids: Mapping[str, jax.Array]) -> Tables:
+def gather(
+    placement: Placement | None, tables: Tables, ids: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
     """The rows of each table: name -> [n, D], split over the devices as the ids [n] are.
 
     Ids outside a table (those of padding) read some finite row.
     """
+    if placement is None:
+        return embeddings.gather(tables, ids)
 
     def rows_of(name: str, table: jax.Array) -> jax.Array:
         lookup = jax.shard_map(
@@ -257,9 +273,7 @@ def gather(placement: Placement | None, tables: Tables, ids: Mapping[str, jax.Ar
         )
         return lookup(table, ids[name])
 
-    split = set()
-    if placement is not None:
-        split = {name for name in tables if placement[name].split and len(ids[name])}
+    split = {name for name in tables if placement[name].split and len(ids[name])}
     whole = {name: table for name, table in tables.items() if name not in split}
     return embeddings.gather(whole, ids) | {name: rows_of(name, tables[name]) for name in split}
 
@@ -317,7 +331,7 @@ def update(
     )(table, slots, ids, grads, learning_rate, key)
 
 
-def _slot_spec(placement: Placement, name: str, slot) -> P:
+def _slot_spec(placement: Placement, name: str, slot: jax.Array | jax.ShapeDtypeStruct) -> P:
     return spec(placement, name) if slot.ndim else sharding.REPLICATED
 
 

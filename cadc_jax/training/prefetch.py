@@ -25,7 +25,7 @@ def device_batches(
     Returns:
       As many batches, in the same order.
     """
-    waiting = collections.deque()
+    waiting: collections.deque[Mapping[str, jax.Array]] = collections.deque()
     for batch in batches:
         waiting.append(_send(batch, sharding))
         if len(waiting) > depth:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from flax import struct
 
 from cadc_jax import sharding, sparse
 from cadc_jax.models import embeddings
-from cadc_jax.models.embeddings import Batch, Content, Tables, lookup_ids, model_inputs
+from cadc_jax.models.embeddings import Batch, Content, HostBatch, Tables, lookup_ids, model_inputs
 from cadc_jax.models.two_tower import TwoTower
 from cadc_jax.training import losses, placement
 from cadc_jax.training.placement import Placement
@@ -94,7 +94,7 @@ def init_state(
     tables: Tables,
     frozen: Tables,
     content: Content,
-    batch: Batch,
+    batch: HostBatch | Mapping[str, jax.ShapeDtypeStruct],
     key: jax.Array,
     placed: Placement | None = None,
 ) -> TrainState:
@@ -189,12 +189,20 @@ def train_step(
     return _step(model, config, state, frozen, content, batch, key, placed)
 
 
-def _step(model, config, state, frozen, content, batch, key, placed) -> tuple[TrainState, Any]:
+def _step(
+    model: nn.Module,
+    config: TrainConfig,
+    state: TrainState,
+    frozen: Tables,
+    content: Content,
+    batch: Batch,
+    key: jax.Array,
+    placed: Placement | None,
+) -> tuple[TrainState, jax.Array]:
     dropout_key, rounding_key = jax.random.split(jax.random.fold_in(key, state.step))
     rows, weight = len(batch["user"]), jnp.sum(batch["weight"])
     gradients = functools.partial(
-        *(_gradients, model, config, state.params, state.tables, frozen, content, placed),
-        *(rows, weight),
+        _gradients, model, config, state.params, state.tables, frozen, content, placed, rows, weight
     )
     parts = rows // (config.microbatch_rows or rows)
     if parts == 1:
@@ -270,7 +278,7 @@ def _gradients(
         if config.loss == "in_batch":
             inputs = embeddings.with_shared_items(inputs)
         params, inputs = jax.tree.map(lambda x: x.astype(dtype), (params, inputs))
-        inputs = inputs.replace(chosen=chosen)
+        inputs = dataclasses.replace(inputs, chosen=chosen)
         logits = model.apply(params, inputs, train=True, rngs={"dropout": key})
         loss = _loss(config, logits, batch) * share
         if config.l2:
@@ -303,19 +311,21 @@ def predict(
     params: Any,
     tables: Tables,
     content: Content,
-    batch: Batch,
+    batch: HostBatch,
     devices: int = 1,
 ) -> jax.Array:
     """Logits [B, G] of a batch, split over `devices`; `tables` are all, trained and frozen."""
+    arrays: Batch = {name: jnp.asarray(x) for name, x in batch.items()}
     chosen = None
-    if shares_items(model, batch["item"].size, len(content.item_categorical), devices):
-        batch, chosen = embeddings.with_all_items(content, batch), batch["item"]
-    rows = embeddings.gather(tables, lookup_ids(content, batch))
-    inputs = model_inputs(_float32(rows), content, batch)
-    return model.apply(params, inputs.replace(chosen=chosen))
+    if shares_items(model, arrays["item"].size, len(content.item_categorical), devices):
+        arrays, chosen = embeddings.with_all_items(content, arrays), arrays["item"]
+    rows = embeddings.gather(tables, lookup_ids(content, arrays))
+    inputs = model_inputs(_float32(rows), content, arrays)
+    logits = model.apply(params, dataclasses.replace(inputs, chosen=chosen))
+    return cast(jax.Array, logits)  # only with mutable variables would it be a pair
 
 
-def _float32(rows: Tables) -> Tables:
+def _float32(rows: Tables) -> dict[str, jax.Array]:
     return {name: x.astype(jnp.float32) for name, x in rows.items()}
 
 
@@ -331,7 +341,7 @@ def _schedule(config: TrainConfig, step: jax.Array) -> jax.Array:
 
 
 def _optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    adam = optax.adam(lambda step: config.learning_rate * _schedule(config, step))
+    adam = optax.adam(lambda step: config.learning_rate * _schedule(config, jnp.asarray(step)))
     if config.clip_norm:
         return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)
     return adam

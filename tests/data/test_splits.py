@@ -147,6 +147,13 @@ def test_a_rule_that_cannot_work_is_refused(rule, validation, test, message):
         splits.assign(raw([1, 2, 3]), rule, validation, test, 0)
 
 
+def test_rules_that_go_by_user_refuse_data_without_users():
+    clicks = RawTable(ReadReport(3), fold=np.array([TRAIN, TRAIN, TEST], np.int8))
+    for rule in ("leave_one_out", "given"):
+        with pytest.raises(ConfigError, match="the data names no user, which this split needs"):
+            splits.assign(clicks, rule, 0, 0, 0)
+
+
 # Repeats.
 
 

@@ -313,6 +313,16 @@ def test_factors_of_other_sizes_are_no_start(interactions):
         als.fit(interactions, IMPLICIT, KEY, init=other)
 
 
+def test_explicit_feedback_refuses_factors_without_biases(interactions):
+    factors = Factors(jnp.zeros((U, D)), jnp.zeros((I, D)))
+    for call in (
+        lambda: als.fit(interactions, EXPLICIT, KEY, init=factors),
+        lambda: als.fold_in(factors, interactions, EXPLICIT),
+    ):
+        with pytest.raises(ConfigError, match="feedback='explicit' needs factors with biases"):
+            call()
+
+
 @pytest.mark.parametrize("side", ["user", "item"])
 def test_fold_in_of_the_training_rows_is_the_exact_half_step(side, interactions, matrix):
     factors, _ = als.fit(interactions, dataclasses.replace(IMPLICIT, frequency_exponent=0.5), KEY)

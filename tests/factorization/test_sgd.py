@@ -12,7 +12,7 @@ import pytest
 from cadc_jax.checkpoints import Checkpoints
 from cadc_jax.errors import ConfigError, DataError
 from cadc_jax.factorization import sgd
-from cadc_jax.factorization.factors import scores
+from cadc_jax.factorization.factors import Factors, scores
 from cadc_jax.factorization.sgd import SGDConfig
 from cadc_jax.interrupts import Stopped
 
@@ -190,6 +190,13 @@ def test_factors_of_other_sizes_are_no_start():
     first, _ = sgd.fit(user, item, U, I, CONFIG, KEY, label)
     with pytest.raises(ConfigError, match=rf"\({I}, {D}\).*; this fit has .*\({I + 1}, {D}\)"):
         sgd.fit(user, item, U, I + 1, CONFIG, KEY, label, init=first)
+
+
+def test_factors_without_biases_are_no_start():
+    user, item, label = clicks()
+    plain = Factors(jnp.zeros((U, D)), jnp.zeros((I, D)))
+    with pytest.raises(ConfigError, match="init has no biases"):
+        sgd.fit(user, item, U, I, CONFIG, KEY, label, init=plain)
 
 
 def test_one_program_serves_all_epochs_and_a_second_fit():

@@ -11,6 +11,7 @@ logs and this package.
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -75,13 +76,13 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             disable_shuffling=True,  # splits by time need the order
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         return {
             split: self._generate_examples(_find(dl_manager.manual_dir, name))
             for split, name in self.builder_config.files.items()
         }
 
-    def _generate_examples(self, path: epath.Path):
+    def _generate_examples(self, path: epath.Path) -> Any:
         """Returns (number of the row, example) of each row: an iterator, or a Beam transform."""
         if not self.builder_config.beam:
             return (example for chunk in _rows(path) for example in _examples(chunk))
@@ -108,7 +109,8 @@ def _find(folder: epath.Path, name: str) -> epath.Path:
 def _rows(path: epath.Path) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     """Yields (number of its first row, name -> [n] values) of successive chunks of a log."""
     start = 0
-    for task in itertools.chain.from_iterable(part() for part in criteo.source([path]).parts):
+    source = criteo.source([os.fspath(path)])
+    for task in itertools.chain.from_iterable(part() for part in source.parts):
         chunk = task.decode()
         if chunk.report.malformed:
             raise DataError(f"{chunk.report.examples[0]}; mend or remove such rows")
