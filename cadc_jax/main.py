@@ -16,12 +16,14 @@ that all of them share and with --distributed (on Cloud TPU, GKE, Slurm or Open 
     --coordinator=HOST:PORT --num_processes=N --process_id=K     (K from 0; process 0 is on HOST)
 """
 
+import difflib
 import errno
 import os
 import pathlib
 import signal
 import sys
 import traceback
+from collections.abc import Iterable
 
 # TensorFlow only reads data here; these silence what it logs when it is imported.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -66,6 +68,7 @@ _ROWS = flags.DEFINE_integer(
     "rows",
     None,
     "interactions, plan: training rows to look at (200,000 by default); to plan, those there are.",
+    lower_bound=1,
 )
 _ARM = flags.DEFINE_string(
     "arm",
@@ -102,13 +105,21 @@ _JOIN_SECONDS = flags.DEFINE_integer(
     "join_seconds", 300, "run, compress, train: how long to wait for the others to join."
 )
 _DEVICES = flags.DEFINE_integer(
-    "devices", 1, "plan: number of devices; config.devices.model of them share a split table."
+    "devices",
+    1,
+    "plan: number of devices; config.devices.model of them share a split table.",
+    lower_bound=1,
 )
 _HARDWARE = flags.DEFINE_string("hardware", "v5e", "plan: v5e, v5p, v6e, h100 or cpu.")
-_NUM_USERS = flags.DEFINE_integer("num_users", None, "plan: users, where no table is prepared.")
-_NUM_ITEMS = flags.DEFINE_integer("num_items", None, "plan: items, likewise.")
+_NUM_USERS = flags.DEFINE_integer(
+    "num_users", None, "plan: users, where no table is prepared.", lower_bound=1
+)
+_NUM_ITEMS = flags.DEFINE_integer("num_items", None, "plan: items, likewise.", lower_bound=1)
 _FEATURE_ROWS = flags.DEFINE_integer(
-    "feature_rows", None, "plan: values of all other categorical features together, likewise."
+    "feature_rows",
+    None,
+    "plan: values of all other categorical features together, likewise.",
+    lower_bound=0,
 )
 
 _STOP = Stop()
@@ -119,14 +130,16 @@ def main(argv: list[str]) -> None:
     command, *rest = argv[1:] or ["run"]
     if command not in COMMANDS:
         raise CadcError(
-            f"unexpected argument '{command}': commands are {', '.join(COMMANDS)}; options are "
-            "written --name=value"
+            f"unexpected argument '{command}'{_nearest(command, COMMANDS)}: commands are "
+            f"{', '.join(COMMANDS)}; options are written --name=value"
         )
     if rest and (command not in _WITH_FOLDER or len(rest) > 1):
         raise CadcError(f"unexpected argument '{rest[-1]}': options are written --name=value")
     if not _several():
         COMMANDS[command](*rest)
         return
+    if command not in _BY_SEVERAL:
+        raise CadcError(f"only {', '.join(_BY_SEVERAL)} take several processes; not {command}")
     from cadc_jax import distributed  # imports JAX
 
     distributed.initialize(
@@ -232,7 +245,7 @@ def _recommend() -> None:
     """
     if bool(_USER.value) == bool(_USERS.value):
         raise ConfigError("this command needs --user=ID, or --users=all|FILE with --out=FILE")
-    out = pathlib.Path(_needed(_OUT)) if _USERS.value else None
+    out = pathlib.Path(_needed(_OUT, "FILE")) if _USERS.value else None
     trained = _trained()
     from cadc_jax import recommendation
 
@@ -306,6 +319,7 @@ COMMANDS = {
     "doctor": _doctor,
 }
 _WITH_FOLDER = ("info",)
+_BY_SEVERAL = ("run", "compress", "train")
 
 
 def _config():
@@ -319,7 +333,12 @@ def _config():
     try:
         _CONFIG.value.name  # noqa: B018  config_flags puts off the failure to the first use
     except OSError as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(f"--config: {str(error).split('failure to load: ')[-1]}") from None
+    except AttributeError:
+        raise ConfigError(
+            "--config: get_config() of the file must return a configuration that starts from "
+            "cadc_jax.configuration.default_config()"
+        ) from None
     return _CONFIG.value
 
 
@@ -330,9 +349,9 @@ def _experiment(config):
     return experiment.Run(config, workdir, verify=_VERIFY.value, stop=_STOP)
 
 
-def _needed(flag) -> str:
+def _needed(flag, kind: str = "DIR") -> str:
     if not flag.value:
-        raise ConfigError(f"this command needs --{flag.name}=DIR")
+        raise ConfigError(f"this command needs --{flag.name}={kind}")
     return flag.value
 
 
@@ -374,19 +393,51 @@ def _parse_flags(argv: list[str]) -> list[str]:
     if {"--help", "-help", "-h"} & set(argv):
         _help(argv)
     try:
-        return flags.FLAGS([_with_installed_config(argument) for argument in argv])
-    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        return flags.FLAGS([_with_installed_config(word) for word in _with_joined_config(argv)])
+    except flags.UnrecognizedFlagError as error:
+        if error.flagname.startswith("config."):
+            _fail(f"--{error.flagname}: give the configuration as well, as --config=FILE")
+        nearest = _nearest(error.flagname, flags.FLAGS, "--")
+        _fail(f"unknown option --{error.flagname}{nearest}; 'cadc COMMAND --help' lists them")
+    except (CadcError, flags.Error, OSError, TypeError, ValueError) as error:
         _fail(error)
+    except Exception as error:
+        if isinstance(error, AttributeError | KeyError) and not getattr(error, "name", None):
+            _fail(error)  # ConfigDict's, of a field that there is not
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = "" if isinstance(error, SyntaxError) else f" ({place.filename}:{place.lineno})"
+        _fail(f"--config: the file cannot be used: {type(error).__name__}: {error}{where}")
+
+
+def _with_joined_config(argv: list[str]) -> list[str]:
+    """'--config FILE' as '--config=FILE'."""
+    words, joined = iter(argv), []
+    for word in words:
+        joined.append(f"{word}={next(words, '')}" if word in ("--config", "-config") else word)
+    return joined
+
+
+def _nearest(word: str, known: Iterable[str], before: str = "") -> str:
+    """A hint at what may have been meant, or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f", did you mean '{before}{near[0]}'?" if near else ""
 
 
 def _with_installed_config(argument: str) -> str:
     """Where there is no --config=configs/NAME.py, the one that came with the package."""
     name, _, path = argument.partition("=")
-    if name.lstrip("-") == "config" and not os.path.exists(path):
-        package = pathlib.Path(__file__).parent
-        for folder in (package, package.parent):  # a wheel has them in the package
-            if path.startswith("configs/") and (folder / path).exists():
-                return f"{name}={folder / path}"
+    if name.lstrip("-") != "config" or os.path.exists(path.partition(":")[0]):
+        return argument
+    package = pathlib.Path(__file__).parent
+    for folder in (package, package.parent):  # a wheel has them in the package
+        if path.startswith("configs/") and (folder / path).exists():
+            return f"{name}={folder / path}"
+        if shipped := sorted(file.name for file in (folder / "configs").glob("[!_]*.py")):
+            nearest = _nearest(f"{pathlib.Path(path).stem}.py", shipped, "configs/")
+            raise ConfigError(
+                f"--config={path}: no such file{nearest}; the package has "
+                f"configs/{', configs/'.join(shipped)}"
+            )
     return argument
 
 
@@ -406,12 +457,15 @@ def _help(argv: list[str]) -> None:
 
 # Faults of the machine that a user can mend, and how.
 _MEND_SPACE = "free some room, or choose another --workdir; finished stages are kept"
+_MEND_PLACE = "a file is where a folder has to be; choose another path"
 _NOT_OURS = {
     errno.ENOSPC: _MEND_SPACE,
     errno.EDQUOT: _MEND_SPACE,
     errno.EACCES: "ask for the permission, or choose another path",
     errno.EPERM: "ask for the permission, or choose another path",
     errno.EROFS: "choose a --workdir that can be written",
+    errno.ENOTDIR: _MEND_PLACE,
+    errno.EEXIST: _MEND_PLACE,
 }
 
 

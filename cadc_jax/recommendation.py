@@ -160,6 +160,9 @@ def write(trained: Trained, which: str, k: int, out: pathlib.Path) -> str:
             rows += len(part)
         writer.close()
         temporary.replace(out)
+    except OSError as error:
+        error.filename = str(out)  # which Parquet's errors do not tell
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     text = f"{out}: {rows:,} rows, {len(users):,} users, by {trained}"
