@@ -162,11 +162,20 @@ def read(path: pathlib.Path, verify: bool = False) -> Artifact:
         is missing or damaged.
     """
     advice = "delete the folder and run again"
+    if not path.is_dir():
+        raise ArtifactError(f"{path}: no such folder")
+    if not (path / MANIFEST).exists():
+        raise ArtifactError(
+            f"{path}: not a whole artefact, as it has no {MANIFEST}; name another folder, or, if a "
+            f"stage made this one, {advice}"
+        )
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         version = manifest["settings"]["format"]
         files = manifest["files"] if version == FORMAT else {}
         artifact = Artifact(path, path.name, manifest["facts"], manifest["seconds"], reused=True)
+    except PermissionError:  # nothing to delete for
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path}: not a whole artefact ({error!r}); {advice}") from None
     if version != FORMAT:

@@ -30,6 +30,43 @@ MODELS = {"dlrm": DLRM, "dcn": DCN, "two_tower": TwoTower}
 FACTOR_ROWS = ("all", "unsampled")
 RANKINGS = ("sampled", "full")
 METHODS = {"als": ALSConfig, "sgd": SGDConfig}
+# The least that numbers and the sizes of layers may be; METHODS check their own.
+LEAST = {
+    "data.min_count": 0,
+    "data.num_negatives": 0,
+    "data.max_malformed": 0,
+    "data.max_vocabulary": 0,
+    "data.block_bytes": 1,
+    "data.synthetic_rows": 0,
+    "train.batch_rows": 1,
+    "train.negatives": 0,
+    "train.learning_rate": 0,
+    "train.table_learning_rate": 0,
+    "train.l2": 0,
+    "train.clip_norm": 0,
+    "train.warmup_steps": 0,
+    "train.decay_steps": 0,
+    "train.microbatch_rows": 0,
+    "train.steps_per_call": 1,
+    "train.max_evaluations": 1,
+    "train.evaluation_steps": 1,
+    "train.patience": 1,
+    "dlrm.embedding_dim": 1,
+    "dlrm.bottom": 1,
+    "dlrm.top": 1,
+    "dcn.cross_layers": 0,
+    "dcn.rank": 0,
+    "dcn.top": 1,
+    "two_tower.hidden": 1,
+    "two_tower.gate": 0,
+    "devices.model": 1,
+    "devices.table_bytes": 0,
+    "checkpoints.seconds": 0,  # inf saves at signals only
+    "checkpoints.keep": 2,
+    "evaluation.k": 1,
+    "evaluation.max_users": 0,
+}
+BELOW_1 = ("train.label_smoothing", "dlrm.dropout", "dcn.dropout", "two_tower.dropout")
 
 
 def default_config() -> ConfigDict:
@@ -156,22 +193,13 @@ def validate(config: ConfigDict) -> None:
     _one_of("train.table_optimizer", config.train.table_optimizer, sparse.OPTIMIZERS)
     for field in ("compute_dtype", "table_dtype"):
         _one_of(f"train.{field}", config.train[field], ("float32", "bfloat16"))
-    for field in (
-        "batch_rows",
-        "max_evaluations",
-        "evaluation_steps",
-        "patience",
-        "steps_per_call",
-    ):
-        if config.train[field] < 1:
-            raise ConfigError(f"train.{field}={config.train[field]}: must be at least 1")
-    if not config.checkpoints.seconds >= 0:
-        raise ConfigError(
-            f"checkpoints.seconds={config.checkpoints.seconds}: must be 0 or more; inf saves at "
-            "signals only"
-        )
-    if config.checkpoints.keep < 2:
-        raise ConfigError(f"checkpoints.keep={config.checkpoints.keep}: must be at least 2")
+    for field, least in LEAST.items():
+        value = _at(config, field)
+        if not all(x >= least for x in (value if isinstance(value, tuple) else (value,))):
+            raise ConfigError(f"{field}={value}: must be at least {least}")
+    for field in BELOW_1:
+        if not 0 <= _at(config, field) < 1:
+            raise ConfigError(f"{field}={_at(config, field)}: must be in [0, 1)")
     ranking = config.data.task == "ranking"
     loss = config.train.loss
     if loss != "bce" and not ranking:
@@ -188,10 +216,6 @@ def validate(config: ConfigDict) -> None:
         raise ConfigError(
             "train.loss='in_batch' scores every user of a batch with every item of it: it needs "
             "models=('two_tower',), which does so in one product, and train.microbatch_rows=0"
-        )
-    if not 0 <= config.train.label_smoothing < 1:
-        raise ConfigError(
-            f"train.label_smoothing={config.train.label_smoothing}: must be in [0, 1)"
         )
     if ranking and (config.data.columns.label or config.data.source == "criteo"):
         raise ConfigError("rows with labels (data.columns.label, criteo) need data.task='click'")
@@ -284,6 +308,12 @@ def _fields_of(cls: type) -> dict[str, Any]:
     """Defaults of a dataclass' own fields (flax modules add 'parent' and 'name')."""
     fields = [field for field in dataclasses.fields(cls) if field.name not in ("parent", "name")]
     return {field.name: field.default for field in fields}
+
+
+def _at(config: ConfigDict, field: str) -> Any:
+    """The value of a field, such as 'train.l2'."""
+    section, name = field.split(".")
+    return config[section][name]
 
 
 def _one_of(field: str, value: str, allowed: Collection[str]) -> None:

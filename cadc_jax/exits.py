@@ -13,12 +13,15 @@ from cadc_jax.interrupts import Stop, Stopped
 
 # Faults of the machine that a user can mend, and how.
 _MEND_SPACE = "free some room, or choose another --workdir; finished stages are kept"
+_MEND_PLACE = "a file is where a folder has to be; choose another path"
 _NOT_OURS = {
     errno.ENOSPC: _MEND_SPACE,
     errno.EDQUOT: _MEND_SPACE,
     errno.EACCES: "ask for the permission, or choose another path",
     errno.EPERM: "ask for the permission, or choose another path",
     errno.EROFS: "choose a --workdir that can be written",
+    errno.ENOTDIR: _MEND_PLACE,
+    errno.EEXIST: _MEND_PLACE,
 }
 
 

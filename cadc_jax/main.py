@@ -27,7 +27,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from cadc_jax import exits
+from cadc_jax import command_line, exits
 from cadc_jax.errors import CadcError, ConfigError
 from cadc_jax.interrupts import Stop
 
@@ -64,6 +64,7 @@ _ROWS = flags.DEFINE_integer(
     "rows",
     None,
     "interactions, plan: training rows to look at (200,000 by default); to plan, those there are.",
+    lower_bound=1,
 )
 _ARM = flags.DEFINE_string(
     "arm",
@@ -100,13 +101,21 @@ _JOIN_SECONDS = flags.DEFINE_integer(
     "join_seconds", 300, "run, compress, train: how long to wait for the others to join."
 )
 _DEVICES = flags.DEFINE_integer(
-    "devices", 1, "plan: number of devices; config.devices.model of them share a split table."
+    "devices",
+    1,
+    "plan: number of devices; config.devices.model of them share a split table.",
+    lower_bound=1,
 )
 _HARDWARE = flags.DEFINE_string("hardware", "v5e", "plan: v5e, v5p, v6e, h100 or cpu.")
-_NUM_USERS = flags.DEFINE_integer("num_users", None, "plan: users, where no table is prepared.")
-_NUM_ITEMS = flags.DEFINE_integer("num_items", None, "plan: items, likewise.")
+_NUM_USERS = flags.DEFINE_integer(
+    "num_users", None, "plan: users, where no table is prepared.", lower_bound=1
+)
+_NUM_ITEMS = flags.DEFINE_integer("num_items", None, "plan: items, likewise.", lower_bound=1)
 _FEATURE_ROWS = flags.DEFINE_integer(
-    "feature_rows", None, "plan: values of all other categorical features together, likewise."
+    "feature_rows",
+    None,
+    "plan: values of all other categorical features together, likewise.",
+    lower_bound=0,
 )
 
 _STOP = Stop()
@@ -116,15 +125,18 @@ def main(argv: list[str]) -> None:
     """Runs the command, which is the first argument; without one, the configured experiment."""
     command, *rest = argv[1:] or ["run"]
     if command not in COMMANDS:
+        hint = command_line.nearest(command, COMMANDS)
         raise CadcError(
-            f"unexpected argument '{command}': commands are {', '.join(COMMANDS)}; options are "
-            "written --name=value"
+            f"unexpected argument '{command}'{hint}: commands are {', '.join(COMMANDS)}; options "
+            "are written --name=value"
         )
     if rest and (command not in _WITH_FOLDER or len(rest) > 1):
         raise CadcError(f"unexpected argument '{rest[-1]}': options are written --name=value")
     if not _several():
         COMMANDS[command](*rest)
         return
+    if command not in _BY_SEVERAL:
+        raise CadcError(f"only {', '.join(_BY_SEVERAL)} take several processes; not {command}")
     from cadc_jax import distributed  # imports JAX
 
     distributed.initialize(
@@ -231,7 +243,7 @@ def _recommend() -> None:
     user, users = _USER.value, _USERS.value
     if bool(user) == bool(users):
         raise ConfigError("this command needs --user=ID, or --users=all|FILE with --out=FILE")
-    out = pathlib.Path(_needed(_OUT)) if users else None
+    out = pathlib.Path(_needed(_OUT, "FILE")) if users else None
     trained = _trained()
     from cadc_jax import recommendation
 
@@ -307,6 +319,7 @@ COMMANDS = {
     "doctor": _doctor,
 }
 _WITH_FOLDER = ("info",)
+_BY_SEVERAL = ("run", "compress", "train")
 
 
 def _config():
@@ -320,7 +333,12 @@ def _config():
     try:
         _CONFIG.value.name  # noqa: B018  config_flags puts off the failure to the first use
     except OSError as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(f"--config: {str(error).split('failure to load: ')[-1]}") from None
+    except AttributeError:
+        raise ConfigError(
+            "--config: get_config() of the file must return a configuration that starts from "
+            "cadc_jax.configuration.default_config()"
+        ) from None
     return _CONFIG.value
 
 
@@ -331,54 +349,19 @@ def _experiment(config):
     return experiment.Run(config, workdir, verify=_VERIFY.value, stop=_STOP)
 
 
-def _needed(flag: flags.FlagHolder) -> str:
+def _needed(flag: flags.FlagHolder, kind: str = "DIR") -> str:
     if not flag.value:
-        raise ConfigError(f"this command needs --{flag.name}=DIR")
+        raise ConfigError(f"this command needs --{flag.name}={kind}")
     return flag.value
 
 
 def run() -> None:
     """Entry point: errors of the user's end in one line and exit code 1."""
     logging.set_verbosity(logging.WARNING)
-    app.run(lambda argv: exits.guarded(lambda: main(argv), _STOP), flags_parser=_parse_flags)
-
-
-def _parse_flags(argv: list[str]) -> list[str]:
-    """absl's parser; config_flags raises plain errors for a bad file, field or value."""
-    if {"--help", "-help", "-h"} & set(argv):
-        _help(argv)
-    try:
-        return flags.FLAGS([_with_installed_config(argument) for argument in argv])
-    except (AttributeError, KeyError) as error:  # ConfigDict quotes its text, once or twice
-        text = str(error).replace("\\n", ". ").replace("\\", "").replace("'", "")
-        exits.fail(f"no such field: {text}")
-    except (flags.Error, OSError, TypeError, ValueError) as error:
-        exits.fail(error)
-
-
-def _with_installed_config(argument: str) -> str:
-    """Where there is no --config=configs/NAME.py, the one that came with the package."""
-    name, _, path = argument.partition("=")
-    if name.lstrip("-") == "config" and not os.path.exists(path):
-        package = pathlib.Path(__file__).parent
-        for folder in (package, package.parent):  # a wheel has them in the package
-            if path.startswith("configs/") and (folder / path).exists():
-                return f"{name}={folder / path}"
-    return argument
-
-
-def _help(argv: list[str]) -> None:
-    """Shows the program's screen, or that of the command that is named, and ends."""
-    from cadc_jax import usage
-
-    by_module = flags.FLAGS.flags_by_module_dict()
-    known = next(found for found in by_module.values() if any(x.name == "workdir" for x in found))
-    if _CONFIG.name not in {flag.name for flag in known}:
-        known = [flags.FLAGS[_CONFIG.name], *known]
-    command = next((word for word in argv[1:] if word in COMMANDS), None)
-    screen = usage.of_command(command, COMMANDS, known) if command else None
-    print(screen or usage.overview(__doc__, COMMANDS, known, "run"))
-    sys.exit(0)
+    app.run(
+        lambda argv: exits.guarded(lambda: main(argv), _STOP),
+        flags_parser=lambda argv: command_line.parse(argv, __doc__, COMMANDS),
+    )
 
 
 if __name__ == "__main__":

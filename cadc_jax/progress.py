@@ -27,9 +27,10 @@ class Progress:
             return
         self.shown = now
         rate = done / (now - self.start)
-        left = (self.total - done) / rate if rate else float("inf")
         text = f"{self.label}: {done:,}/{self.total:,} {self.unit}, {rate:,.1f}/s"
-        text += f", at most {left:,.0f} s left" + (f", {note}" if note else "")
+        if rate:
+            text += f", at most {(self.total - done) / rate:,.0f} s left"
+        text += f", {note}" if note else ""
         end = "" if sys.stderr.isatty() else "\n"
         print(f"\r\033[K{text}" if not end else text, end=end, file=sys.stderr, flush=True)
 

@@ -161,6 +161,9 @@ def write(trained: Trained, which: str, k: int, out: pathlib.Path) -> str:
         assert writer is not None  # as there are users
         writer.close()
         temporary.replace(out)
+    except OSError as error:
+        error.filename = str(out)  # which Parquet's errors do not tell
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     text = f"{out}: {rows:,} rows, {len(users):,} users, by {trained}"

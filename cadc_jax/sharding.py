@@ -19,6 +19,8 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
+from cadc_jax.errors import ConfigError
+
 DATA = "data"
 MODEL = "model"
 
@@ -34,12 +36,14 @@ def make_mesh(model: int = 1, devices: Sequence[jax.Device] | None = None) -> Me
     """A ('data', 'model') mesh over `devices` (default: all), `model` of them to a table.
 
     Raises:
-      ValueError: if `model` does not divide the number of devices.
+      ConfigError: if `model` does not divide the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
     devices.sort(key=lambda device: device.process_index)  # each makes one part of a batch
     if model < 1 or len(devices) % model:
-        raise ValueError(f"model={model} does not divide the {len(devices)} devices: use a divisor")
+        raise ConfigError(
+            f"devices.model={model}: must be a divisor of the number of devices, {len(devices)}"
+        )
     return Mesh(np.array(devices).reshape(-1, model), (DATA, MODEL))
 
 

@@ -102,14 +102,19 @@ def open_trained(
         return _baseline(shelf, source, config, arm)
     found = [made for made in shelf.models.values() if _prepared(shelf, made) in shelf.prepared]
     if not found:
+        if (source / artifacts.MANIFEST).exists():
+            raise ArtifactError(
+                f"{source}: no trained model yet: run 'cadc train --from={source}' first, or name "
+                "by --workdir=DIR where it ran, or choose --arm=mf_alone or --arm=popularity"
+            )
         if shelf.models:
             raise ArtifactError(
                 f"{source}: the data that its models were trained on is not there; name the "
                 "compressed data set: --from=DIR --workdir=" + str(source)
             )
         raise ArtifactError(
-            f"{source}: no trained model yet: run 'cadc --config=...' (of a compressed data set "
-            "'cadc train --from=DIR') first, or choose --arm=mf_alone or --arm=popularity"
+            f"{source}: no trained model yet: run 'cadc --config=...' first, or choose "
+            "--arm=mf_alone or --arm=popularity"
         )
     there = {(_network(shelf, made), _arm(shelf, made)) for made in found}
     found = [
@@ -202,6 +207,7 @@ def _load(shelf: _Shelf, made: Artifact) -> Trained:
     factors = shelf.factors.get(settings["factors"])
     if arm == "cadc_frozen" and factors is None:
         raise ArtifactError(f"{made.path}: the factors it was trained with are gone; run again")
+    _check_whole(made, factors)
     params, tables = stages.restore(arm, made, factors)
     fields = {key: tuple(x) if isinstance(x, list) else x for key, x in fields.items()}
     return Trained(
@@ -236,6 +242,7 @@ def _baseline(shelf: _Shelf, source: pathlib.Path, config: ConfigDict | None, ar
     _check_one(source, set(found), f"artefacts of the stage '{stage}'")
     (name, made), *_ = found.items()
     if arm == "mf_alone":
+        _check_whole(made)
         factors = Factors(**{key: np.asarray(x) for key, x in read_columns(made.path).items()})
         pair = with_bias_columns(factors)
         tables = {side: np.asarray(x) for side, x in zip(("user", "item"), pair, strict=True)}
@@ -253,6 +260,13 @@ def _baseline(shelf: _Shelf, source: pathlib.Path, config: ConfigDict | None, ar
         params=None,
         tables=tables,
     )
+
+
+def _check_whole(*used: Artifact | None) -> None:
+    """Compares the checksums of what is loaded; factors of a compressed data set have none."""
+    for made in used:
+        if made is not None and (made.path / artifacts.MANIFEST).exists():
+            artifacts.read(made.path, verify=True)
 
 
 def _check_one(source: pathlib.Path, found: set, what: str) -> None:

@@ -30,5 +30,4 @@ def get_config():
     config.train.evaluation_steps = 100
     config.train.table_learning_rate = 2e-3
     config.train.max_evaluations = 40
-    config.evaluation.ranking = "full"  # few candidates favour popular items
     return config

@@ -149,6 +149,29 @@ def test_a_damaged_manifest_says_what_to_do(tmp_path, content):
     assert "\n" not in str(caught.value)
 
 
+def test_a_folder_that_is_no_artefact_is_not_called_damaged(tmp_path):
+    with pytest.raises(ArtifactError, match="has no manifest.json; name another folder"):
+        artifacts.read(tmp_path)
+    with pytest.raises(ArtifactError, match="no such folder"):
+        artifacts.read(tmp_path / "x")
+
+
+def test_what_may_not_be_read_is_not_called_damaged(tmp_path):
+    made = artifacts.materialize(tmp_path, "prepare", {}, write_text)
+    (made.path / "manifest.json").chmod(0)
+    user = os.geteuid()
+    tmp_path.parent.parent.chmod(0o755)  # of this session's folders, which are the user's alone
+    tmp_path.parent.chmod(0o755)
+    tmp_path.chmod(0o755)
+    try:
+        if not user:
+            os.seteuid(65534)
+        with pytest.raises(PermissionError, match="manifest.json"):
+            artifacts.read(made.path)
+    finally:
+        os.seteuid(user)
+
+
 def test_another_format_version_is_refused(tmp_path):
     made = artifacts.materialize(tmp_path, "prepare", {}, write_text)
     manifest = json.loads((made.path / "manifest.json").read_text())

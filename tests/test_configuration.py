@@ -62,9 +62,16 @@ def test_a_rate_outside_its_range_is_named(rate):
         ),
         ({"train__label_smoothing": 1.0}, "label_smoothing=1.0"),
         ({"als__factors": 0}, "factors=0"),
-        ({"checkpoints__seconds": -1.0}, "checkpoints.seconds=-1.0: must be 0 or more"),
+        ({"checkpoints__seconds": -1.0}, "checkpoints.seconds=-1.0: must be at least 0"),
         ({"checkpoints__seconds": float("nan")}, "checkpoints.seconds=nan"),
         ({"checkpoints__keep": 1}, "checkpoints.keep=1: must be at least 2"),
+        ({"train__learning_rate": -1.0}, "train.learning_rate=-1.0: must be at least 0"),
+        ({"data__synthetic_rows": -5}, "data.synthetic_rows=-5: must be at least 0"),
+        ({"data__max_vocabulary": -1}, "data.max_vocabulary=-1: must be at least 0"),
+        ({"evaluation__k": 0}, "evaluation.k=0: must be at least 1"),
+        ({"two_tower__hidden": (64, 0)}, r"two_tower.hidden=\(64, 0\): must be at least 1"),
+        ({"dlrm__embedding_dim": 0}, "dlrm.embedding_dim=0: must be at least 1"),
+        ({"dcn__dropout": 1.0}, r"dcn.dropout=1.0: must be in \[0, 1\)"),
     ],
 )
 def test_a_value_that_cannot_work_is_named(fields, message):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cadc_jax import configuration, cost, planning, stages
-from cadc_jax.errors import ConfigError
+from cadc_jax.errors import ArtifactError, ConfigError
 from cadc_jax.factorization.als import ALSConfig
 from cadc_jax.factorization.interactions import make_layout
 from cadc_jax.factorization.sgd import SGDConfig
@@ -197,6 +197,14 @@ def test_a_prepared_table_gives_the_sizes(tmp_path):
 def test_what_a_plan_cannot_know_is_named(tmp_path, name, given, message):
     with pytest.raises(ConfigError, match=message):
         run_of(tmp_path, [], name, **given)
+
+
+def test_a_damaged_table_is_named_and_not_planned_with(tmp_path):
+    damaged = tmp_path / "prepare" / "0" / "manifest.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("{")
+    with pytest.raises(ArtifactError, match=f"{damaged.parent}: not a whole artefact"):
+        run_of(tmp_path, [], "criteo", rows=10)
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,15 @@ def test_compress_train_and_interactions_are_commands(tmp_path):
         (["train"], "--from=DIR"),
         (["train", "--from=/nowhere"], "/nowhere: no such folder; make one with 'cadc compress'"),
         (["cook"], "commands are run, compress, train, interactions, plan, verify, recommend"),
+        (["recomend"], "'recomend', did you mean 'recommend'?"),
+        (["train", "--from=/nowhere", "--config.rate=0.5"], "--config=FILE"),
+        (
+            ["info", "/nowhere", "--process_id=0"],
+            "only run, compress, train take several processes",
+        ),
+        (["interactions", f"--config={CRITEO}", "--rows=-3"], "--rows=-3"),
+        (["plan", f"--config={CRITEO}", "--devices=0"], "--devices=0"),
+        (["verify", "--from=/nowhere"], "/nowhere: no such folder"),
         (["train", "more"], "unexpected argument 'more'"),
         (["plan", f"--config={CRITEO}", "--workdir=/nowhere"], "give --rows=N, --num_users=N"),
     ],
@@ -193,7 +202,7 @@ def test_an_error_in_a_stage_ends_in_one_clear_line(tmp_path):
         (["--config.ratee=0.1"], "ratee"),
         (["--config.data.pth=x"], "pth"),
         (["--stage=cook"], "cook"),
-        (["--wrkdir=x"], "wrkdir"),
+        (["--wrkdir=x"], "--wrkdir, did you mean '--workdir'?"),
         (["stray"], "stray"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
@@ -203,8 +212,32 @@ def test_a_bad_option_ends_in_one_clear_line(tmp_path, arguments, message):
 
 
 def test_a_missing_config_ends_in_one_clear_line():
-    assert_one_line(cadc("--config=configs/nothing.py"), "nothing.py")
+    assert_one_line(cadc("--config=configs/nothing.py"), "nothing.py: no such file")
+    near = cadc("--config", "configs/critoe.py")
+    assert_one_line(near, "critoe.py: no such file, did you mean 'configs/criteo.py'?")
+    assert_one_line(cadc("--config=configs"), "configs")
     assert_one_line(cadc(), "--config=")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("def get_config(:", "SyntaxError: invalid syntax (own.py, line 1)"),
+        ("\nimport no_such_module", "No module named 'no_such_module'"),
+        ("rate = 0.1", "no attribute 'get_config'"),
+        ("def get_config():\n    return {'rate': 0.1}", "default_config()"),
+    ],
+    ids=["syntax", "import", "no function", "a dict"],
+)
+def test_a_config_that_cannot_be_used_ends_in_one_clear_line(tmp_path, content, message):
+    (tmp_path / "own.py").write_text(content)
+    assert_one_line(cadc(f"--config={tmp_path / 'own.py'}"), message)
+
+
+def test_a_file_in_the_place_of_the_work_folder_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    done = cadc(f"--config={CRITEO}", f"--workdir={tmp_path / 'file'}")
+    assert_one_line(done, "a file is where a folder has to be")
 
 
 def assert_one_line(done, message):
@@ -215,8 +248,9 @@ def assert_one_line(done, message):
 
 
 def test_the_configs_of_the_package_are_found_from_anywhere(tmp_path):
-    found = cadc("--config=configs/epinions.py", cwd=tmp_path)
-    assert "/nowhere/epinions" in found.stderr  # read, and its data looked for
+    for option in (["--config=configs/epinions.py"], ["--config", "configs/epinions.py"]):
+        found = cadc(*option, cwd=tmp_path)
+        assert "/nowhere/epinions" in found.stderr  # read, and its data looked for
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs/epinions.py").write_text("get_config = None")
     assert "/nowhere" not in cadc("--config=configs/epinions.py", cwd=tmp_path).stderr

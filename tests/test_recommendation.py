@@ -1,6 +1,9 @@
 """Items for users: the best unseen ones by the model that validated best, under their raw ids."""
 
+import contextlib
 import dataclasses
+import errno
+import shutil
 
 import numpy as np
 import pytest
@@ -174,6 +177,29 @@ def test_a_wrong_folder_says_what_is_wanted(ranking_run, tmp_path):
         trained.open_trained(tmp_path)
     with pytest.raises(ArtifactError, match="not a compressed data set, but of stage prepare"):
         trained.open_trained(next((ranking_run / "prepare").iterdir()))
+
+
+def test_a_damaged_model_or_factors_are_not_used(ranking_run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(ranking_run, copy)
+    files = [file for stage in ("train", "factorize") for file in (copy / stage).rglob("*")]
+    for file in files:
+        if file.is_file() and file.name != "manifest.json" and file.stat().st_size > 1000:
+            content = bytearray(file.read_bytes())
+            content[-1] ^= 1
+            file.write_bytes(content)
+    for arm in (None, "mf_alone"):
+        with pytest.raises(ArtifactError, match="the file is damaged"):
+            trained.open_trained(copy, arm=arm)
+
+
+def test_a_full_disk_is_named_with_the_file(shop, small_disk):
+    with contextlib.suppress(OSError):
+        (small_disk / "fill").write_bytes(bytes(3 << 20))
+    with pytest.raises(OSError) as caught:
+        recommendation.write(shop, "all", 50, small_disk / "recs.parquet")
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename == str(small_disk / "recs.parquet")
 
 
 def test_before_any_training_it_says_what_to_do(click_run, tmp_path):

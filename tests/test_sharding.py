@@ -3,10 +3,11 @@ import numpy as np
 import pytest
 
 from cadc_jax import sharding
+from cadc_jax.errors import ConfigError
 
 
 def test_the_axis_model_must_divide_the_devices():
-    with pytest.raises(ValueError, match="divide the 8 devices"):
+    with pytest.raises(ConfigError, match="devices.model=3.*divisor.*8"):
         sharding.make_mesh(3)
 
 

@@ -79,6 +79,10 @@ def draw_for_evaluation(
     Raises:
       ConfigError: if some user has not enough unseen items.
     """
+    if count >= num_items:  # the draws below would take long to find out
+        raise ConfigError(
+            f"data.num_negatives={count}: there are {num_items - 1} items; choose fewer"
+        )
     drawn = np.zeros((len(user), count), np.int32)
     filled = np.zeros(len(user), np.int64)
     for attempt in range(2 * count + 20):

@@ -94,11 +94,11 @@ class ALSConfig:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(
-                    f"{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}"
+                    f"als.{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}"
                 )
         for name in ("factors", "iterations", "cg_steps", "regularization", "alpha"):
             if not getattr(self, name) > 0:
-                raise ConfigError(f"{name}={getattr(self, name)}: must be above 0")
+                raise ConfigError(f"als.{name}={getattr(self, name)}: must be above 0")
 
     def refreshing(self, iterations: int) -> "ALSConfig":
         """These settings for a `fit` that goes on from other factors."""

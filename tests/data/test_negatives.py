@@ -88,9 +88,10 @@ def test_evaluation_negatives_depend_on_the_row_and_the_seed_alone():
     )
 
 
-def test_too_few_unseen_items_say_what_to_lower():
+@pytest.mark.parametrize("count", [18, 10**12])
+def test_too_few_unseen_items_say_what_to_lower(count):
     with pytest.raises(ConfigError, match="data.num_negatives"):
-        negatives.draw_for_evaluation(np.array([0]), SEEN, ITEMS, 18, seed=0)
+        negatives.draw_for_evaluation(np.array([0]), SEEN, ITEMS, count, seed=0)
 
 
 def test_enough_unseen_items_are_found_however_rare_they_are():

@@ -356,11 +356,11 @@ def test_fold_in_of_a_few_new_users(interactions):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"solver": "lu"}, "solver='lu': choose one of cg, cholesky"),
+        ({"solver": "lu"}, "als.solver='lu': choose one of cg, cholesky"),
         ({"feedback": "clicks"}, "feedback='clicks'"),
         ({"dtype": "float16"}, "dtype='float16'"),
-        ({"regularization": 0.0}, "regularization=0.0: must be above 0"),
-        ({"factors": 0}, "factors=0: must be above 0"),
+        ({"regularization": 0.0}, "als.regularization=0.0: must be above 0"),
+        ({"factors": 0}, "als.factors=0: must be above 0"),
     ],
 )
 def test_a_config_that_cannot_work_is_refused(change, message):
