@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from cadc_jax import configuration, cost, planning, stages
+from cadc_jax.cost import factorization
 from cadc_jax.errors import ArtifactError, ConfigError
 from cadc_jax.factorization.als import ALSConfig
 from cadc_jax.factorization.interactions import make_layout
@@ -83,8 +84,8 @@ def test_exact_solves_are_predicted_as_they_are_compiled():
 @pytest.mark.parametrize("devices", [1, 8])
 def test_rows_that_are_all_alike_need_no_list_of_them(rows, entries, devices):
     count = -(-entries // rows)
-    even = cost._side(rows, None, entries, 1024, devices)
-    listed = cost._side(rows, np.full(rows, count), entries, 1024, devices)
+    even = factorization._side(rows, None, entries, 1024, devices)
+    listed = factorization._side(rows, np.full(rows, count), entries, 1024, devices)
     assert listed.chunks == make_layout(np.full(rows, count), 1024, devices).chunks
     for name in ("table_rows", "chunks", "segments", "segment", "long_rows", "long_chunks"):
         assert getattr(even, name) == pytest.approx(getattr(listed, name), rel=0.05, abs=1), name

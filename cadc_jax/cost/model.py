@@ -1,0 +1,207 @@
+"""Hardware, sizes of data, and what a cost is."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from cadc_jax.data.table import Table
+from cadc_jax.errors import ConfigError
+from cadc_jax.models import embeddings
+
+EFFICIENCY = 0.4  # assumed share of each peak that a step reaches; nothing here measures it
+
+
+@dataclasses.dataclass(frozen=True)
+class Hardware:
+    """Published peaks of one device.
+
+    Attributes:
+      memory: bytes.
+      bandwidth: of its memory, bytes a second.
+      link: what it can receive from the others, bytes a second over all its links.
+      products: 'bfloat16', 'float32' (JAX's default precision) and 'highest' (float32 throughout)
+        -> FLOPs a second.
+    """
+
+    memory: float
+    bandwidth: float
+    link: float
+    products: Mapping[str, float]
+
+
+def _tpu(memory: float, bandwidth: float, link: float, peak: float) -> Hardware:
+    # By default a TPU multiplies float32 as bfloat16, in one pass; 'highest' takes six.
+    products = {"bfloat16": peak, "float32": peak, "highest": peak / 6}
+    return Hardware(memory, bandwidth, link, products)
+
+
+# TPUs: docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}, 'key specifications'. Links are stated for
+# both directions together; half of that is received. H100 (SXM): NVIDIA's data sheet, dense; by
+# default JAX multiplies float32 as TF32 there. 'cpu' is nominal: one core of a server, and its
+# share of the memory's bandwidth.
+HARDWARE = {
+    "v5e": _tpu(16e9, 819e9, 400e9 / 2, 197e12),
+    "v5p": _tpu(95e9, 2765e9, 1200e9 / 2, 459e12),
+    "v6e": _tpu(32e9, 1638e9, 800e9 / 2, 918e12),
+    "h100": Hardware(
+        80e9, 3350e9, 900e9 / 2, {"bfloat16": 989e12, "float32": 494e12, "highest": 67e12}
+    ),
+    "cpu": Hardware(math.inf, 10e9, 5e9, {"bfloat16": 50e9, "float32": 50e9, "highest": 50e9}),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What the cost of a run depends on of its data.
+
+    Attributes:
+      task: 'click' or 'ranking'.
+      rows: training rows.
+      num_users: U.
+      num_items: I.
+      feature_rows: V, of the stacked table of other categorical features.
+      dense: numbers of dense features of (users, rows, items).
+      categorical: likewise of categorical ones.
+      entries: of the interaction matrix.
+      user_counts: [U] entries of each user, or None: all alike.
+      item_counts: [I] likewise.
+    """
+
+    task: str
+    rows: int
+    num_users: int
+    num_items: int
+    feature_rows: int = 0
+    dense: tuple[int, int, int] = (0, 0, 0)
+    categorical: tuple[int, int, int] = (0, 0, 0)
+    entries: int = 0
+    user_counts: np.ndarray | None = None
+    item_counts: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What one device is asked for.
+
+    Attributes:
+      name: what this is the cost of.
+      memory: what for -> bytes.
+      unit: what the work below is that of, such as 'step'.
+      flops: of matrix products.
+      precision: of these, a key of `Hardware.products`.
+      traffic: bytes read from and written to the device's memory.
+      received: what for -> bytes from other devices.
+      units: how many there are in `whole`.
+      whole: such as 'epoch'.
+      notes: lines for the reader.
+    """
+
+    name: str
+    memory: Mapping[str, float]
+    unit: str
+    flops: float
+    precision: str
+    traffic: float
+    received: Mapping[str, float]
+    units: int
+    whole: str
+    notes: tuple[str, ...] = ()
+
+    def seconds(self, hardware: Hardware) -> dict[str, float]:
+        """Time of a unit: for products, for memory, for receiving, and in all at two bounds.
+
+        'least' is the slowest of the three at its peak, as if all went on at once. 'expected' is
+        their sum at EFFICIENCY of the peaks, as if nothing did.
+        """
+        parts = {
+            "products": self.flops / hardware.products[self.precision],
+            "memory": self.traffic / hardware.bandwidth,
+            "receiving": sum(self.received.values()) / hardware.link,
+        }
+        bounds = {"least": max(parts.values()), "expected": sum(parts.values()) / EFFICIENCY}
+        return parts | bounds
+
+
+def hardware(name: str) -> Hardware:
+    """The device of that name.
+
+    Raises:
+      ConfigError: if it is not known.
+    """
+    if name not in HARDWARE:
+        raise ConfigError(f"hardware={name!r}: must be one of {', '.join(HARDWARE)}")
+    return HARDWARE[name]
+
+
+def sizes_of(table: Table) -> Sizes:
+    """The sizes of a prepared table."""
+    schema = table.schema
+    user, row, item = schema.user_content, schema.context, schema.item_content
+    rows = len(table.splits["train"]["user"])
+    if schema.task == "click":  # its matrix holds clicks; how they spread over users is not stored
+        user_counts, item_counts = None, np.asarray(table.items["clicks"])
+    else:
+        user_counts, item_counts = np.diff(table.known["offsets"]), np.asarray(table.items["count"])
+    return Sizes(
+        task=schema.task,
+        rows=rows,
+        num_users=schema.num_users,
+        num_items=schema.num_items,
+        feature_rows=embeddings.num_feature_rows(table),
+        dense=(len(user.dense), len(row.dense), len(item.dense)),
+        categorical=(len(user.categorical), len(row.categorical), len(item.categorical)),
+        entries=int(item_counts.sum()),
+        user_counts=user_counts,
+        item_counts=item_counts,
+    )
+
+
+def text(costs: Iterable[Cost], device: Hardware) -> str:
+    """Costs as tables for people to read."""
+    blocks = []
+    for cost in costs:
+        total = sum(cost.memory.values())
+        fits = "fits" if total <= device.memory else "DOES NOT FIT"
+        room = "" if math.isinf(device.memory) else f" of {_bytes(device.memory)}: {fits}"
+        lines = [cost.name, "  memory of a device"]
+        lines += [f"    {what:36} {_bytes(size):>10}" for what, size in cost.memory.items() if size]
+        lines.append(f"    {'in all':36} {_bytes(total):>10}{room}")
+        time = cost.seconds(device)
+        lines.append(f"  {'for each ' + cost.unit:47} {'at peak':>10}")
+        received = sum(cost.received.values())
+        for what, amount, part in (
+            ("matrix products", f"{cost.flops / 1e9:,.2f} GFLOP", "products"),
+            ("memory read and written", _bytes(cost.traffic), "memory"),
+            ("received from other devices", _bytes(received), "receiving"),
+        ):
+            lines.append(f"    {what:30} {amount:>14} {_time(time[part]):>10}")
+        if received:
+            lines += [
+                f"      {what:28} {_bytes(size):>14}"
+                for what, size in cost.received.items()
+                if size
+            ]
+        lines.append(
+            f"  {cost.unit}: at least {_time(time['least'])}, "
+            f"{_time(time['expected'])} at {EFFICIENCY:.0%} of the peaks; "
+            f"{cost.whole} of {cost.units:,}: {_time(time['least'] * cost.units)} to "
+            f"{_time(time['expected'] * cost.units)}"
+        )
+        lines += [f"  {note}" for note in cost.notes]
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def _bytes(size: float) -> str:
+    if size >= 1e9:
+        return f"{size / 1e9:,.2f} GB"
+    return f"{size / 1e6:,.2f} MB" if size >= 1e4 else f"{size:,.0f} B"
+
+
+def _time(seconds: float) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:,.2f} {unit}"
+    return f"{seconds / 1e-6:,.2f} us"
