@@ -112,6 +112,12 @@ class DataReport:
         return sorted({key[3] for key in self.groups if key[2] == "uniform"}, reverse=True)
 
     @property
+    def compared(self) -> list[tuple[Key, Group]]:
+        """All groups but those of other selections, in the order of the tables."""
+        found = [(key, group) for key, group in self.groups.items() if key[2] in ("", "uniform")]
+        return sorted(found, key=lambda pair: _order(pair[0]))
+
+    @property
     def headline(self) -> float | None:
         """The rate nearest to a tenth."""
         return min(self.rates, key=lambda rate: abs(math.log(rate / 0.1)), default=None)
@@ -213,10 +219,8 @@ def among_few(report: DataReport) -> list[list[str]]:
     for peer in ("MF alone", "all rows"):
         header += [f"HR@{K} (1+K) against {peer}", f"NDCG@{K} (1+K) against {peer}"]
     lines = [header]
-    for (arm, model, rule, rate), group in sorted(
-        report.groups.items(), key=lambda pair: _order(pair[0])
-    ):
-        if group.few is None or rule not in ("", "uniform"):
+    for (arm, model, _, rate), group in report.compared:
+        if group.few is None:
             continue
         line = [NAMES[arm], model or "-", f"{rate:g}"]
         for peer in (report.baseline("mf_alone"), report.baseline("full", model)):
@@ -394,11 +398,7 @@ def _main_table(report: DataReport) -> list[list[str]]:
     header += ["against MF alone", "against all rows", "against the sample alone"]
     header += ["train s", "not converged", "start is best"]
     lines = [header]
-    for (arm, model, rule, rate), group in sorted(
-        report.groups.items(), key=lambda pair: _order(pair[0])
-    ):
-        if rule not in ("", "uniform"):
-            continue
+    for (arm, model, _, rate), group in report.compared:
         mf, full = report.baseline("mf_alone"), report.baseline("full", model)
         line = [NAMES[arm], model or "-", f"{rate:g}", f"{group.mean('rows_used'):,.0f}"]
         line += [str(len(group.rows)), *(_spread(group, name) for name in metrics)]
@@ -519,9 +519,7 @@ def _cost_table(report: DataReport) -> list[list[str]]:
     header = ["arm", "model", "rate", "all rows MB", "kept rows MB", "factors MB", "model MB"]
     header += ["factorise s", "sample s", "train s", "all rows: train s", "paid back after"]
     lines = [header]
-    for (arm, model, rule, rate), group in sorted(
-        report.groups.items(), key=lambda pair: _order(pair[0])
-    ):
+    for (arm, model, rule, rate), group in report.compared:
         full = report.baseline("full", model)
         if rule != "uniform" or arm == "random" or full is None:
             continue
@@ -546,13 +544,10 @@ def _truth_table(report: DataReport) -> list[list[str]]:
     lines = [["scorer", "model", "rate", "AUC", "share of (AUC - 0.5)"]]
     lines.append(["true probabilities, to expect", "", "", f"{expected:.4f}", ""])
     lines.append(["true probabilities, these labels", "", "", f"{reached:.4f}", "100.0 %"])
-    for (arm, model, rule, rate), group in sorted(
-        report.groups.items(), key=lambda pair: _order(pair[0])
-    ):
-        if rule in ("", "uniform"):
-            share = (group.mean("auc") - 0.5) / (reached - 0.5)
-            line = [NAMES[arm], model or "-", f"{rate:g}", _spread(group, "auc")]
-            lines.append([*line, f"{share:.1%}"])
+    for (arm, model, _, rate), group in report.compared:
+        share = (group.mean("auc") - 0.5) / (reached - 0.5)
+        line = [NAMES[arm], model or "-", f"{rate:g}", _spread(group, "auc")]
+        lines.append([*line, f"{share:.1%}"])
     return lines
 
 

@@ -40,11 +40,16 @@ def make_mesh(model: int = 1, devices: Sequence[jax.Device] | None = None) -> Me
     """
     devices = jax.devices() if devices is None else list(devices)
     devices.sort(key=lambda device: device.process_index)  # each makes one part of a batch
-    if model < 1 or len(devices) % model:
-        raise ConfigError(
-            f"devices.model={model}: must be a divisor of the number of devices, {len(devices)}"
-        )
+    check_division(model, len(devices))
     return Mesh(np.array(devices).reshape(-1, model), (DATA, MODEL))
+
+
+def check_division(model: int, devices: int) -> None:
+    """Raises ConfigError unless so many devices can be divided into groups of `model`."""
+    if model < 1 or devices < 1 or devices % model:
+        raise ConfigError(
+            f"devices.model={model}: must be a divisor of the number of devices, {devices}"
+        )
 
 
 def named(mesh: Mesh | AbstractMesh, spec: P) -> NamedSharding:

@@ -249,6 +249,17 @@ def sample_stage(run: Run, prepared: Artifact) -> Artifact:
     return made
 
 
+def train_settings(config: ConfigDict, model_name: str) -> dict[str, Any]:
+    """All of a configuration that a trained model depends on, but for its rows and factors."""
+    return {
+        "model": [model_name, config[model_name].to_dict()],
+        "train": dataclasses.asdict(configuration.train_config(config)),
+        "k": config.evaluation.k,
+        "ranking": config.evaluation.ranking,
+        "seed": config.seed,
+    }
+
+
 def train_stage(run: Run, inputs: Inputs, model_name: str, arm: str) -> Artifact:
     """Trains one model in one arm; the artefact holds the state that validated best."""
     config, prepared, factors, sample = run.config, inputs.prepared, inputs.factors, inputs.sample
@@ -259,11 +270,7 @@ def train_stage(run: Run, inputs: Inputs, model_name: str, arm: str) -> Artifact
         # Random arms take no more from the factors than their width.
         "factors": factors.fingerprint if arm.startswith("cadc") else _rank(factors),
         "embeddings": _embeddings(arm),
-        "model": [model_name, config[model_name].to_dict()],
-        "train": dataclasses.asdict(train_config),
-        "k": config.evaluation.k,
-        "ranking": config.evaluation.ranking,
-        "seed": config.seed,
+        **train_settings(config, model_name),
     }
 
     def write(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:

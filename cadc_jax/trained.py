@@ -307,14 +307,7 @@ def _made_by(shelf: _Shelf, made: Artifact, config: ConfigDict) -> bool:
     """Whether a model was trained with the settings of `config`."""
     settings = shelf.settings[made.fingerprint]
     name = settings["model"][0]
-    own = {
-        "model": [name, config[name].to_dict()],
-        "train": dataclasses.asdict(configuration.train_config(config)),
-        "k": config.evaluation.k,
-        "ranking": config.evaluation.ranking,
-        "seed": config.seed,
-    }
-    own = json.loads(json.dumps(own))
+    own = json.loads(json.dumps(stages.train_settings(config, name)))
     sample = shelf.settings.get(settings["sample"])
     return (
         all(settings.get(key) == value for key, value in own.items())

@@ -166,10 +166,7 @@ def place(
     Raises:
       ConfigError: as `training`.
     """
-    if group < 1 or devices < 1 or devices % group:
-        raise ConfigError(
-            f"devices.model={group}: must be a divisor of the number of devices, {devices}"
-        )
+    sharding.check_division(group, devices)
     mesh = AbstractMesh((devices // group, group), (sharding.DATA, sharding.MODEL))
     typed = {
         name: x if name in frozen else jax.ShapeDtypeStruct(x.shape, config.table_dtype)

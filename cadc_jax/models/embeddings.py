@@ -157,17 +157,18 @@ def lookup_ids(content: Content, batch: Batch) -> dict[str, jax.Array]:
 
 
 def with_all_items(content: Content, batch: Batch) -> Batch:
-    """The batch with all I items, shared, in place of each row's own.
+    """The batch with all I items, shared, in place of each row's own, which are then `chosen`.
 
     In a batch with weights `present` are those of the rows.
     """
     num_items = len(content.item_categorical)
     everything = jnp.arange(num_items, dtype=batch["item"].dtype)[None]
+    shared = {**batch, "item": everything, "chosen": batch["item"]}
     if "weight" not in batch:
-        return {**batch, "item": everything}
+        return shared
     real = jnp.broadcast_to(batch["weight"][:, None] > 0, batch["item"].shape)
     present = jnp.zeros(num_items, bool).at[batch["item"]].max(real)
-    return {**batch, "item": everything, "present": present[None]}
+    return {**shared, "present": present[None]}
 
 
 def pair_batch(user: jax.Array | np.ndarray, item: jax.Array | np.ndarray) -> HostBatch:
@@ -210,6 +211,7 @@ def model_inputs(rows: Tables, content: Content, batch: Batch) -> Inputs:
         item_dense=content.item_dense[item],
         user_features=user_features.reshape(len(user), num_user, width),
         item_features=item_features,
+        chosen=batch.get("chosen"),
     )
 
 

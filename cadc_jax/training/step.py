@@ -260,14 +260,13 @@ def _gradients(
     Returns:
       The loss [], gradients of `params`, and by table the ids [n] and row gradients [n, D] float32.
     """
-    chosen = None
     # An l2 penalty counts an item once a row, and items shared by devices would have to be gathered
     # and updated as such.
     own = config.loss != "in_batch" and not config.l2
     alone = placed is None or placed.mesh.size == 1
     num_items = len(content.item_categorical)
     if own and alone and shares_items(model, batch["item"].size, num_items):
-        batch, chosen = embeddings.with_all_items(content, batch), batch["item"]
+        batch = embeddings.with_all_items(content, batch)
     ids = lookup_ids(content, batch)
     share = jnp.maximum(jnp.sum(batch["weight"]), 1) / jnp.maximum(batch_weight, 1)
     frozen_rows = _float32(placement.gather(placed, frozen, ids))
@@ -277,8 +276,10 @@ def _gradients(
         inputs = model_inputs({**rows, **frozen_rows}, content, batch)
         if config.loss == "in_batch":
             inputs = embeddings.with_shared_items(inputs)
-        params, inputs = jax.tree.map(lambda x: x.astype(dtype), (params, inputs))
-        inputs = dataclasses.replace(inputs, chosen=chosen)
+        params, inputs = jax.tree.map(
+            lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x,
+            (params, inputs),
+        )
         logits = model.apply(params, inputs, train=True, rngs={"dropout": key})
         loss = _loss(config, logits, batch) * share
         if config.l2:
@@ -316,12 +317,10 @@ def predict(
 ) -> jax.Array:
     """Logits [B, G] of a batch, split over `devices`; `tables` are all, trained and frozen."""
     arrays: Batch = {name: jnp.asarray(x) for name, x in batch.items()}
-    chosen = None
     if shares_items(model, arrays["item"].size, len(content.item_categorical), devices):
-        arrays, chosen = embeddings.with_all_items(content, arrays), arrays["item"]
+        arrays = embeddings.with_all_items(content, arrays)
     rows = embeddings.gather(tables, lookup_ids(content, arrays))
-    inputs = model_inputs(_float32(rows), content, arrays)
-    logits = model.apply(params, dataclasses.replace(inputs, chosen=chosen))
+    logits = model.apply(params, model_inputs(_float32(rows), content, arrays))
     return cast(jax.Array, logits)  # only with mutable variables would it be a pair
 
 
