@@ -198,7 +198,10 @@ def _stream(
 
     numbers = tf.data.Dataset.range(start, np.iinfo(np.int64).max, stride)
     blocks = numbers.map(load, num_parallel_calls=2, deterministic=True).prefetch(1)
-    yield from blocks.as_numpy_iterator()
+    # There is nothing to tune, and closing a stream would wait seconds for the tuner's next round.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    yield from blocks.with_options(options).as_numpy_iterator()
 
 
 _streams: weakref.WeakSet[Generator[Batch]] = weakref.WeakSet()
