@@ -65,8 +65,8 @@ def main():
 def compiled(interactions: Interactions, config: als.ALSConfig, mesh: jax.sharding.Mesh):
     """The program that solves the items, the users' table being the larger, fixed one."""
     users, items = als._prepare(interactions, config, mesh)
-    user = als._table(users, jnp.zeros((interactions.num_users, config.factors)), config.dtype)
-    item = als._table(items, jnp.zeros((interactions.num_items, config.factors)), config.dtype)
+    user = als._table(users, jnp.zeros((interactions.num_users, config.factors)), config)
+    item = als._table(items, jnp.zeros((interactions.num_items, config.factors)), config)
     arguments = als._arguments(items, item, users, user, config, 0.0)
     return als._half_step.lower(*arguments).compile()
 

@@ -200,8 +200,8 @@ def compiled_iteration(matrix: Interactions, config: als.ALSConfig, mesh: jax.sh
     """The programs of both half-steps."""
     width = config.factors + (config.feedback == "explicit")
     users, items = als._prepare(matrix, config, mesh)
-    user = als._table(users, jnp.zeros((matrix.num_users, width)), config.dtype)
-    item = als._table(items, jnp.zeros((matrix.num_items, width)), config.dtype)
+    user = als._table(users, jnp.zeros((matrix.num_users, width)), config)
+    item = als._table(items, jnp.zeros((matrix.num_items, width)), config)
     halves = ((users, user, items, item), (items, item, users, user))
     return [als._half_step.lower(*als._arguments(*half, config, 0.0)).compile() for half in halves]
 

@@ -309,7 +309,7 @@ def run_cell(study: Study, cell: Cell, say: Callable[[str], None]) -> Row:
       SkipCell: if it cannot be had.
       CadcError: and whatever else goes wrong.
     """
-    from cadc_jax import experiment, stages  # import TensorFlow; the main process does without
+    from cadc_jax import experiment, sharding, stages  # they import TensorFlow; the parent does not
 
     start, cpu = time.perf_counter(), time.process_time()
     work = study.out / "work" / cell.data
@@ -317,11 +317,12 @@ def run_cell(study: Study, cell: Cell, say: Callable[[str], None]) -> Row:
     if cell.data == "synthetic":
         config.data.path = str(synthetic_log(work, config.data.synthetic_rows).path / "train.txt")
     configuration.validate(config)
-    base = stages.Run(config, work, say, verify=False)
+    cores = sharding.split_cores()
+    base = stages.Run(config, work, say, verify=False, cores=cores)
     prepared = stages.prepare_stage(base, stages.raw_data(base))
     config = config.copy_and_resolve_references()
     config.seed = cell.seed
-    run = stages.Run(config, work, say, verify=False)
+    run = stages.Run(config, work, say, verify=False, cores=cores)
     chosen: dict[str, Any] = {}
     factors = sample = trained = None
     if cell.arm in ("ease", "item_knn"):

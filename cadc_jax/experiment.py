@@ -28,6 +28,7 @@ from cadc_jax.stages import (
     sample_stage,
     scorer,
     train_stage,
+    training_mesh,
 )
 from cadc_jax.training import placement
 
@@ -134,7 +135,7 @@ def arm_row(run: Run, inputs: Inputs, model_name: str, arm: str) -> dict[str, An
     def score_of(table: Table) -> evaluation.Score:
         model = configuration.make_model(run.config, model_name)
         params, tables = restore(arm, trained, factors)
-        mesh, room = sharding.make_mesh(run.config.devices.model), run.config.devices.table_bytes
+        mesh, room = training_mesh(run), run.config.devices.table_bytes
         nothing = dict.fromkeys(tables, 0)
         placed = placement.plan(mesh, tables, (), run.config.train.table_optimizer, nothing, room)
         params, content = sharding.put(

@@ -343,10 +343,11 @@ def _config():
 
 
 def _experiment(config):
-    from cadc_jax import experiment
+    from cadc_jax import experiment, sharding
 
     workdir = pathlib.Path(_WORKDIR.value or pathlib.Path("workdir") / config.name)
-    return experiment.Run(config, workdir, verify=_VERIFY.value, stop=_STOP)
+    cores = not _several() and sharding.split_cores()
+    return experiment.Run(config, workdir, verify=_VERIFY.value, stop=_STOP, cores=cores)
 
 
 def _needed(flag: flags.FlagHolder, kind: str = "DIR") -> str:

@@ -10,6 +10,7 @@ it unless it is replicated: `put` and `local` are the ways in and out.
 """
 
 import functools
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,6 +43,23 @@ def make_mesh(model: int = 1, devices: Sequence[jax.Device] | None = None) -> Me
     devices.sort(key=lambda device: device.process_index)  # each makes one part of a batch
     check_division(model, len(devices))
     return Mesh(np.array(devices).reshape(-1, model), (DATA, MODEL))
+
+
+@functools.cache  # later calls give the answer of the first
+def split_cores() -> bool:
+    """Makes the CPU one device a core, for ALS, which keeps about one core busy with each device.
+
+    It must come before any use of a device, and does nothing where it has been said how many
+    devices the CPU is to be.
+
+    Returns:
+      Whether it did.
+    """
+    devices = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
+    if devices >= 0 or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return False
+    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    return True
 
 
 def check_division(model: int, devices: int) -> None:

@@ -49,6 +49,9 @@ Say = Callable[[str], None]
 UNSAMPLED = "unsampled"
 REFRESH_PASSES = 5
 
+# What the copies of a side of the matrix on devices that are the cores of one CPU may take.
+COPIES_BYTES = 1 << 30
+
 # Pairs scored at a time in the full ranking: towers hold a score of each, others all embeddings.
 PAIR_BLOCKS = {"dlrm": 1 << 18, "dcn": 1 << 18, "two_tower": evaluation.PAIR_BLOCK}
 
@@ -63,6 +66,9 @@ class Run:
       say: shows the user a line.
       verify: whether to compare the checksums of artefacts that are reused.
       stop: whether the run is to end, after saving.
+      cores: whether the CPU is one device a core (`sharding.split_cores`). ALS uses them all, as
+        far as there is room for a copy of a side on each; training uses the first, whose products
+        take all cores by themselves.
     """
 
     config: ConfigDict
@@ -70,6 +76,7 @@ class Run:
     say: Say = print
     verify: bool = True
     stop: Stop = dataclasses.field(default_factory=Stop)
+    cores: bool = False
 
 
 def raw_data(run: Run) -> pathlib.Path:
@@ -151,7 +158,7 @@ def factorize_stage(run: Run, prepared: Artifact, sample: Artifact | None = None
 
         def write(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:
             table = open_table(prepared.path)
-            factors, losses = _factorize(table, slice(None), config, key, saved)
+            factors, losses = _factorize(run, table, slice(None), config, key, saved)
             _write_factors(folder, factors)
             return {"losses": losses.tolist()}
 
@@ -166,7 +173,7 @@ def factorize_stage(run: Run, prepared: Artifact, sample: Artifact | None = None
         table = open_table(prepared.path)
         left = np.ones(len(table.splits["train"]["user"]), bool)
         left[kept(len(left))] = False
-        factors, losses = _factorize(table, np.flatnonzero(left), config, key, saved)
+        factors, losses = _factorize(run, table, np.flatnonzero(left), config, key, saved)
         _write_factors(folder, principal_axes(factors))
         return {"losses": losses.tolist()}
 
@@ -176,7 +183,7 @@ def factorize_stage(run: Run, prepared: Artifact, sample: Artifact | None = None
     def refresh(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:
         table, start = open_table(prepared.path), Factors(**read_columns(first.path))
         passes = config.refreshing(REFRESH_PASSES)
-        factors, losses = _factorize(table, slice(None), passes, key, saved, start)
+        factors, losses = _factorize(run, table, slice(None), passes, key, saved, start)
         _write_factors(folder, factors)
         _write_factors(folder / UNSAMPLED, start)
         return {"losses": losses.tolist(), "seconds_before": first.seconds}
@@ -194,6 +201,7 @@ def _write_factors(folder: pathlib.Path, factors: Factors) -> None:
 
 
 def _factorize(
+    run: Run,
     table: Table,
     rows: slice | np.ndarray,
     config: als.ALSConfig | sgd.SGDConfig,
@@ -219,7 +227,7 @@ def _factorize(
             else:  # implicit feedback: that it happened counts, not how it was rated
                 value = None if config.feedback == "implicit" else train["value"][rows]
             matrix = Interactions.from_rows(users, items, schema.num_users, schema.num_items, value)
-            mesh = sharding.make_mesh()
+            mesh = _als_mesh(run, matrix, config.factors)
             return als.fit(matrix, config, key, mesh=mesh, progress=show, saved=saved, init=init)
         label = train["label"][rows] if schema.task == "click" else None
         size = schema.num_users, schema.num_items
@@ -228,6 +236,20 @@ def _factorize(
         )
     finally:
         progress.close()
+
+
+def _als_mesh(run: Run, matrix: Interactions, factors: int) -> Mesh:
+    devices = jax.devices()
+    if run.cores and jax.default_backend() == "cpu":
+        copy = 4 * factors * max(matrix.num_users, matrix.num_items)
+        devices = devices[: max(1, COPIES_BYTES // copy)]
+    return sharding.make_mesh(devices=devices)
+
+
+def training_mesh(run: Run) -> Mesh:
+    """The devices that train and score."""
+    alone = run.cores and jax.default_backend() == "cpu"
+    return sharding.make_mesh(run.config.devices.model, jax.devices()[:1] if alone else None)
 
 
 def sample_stage(run: Run, prepared: Artifact) -> Artifact:
@@ -317,7 +339,7 @@ def _fit(
         given,
         tables_key,
     )
-    mesh = sharding.make_mesh(run.config.devices.model)
+    mesh = training_mesh(run)
     content = sharding.put(embeddings.content_of(table), sharding.named(mesh, sharding.REPLICATED))
     sampler = None
     if schema.task == "ranking":

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -28,3 +32,23 @@ def test_what_is_put_comes_back_whole_with_its_keys():
     np.testing.assert_array_equal(sharding.local(table), tree["x"])
     key = sharding.put(tree, sharding.named(mesh, sharding.REPLICATED))["key"]
     assert jax.random.bits(key) == jax.random.bits(tree["key"])
+
+
+@pytest.mark.parametrize(
+    "said, devices",
+    [
+        ({}, len(os.sched_getaffinity(0))),
+        ({"JAX_NUM_CPU_DEVICES": "3"}, 3),
+        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}, 3),
+    ],
+)
+def test_the_cpu_is_a_device_a_core_unless_it_is_said_how_many(said, devices):
+    code = (
+        "from cadc_jax import sharding; import jax; print(sharding.split_cores(), "
+        "len(jax.devices()), sharding.split_cores())"
+    )
+    env = {n: x for n, x in os.environ.items() if n not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=env | said, check=True, capture_output=True, text=True
+    )
+    assert ran.stdout.split() == [str(not said), str(devices), str(not said)]

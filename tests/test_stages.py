@@ -70,6 +70,21 @@ def test_another_rate_makes_other_factors(made):
     assert not (whole.path / stages.UNSAMPLED).exists()
 
 
+def test_of_the_cores_of_a_cpu_als_takes_those_with_room_for_a_copy_and_training_one(
+    tmp_path, monkeypatch
+):
+    run = stages.Run(ranking_config(tmp_path / "raw"), tmp_path, cores=True)
+    matrix = Interactions.from_rows(np.array([0]), np.array([0]), 100, 10)
+    assert stages.training_mesh(run).size == 1
+    assert stages._als_mesh(run, matrix, 8).size == 8
+    monkeypatch.setattr(stages, "COPIES_BYTES", 3 * 100 * 8 * 4)
+    assert stages._als_mesh(run, matrix, 8).size == 3
+    monkeypatch.setattr(stages, "COPIES_BYTES", 1)
+    assert stages._als_mesh(run, matrix, 8).size == 1
+    other = stages.Run(run.config, tmp_path)
+    assert stages.training_mesh(other).size == stages._als_mesh(other, matrix, 8).size == 8
+
+
 def test_a_log_of_clicks_is_factorised_in_the_same_two_parts(tmp_path):
     config = clicks_config()
     config.factor_rows = "unsampled"

@@ -155,26 +155,23 @@ def fit(
     whole = sharding.named(sharding.mesh_of(users.regularization), sharding.REPLICATED)
     found = None if saved is None else saved.restore(checkpoints.like(shapes, whole))
     losses: list[float] = []
-    start_user: Array
-    start_item: Array
     if found is not None:
-        rows, facts = found
-        start_user, start_item = map(sharding.local, rows)
+        (start_user, start_item), facts = found
+        user, item = _table(users, start_user, config), _table(items, start_item, config)
         losses = facts["losses"]
     elif init is not None:
         start_user, start_item = _given(init, users, items, config)
+        user, item = _table(users, start_user, config), _table(items, start_item, config)
     else:
-        start_user, start_item = jnp.zeros(shapes[0].shape), _initial(config, key, items)
-    item = _table(items, start_item, config.dtype)
-    user = _table(users, start_user, config.dtype)
+        user = _zeros(users, width, config)
+        item = _table(items, _initial(config, key, items), config)
     mean = 0.0
     if config.feedback == "explicit":
         mean = float(interactions.by_user.values.mean(dtype=np.float64))
 
     def snapshot() -> tuple[list[jax.Array], Facts]:
         # In the order of ids, which other devices share, unlike that of a table.
-        rows = [user[users.layout.position], item[items.layout.position]]
-        return rows, {"losses": losses}
+        return [_rows(user, users), _rows(item, items)], {"losses": losses}
 
     for iteration in range(len(losses) + 1, config.iterations + 1):
         if saved is not None:
@@ -186,10 +183,7 @@ def fit(
             progress(iteration, losses[-1], time.perf_counter() - start)
         if iteration > 1 and losses[-2] - losses[-1] < config.tolerance * abs(losses[-2]):
             break
-    user, item = (
-        sharding.local(table)[side.layout.position]
-        for table, side in ((user, users), (item, items))
-    )
+    user, item = _rows(sharding.local(user), users), _rows(sharding.local(item), items)
     return _factors(user, item, mean, config), np.array(losses)
 
 
@@ -238,10 +232,10 @@ def fold_in(
         user_bias, item_bias, mean = _biases(factors)
         bias = item_bias if user_is_new else user_bias
         known = jnp.concatenate([known, bias[:, None].astype(known.dtype)], 1)
-    fixed = _table(old, known, config.dtype)
-    start = jnp.zeros((len(new.layout.counts), known.shape[1]))
-    solved, _ = _solve(new, _table(new, start, config.dtype), old, fixed, config, mean)
-    solved = solved[new.layout.position]
+    fixed = _table(old, known, config)
+    start = _zeros(new, known.shape[1], config)
+    solved, _ = _solve(new, start, old, fixed, config, mean)
+    solved = _rows(solved, new)
     if config.feedback == "implicit":
         return solved, None
     return solved[:, :-1], solved[:, -1].astype(jnp.float32)
@@ -287,10 +281,14 @@ def _prepare(interactions: Interactions, config: ALSConfig, mesh: Mesh) -> tuple
 
 def _initial(config: ALSConfig, key: jax.Array, items: _Side) -> jax.Array:
     """[I, K] items to start from: factors normal with variance 1 / D, biases 0; unseen items 0."""
-    counts = items.layout.counts
-    start = jax.random.normal(key, (len(counts), config.factors)) / np.sqrt(config.factors)
-    start = start * (counts > 0)[:, None]
-    return jnp.pad(start, ((0, 0), (0, config.feedback == "explicit")))
+    seen = (items.layout.counts > 0)[:, None]
+    return _normal(key, seen, config.factors, config.feedback == "explicit")
+
+
+@functools.partial(jax.jit, static_argnames=("factors", "biased"))
+def _normal(key: jax.Array, seen: jax.Array, factors: int, biased: bool) -> jax.Array:
+    start = jax.random.normal(key, (len(seen), factors)) / np.sqrt(factors)
+    return jnp.pad(start * seen, ((0, 0), (0, biased)))
 
 
 def _given(init: Factors, users: _Side, items: _Side, config: ALSConfig) -> tuple[Array, Array]:
@@ -304,9 +302,10 @@ def _given(init: Factors, users: _Side, items: _Side, config: ALSConfig) -> tupl
     user_bias, item_bias, _ = _biases(init) if explicit else (None, None, None)
 
     def start(rows: Array, bias: Array | None, side: _Side) -> Array:
+        rows = np.asarray(rows)
         if bias is not None:
-            rows = jnp.concatenate([rows, bias[:, None].astype(rows.dtype)], 1)
-        return rows * (side.layout.counts > 0)[:, None]
+            rows = np.concatenate([rows, np.asarray(bias)[:, None].astype(rows.dtype)], 1)
+        return rows * (side.layout.counts > 0)[:, None].astype(rows.dtype)
 
     return start(init.user, user_bias, users), start(init.item, item_bias, items)
 
@@ -318,11 +317,34 @@ def _biases(factors: Factors) -> tuple[Array, Array, Array]:
     return factors.biases
 
 
-def _table(side: _Side, rows: Array, dtype: str) -> jax.Array:
-    """The table of `side` that holds `rows` [N, K], on its devices."""
-    table = jnp.zeros((side.layout.table_rows, rows.shape[1]), dtype)
-    table = table.at[side.layout.position].set(rows.astype(dtype))
+def _zeros(side: _Side, width: int, config: ALSConfig) -> jax.Array:
+    """The table of `side` before any of its rows is solved, on its devices."""
+    table = np.zeros((side.layout.table_rows, width), jnp.dtype(config.dtype))
     return sharding.put(table, side.regularization.sharding)
+
+
+def _table(side: _Side, rows: Array, config: ALSConfig) -> jax.Array:
+    """The table of `side` that holds `rows` [N, K], on its devices."""
+    table = _placed(
+        sharding.local(rows), side.layout.position, side.layout.table_rows, config.dtype
+    )
+    return sharding.put(table, side.regularization.sharding)
+
+
+@functools.partial(jax.jit, static_argnames=("size", "dtype"))
+def _placed(rows: Array, position: Array, size: int, dtype: str) -> jax.Array:
+    table = jnp.zeros((size, rows.shape[1]), dtype)
+    return table.at[position].set(rows.astype(dtype), unique_indices=True)
+
+
+def _rows(table: Array, side: _Side) -> jax.Array:
+    """[N, K] rows of the table of `side`, in the order of ids."""
+    return _taken(table, side.layout.position)
+
+
+@jax.jit
+def _taken(table: jax.Array, position: jax.Array) -> jax.Array:
+    return table.at[position].get(mode="promise_in_bounds")
 
 
 def _one_device() -> Mesh:

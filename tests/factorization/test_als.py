@@ -43,8 +43,8 @@ def half_step(interactions, config, fixed, start=None, mean=0.0, mesh=None):
     """Users solved from `start` [U, K] with the items `fixed` [I, K]; in the order of their ids."""
     users, items = als._prepare(interactions, config, als._one_device() if mesh is None else mesh)
     start = np.zeros((U, fixed.shape[1])) if start is None else start
-    table = als._table(users, jnp.asarray(start, jnp.float32), config.dtype)
-    fixed = als._table(items, jnp.asarray(fixed, jnp.float32), config.dtype)
+    table = als._table(users, jnp.asarray(start, jnp.float32), config)
+    fixed = als._table(items, jnp.asarray(fixed, jnp.float32), config)
     solved, loss = als._solve(users, table, items, fixed, config, mean)
     return np.asarray(solved[users.layout.position]), float(loss)
 
@@ -209,8 +209,8 @@ def compiled(interactions, config, devices):
     users, items = als._prepare(interactions, config, mesh)
     zeros = np.zeros((interactions.num_users, config.factors), np.float32)
     other = np.zeros((interactions.num_items, config.factors), np.float32)
-    user = als._table(users, jnp.asarray(zeros), config.dtype)
-    item = als._table(items, jnp.asarray(other), config.dtype)
+    user = als._table(users, jnp.asarray(zeros), config)
+    item = als._table(items, jnp.asarray(other), config)
     arguments = als._arguments(users, user, items, item, config, 0.0)
     return als._half_step.lower(*arguments).compile(), items.layout
 
