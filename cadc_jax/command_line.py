@@ -34,6 +34,9 @@ def parse(argv: list[str], introduction: str, commands: Commands) -> list[str]:
             exits.fail(f"--{error.flagname}: give the configuration as well, as --config=FILE")
         hint = nearest(error.flagname, flags.FLAGS, "--")
         exits.fail(f"unknown option --{error.flagname}{hint}; 'cadc COMMAND --help' lists them")
+    except flags.IllegalFlagValueError as error:
+        why = error.__context__  # absl's text shows its arguments as a tuple
+        exits.fail(f"{str(error).partition(': ')[0]}: {why.args[0] if why else 'no such value'}")
     except (CadcError, flags.Error, OSError, TypeError, ValueError) as error:
         exits.fail(error)
     except Exception as error:

@@ -23,13 +23,19 @@ _NOT_OURS = {
     errno.ENOTDIR: _MEND_PLACE,
     errno.EEXIST: _MEND_PLACE,
 }
+_MEND_MEMORY = (
+    "finished stages and checkpoints are kept. 'cadc plan' says what a run needs; als.factors, "
+    "dlrm.embedding_dim, train.microbatch_rows, train.table_dtype and, on several devices, "
+    "devices.model make it less"
+)
 
 
 def guarded(command: Callable[[], None], stop: Stop) -> None:
     """Runs a command to an end that tells its user what to do.
 
-    Errors of the user's and of a full or forbidden disk are a line and exit code 1, signals exit
-    with 0 (SIGTERM) or 130 after saving. What is left is the program's fault, and raised.
+    Errors of the user's, of a full or forbidden disk and of too little memory are a line and exit
+    code 1, signals exit with 0 (SIGTERM) or 130 after saving. What is left is the program's
+    fault, and raised.
     """
     stop.install()
     try:
@@ -54,6 +60,9 @@ def guarded(command: Callable[[], None], stop: Stop) -> None:
         where = f"{error.filename}: " if error.filename else ""
         fail(f"{where}{os.strerror(error.errno)}; {_NOT_OURS[error.errno]}")
     except (Exception, KeyboardInterrupt) as error:
+        # XLA's is a plain error that only its text tells from others.
+        if isinstance(error, MemoryError) or str(error).startswith("RESOURCE_EXHAUSTED"):
+            fail(f"out of memory: {error}; {_MEND_MEMORY}")
         _fail_unexpectedly(error)
 
 

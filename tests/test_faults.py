@@ -112,20 +112,30 @@ def test_a_damaged_stage_stops_the_next_run_and_is_named(raw, tmp_path):
     assert_one_line(cadc("verify", f"--from={prepared}"), f"{file}: the file is damaged")
 
 
-def fail_with(code):
+def guarded(statement):
     program = (
         "import os\n"
+        "import jax.numpy as jnp, numpy as np\n"
         "from cadc_jax import exits, interrupts\n"
-        f"def fail(): raise OSError({code}, os.strerror({code}), '/some/where')\n"
+        f"def fail(): {statement}\n"
         "exits.guarded(fail, interrupts.Stop())\n"
     )
     command = [sys.executable, "-c", program]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
+def fail_with(code):
+    return guarded(f"raise OSError({code}, os.strerror({code}), '/some/where')")
+
+
 @pytest.mark.parametrize("code", [errno.EACCES, errno.ENOSPC, errno.EROFS, errno.EDQUOT])
 def test_faults_that_a_user_can_mend_are_one_line(code):
     assert_one_line(fail_with(code), f"/some/where: {os.strerror(code)}; ")
+
+
+@pytest.mark.parametrize("array", ["np.ones(1 << 45)", "jnp.ones(1 << 45).block_until_ready()"])
+def test_too_little_memory_is_one_line_that_says_what_to_make_smaller(array):
+    assert_one_line(guarded(array), "out of memory: ")
 
 
 def test_other_faults_keep_their_traceback():

@@ -52,6 +52,8 @@ def test_help_of_a_command_has_an_example_and_its_own_flags_alone():
         (["info"], "needs a folder: cadc info DIR"),
         (["info", "a", "b"], "unexpected argument 'b'"),
         (["doctor", "now"], "unexpected argument 'now'"),
+        (["run", "--verify=maybe"], "flag --verify=maybe: Non-boolean argument to boolean flag\n"),
+        (["run", "--stage=trian"], "flag --stage=trian: value should be one of <prepare|"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
