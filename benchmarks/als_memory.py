@@ -18,6 +18,7 @@ import numpy as np
 
 from cadc_jax import sharding
 from cadc_jax.factorization import als
+from cadc_jax.factorization.half_step import half_step
 from cadc_jax.factorization.interactions import Interactions
 
 
@@ -68,7 +69,7 @@ def compiled(interactions: Interactions, config: als.ALSConfig, mesh: jax.shardi
     user = als._table(users, jnp.zeros((interactions.num_users, config.factors)), config)
     item = als._table(items, jnp.zeros((interactions.num_items, config.factors)), config)
     arguments = als._arguments(items, item, users, user, config, 0.0)
-    return als._half_step.lower(*arguments).compile()
+    return half_step.lower(*arguments).compile()
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import numpy as np
 
 from cadc_jax import cost, hlo, sharding
 from cadc_jax.factorization import als
+from cadc_jax.factorization.half_step import half_step
 from cadc_jax.factorization.interactions import Interactions
 from cadc_jax.models import embeddings
 from cadc_jax.models.dlrm import DLRM
@@ -203,7 +204,7 @@ def compiled_iteration(matrix: Interactions, config: als.ALSConfig, mesh: jax.sh
     user = als._table(users, jnp.zeros((matrix.num_users, width)), config)
     item = als._table(items, jnp.zeros((matrix.num_items, width)), config)
     halves = ((users, user, items, item), (items, item, users, user))
-    return [als._half_step.lower(*als._arguments(*half, config, 0.0)).compile() for half in halves]
+    return [half_step.lower(*als._arguments(*half, config, 0.0)).compile() for half in halves]
 
 
 def random_interactions(users: int, items: int, entries: int) -> Interactions:

@@ -1,18 +1,7 @@
 """Alternating least squares, implicit and explicit, on one device or many.
 
-One side's factors x are found with the other side's, y, fixed: each row is a small least-squares
-problem with matrix A and right-hand side b, solved by conjugate gradients or exactly.
-
-Implicit (Hu, Koren & Volinsky 2008, eq. 4): every pair of user and item has a preference p (1 if
-seen, else 0) and a confidence c = 1 + alpha * value, and
-
-    A = Y'Y + sum_seen (c - 1) y y' + lambda I        b = sum_seen c p y
-
-Explicit (Zhou et al. 2008, sec. 3.1, with biases): only ratings count, and
-
-    A = sum_seen y y' + lambda n I                    b = sum_seen (rating - mean - bias of y) y
-
-where y has a 1 appended and x its own bias, so that both are found in the same solve.
+`fit` packs both sides once and then solves the users with the items fixed and the items with the
+users fixed, by turns; what is solved, and how, is in `half_step`.
 """
 
 import dataclasses
@@ -24,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -32,6 +20,7 @@ from cadc_jax import checkpoints, sharding
 from cadc_jax.checkpoints import Checkpoints, Facts
 from cadc_jax.errors import ConfigError
 from cadc_jax.factorization.factors import Array, Factors
+from cadc_jax.factorization.half_step import Form, half_step
 from cadc_jax.factorization.interactions import (
     Chunks,
     Interactions,
@@ -39,11 +28,6 @@ from cadc_jax.factorization.interactions import (
     Rows,
     make_layout,
     pack,
-)
-
-# Solves are in full float32 on every backend; the TPU's default would round inputs to bfloat16.
-_einsum = functools.partial(
-    jnp.einsum, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32
 )
 
 
@@ -250,16 +234,6 @@ class _Side(NamedTuple):
     long: Chunks
 
 
-class _Form(NamedTuple):
-    """What of a half-step is fixed when it is compiled."""
-
-    feedback: str
-    solver: str
-    cg_steps: int
-    fixed_side: str
-    chunk_rows: int
-
-
 def _prepare(interactions: Interactions, config: ALSConfig, mesh: Mesh) -> tuple[_Side, _Side]:
     """Packs both sides and puts them on the devices."""
     chunk = config.chunk or max(256, 2**17 // config.factors)
@@ -376,7 +350,7 @@ def _solve(
     mean: float | Array,
 ) -> tuple[jax.Array, jax.Array]:
     """One half-step: `table` (which is given up) solved anew, and the objective there."""
-    return _half_step(*_arguments(side, table, fixed_side, fixed, config, mean))
+    return half_step(*_arguments(side, table, fixed_side, fixed, config, mean))
 
 
 def _arguments(
@@ -387,8 +361,8 @@ def _arguments(
     config: ALSConfig,
     mean: float | Array,
 ) -> tuple[Any, ...]:
-    """Those of `_half_step`."""
-    form = _Form(
+    """Those of `half_step`."""
+    form = Form(
         config.feedback, config.solver, config.cg_steps, config.fixed_side, side.layout.chunk_rows
     )
     return (
@@ -403,255 +377,3 @@ def _arguments(
         form,
         sharding.mesh_of(table),
     )
-
-
-@functools.partial(jax.jit, static_argnames=("form", "mesh"), donate_argnums=0)
-def _half_step(
-    table: jax.Array,  # [N, K] to be solved; K is D, and one more for the bias if explicit
-    regularization: jax.Array,  # [N]
-    short: Chunks,
-    long: Chunks,
-    fixed: jax.Array,  # [M, K]
-    fixed_regularization: jax.Array,  # [M]
-    alpha: jax.Array,
-    mean: jax.Array,
-    form: _Form,
-    mesh: Mesh,
-) -> tuple[jax.Array, jax.Array]:
-    """Solves every row of `table`; each device those that it stores."""
-    rows, whole = P(mesh.axis_names), P()
-    local = functools.partial(_half_step_of_one_device, form=form, axes=mesh.axis_names)
-    return jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=(rows, rows, rows, rows, rows, rows, whole, whole),
-        out_specs=(rows, whole),
-        check_vma=False,
-    )(table, regularization, short, long, fixed, fixed_regularization, alpha, mean)
-
-
-def _half_step_of_one_device(
-    table, regularization, short, long, fixed, fixed_regularization, alpha, mean, *, form, axes
-):
-    """`_half_step` on this device's rows of every argument."""
-    width = table.shape[1]
-    wide = fixed.astype(jnp.float32)
-    penalty = jnp.sum(fixed_regularization * jnp.sum(wide**2, 1))
-    gram = jnp.zeros((width, width))
-    if form.feedback == "implicit":
-        gram = lax.psum(_einsum("nk,nl->kl", wide, wide), axes)
-    fetch = _fetcher(fixed, form.fixed_side, axes)
-
-    def read(chunk: Chunks) -> _Entries:
-        return _entries(chunk, fetch(chunk.index), form.feedback, alpha, mean)
-
-    def solve_chunk(arguments):
-        chunk, x, penalties = arguments
-        entries = read(chunk)
-
-        def total(terms, x):
-            parts, loss = terms(entries, x[chunk.row])
-            parts = jax.ops.segment_sum(parts, chunk.row, form.chunk_rows, indices_are_sorted=True)
-            return parts, loss
-
-        return _solve_rows(x.astype(jnp.float32), penalties, gram, total, form)
-
-    def total_of_long(terms, x):
-        everyone = lax.all_gather(x, axes, tiled=True)
-
-        def add(carry, chunk):
-            parts, loss = terms(read(chunk), everyone[chunk.row])
-            return (carry[0].at[chunk.row].add(parts), carry[1] + loss), None
-
-        one = jax.tree.map(lambda leaf: leaf[0], long)
-        parts, _ = jax.eval_shape(lambda: terms(read(one), everyone[one.row]))
-        zeros = jnp.zeros((len(everyone), *parts.shape[1:])), jnp.zeros(())
-        (parts, loss), _ = lax.scan(add, zeros, long)
-        return lax.psum_scatter(parts, axes, tiled=True), loss
-
-    chunks = len(short.index)
-    num_long = len(table) - chunks * form.chunk_rows  # stored on this device
-
-    def by_chunk(array):
-        return array[num_long:].reshape(chunks, form.chunk_rows, *array.shape[1:])
-
-    solved, losses = lax.map(solve_chunk, (short, by_chunk(table), by_chunk(regularization)))
-    solved, loss = solved.reshape(-1, width), penalty + losses.sum()
-    if num_long:
-        x = table[:num_long].astype(jnp.float32)
-        x, of_long = _solve_rows(x, regularization[:num_long], gram, total_of_long, form)
-        solved, loss = jnp.concatenate([x, solved]), loss + of_long
-    return solved.astype(table.dtype), lax.psum(loss, axes)
-
-
-def _fetcher(
-    fixed: jax.Array, fixed_side: str, axes: tuple[str, ...]
-) -> Callable[[Array], jax.Array]:
-    """A function from places in the whole fixed table to the rows there, in float32."""
-    if fixed_side == "gathered":
-        whole = lax.all_gather(fixed, axes, tiled=True)
-        return lambda index: whole.at[index].get(mode="promise_in_bounds").astype(jnp.float32)
-
-    def fetch(index: Array) -> jax.Array:
-        wanted = lax.all_gather(index, axes)  # [devices, S, L]: what each of them asks for
-        own = wanted - lax.axis_index(axes) * len(fixed)
-        inside = (own >= 0) & (own < len(fixed))
-        found = jnp.where(inside[..., None], fixed.at[own].get(mode="clip"), 0)
-        return lax.psum_scatter(found, axes).astype(jnp.float32)
-
-    return fetch
-
-
-class _Entries(NamedTuple):
-    """The entries of a chunk, as terms (factors . x)^2 - 2 target (factors . x) + constant.
-
-    The square root of an entry's weight is multiplied into its factors, so that no later step
-    needs it; padding has weight 0.
-    """
-
-    factors: jax.Array  # [S, L, K]
-    target: jax.Array  # [S, L]
-    constant: jax.Array  # [S, L]
-
-
-_Sums = tuple[jax.Array, jax.Array]  # [S, ...] of each segment, or [n, ...] of each row; [] of all
-_Terms = Callable[[_Entries, jax.Array], _Sums]  # entries, x of each segment [S, K]
-
-
-def _entries(
-    chunk: Chunks, factors: jax.Array, feedback: str, alpha: jax.Array, mean: jax.Array
-) -> _Entries:
-    segment = chunk.index.shape[-1]
-    real = jnp.arange(segment) < chunk.length[:, None]
-    value = jnp.ones(real.shape) if chunk.value is None else chunk.value
-    if feedback == "implicit":
-        weight = jnp.where(real, alpha * jnp.abs(value), 0)
-        liked = real & (value > 0)
-        root = jnp.sqrt(weight)
-        target = jnp.where(liked, (1 + weight) / jnp.where(liked, root, 1), 0)
-        return _Entries(factors * root[..., None], target, jnp.where(liked, 1 + weight, 0))
-    target = jnp.where(real, value - mean - factors[..., -1], 0)
-    factors = jnp.where(jnp.arange(factors.shape[-1]) == factors.shape[-1] - 1, 1, factors)
-    return _Entries(factors * real[..., None], target, target**2)
-
-
-def _solve_rows(
-    x: jax.Array,
-    regularization: jax.Array,
-    gram: jax.Array,
-    total: Callable[[_Terms, jax.Array], _Sums],
-    form: _Form,
-) -> tuple[jax.Array, jax.Array]:
-    """Minimises over x, [n, K], the rows' share of the objective.
-
-    Args:
-      x: [n, K] where to start.
-      regularization: [n].
-      gram: [K, K], the part of the matrix that all rows share.
-      total: (terms, x [n, K]) -> ([n, ...], scalar): calls terms(entries, x of each segment
-        [S, K]) -> ([S, ...], scalar) on all entries, and adds up by row.
-
-    Returns:
-      x, and the objective there: the constants of the entries + x'Ax - 2 b'x.
-    """
-    if form.solver == "cholesky":
-        parts, loss = total(_normal_equations, x)
-        matrix = parts[..., :-1] + gram
-        matrix += regularization[:, None, None] * jnp.eye(x.shape[1])
-        b = parts[..., -1]
-        x = _solve_positive_definite(matrix, b)
-        return x, loss - jnp.sum(b * x)
-
-    def apply(p):
-        parts, _ = total(_products, p)
-        return parts + _einsum("nk,kl->nl", p, gram) + regularization[:, None] * p
-
-    parts, loss = total(_residuals, x)
-    residual = parts - _einsum("nk,kl->nl", x, gram) - regularization[:, None] * x
-    loss -= jnp.sum(x * residual)
-    x, gain = _conjugate_gradients(x, residual, apply, form.cg_steps)
-    return x, loss - jnp.sum(gain)
-
-
-def _scores(entries: _Entries, x: jax.Array) -> jax.Array:
-    return _einsum("slk,sk->sl", entries.factors, x)
-
-
-def _products(entries: _Entries, x: jax.Array) -> _Sums:
-    return _einsum("slk,sl->sk", entries.factors, _scores(entries, x)), jnp.zeros(())
-
-
-def _residuals(entries: _Entries, x: jax.Array) -> _Sums:
-    scores = _scores(entries, x)
-    loss = jnp.sum(entries.constant - entries.target * scores)
-    return _einsum("slk,sl->sk", entries.factors, entries.target - scores), loss
-
-
-def _normal_equations(entries: _Entries, x: jax.Array) -> _Sums:
-    del x
-    matrix = _einsum("slk,slm->skm", entries.factors, entries.factors)
-    b = _einsum("slk,sl->sk", entries.factors, entries.target)
-    return jnp.concatenate([matrix, b[..., None]], -1), jnp.sum(entries.constant)
-
-
-def _conjugate_gradients(
-    x: jax.Array, residual: jax.Array, apply: Callable[[jax.Array], jax.Array], steps: int
-) -> tuple[jax.Array, jax.Array]:
-    """`steps` of conjugate gradients on every row of A x = b at once.
-
-    Returns:
-      x [n, K], and by how much x'Ax - 2 b'x has fallen, [n]: alpha |residual|^2 a step.
-    """
-
-    def ratio(above, below):  # 0 once a row is solved, as an empty one is from the start
-        return jnp.where(below > 0, above / jnp.where(below > 0, below, 1), 0)
-
-    def step(_, state):
-        x, residual, p, square, gain = state
-        product = apply(p)
-        alpha = ratio(square, jnp.sum(p * product, 1))
-        x = x + alpha[:, None] * p
-        residual = residual - alpha[:, None] * product
-        following = jnp.sum(residual**2, 1)
-        p = residual + ratio(following, square)[:, None] * p
-        return x, residual, p, following, gain + alpha * square
-
-    square = jnp.sum(residual**2, 1)
-    state = (x, residual, residual, square, jnp.zeros_like(square))
-    x, _, _, _, gain = lax.fori_loop(0, steps, step, state)
-    return x, gain
-
-
-def _solve_positive_definite(matrix: jax.Array, b: jax.Array, block: int = 8) -> jax.Array:
-    """Solves matrix [n, K, K] x = b [n, K], each symmetric and positive definite.
-
-    Block Gauss-Jordan elimination: like Cholesky's it needs no pivoting on such matrices, and it is
-    made of small matrix products. (A LAPACK call in a program with collectives can deadlock on the
-    CPU backend, for both wait in the same thread pool.)
-    """
-    n, width = b.shape
-    size = width + -width % block
-    system = jnp.zeros((n, size, size + 1)) + jnp.eye(size, size + 1)  # [matrix | b], padded by 1
-    system = system.at[:, :width, :width].set(matrix).at[:, :width, -1].set(b)
-
-    def eliminate(nth, system):
-        at = nth * block
-        rows = lax.dynamic_slice_in_dim(system, at, block, 1)
-        pivot = lax.dynamic_slice_in_dim(rows, at, block, 2)
-        rows = _einsum("nij,njk->nik", _inverse(pivot), rows)
-        columns = lax.dynamic_slice_in_dim(system, at, block, 2)
-        system = system - _einsum("nij,njk->nik", columns, rows)
-        return lax.dynamic_update_slice_in_dim(system, rows, at, 1)
-
-    return lax.fori_loop(0, size // block, eliminate, system)[:, :width, -1]
-
-
-def _inverse(matrix: jax.Array) -> jax.Array:
-    """Inverses of small positive definite matrices, [n, k, k], by unrolled elimination."""
-    size = matrix.shape[-1]
-    both = jnp.concatenate([matrix, jnp.broadcast_to(jnp.eye(size), matrix.shape)], -1)
-    for j in range(size):
-        row = both[:, j] / both[:, j, j, None]
-        others = jnp.where(jnp.arange(size) == j, 0, both[:, :, j])
-        both = (both - others[..., None] * row[:, None]).at[:, j].set(row)
-    return both[..., size:]

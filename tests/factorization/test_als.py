@@ -16,6 +16,7 @@ from cadc_jax.errors import ConfigError
 from cadc_jax.factorization import als
 from cadc_jax.factorization.als import ALSConfig
 from cadc_jax.factorization.factors import Factors
+from cadc_jax.factorization.half_step import half_step
 from cadc_jax.factorization.interactions import Interactions
 from cadc_jax.interrupts import Stopped
 from tests.factorization import reference
@@ -39,7 +40,7 @@ def interactions():
     return Interactions.from_rows(user, item, U, I, value)
 
 
-def half_step(interactions, config, fixed, start=None, mean=0.0, mesh=None):
+def solve_users(interactions, config, fixed, start=None, mean=0.0, mesh=None):
     """Users solved from `start` [U, K] with the items `fixed` [I, K]; in the order of their ids."""
     users, items = als._prepare(interactions, config, als._one_device() if mesh is None else mesh)
     start = np.zeros((U, fixed.shape[1])) if start is None else start
@@ -57,7 +58,7 @@ def random_tables(width=D, seed=1):
 def test_exact_half_step_solves_the_normal_equations(interactions, matrix):
     _, item = random_tables()
     config = dataclasses.replace(IMPLICIT, solver="cholesky")
-    got, _ = half_step(interactions, config, item)
+    got, _ = solve_users(interactions, config, item)
     want = reference.implicit_half_step(matrix, item, np.full(U, 0.5), alpha=2.0)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
@@ -66,14 +67,14 @@ def test_exact_half_step_solves_the_normal_equations(interactions, matrix):
 def test_cg_half_step_equals_textbook_conjugate_gradients(steps, interactions, matrix):
     user, item = random_tables()
     config = dataclasses.replace(IMPLICIT, cg_steps=steps)
-    got, _ = half_step(interactions, config, item, user)
+    got, _ = solve_users(interactions, config, item, user)
     want = reference.implicit_cg_half_step(matrix, item, user, np.full(U, 0.5), 2.0, steps)
     np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3)
 
 
 def test_cg_with_enough_steps_is_exact(interactions, matrix):
     _, item = random_tables()
-    got, _ = half_step(interactions, dataclasses.replace(IMPLICIT, cg_steps=15), item)
+    got, _ = solve_users(interactions, dataclasses.replace(IMPLICIT, cg_steps=15), item)
     want = reference.implicit_half_step(matrix, item, np.full(U, 0.5), alpha=2.0)
     np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3)
 
@@ -89,7 +90,7 @@ def test_cg_half_step_equals_implicit_from_the_same_start(interactions, matrix):
     # implicit's confidence is alpha * value, ours 1 + alpha * value
     confidence = scipy.sparse.csr_matrix(np.where(matrix > 0, 1 + 2.0 * matrix, 0), dtype="f4")
     model.solver(confidence, want, item, 0.5, num_threads=1)
-    got, _ = half_step(interactions, IMPLICIT, item, user)
+    got, _ = solve_users(interactions, IMPLICIT, item, user)
     seen = matrix.any(1)  # implicit leaves out rows that have no entry, or zeroes them
     np.testing.assert_allclose(got[seen], want[seen], rtol=2e-3, atol=2e-3)
 
@@ -97,7 +98,7 @@ def test_cg_half_step_equals_implicit_from_the_same_start(interactions, matrix):
 def test_explicit_half_step_solves_factors_and_biases_together(interactions, matrix):
     _, item = random_tables(D + 1)
     counts = (matrix != 0).sum(1)
-    got, _ = half_step(interactions, EXPLICIT, item, mean=2.5)
+    got, _ = solve_users(interactions, EXPLICIT, item, mean=2.5)
     factors, bias = reference.explicit_half_step(matrix, item[:, :D], item[:, D], 2.5, 0.1 * counts)
     np.testing.assert_allclose(got[:, :D], factors, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(got[:, D], bias, rtol=1e-3, atol=1e-3)
@@ -212,7 +213,7 @@ def compiled(interactions, config, devices):
     user = als._table(users, jnp.asarray(zeros), config)
     item = als._table(items, jnp.asarray(other), config)
     arguments = als._arguments(users, user, items, item, config, 0.0)
-    return als._half_step.lower(*arguments).compile(), items.layout
+    return half_step.lower(*arguments).compile(), items.layout
 
 
 @pytest.fixture(scope="module")
@@ -242,12 +243,12 @@ def test_memory_of_a_device_falls_with_their_number(wide):
 
 def test_two_programs_serve_all_iterations_and_a_second_fit(interactions):
     config = dataclasses.replace(IMPLICIT, chunk=48)  # shapes no other test has
-    als._half_step.clear_cache()
+    half_step.clear_cache()
     als.fit(interactions, config, KEY)
-    assert als._half_step._cache_size() == 2
+    assert half_step._cache_size() == 2
     other = dataclasses.replace(config, regularization=1.0, alpha=5.0, iterations=5)
     als.fit(interactions, other, jax.random.key(1))
-    assert als._half_step._cache_size() == 2
+    assert half_step._cache_size() == 2
 
 
 def test_the_same_key_gives_the_same_factors_and_another_key_others(interactions):
