@@ -55,7 +55,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks import rivals, selection, study_report
-from cadc_jax import artifacts, configuration
+from cadc_jax import artifacts, configuration, shipped
 from cadc_jax.artifacts import Artifact, materialize
 from cadc_jax.compressed import Inputs
 from cadc_jax.data import movielens, synthetic
@@ -279,11 +279,7 @@ class Study:
 
     def config(self, cell: Cell) -> ConfigDict:
         """The configuration of a cell; its seed is that of the data until `run_cell` sets it."""
-        path = ROOT / "configs" / f"{DATA[cell.data].config}.py"
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        config = module.get_config()
+        config = shipped.config(DATA[cell.data].config)
         config.train.max_evaluations, config.train.patience = MAX_EVALUATIONS, PATIENCE
         config.rate = cell.rate
         if cell.model:

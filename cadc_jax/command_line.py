@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from absl import flags
 
-from cadc_jax import exits, usage
+from cadc_jax import exits, shipped, usage
 from cadc_jax.errors import CadcError, ConfigError
 from cadc_jax.usage import Commands
 
@@ -68,17 +68,13 @@ def _with_installed_config(argument: str) -> str:
     name, _, path = argument.partition("=")
     if name.lstrip("-") != "config" or os.path.exists(path.partition(":")[0]):
         return argument
-    package = pathlib.Path(__file__).parent
-    for folder in (package, package.parent):  # a wheel has them in the package
-        if path.startswith("configs/") and (folder / path).exists():
-            return f"{name}={folder / path}"
-        if shipped := sorted(file.name for file in (folder / "configs").glob("[!_]*.py")):
-            hint = nearest(f"{pathlib.Path(path).stem}.py", shipped, "configs/")
-            raise ConfigError(
-                f"--config={path}: no such file{hint}; the package has "
-                f"configs/{', configs/'.join(shipped)}"
-            )
-    return argument
+    found = {f"configs/{file.name}": file for file in shipped.configs().values()}
+    if path in found:
+        return f"{name}={found[path]}"
+    hint = nearest(f"configs/{pathlib.Path(path).stem}.py", found)
+    raise ConfigError(
+        f"--config={path}: no such file{hint}; the package has {', '.join(found) or 'none'}"
+    )
 
 
 def _help(argv: list[str], introduction: str, commands: Commands) -> NoReturn:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from cadc_jax import configuration, cost, planning, stages
+from cadc_jax import configuration, cost, planning, shipped, stages
 from cadc_jax.cost import factorization
 from cadc_jax.errors import ArtifactError, ConfigError
 from cadc_jax.factorization.als import ALSConfig
@@ -159,7 +159,7 @@ def test_the_logistic_factorisation_has_a_cost_too():
 
 
 def run_of(tmp_path, said, name="criteo_terabyte", **given):
-    config = runpy.run_path(ROOT / f"configs/{name}.py")["get_config"]()
+    config = shipped.config(name)
     this = stages.Run(config, tmp_path, say=said.append)
     planning.plan(this, 4, given.pop("hardware", "v5e"), given)
 
@@ -173,7 +173,7 @@ def test_columns_that_are_hashed_bound_the_sizes_of_criteo(tmp_path):
 
 
 def test_a_prepared_table_gives_the_sizes(tmp_path):
-    config = runpy.run_path(ROOT / "configs/criteo.py")["get_config"]()
+    config = shipped.config("criteo")
     config.data.synthetic_rows = 3000
     config.data.folder = "nothing/there"
     said = []
