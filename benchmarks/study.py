@@ -418,6 +418,7 @@ def chosen_sample(run, cell: Cell, prepared: Artifact) -> Artifact:
         "seed": cell.seed,
         "rule": cell.selection,
     }
+    proxy = None
     if cell.selection == "hardest":
         config = run.config.copy_and_resolve_references()
         config.factor_rows = "all"
@@ -435,9 +436,7 @@ def chosen_sample(run, cell: Cell, prepared: Artifact) -> Artifact:
             kept = np.load(uniform.path / "row.npy")
             ids = kept[~selection.hidden_users(table.schema.num_users, cell.seed)[user[kept]]]
         else:
-            loss = None
-            if cell.selection == "hardest":
-                loss = proxy_loss(run.config, proxy, train)
+            loss = None if proxy is None else proxy_loss(run.config, proxy, train)
             count = uniform.facts["rows"]
             ids = selection.choose(cell.selection, count, cell.seed, user, item, moment, loss)
         write_columns(folder, {"row": ids})
