@@ -165,9 +165,10 @@ class _Grammar(NamedTuple):
 def _grammar(separator: str) -> _Grammar:
     cut = re.escape(separator.encode())
     rest = rb"[^%b\r\n]*+" % cut
-    field = rb'(?:"(?:[^"]++|"")*+"%b|[^"%b\r\n]%b|)' % (rest, cut, rest)
-    row = rb"(?:%b%b)*+%b[\r\n]" % (field, cut, field)
-    patterns = (rb"%b[%b\r\n]" % (field, cut), row, rb"(?:%b)*+" % row)
+    # Repeated groups are atomic by (?>...), not by *+, which Python before 3.11.5 gets wrong.
+    field = rb'(?:"(?>(?:[^"]++|"")*)"%b|[^"%b\r\n]%b|)' % (rest, cut, rest)
+    row = rb"(?>(?:%b%b)*)%b[\r\n]" % (field, cut, field)
+    patterns = (rb"%b[%b\r\n]" % (field, cut), row, rb"(?>(?:%b)*)" % row)
     return _Grammar(*map(re.compile, patterns))
 
 
