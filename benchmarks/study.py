@@ -313,12 +313,11 @@ def run_cell(study: Study, cell: Cell, say: Callable[[str], None]) -> Row:
     if cell.data == "synthetic":
         config.data.path = str(synthetic_log(work, config.data.synthetic_rows).path / "train.txt")
     configuration.validate(config)
-    cores = sharding.split_cores()
-    base = stages.Run(config, work, say, verify=False, cores=cores)
+    base = stages.Run(config, work, say, verify=False, cores=sharding.split_cores())
     prepared = stages.prepare_stage(base, stages.raw_data(base))
     config = config.copy_and_resolve_references()
     config.seed = cell.seed
-    run = stages.Run(config, work, say, verify=False, cores=cores)
+    run = dataclasses.replace(base, config=config)
     chosen: dict[str, Any] = {}
     factors = sample = trained = None
     if cell.arm in ("ease", "item_knn"):

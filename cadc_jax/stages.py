@@ -240,7 +240,7 @@ def _factorize(
 
 def _als_mesh(run: Run, matrix: Interactions, factors: int) -> Mesh:
     devices = jax.devices()
-    if run.cores and jax.default_backend() == "cpu":
+    if _on_cores(run):
         copy = 4 * factors * max(matrix.num_users, matrix.num_items)
         devices = devices[: max(1, COPIES_BYTES // copy)]
     return sharding.make_mesh(devices=devices)
@@ -248,8 +248,13 @@ def _als_mesh(run: Run, matrix: Interactions, factors: int) -> Mesh:
 
 def training_mesh(run: Run) -> Mesh:
     """The devices that train and score."""
-    alone = run.cores and jax.default_backend() == "cpu"
-    return sharding.make_mesh(run.config.devices.model, jax.devices()[:1] if alone else None)
+    devices = jax.devices()[:1] if _on_cores(run) else None
+    return sharding.make_mesh(run.config.devices.model, devices)
+
+
+def _on_cores(run: Run) -> bool:
+    """Whether the devices in use are the cores of one CPU."""
+    return run.cores and jax.default_backend() == "cpu"
 
 
 def sample_stage(run: Run, prepared: Artifact) -> Artifact:

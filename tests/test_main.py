@@ -4,14 +4,13 @@ import gzip
 import json
 import os
 import pathlib
-import runpy
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from cadc_jax import experiment
+from cadc_jax import experiment, shipped
 from cadc_jax.data import synthetic
 from cadc_jax.errors import DataError
 
@@ -122,7 +121,7 @@ def test_a_bad_file_is_an_error_that_names_it(tmp_path, content, message):
     path = tmp_path / "train.txt"
     if content is not None:
         path.write_bytes(content)
-    config = runpy.run_path(CRITEO)["get_config"]()
+    config = shipped.config("criteo")
     config.data.path = str(path)
     with pytest.raises(DataError, match=f"{path}.*{message}"):
         experiment.run(experiment.Run(config, tmp_path / "work", say=lambda line: None))
