@@ -18,7 +18,7 @@ import numpy as np
 
 from cadc_jax import sharding
 from cadc_jax.factorization import als
-from cadc_jax.factorization.half_step import half_step
+from cadc_jax.factorization.als_solver import half_step
 from cadc_jax.factorization.interactions import Interactions
 
 

@@ -5,8 +5,8 @@
 Speed: `prepare.write` (read, count, encode, write) of synthetic Criteo rows, against parsing the
 same file and doing nothing with it, with pyarrow and with polars (each on all cores); runs take
 turns, the ratio is the median of the ratios of neighbours (1.0: as fast as a bare parse). The
-columns are those of `cadc_jax.data.synthetic`, and once more with columns whose values are nearly
-all different, which are hashed where there are more than 131,072.
+columns are those of `cadc_jax.data.readers.synthetic`, and once more with columns whose values are
+nearly all different, which are hashed where there are more than 131,072.
 
 Memory: peak resident memory of a process that prepares logs of N / 5 and of N rows, beside what its
 imports take, and the ratio of the two (medians over the rounds).
@@ -28,7 +28,8 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
-from cadc_jax.data import criteo, prepare, synthetic
+from cadc_jax.data import prepare
+from cadc_jax.data.readers import criteo, synthetic
 
 CONFIG = prepare.PrepareConfig(
     "click",
@@ -171,7 +172,7 @@ def parse_polars(path: pathlib.Path) -> None:
 
 
 def write_synthetic(path: pathlib.Path, rows: int) -> None:
-    """Rows of `cadc_jax.data.synthetic`, in pieces of a million that differ by their seed."""
+    """Rows of `readers.synthetic`, in pieces of a million that differ by their seed."""
     with open(path, "wb") as file:
         for seed, start in enumerate(range(0, rows, 1_000_000)):
             piece = path.with_suffix(".piece")

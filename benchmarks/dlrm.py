@@ -526,8 +526,8 @@ def synthetic(rows: int) -> tuple:
     import pyarrow as pa
     from pyarrow import csv
 
-    from cadc_jax.data import criteo
-    from cadc_jax.data.synthetic import write_criteo
+    from cadc_jax.data.readers import criteo
+    from cadc_jax.data.readers.synthetic import write_criteo
 
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "train.txt"

@@ -22,10 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cadc_jax import metrics, ranking
-from cadc_jax.data import movielens, prepare, splits, tabular
+from cadc_jax import metrics
+from cadc_jax.data import prepare, splits
 from cadc_jax.data.negatives import draw_for_evaluation, pair_keys
-from cadc_jax.data.schema import TEST, TRAIN, VALIDATION
+from cadc_jax.data.raw import TEST, TRAIN, VALIDATION
+from cadc_jax.data.readers import movielens, tabular
+from cadc_jax.evaluation import ranking
 from cadc_jax.factorization import als, sgd
 from cadc_jax.factorization.factors import scores
 from cadc_jax.factorization.interactions import Interactions

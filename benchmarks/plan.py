@@ -20,9 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cadc_jax import cost, hlo, sharding
+from cadc_jax import cost, sharding
+from cadc_jax.cost import hlo
 from cadc_jax.factorization import als
-from cadc_jax.factorization.half_step import half_step
+from cadc_jax.factorization.als_solver import half_step
 from cadc_jax.factorization.interactions import Interactions
 from cadc_jax.models import embeddings
 from cadc_jax.models.dlrm import DLRM

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from cadc_jax import evaluation
 from cadc_jax.data.table import Table
+from cadc_jax.evaluation import evaluate
 
 EASE_ITEMS = 12_000  # items up to which their square in float64 is no burden
 REGULARIZATIONS = (30.0, 100.0, 300.0, 1000.0, 3000.0)
 NEIGHBOURS = (20, 50, 100, 200, 400)
 BM25 = ((1.2, 0.75), (100.0, 0.5))  # (K1, B): as usual for texts, and nearly without saturation
 
-Candidates = Iterator[tuple[dict[str, Any], evaluation.Score]]
+Candidates = Iterator[tuple[dict[str, Any], evaluate.Score]]
 
 
 def matrix_of(table: Table) -> scipy.sparse.csr_matrix:
@@ -71,7 +71,7 @@ def neighbour_candidates(matrix: scipy.sparse.csr_matrix) -> Candidates:
             yield options | {"K": neighbours}, scorer(matrix, similarity)
 
 
-def scorer(matrix: scipy.sparse.csr_matrix, weights) -> evaluation.Score:
+def scorer(matrix: scipy.sparse.csr_matrix, weights) -> evaluate.Score:
     """Scores of users by what their training items say: rows of X B, of dense or sparse B."""
 
     def score(batch) -> np.ndarray:
@@ -85,12 +85,12 @@ def scorer(matrix: scipy.sparse.csr_matrix, weights) -> evaluation.Score:
 
 def best(
     candidates: Candidates, table: Table, k: int, max_users: int, say: Callable[[str], None]
-) -> tuple[dict[str, Any], evaluation.Score]:
+) -> tuple[dict[str, Any], evaluate.Score]:
     """The candidate of highest NDCG@k on the validation split."""
     found = None
     for options, score in candidates:
-        ranks = evaluation.ranks_full(score, table, "validation", max_users)
-        quality = evaluation.of_ranks(ranks, k)[f"ndcg@{k}"]
+        ranks = evaluate.ranks_full(score, table, "validation", max_users)
+        quality = evaluate.of_ranks(ranks, k)[f"ndcg@{k}"]
         say(f"validation ndcg@{k} {quality:.4f}: {options}")
         if found is None or quality > found[0]:
             found = quality, options, score

@@ -55,15 +55,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks import rivals, selection, study_report
-from cadc_jax import artifacts, configuration, shipped
-from cadc_jax.artifacts import Artifact, materialize
-from cadc_jax.compressed import Inputs
-from cadc_jax.data import movielens, synthetic
+from cadc_jax import configuration
+from cadc_jax.data.readers import movielens, synthetic
 from cadc_jax.data.table import Table, open_table, read_columns, write_columns, write_rows
 from cadc_jax.errors import CadcError
 from cadc_jax.factorization import als
 from cadc_jax.factorization.factors import Factors, scores
 from cadc_jax.factorization.interactions import Interactions
+from cadc_jax.run import bundled_configs
+from cadc_jax.run.compressed import Inputs
+from cadc_jax.runtime import artifacts
+from cadc_jax.runtime.artifacts import Artifact, materialize
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ARMS = {"random": "sample", "trainable": "cadc_trainable", "frozen": "cadc_frozen"}
@@ -279,7 +281,7 @@ class Study:
 
     def config(self, cell: Cell) -> ConfigDict:
         """The configuration of a cell; its seed is that of the data until `run_cell` sets it."""
-        config = shipped.config(DATA[cell.data].config)
+        config = bundled_configs.config(DATA[cell.data].config)
         config.train.max_evaluations, config.train.patience = MAX_EVALUATIONS, PATIENCE
         config.rate = cell.rate
         if cell.model:
@@ -305,7 +307,8 @@ def run_cell(study: Study, cell: Cell, say: Callable[[str], None]) -> Row:
       SkipCell: if it cannot be had.
       CadcError: and whatever else goes wrong.
     """
-    from cadc_jax import experiment, sharding, stages  # they import TensorFlow; the parent does not
+    from cadc_jax import experiment, sharding
+    from cadc_jax.run import stages  # they import TensorFlow; the parent does not
 
     start, cpu = time.perf_counter(), time.process_time()
     work = study.out / "work" / cell.data
@@ -380,7 +383,7 @@ def synthetic_log(work: pathlib.Path, rows: int) -> Artifact:
 
 def rival(run, prepared: Artifact, arm: str) -> tuple[Artifact, dict[str, Any]]:
     """Test metrics of a rival, its settings chosen by validation."""
-    from cadc_jax import stages
+    from cadc_jax.run import stages
 
     table = open_table(prepared.path)
     options = run.config.evaluation
@@ -406,7 +409,7 @@ def rival(run, prepared: Artifact, arm: str) -> tuple[Artifact, dict[str, Any]]:
 
 def chosen_sample(run, cell: Cell, prepared: Artifact) -> Artifact:
     """The rows that the cell's selection keeps, as many as the uniform rule keeps."""
-    from cadc_jax import stages
+    from cadc_jax.run import stages
 
     uniform = stages.sample_stage(run, prepared)
     if cell.selection == "uniform":

@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 
 from benchmarks import paired, selection
 from benchmarks.paired import Interval
-from cadc_jax import __version__, artifacts
+from cadc_jax import __version__
 from cadc_jax.data.table import Table, open_table
+from cadc_jax.runtime import artifacts
 
 matplotlib.use("Agg")
 matplotlib.rcParams["svg.fonttype"] = "none"

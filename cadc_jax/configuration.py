@@ -11,10 +11,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cadc_jax import sparse
+from cadc_jax import sparse_optimizers
 from cadc_jax.cost import Sizes
-from cadc_jax.data import criteo, splits
+from cadc_jax.data import splits
 from cadc_jax.data.prepare import PrepareConfig
+from cadc_jax.data.readers import criteo
 from cadc_jax.errors import ConfigError
 from cadc_jax.factorization.als import ALSConfig
 from cadc_jax.factorization.sgd import SGDConfig
@@ -190,7 +191,7 @@ def validate(config: ConfigDict) -> None:
         for value in config[name]:
             _one_of(name, value, allowed)
     _one_of("train.loss", config.train.loss, ("bce", "softmax", "in_batch"))
-    _one_of("train.table_optimizer", config.train.table_optimizer, sparse.OPTIMIZERS)
+    _one_of("train.table_optimizer", config.train.table_optimizer, sparse_optimizers.OPTIMIZERS)
     for field in ("compute_dtype", "table_dtype"):
         _one_of(f"train.{field}", config.train[field], ("float32", "bfloat16"))
     for field, least in LEAST.items():

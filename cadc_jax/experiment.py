@@ -9,14 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cadc_jax import compressed, configuration, distributed, evaluation, report, sharding
-from cadc_jax.artifacts import Artifact
-from cadc_jax.compressed import Inputs
-from cadc_jax.data import files, pairs, pipeline, sources
+from cadc_jax import configuration, report, sharding
+from cadc_jax.data import pipeline, user_item_candidates
+from cadc_jax.data.readers import files, registry
 from cadc_jax.data.table import Table, open_table
+from cadc_jax.evaluation import evaluate
 from cadc_jax.models import embeddings
-from cadc_jax.progress import Progress
-from cadc_jax.stages import (
+from cadc_jax.run import compressed
+from cadc_jax.run.compressed import Inputs
+from cadc_jax.run.stages import (
     PAIR_BLOCKS,
     Run,
     evaluate_stage,
@@ -30,6 +31,9 @@ from cadc_jax.stages import (
     train_stage,
     training_mesh,
 )
+from cadc_jax.runtime import distributed
+from cadc_jax.runtime.artifacts import Artifact
+from cadc_jax.runtime.progress import Progress
 from cadc_jax.training import placement
 
 
@@ -67,7 +71,7 @@ def compress(this: Run, out: pathlib.Path) -> None:
     inputs = Inputs(prepared, factors, sample_stage(this, prepared))
 
     def write() -> None:
-        paths = sources.raw_files(this.config.data.source, raw, this.config.data.to_dict())
+        paths = registry.raw_files(this.config.data.source, raw, this.config.data.to_dict())
         made = compressed.write(out, this.config, inputs, files.stored_size(paths))
         this.say(f"\n{compressed.sizes(made)}\n\nTrain from it: cadc train --from={out}")
 
@@ -106,9 +110,11 @@ def interactions(this: Run, rows: int) -> None:
         progress.total = total
         progress.update(done)
 
-    records = pairs.study(train["label"][ids], columns, seed=this.config.seed, progress=show)
+    records = user_item_candidates.study(
+        train["label"][ids], columns, seed=this.config.seed, progress=show
+    )
     progress.close()
-    this.say("\n" + pairs.table(records))
+    this.say("\n" + user_item_candidates.table(records))
 
 
 def compare(this: Run, inputs: Inputs, last: str) -> None:
@@ -132,7 +138,7 @@ def arm_row(run: Run, inputs: Inputs, model_name: str, arm: str) -> dict[str, An
     prepared, factors, sample = inputs.prepared, inputs.factors, inputs.sample
     trained = train_stage(run, inputs, model_name, arm)
 
-    def score_of(table: Table) -> evaluation.Score:
+    def score_of(table: Table) -> evaluate.Score:
         model = configuration.make_model(run.config, model_name)
         params, tables = restore(arm, trained, factors)
         mesh, room = training_mesh(run), run.config.devices.table_bytes
@@ -167,7 +173,7 @@ def baseline_row(run: Run, inputs: Inputs, arm: str) -> dict[str, Any]:
     """Evaluates what needs no deep model: popularity, or the factors' own score."""
     prepared, factors = inputs.prepared, inputs.factors
 
-    def score_of(table: Table) -> evaluation.Score:
+    def score_of(table: Table) -> evaluate.Score:
         return popularity(table) if arm == "popularity" else factor_score(factors)
 
     source = factors.fingerprint if arm == "mf_alone" else "popularity"
@@ -181,7 +187,7 @@ def baseline_row(run: Run, inputs: Inputs, arm: str) -> dict[str, Any]:
     return _row(arm, None, 1.0, prepared.facts["rows"]["train"], evaluated, seconds)
 
 
-def popularity(table: Table) -> evaluation.Score:
+def popularity(table: Table) -> evaluate.Score:
     """Scores an item by its training rows; of clicks, by its smoothed click rate (a logit)."""
     counts = table.items["count"]
     if table.schema.task == "ranking":
@@ -196,7 +202,7 @@ def popularity(table: Table) -> evaluation.Score:
     )
 
 
-def factor_score(factors: Artifact) -> evaluation.Score:
+def factor_score(factors: Artifact) -> evaluate.Score:
     """Scores by the factorisation alone."""
     tables = [jnp.asarray(table) for table in factor_tables(factors.path)]
 

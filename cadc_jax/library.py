@@ -29,14 +29,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from cadc_jax import compressed, evaluation, sharding
+from cadc_jax import sharding
 from cadc_jax.data import negatives, sampling
 from cadc_jax.data.table import Table, open_table, read_columns
 from cadc_jax.errors import ConfigError
+from cadc_jax.evaluation import evaluate
 from cadc_jax.factorization import als, sgd
 from cadc_jax.factorization.factors import Factors, dot_tables
 from cadc_jax.factorization.interactions import Interactions
 from cadc_jax.models.embeddings import Content, Tables, pair_batch, stacked_offsets
+from cadc_jax.run import compressed
 from cadc_jax.training import loop, step
 
 EMBEDDINGS = ("frozen", "trainable", "random")
@@ -212,8 +214,8 @@ def train(
     def validate(params: Any, tables: Tables) -> float:
         score = functools.partial(step.predict, network, params, tables, content)
         if clicks:
-            return -evaluation.evaluate_clicks(score, validation)["logloss"]
-        found = evaluation.evaluate_ranking_sampled(score, validation, 10)
+            return -evaluate.evaluate_clicks(score, validation)["logloss"]
+        found = evaluate.evaluate_ranking_sampled(score, validation, 10)
         return next(value for name, value in found.items() if name.startswith("ndcg"))
 
     def batches(start: int) -> Iterator[Mapping[str, np.ndarray]]:
@@ -230,7 +232,7 @@ def train(
 def score(model: Model, rows: Rows) -> np.ndarray:
     """Logits [N] of rows: `user` [N], `item` [N] and features as the model was trained with."""
     rows, found = _whole(rows), []
-    block = min(evaluation.CLICK_BLOCK, len(rows["user"]))
+    block = min(evaluate.CLICK_BLOCK, len(rows["user"]))
     for start in range(0, len(rows["user"]), block):
         places = np.minimum(np.arange(start, start + block), len(rows["user"]) - 1)
         batch = {name: rows[name][places] for name in ("user", "item", "dense", "categorical")}

@@ -27,9 +27,9 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from cadc_jax import command_line, exits
+from cadc_jax.cli import exits, parse
 from cadc_jax.errors import CadcError, ConfigError
-from cadc_jax.interrupts import Stop
+from cadc_jax.runtime.interrupts import Stop
 
 STAGES = ("prepare", "factorize", "sample", "train", "evaluate", "report")
 
@@ -125,7 +125,7 @@ def main(argv: list[str]) -> None:
     """Runs the command, which is the first argument; without one, the configured experiment."""
     command, *rest = argv[1:] or ["run"]
     if command not in COMMANDS:
-        hint = command_line.nearest(command, COMMANDS)
+        hint = parse.nearest(command, COMMANDS)
         raise CadcError(
             f"unexpected argument '{command}'{hint}: commands are {', '.join(COMMANDS)}; options "
             "are written --name=value"
@@ -137,7 +137,7 @@ def main(argv: list[str]) -> None:
         return
     if command not in _BY_SEVERAL:
         raise CadcError(f"only {', '.join(_BY_SEVERAL)} take several processes; not {command}")
-    from cadc_jax import distributed  # imports JAX
+    from cadc_jax.runtime import distributed  # imports JAX
 
     distributed.initialize(
         _COORDINATOR.value,
@@ -185,7 +185,8 @@ def _train() -> None:
     cadc train --from=/data/small
     """
     folder = pathlib.Path(_needed(_FROM))
-    from cadc_jax import compressed, experiment
+    from cadc_jax import experiment
+    from cadc_jax.run import compressed
 
     config, inputs = compressed.open_inputs(folder, _VERIFY.value)
     if _CONFIG.value is not None:
@@ -199,7 +200,7 @@ def _verify() -> None:
     cadc verify --from=/data/small
     """
     folder = pathlib.Path(_needed(_FROM))
-    from cadc_jax import artifacts
+    from cadc_jax.runtime import artifacts
 
     artifacts.read(folder, verify=True)
     print(f"{folder}: whole and undamaged")
@@ -222,7 +223,7 @@ def _plan() -> None:
     cadc plan --config=configs/criteo_terabyte.py --rows=4195197692 --devices=8 --hardware=v5p
     """
     config = _config()
-    from cadc_jax import planning
+    from cadc_jax.run import planning
 
     sizes = {
         "rows": _ROWS.value,
@@ -245,12 +246,12 @@ def _recommend() -> None:
         raise ConfigError("this command needs --user=ID, or --users=all|FILE with --out=FILE")
     out = pathlib.Path(_needed(_OUT, "FILE")) if users else None
     trained = _trained()
-    from cadc_jax import recommendation
+    from cadc_jax.serving import recommend
 
     if user:
-        print(recommendation.show(trained, user, _K.value))
+        print(recommend.show(trained, user, _K.value))
     elif users and out:
-        print(recommendation.write(trained, users, _K.value, out))
+        print(recommend.write(trained, users, _K.value, out))
 
 
 def _export() -> None:
@@ -260,7 +261,7 @@ def _export() -> None:
     """
     out = pathlib.Path(_needed(_OUT))
     trained = _trained()
-    from cadc_jax import export
+    from cadc_jax.serving import export
 
     made = export.write(trained, out, _FORMAT.value)
     print(f"{made.path}: {trained}\nas {_FORMAT.value}; what is in it: cadc info {made.path}")
@@ -278,7 +279,7 @@ def _trained():
         source = pathlib.Path("workdir") / config.name
     else:
         raise ConfigError("this command needs --from=DIR, or --config=... as it ran")
-    from cadc_jax import trained
+    from cadc_jax.serving import trained
 
     return trained.open_trained(source, workdir, config, _ARM.value, _MODEL.value)
 
@@ -290,9 +291,9 @@ def _info(folder: str | None = None) -> None:
     """
     if folder is None:
         raise ConfigError("this command needs a folder: cadc info DIR")
-    from cadc_jax import info
+    from cadc_jax.run import folder_info
 
-    print(info.explain(pathlib.Path(folder), _VERIFY.value))
+    print(folder_info.explain(pathlib.Path(folder), _VERIFY.value))
 
 
 def _doctor() -> None:
@@ -300,7 +301,7 @@ def _doctor() -> None:
 
     cadc doctor
     """
-    from cadc_jax import doctor
+    from cadc_jax.cli import doctor
 
     if not doctor.examine(pathlib.Path(_WORKDIR.value or "workdir")):
         sys.exit(1)
@@ -361,7 +362,7 @@ def run() -> None:
     logging.set_verbosity(logging.WARNING)
     app.run(
         lambda argv: exits.guarded(lambda: main(argv), _STOP),
-        flags_parser=lambda argv: command_line.parse(argv, __doc__, COMMANDS),
+        flags_parser=lambda argv: parse.parse(argv, __doc__, COMMANDS),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from cadc_jax import artifacts
+from cadc_jax.runtime import artifacts
 
 NAMES = {
     "popularity": "popularity",

@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from cadc_jax.data import synthetic
+from cadc_jax.data.readers import synthetic
 from tests.test_main import ROOT
 
 KILLS = 5  # in each of two chains of each of two runs: 20

@@ -12,7 +12,8 @@ import pytest
 from ml_collections import ConfigDict
 
 import cadc_jax
-from cadc_jax import configuration, export, trained
+from cadc_jax import configuration
+from cadc_jax.serving import export, trained
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = pathlib.Path(cadc_jax.__file__).parent  # beside the documents, or installed elsewhere

@@ -7,9 +7,10 @@ import sys
 
 import pytest
 
-from cadc_jax import artifacts
-from cadc_jax.data import criteo, prepare, synthetic
+from cadc_jax.data import prepare
+from cadc_jax.data.readers import criteo, synthetic
 from cadc_jax.errors import DataError
+from cadc_jax.runtime import artifacts
 from tests.test_main import CRITEO, ROOT, assert_one_line, cadc
 
 CONFIG = prepare.PrepareConfig(

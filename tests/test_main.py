@@ -10,9 +10,10 @@ import sys
 import numpy as np
 import pytest
 
-from cadc_jax import experiment, shipped
-from cadc_jax.data import synthetic
+from cadc_jax import experiment
+from cadc_jax.data.readers import synthetic
 from cadc_jax.errors import DataError
+from cadc_jax.run import bundled_configs
 
 ROOT = pathlib.Path(__file__).parents[1]
 CRITEO = ROOT / "configs/criteo.py"
@@ -121,7 +122,7 @@ def test_a_bad_file_is_an_error_that_names_it(tmp_path, content, message):
     path = tmp_path / "train.txt"
     if content is not None:
         path.write_bytes(content)
-    config = shipped.config("criteo")
+    config = bundled_configs.config("criteo")
     config.data.path = str(path)
     with pytest.raises(DataError, match=f"{path}.*{message}"):
         experiment.run(experiment.Run(config, tmp_path / "work", say=lambda line: None))

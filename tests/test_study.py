@@ -11,8 +11,9 @@ import sklearn.metrics
 
 from benchmarks import paired, rivals, selection, study, study_report
 from benchmarks.study import Cell
-from cadc_jax import evaluation, stages
 from cadc_jax.data.table import open_table, read_columns
+from cadc_jax.evaluation import evaluate
+from cadc_jax.run import stages
 from tests import study_faults
 
 # Statistics.
@@ -474,7 +475,7 @@ def test_of_made_up_clicks_the_truth_of_the_test_rows_is_known(tmp_path):
 
 
 def test_the_time_of_a_movielens_row_is_that_of_its_rating(tmp_path):
-    movielens = pytest.importorskip("tests.data.test_movielens")
+    movielens = pytest.importorskip("tests.data.readers.test_movielens")
     ratings = [(u, i, 100 * u + i) for u in range(1, 7) for i in range(1, 9) if (u + i) % 4]
     lines = "".join(f"{u}\t{i}\t5\t{t}\n" for u, i, t in ratings)
     users = "".join(f"{u}|30|F|none|00000\n" for u in range(1, 7))
@@ -493,5 +494,5 @@ def test_the_time_of_a_movielens_row_is_that_of_its_rating(tmp_path):
 
 def test_ndcg_is_that_of_the_evaluation():
     ranks = np.array([0, 1, 9, 10, 500])
-    expected = evaluation.of_ranks(ranks, study_report.K)[f"ndcg@{study_report.K}"]
+    expected = evaluate.of_ranks(ranks, study_report.K)[f"ndcg@{study_report.K}"]
     assert study_report.ndcg(ranks).mean() == pytest.approx(expected)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cadc_jax import sparse
+from cadc_jax import sparse_optimizers
 from cadc_jax.cost.arithmetic import all_reduce, f32, tree_bytes, up
 from cadc_jax.cost.model import Cost, Sizes
 from cadc_jax.factorization import interactions, sgd
@@ -165,7 +165,10 @@ def sgd_factorization(sizes: Sizes, config: SGDConfig) -> Cost:
     labelled = sizes.task == "click"
     items = 1 if labelled else 1 + config.negatives
     tables = [f32(rows, width) for rows in (sizes.num_users, sizes.num_items)]
-    slots = [jax.eval_shape(functools.partial(sparse.init, config.optimizer), x) for x in tables]
+    slots = [
+        jax.eval_shape(functools.partial(sparse_optimizers.init, config.optimizer), x)
+        for x in tables
+    ]
     block = min(sizes.rows, sgd.BLOCK_ROWS) if labelled else sizes.rows
     batch = min(config.batch_rows, block)
     known = 0 if labelled else 4 * (sizes.entries + sizes.num_users)

@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from cadc_jax.data import chunks, vocabulary
-from cadc_jax.data.schema import RawTable
-from cadc_jax.data.table import Columns, open_schema
+from cadc_jax.data import raw, vocabulary
+from cadc_jax.data.table import open_schema
 from cadc_jax.data.vocabulary import Vocabulary
 from cadc_jax.errors import ConfigError, DataError
 
@@ -101,12 +100,12 @@ class Encoder:
         """
         dense = np.empty((len(rows), len(self.dense)), np.float32)
         for place, (name, (shift, divisor)) in enumerate(self.dense.items()):
-            values = rows[chunks.DENSE + name].to_numpy()
+            values = rows[raw.DENSE + name].to_numpy()
             dense[:, place] = standardise(values, shift, divisor)
         categorical = np.empty((len(rows), len(self.categorical)), np.int32)
         columns = []
         for name, known in self.categorical.items():
-            coded = column(rows, chunks.CATEGORICAL + name)
+            coded = column(rows, raw.CATEGORICAL + name)
             ids = known.ids(vocabulary.raw_of(coded.dictionary))
             columns.append((ids, coded.indices.to_numpy()))
         for start in range(0, len(rows), _BLOCK):
@@ -122,23 +121,6 @@ class Encoder:
         if "label" in rows.column_names:
             encoded["label"] = rows["label"].to_numpy()
         return encoded
-
-    def encode_table(self, raw: RawTable) -> Columns:
-        """Columns of new raw data in memory: see `encode`.
-
-        Raises:
-          ConfigError: if a column of the training rows is missing.
-        """
-        parts = []
-        for task in chunks.of_table(raw).parts[0]():
-            rows = named(task.decode().rows, self.user_features, self.item_features)
-            wanted = [chunks.DENSE + name for name in self.dense]
-            wanted += [chunks.CATEGORICAL + name for name in self.categorical]
-            missing = [name for name in wanted if name not in rows.column_names]
-            if missing:
-                raise ConfigError(f"the data has no column '{missing[0].split('/', 1)[1]}'")
-            parts.append(self.encode(logged(rows) if self.log_dense else rows))
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def open_encoder(path: pathlib.Path) -> Encoder:
@@ -175,7 +157,7 @@ def named(rows: pa.Table, user_features: Sequence[str], item_features: Sequence[
     Raises:
       ConfigError: if such a column is missing, or there is no user or item at all.
     """
-    prefix = chunks.CATEGORICAL
+    prefix = raw.CATEGORICAL
     found, used = {}, []
     for kind, names in (("user", user_features), ("item", item_features)):
         for name in names:
@@ -201,7 +183,7 @@ def named(rows: pa.Table, user_features: Sequence[str], item_features: Sequence[
 def logged(rows: pa.Table) -> pa.Table:
     """Replaces each dense feature x by log(1 + max(x, 0)), as the field does for counts."""
     for place, name in enumerate(rows.column_names):
-        if name.startswith(chunks.DENSE):
+        if name.startswith(raw.DENSE):
             values = np.log1p(np.maximum(rows[name].to_numpy(), 0))
             rows = rows.set_column(place, name, pa.array(values))
     return rows
@@ -210,8 +192,8 @@ def logged(rows: pa.Table) -> pa.Table:
 def check_finite(rows: pa.Table) -> None:
     """Raises DataError if a dense feature is infinite."""
     for name in rows.column_names:
-        if name.startswith(chunks.DENSE) and np.isinf(rows[name].to_numpy()).any():
-            feature = name.removeprefix(chunks.DENSE)
+        if name.startswith(raw.DENSE) and np.isinf(rows[name].to_numpy()).any():
+            feature = name.removeprefix(raw.DENSE)
             raise DataError(f"dense feature '{feature}' holds an infinite value: remove or cap it")
 
 

@@ -19,11 +19,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cadc_jax import artifacts
-from cadc_jax.data import chunks, encoding, negatives, splits, spool, vocabulary
+from cadc_jax.data import encoding, negatives, raw, splits, staging, vocabulary
 from cadc_jax.data.encoding import Encoder, Statistics
 from cadc_jax.data.hosts import ALONE, Hosts, gather
-from cadc_jax.data.schema import SPLITS, TEST, TRAIN, VALIDATION, EntityTable, RawTable, ReadReport
+from cadc_jax.data.raw import SPLITS, TEST, TRAIN, VALIDATION, EntityTable, RawTable, ReadReport
 from cadc_jax.data.table import (
     ColumnWriter,
     Features,
@@ -34,7 +33,8 @@ from cadc_jax.data.table import (
 )
 from cadc_jax.data.vocabulary import Vocabulary
 from cadc_jax.errors import ConfigError, DataError
-from cadc_jax.progress import Progress
+from cadc_jax.runtime import artifacts
+from cadc_jax.runtime.progress import Progress
 
 DROPPED = -1  # the fold of a row that another one, of the same user and item, stands for
 
@@ -83,7 +83,7 @@ class PrepareConfig:
 
 def write(
     path: pathlib.Path,
-    source: chunks.Source,
+    source: raw.Source,
     config: PrepareConfig,
     hosts: Hosts = ALONE,
 ) -> Mapping[str, Any]:
@@ -121,7 +121,7 @@ def write(
         return encoding.logged(rows) if config.log_dense else rows
 
     folder = path / "spool"
-    spooled, report = spool.write(folder, source, config.max_malformed, change, hosts)
+    spooled, report = staging.write(folder, source, config.max_malformed, change, hosts)
     plan = _plan(spooled, report, source.negatives, config)
     own = [chunk for chunk in spooled if chunk.host == hosts.index]
     counted = gather(hosts, folder, "count", lambda: _count(own, plan, config))
@@ -140,9 +140,9 @@ def write(
                 f"no {kind} has {config.min_count} training rows or more: lower data.min_count"
             )
     features = {
-        name.removeprefix(chunks.CATEGORICAL): vocab
+        name.removeprefix(raw.CATEGORICAL): vocab
         for name, vocab in known.items()
-        if name.startswith(chunks.CATEGORICAL)
+        if name.startswith(raw.CATEGORICAL)
     }
     encoder = Encoder(
         user_features=config.user_features,
@@ -189,7 +189,7 @@ def write(
 
 def _finish(
     path: pathlib.Path,
-    source: chunks.Source,
+    source: raw.Source,
     plan: "_Plan",
     encoder: Encoder,
     item_counts: Mapping[str, np.ndarray],
@@ -235,24 +235,24 @@ class _Plan(NamedTuple):
     fold: (rows of a chunk, the chunk) -> [n] int8 of TRAIN, VALIDATION, TEST and DROPPED.
     value: [rows in all] float32, or None if every row has its own.
     merged: rows dropped, since others stand for them.
-    negatives: as `chunks.Source.negatives`, for the test rows that are left.
+    negatives: as `raw.Source.negatives`, for the test rows that are left.
     """
 
-    fold: Callable[[pa.Table, spool.SpooledChunk], np.ndarray]
+    fold: Callable[[pa.Table, staging.SpooledChunk], np.ndarray]
     value: np.ndarray | None = None
     merged: int = 0
     negatives: np.ndarray | None = None
 
 
 def _plan(
-    spooled: Sequence[spool.SpooledChunk],
+    spooled: Sequence[staging.SpooledChunk],
     report: ReadReport,
     given_negatives: np.ndarray | None,
     config: PrepareConfig,
 ) -> _Plan:
     if config.task == "click" and config.split in splits.BY_PLACE:
 
-        def by_place(rows: pa.Table, chunk: spool.SpooledChunk) -> np.ndarray:
+        def by_place(rows: pa.Table, chunk: staging.SpooledChunk) -> np.ndarray:
             places = np.arange(chunk.start, chunk.start + chunk.rows)
             shares = (config.validation, config.test)
             return splits.by_place(places, report.rows, config.split, *shares, config.seed)
@@ -282,7 +282,7 @@ def _plan(
     )
 
 
-def _validates(spooled: Sequence[spool.SpooledChunk]) -> bool:
+def _validates(spooled: Sequence[staging.SpooledChunk]) -> bool:
     """Whether the data's own split has validation rows."""
     tables = (chunk.read(["fold"]) for chunk in spooled)
     return any(
@@ -292,7 +292,7 @@ def _validates(spooled: Sequence[spool.SpooledChunk]) -> bool:
 
 
 def _keys(
-    spooled: Sequence[spool.SpooledChunk], report: ReadReport, config: PrepareConfig
+    spooled: Sequence[staging.SpooledChunk], report: ReadReport, config: PrepareConfig
 ) -> RawTable:
     """What a split may depend on, of all rows; users and items as numbers, `place` as a feature."""
     names = ["user", "timestamp", "fold"]
@@ -302,7 +302,7 @@ def _keys(
     columns = {}
     for name in table.column_names:
         column = table[name]
-        if name in chunks.CODED:
+        if name in raw.CODED:
             column = pa.chunked_array([part.indices for part in column.chunks], pa.int32())
         columns[name] = column.to_numpy()
     return RawTable(report, **columns, categorical={"place": np.arange(report.rows)})
@@ -324,11 +324,11 @@ class _Counts(NamedTuple):
     rows: np.ndarray
 
 
-def _count(spooled: Sequence[spool.SpooledChunk], plan: _Plan, config: PrepareConfig) -> _Counts:
+def _count(spooled: Sequence[staging.SpooledChunk], plan: _Plan, config: PrepareConfig) -> _Counts:
     """Counts the values of training rows, and the rows of each split."""
 
     def measure(
-        chunk: spool.SpooledChunk,
+        chunk: staging.SpooledChunk,
     ) -> tuple[dict[str, tuple[pa.Array, np.ndarray]], dict[str, Statistics], list[int]]:
         rows = chunk.read()
         fold = plan.fold(rows, chunk)
@@ -336,12 +336,12 @@ def _count(spooled: Sequence[spool.SpooledChunk], plan: _Plan, config: PrepareCo
         everything = bool(train.all())
         counts, moments = {}, {}
         for name in rows.column_names:
-            if name.startswith(chunks.DENSE):
+            if name.startswith(raw.DENSE):
                 values = rows[name].to_numpy()
-                moments[name.removeprefix(chunks.DENSE)] = encoding.statistics_of(
+                moments[name.removeprefix(raw.DENSE)] = encoding.statistics_of(
                     values if everything else values[train], config.flag
                 )
-            elif name in chunks.CODED or name.startswith(chunks.CATEGORICAL):
+            elif name in raw.CODED or name.startswith(raw.CATEGORICAL):
                 column = encoding.column(rows, name)
                 codes = column.indices.to_numpy()
                 codes = codes if everything else codes[train]
@@ -356,7 +356,7 @@ def _count(spooled: Sequence[spool.SpooledChunk], plan: _Plan, config: PrepareCo
     progress = Progress("prepare: count", sum(chunk.rows for chunk in spooled), "rows")
     done = 0
     for chunk, (counts, moments, rows) in zip(
-        spooled, spool.ordered_map(measure, spooled), strict=True
+        spooled, staging.ordered_map(measure, spooled), strict=True
     ):
         for name, (dictionary, tally) in counts.items():
             counter = counters.setdefault(name, vocabulary.Counter(config.max_vocabulary))
@@ -400,7 +400,7 @@ def _total(
 
 def _encode(
     path: pathlib.Path,
-    spooled: Sequence[spool.SpooledChunk],
+    spooled: Sequence[staging.SpooledChunk],
     plan: _Plan,
     encoder: Encoder,
     rows_of: Sequence[int],
@@ -434,7 +434,7 @@ def _encode(
             }
         )
 
-    def encode(chunk: spool.SpooledChunk) -> list[dict[str, np.ndarray]]:
+    def encode(chunk: staging.SpooledChunk) -> list[dict[str, np.ndarray]]:
         rows = chunk.read()
         fold = plan.fold(rows, chunk)
         columns = encoder.encode(rows)
@@ -456,7 +456,7 @@ def _encode(
         counts["clicks"] = np.zeros(size, np.int64)
     progress = Progress("prepare: encode", sum(chunk.rows for chunk in spooled), "rows")
     done = 0
-    for chunk, encoded in zip(spooled, spool.ordered_map(encode, spooled), strict=True):
+    for chunk, encoded in zip(spooled, staging.ordered_map(encode, spooled), strict=True):
         for writer, columns in zip(writers, encoded, strict=True):
             for name, values in columns.items():
                 writer[name].append(values)

@@ -6,14 +6,11 @@ OOPSLA 2014) whose state starts at the finalised seed. A row's fate therefore de
 shard, batch size, order, library version or platform, and rates nest: the rows kept at 1 % are
 among those kept at 10 %.
 
-The rule exists in NumPy, in JAX (32-bit arithmetic only, so it needs no x64 mode and runs on TPU)
-and in TensorFlow (for `tf.data`); the three agree bit for bit.
+The rule exists in NumPy and in TensorFlow (for `tf.data`); the two agree bit for bit.
 """
 
 from typing import TYPE_CHECKING
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 if TYPE_CHECKING:
@@ -67,31 +64,6 @@ def keep(row_ids: np.ndarray, rate: float, seed: int) -> np.ndarray:
     return mix64(row_ids, seed) < np.uint64(limit)
 
 
-def keep_jax(row_ids: jax.Array, rate: float, seed: int, high: jax.Array | int = 0) -> jax.Array:
-    """`keep` as JAX operations on 32-bit words, equal bit for bit.
-
-    Args:
-      row_ids: [N] int32 or uint32, the low words of the row indices.
-      rate: share of rows to keep, in (0, 1].
-      seed: any integer.
-      high: [N] (or scalar) uint32, the high words, for tables of more than 2**32 rows.
-
-    Returns:
-      [N] bool.
-    """
-    limit = threshold(rate)
-    if limit > MASK64:
-        return jnp.ones(row_ids.shape, bool)
-    low = row_ids.astype(jnp.uint32)
-    x = (jnp.broadcast_to(jnp.asarray(high, jnp.uint32), low.shape), low)
-    x = _add(_multiply(_add(x, _words(1)), _words(GAMMA)), _words(_start(seed)))
-    for shift, multiplier in zip((30, 27), MULTIPLIERS, strict=True):
-        x = _multiply(_xor_shift(x, shift), _words(multiplier))
-    high, low = _xor_shift(x, 31)
-    limit_high, limit_low = _words(limit)
-    return (high < limit_high) | ((high == limit_high) & (low < limit_low))
-
-
 def keep_tf(row_ids: "tf.Tensor", rate: float, seed: int) -> "tf.Tensor":
     """`keep` as TensorFlow operations, for `tf.data`: [N] int64 -> [N] bool, equal bit for bit."""
     import tensorflow as tf
@@ -128,33 +100,3 @@ def _finalise(x: np.ndarray) -> np.ndarray:
 def _start(seed: int) -> int:
     """The generator's first state: neighbouring seeds must not give shifted copies of a stream."""
     return int(_finalise(np.array([int(seed) & MASK64], np.uint64))[0])
-
-
-# 64-bit arithmetic on (high, low) pairs of uint32.
-
-
-_Words = tuple[jax.Array, jax.Array]
-
-
-def _words(value: int) -> _Words:
-    return jnp.uint32(value >> 32), jnp.uint32(value & 0xFFFFFFFF)
-
-
-def _add(a: _Words, b: _Words) -> _Words:
-    low = a[1] + b[1]
-    return a[0] + b[0] + (low < a[1]).astype(jnp.uint32), low
-
-
-def _multiply(a: _Words, b: _Words) -> _Words:
-    """Product modulo 2**64; the low words' full product is put together from 16-bit halves."""
-    a0, a1 = a[1] & 0xFFFF, a[1] >> 16
-    b0, b1 = b[1] & 0xFFFF, b[1] >> 16
-    cross = a1 * b0 + ((a0 * b0) >> 16)
-    carry = (cross >> 16) + ((a0 * b1 + (cross & 0xFFFF)) >> 16)
-    return a1 * b1 + carry + a[0] * b[1] + a[1] * b[0], a[1] * b[1]
-
-
-def _xor_shift(x: _Words, shift: int) -> _Words:
-    """x ^ (x >> shift), for 0 < shift < 32."""
-    high, low = x
-    return high ^ (high >> shift), low ^ ((low >> shift) | (high << (32 - shift)))

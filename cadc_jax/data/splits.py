@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from cadc_jax.data import sampling
-from cadc_jax.data.schema import TEST, TRAIN, VALIDATION, RawTable
+from cadc_jax.data.raw import TEST, TRAIN, VALIDATION, RawTable
 from cadc_jax.errors import ConfigError
 
 RULES = ("leave_one_out", "order", "time", "random", "given")

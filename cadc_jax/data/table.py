@@ -25,9 +25,9 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import DTypeLike
 
-from cadc_jax import artifacts
-from cadc_jax.data.schema import SPLITS
+from cadc_jax.data.raw import SPLITS
 from cadc_jax.errors import ArtifactError
+from cadc_jax.runtime import artifacts
 
 Columns = Mapping[str, np.ndarray]
 _ROWS = 1 << 16  # copied at a time

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cadc_jax.data import chunks, sampling
+from cadc_jax.data import raw, sampling
 
 _LEAST_PENDING = 1 << 16  # counted values that wait to be merged
 
@@ -106,7 +106,7 @@ class Counter:
         if self.merged is None:
             return Vocabulary(np.zeros(0, np.int64))
         frequent = self.merged.filter(pc.field("count") >= min_count)["value"]
-        return Vocabulary(np.sort(chunks.raw_values(frequent)))
+        return Vocabulary(np.sort(raw.raw_values(frequent)))
 
 
 def of(values: np.ndarray, min_count: int = 1) -> Vocabulary:
@@ -143,7 +143,7 @@ def cross_coded(columns: list[pa.DictionaryArray]) -> pa.DictionaryArray:
     if len(columns) == 1:
         return columns[0]
     hashes = [hash_of(raw_of(x.dictionary))[x.indices.to_numpy()] for x in columns]
-    return chunks.coded(cross_hashes(hashes))
+    return raw.coded(cross_hashes(hashes))
 
 
 def cross_hashes(hashes: list[np.ndarray]) -> np.ndarray:
@@ -162,7 +162,7 @@ def hash_of(values: np.ndarray) -> np.ndarray:
     """
     if values.dtype.kind != "U":
         return values.astype(np.uint64)
-    integers, plain = chunks.plain_integers(pa.array(values))
+    integers, plain = raw.plain_integers(pa.array(values))
     letters = np.ascontiguousarray(values).view(np.uint32).reshape(len(values), -1)
     key = np.zeros(len(values), np.uint64)
     for letter in letters.T:  # trailing zeros of short strings must not depend on the width
@@ -178,5 +178,5 @@ def _of_kind(values: np.ndarray, kind: str) -> np.ndarray:
         return values.astype(str)
     if values.dtype.kind != "U":
         return values.astype(np.int64)
-    integers, plain = chunks.plain_integers(pa.array(values))
+    integers, plain = raw.plain_integers(pa.array(values))
     return np.where(plain, integers, np.iinfo(np.int64).min)  # which no vocabulary holds

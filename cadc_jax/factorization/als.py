@@ -16,11 +16,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cadc_jax import checkpoints, sharding
-from cadc_jax.checkpoints import Checkpoints, Facts
+from cadc_jax import sharding
 from cadc_jax.errors import ConfigError
+from cadc_jax.factorization.als_solver import Form, half_step
 from cadc_jax.factorization.factors import Array, Factors
-from cadc_jax.factorization.half_step import Form, half_step
 from cadc_jax.factorization.interactions import (
     Chunks,
     Interactions,
@@ -29,6 +28,8 @@ from cadc_jax.factorization.interactions import (
     make_layout,
     pack,
 )
+from cadc_jax.runtime import checkpoints
+from cadc_jax.runtime.checkpoints import Checkpoints, Facts
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,11 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cadc_jax import checkpoints, sparse
-from cadc_jax.checkpoints import Checkpoints, Facts
+from cadc_jax import sparse_optimizers
 from cadc_jax.errors import ConfigError, DataError
 from cadc_jax.factorization.factors import Factors
 from cadc_jax.factorization.interactions import Interactions, Rows
+from cadc_jax.runtime import checkpoints
+from cadc_jax.runtime.checkpoints import Checkpoints, Facts
 
 BLOCK_ROWS = 1 << 24  # labelled rows that are on the device at a time
 _Gradients = tuple[jax.Array, jax.Array, jax.Array]  # of user rows, of item rows, of the bias
@@ -60,10 +61,9 @@ class SGDConfig:
             raise ConfigError(f"sgd.regularization={self.regularization}: must not be negative")
         if not 0 <= self.learning_rate_decay <= 1:
             raise ConfigError(f"sgd.learning_rate_decay={self.learning_rate_decay}: not in [0, 1]")
-        if self.optimizer not in sparse.OPTIMIZERS:
-            raise ConfigError(
-                f"sgd.optimizer={self.optimizer!r}: choose one of {', '.join(sparse.OPTIMIZERS)}"
-            )
+        if self.optimizer not in sparse_optimizers.OPTIMIZERS:
+            known = ", ".join(sparse_optimizers.OPTIMIZERS)
+            raise ConfigError(f"sgd.optimizer={self.optimizer!r}: choose one of {known}")
 
     def refreshing(self, epochs: int) -> "SGDConfig":
         """These settings for a `fit` that goes on from other factors, at the last epoch's rate."""
@@ -81,8 +81,8 @@ class _State:
     user: jax.Array  # [U, D + 1] f32; the last column is the bias
     item: jax.Array  # [I, D + 1] f32
     bias: jax.Array  # [] f32
-    user_slots: sparse.Slots
-    item_slots: sparse.Slots
+    user_slots: sparse_optimizers.Slots
+    item_slots: sparse_optimizers.Slots
 
 
 @flax.struct.dataclass
@@ -277,8 +277,8 @@ def _init(
         user=user,
         item=item,
         bias=jnp.float32(np.log(share / (1 - share))),
-        user_slots=sparse.init(config.optimizer, user),
-        item_slots=sparse.init(config.optimizer, item),
+        user_slots=sparse_optimizers.init(config.optimizer, user),
+        item_slots=sparse_optimizers.init(config.optimizer, item),
     )
 
 
@@ -293,7 +293,10 @@ def _given(init: Factors, num_users: int, num_items: int, config: SGDConfig) -> 
     user_bias, item_bias, global_bias = init.biases
     user = jnp.concatenate([init.user, user_bias[:, None]], 1)
     item = jnp.concatenate([init.item, item_bias[:, None]], 1)
-    slots = sparse.init(config.optimizer, user), sparse.init(config.optimizer, item)
+    slots = (
+        sparse_optimizers.init(config.optimizer, user),
+        sparse_optimizers.init(config.optimizer, item),
+    )
     return _State(user, item, jnp.array(global_bias), *slots)
 
 
@@ -380,7 +383,7 @@ def _update(
 ) -> _State:
     """One step on the rows of a batch, and one of plain SGD on the global bias."""
     user_grads, item_grads, bias_grad = gradients
-    user_table, user_slots = sparse.update(
+    user_table, user_slots = sparse_optimizers.update(
         optimizer,
         state.user,
         state.user_slots,
@@ -389,7 +392,7 @@ def _update(
         learning_rate,
         mask=weight[:, 0] > 0,
     )
-    item_table, item_slots = sparse.update(
+    item_table, item_slots = sparse_optimizers.update(
         optimizer,
         state.item,
         state.item_slots,

@@ -14,11 +14,12 @@ from absl import logging
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from cadc_jax import checkpoints, distributed, sharding
-from cadc_jax.checkpoints import Checkpoints, Facts
+from cadc_jax import sharding
 from cadc_jax.errors import ConfigError, TrainingError
 from cadc_jax.models.embeddings import Content, HostBatch, Tables, lookup_ids
-from cadc_jax.progress import Progress
+from cadc_jax.runtime import checkpoints, distributed
+from cadc_jax.runtime.checkpoints import Checkpoints, Facts
+from cadc_jax.runtime.progress import Progress
 from cadc_jax.training import placement, prefetch
 from cadc_jax.training.placement import Placement, RandomTable
 from cadc_jax.training.step import TrainConfig, TrainState, init_state, train_steps

@@ -26,7 +26,7 @@ from jax import lax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cadc_jax import sharding, sparse
+from cadc_jax import sharding, sparse_optimizers
 from cadc_jax.models import embeddings
 from cadc_jax.models.embeddings import Tables
 
@@ -104,7 +104,7 @@ def plan(
       mesh: with axes `data` and `model`; an abstract one will do, if nothing is to be put there.
       tables: name -> table [V, D], or its shape and dtype.
       trained: names of those that are trained; they have optimizer state and gradients.
-      optimizer: their optimizer, one of `sparse.OPTIMIZERS`.
+      optimizer: their optimizer, one of `sparse_optimizers.OPTIMIZERS`.
       batch_ids: name -> ids in a batch of all devices.
       device_bytes: memory of a device for tables and their optimizer state.
 
@@ -149,7 +149,9 @@ def _device_bytes(
         rows = -(-rows // mesh.shape[sharding.MODEL])
     held = [jax.ShapeDtypeStruct((rows, *table.shape[1:]), table.dtype)]
     if trained:
-        held += jax.tree.leaves(jax.eval_shape(functools.partial(sparse.init, optimizer), held[0]))
+        held += jax.tree.leaves(
+            jax.eval_shape(functools.partial(sparse_optimizers.init, optimizer), held[0])
+        )
     return sum(x.size * x.dtype.itemsize for x in held)
 
 
@@ -233,9 +235,9 @@ def _draw(
 
 def init_slots(
     placement: Placement | None, optimizer: str, name: str, table: jax.Array
-) -> sparse.Slots:
-    """`sparse.init` of the table `name`, the state being made where the table's rows lie."""
-    init = functools.partial(sparse.init, optimizer)
+) -> sparse_optimizers.Slots:
+    """`sparse_optimizers.init` of the table `name`, made where the table's rows lie."""
+    init = functools.partial(sparse_optimizers.init, optimizer)
     if placement is None:
         return init(table)
     shapes = jax.eval_shape(init, table)
@@ -292,17 +294,17 @@ def update(
     optimizer: str,
     name: str,
     table: jax.Array,
-    slots: sparse.Slots,
+    slots: sparse_optimizers.Slots,
     ids: jax.Array,
     grads: jax.Array,
     learning_rate: float | jax.Array,
     key: jax.Array | None = None,
-) -> tuple[jax.Array, sparse.Slots]:
-    """`sparse.update` of the table `name` with the ids and row gradients of all devices."""
+) -> tuple[jax.Array, sparse_optimizers.Slots]:
+    """Updates the table `name` with the ids and row gradients of all devices."""
     if not len(ids):  # a model without such features; there is nothing to send either
         return table, slots
     if placement is None or placement.mesh.size == 1:
-        return sparse.update(optimizer, table, slots, ids, grads, learning_rate, key=key)
+        return sparse_optimizers.update(optimizer, table, slots, ids, grads, learning_rate, key=key)
     entry, rows = placement[name], spec(placement, name)
 
     def local(table, slots, ids, grads, learning_rate, key):
@@ -319,7 +321,9 @@ def update(
             ids -= _first_row(table)
             if key is not None:  # other rows, other random numbers; the same on every copy of them
                 key = jax.random.fold_in(key, lax.axis_index(sharding.MODEL))
-        return sparse.update(optimizer, table, slots, ids, grads, learning_rate, mask=mask, key=key)
+        return sparse_optimizers.update(
+            optimizer, table, slots, ids, grads, learning_rate, mask=mask, key=key
+        )
 
     slot_specs = jax.tree.map(functools.partial(_slot_spec, placement, name), slots)
     return jax.shard_map(

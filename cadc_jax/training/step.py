@@ -11,7 +11,7 @@ import optax
 from flax import linen as nn
 from flax import struct
 
-from cadc_jax import sharding, sparse
+from cadc_jax import sharding, sparse_optimizers
 from cadc_jax.models import embeddings
 from cadc_jax.models.embeddings import Batch, Content, HostBatch, Tables, lookup_ids, model_inputs
 from cadc_jax.models.two_tower import TwoTower
@@ -85,7 +85,7 @@ class TrainState:
     params: Any
     opt_state: Any
     tables: Tables
-    slots: Mapping[str, sparse.Slots]
+    slots: Mapping[str, sparse_optimizers.Slots]
 
 
 def init_state(

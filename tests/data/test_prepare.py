@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cadc_jax.data import chunks, encoding, prepare, vocabulary
+from cadc_jax.data import encoding, prepare, vocabulary
+from cadc_jax.data import raw as raw_rows
 from cadc_jax.data.prepare import PrepareConfig
-from cadc_jax.data.schema import TEST, TRAIN, EntityTable, RawTable, ReadReport
+from cadc_jax.data.raw import TEST, TRAIN, EntityTable, RawTable, ReadReport
 from cadc_jax.data.table import open_table
 from cadc_jax.errors import CadcError, ConfigError, DataError
 from cadc_jax.models import embeddings
@@ -56,7 +57,7 @@ def with_a_test_file(**columns):
 
 
 def prepared(path, raw, config):
-    facts = prepare.write(path, chunks.of_table(raw), config)
+    facts = prepare.write(path, raw_rows.of_table(raw), config)
     return open_table(path), facts
 
 
@@ -110,7 +111,7 @@ def test_no_held_out_row_has_any_influence_on_what_is_learnt(tmp_path):
         categorical={name: np.where(held_out, 77, x) for name, x in raw.categorical.items()},
     )
     for name, table in (("a", raw), ("b", other)):
-        prepare.write(tmp_path / name, chunks.of_table(table), CLICK)
+        prepare.write(tmp_path / name, raw_rows.of_table(table), CLICK)
     assert files(tmp_path / "a") == files(tmp_path / "b")
     assert np.all(open_table(tmp_path / "b").splits["test"]["categorical"] == 0)
 
@@ -130,7 +131,7 @@ def test_no_held_out_interaction_has_any_influence_on_what_is_learnt(tmp_path):
         item=np.where(held_out, np.arange(24) + 1000, raw.item),
         value=np.where(held_out, np.float32(99), raw.value),
     )
-    prepare.write(tmp_path / "b", chunks.of_table(other), RANKING)
+    prepare.write(tmp_path / "b", raw_rows.of_table(other), RANKING)
     assert files(tmp_path / "a") == files(tmp_path / "b")
     assert len(table.splits["train"]["item"]) == 24 - held_out.sum()
 
@@ -232,7 +233,7 @@ def test_a_feature_of_rows_and_one_of_users_keep_a_vocabulary_each(tmp_path):
     raw = dataclasses.replace(
         interactions(), users=users, categorical={"user_age": np.arange(24) % 3}
     )
-    prepare.write(tmp_path, chunks.of_table(raw), RANKING)
+    prepare.write(tmp_path, raw_rows.of_table(raw), RANKING)
     written = [np.load(file).tolist() for file in (tmp_path / "vocabularies").glob("*.npy")]
     assert [0, 1, 2] in written and ["old", "young"] in written
 
@@ -437,7 +438,9 @@ def test_given_negatives_need_the_split_they_were_given_for(tmp_path):
     """Under another split they would stand beside other users' rows."""
     raw = with_a_test_file(negatives=np.array([[15], [12]]))
     with pytest.raises(ConfigError, match="negatives"):
-        prepare.write(tmp_path, chunks.of_table(raw), dataclasses.replace(RANKING, num_negatives=1))
+        prepare.write(
+            tmp_path, raw_rows.of_table(raw), dataclasses.replace(RANKING, num_negatives=1)
+        )
 
 
 def test_known_items_are_those_of_each_users_training_rows(tmp_path):
@@ -456,7 +459,7 @@ def test_known_items_are_those_of_each_users_training_rows(tmp_path):
 def test_the_size_of_chunks_does_not_matter(tmp_path, monkeypatch, config):
     raw = clicks(500)
     prepared(tmp_path / "one", raw, config)
-    monkeypatch.setattr(chunks, "CHUNK_ROWS", 7)
+    monkeypatch.setattr(raw_rows, "CHUNK_ROWS", 7)
     table, _ = prepared(tmp_path / "many", raw, config)
     folders = ("train", "validation", "test", "users", "items", "vocabularies")
     one, many = files(tmp_path / "one", folders), files(tmp_path / "many", folders)
@@ -483,7 +486,7 @@ def test_the_size_of_chunks_does_not_matter_to_interactions(tmp_path, monkeypatc
     raw = RawTable(ReadReport(300), user=user, item=item, timestamp=rng.integers(0, 50, 300))
     config = dataclasses.replace(RANKING, num_negatives=1)
     prepared(tmp_path / "one", raw, config)
-    monkeypatch.setattr(chunks, "CHUNK_ROWS", 11)
+    monkeypatch.setattr(raw_rows, "CHUNK_ROWS", 11)
     prepared(tmp_path / "many", raw, config)
     folders = ("train", "validation", "test", "users", "items", "vocabularies", "known")
     assert files(tmp_path / "one", folders) == files(tmp_path / "many", folders)
@@ -533,16 +536,13 @@ def test_new_data_is_encoded_as_the_table_was(tmp_path, most):
     raw = clicks(100)
     crossed = dataclasses.replace(CLICK, user_features=("who", "other"), max_vocabulary=most)
     table, _ = prepared(tmp_path, raw, crossed)
-    encoded = encoding.open_encoder(tmp_path).encode_table(raw)
+    (task,) = raw_rows.of_table(raw).parts[0]()
+    encoder = encoding.open_encoder(tmp_path)
+    rows = encoding.named(task.decode().rows, encoder.user_features, encoder.item_features)
+    encoded = encoder.encode(rows)
     for name in ("user", "item", "label", "dense", "categorical"):
         whole = np.concatenate([table.splits[split][name] for split in table.splits])
         np.testing.assert_array_equal(encoded[name], whole, strict=True)
-
-
-def test_new_data_without_a_column_is_refused(tmp_path):
-    prepared(tmp_path, clicks(), CLICK)
-    with pytest.raises(ConfigError, match="no column 'count'"):
-        encoding.open_encoder(tmp_path).encode_table(clicks(dense={}))
 
 
 # Facts and errors.
@@ -560,7 +560,7 @@ def test_facts_tell_the_rows_of_each_split_and_what_the_reader_met(tmp_path):
 
 def test_equal_data_gives_equal_files(tmp_path):
     for name in ("a", "b"):
-        prepare.write(tmp_path / name, chunks.of_table(interactions()), RANKING)
+        prepare.write(tmp_path / name, raw_rows.of_table(interactions()), RANKING)
     folders = ("train", "validation", "test", "users", "items", "vocabularies")
     assert files(tmp_path / "a", folders) == files(tmp_path / "b", folders)
 
@@ -622,10 +622,10 @@ def test_equal_data_gives_equal_files(tmp_path):
 )
 def test_data_that_cannot_be_prepared_says_why(tmp_path, raw, config, error, message):
     with pytest.raises(error, match=message) as caught:
-        prepare.write(tmp_path, chunks.of_table(raw), config)
+        prepare.write(tmp_path, raw_rows.of_table(raw), config)
     assert "\n" not in str(caught.value)
 
 
 def test_the_click_task_says_that_it_needs_labels(tmp_path):
     with pytest.raises(CadcError, match="label"):
-        prepare.write(tmp_path, chunks.of_table(clicks(label=None)), CLICK)
+        prepare.write(tmp_path, raw_rows.of_table(clicks(label=None)), CLICK)

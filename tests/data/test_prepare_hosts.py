@@ -12,9 +12,11 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
-from cadc_jax.data import chunks, criteo, prepare, synthetic, tabular
+from cadc_jax.data import prepare
+from cadc_jax.data import raw as raw_rows
 from cadc_jax.data.hosts import ALONE, Hosts
 from cadc_jax.data.prepare import PrepareConfig
+from cadc_jax.data.readers import criteo, synthetic, tabular
 from cadc_jax.errors import CadcError
 
 BLOCK = 4096  # bytes, so that there are many of them, and pieces of a plain file
@@ -132,13 +134,13 @@ def work(raw, path, case, index=0, count=1):
 
     def counted(part):
         for task in part():
-            yield chunks.Task(
+            yield raw_rows.Task(
                 task.consumed, lambda task=task: decoded.append(task) or task.decode()
             )
 
     source = make(raw)
     parts = [lambda part=part: counted(part) for part in source.parts]
-    source = chunks.Source(**{**vars(source), "parts": parts})
+    source = raw_rows.Source(**{**vars(source), "parts": parts})
     try:
         result = prepare.write(path, source, config, hosts=hosts)
     except CadcError as error:

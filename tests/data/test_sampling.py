@@ -2,8 +2,6 @@
 
 from fractions import Fraction
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
@@ -44,19 +42,13 @@ def reference_hash(row, seed):
     return finalise((finalise(seed & MASK) + (row + 1) * 0x9E3779B97F4A7C15) & MASK)
 
 
-def keep_in_jax(ids, rate, seed):
-    ids = np.asarray(ids, np.int64)
-    low, high = (ids & 0xFFFFFFFF).astype(np.uint32), (ids >> 32).astype(np.uint32)
-    return np.asarray(sampling.keep_jax(jnp.asarray(low), rate, seed, jnp.asarray(high)))
-
-
 def keep_in_tensorflow(ids, rate, seed):
     import tensorflow as tf
 
     return sampling.keep_tf(tf.constant(ids, tf.int64), rate, seed).numpy()
 
 
-FORMS = {"numpy": sampling.keep, "jax": keep_in_jax, "tensorflow": keep_in_tensorflow}
+FORMS = {"numpy": sampling.keep, "tensorflow": keep_in_tensorflow}
 any_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
 
 
@@ -132,11 +124,10 @@ def test_every_form_has_all_64_bits_of_the_hash(monkeypatch, form, seed):
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("rate", RATES)
-def test_numpy_jax_and_tensorflow_agree(rate, seed):
+def test_numpy_and_tensorflow_agree(rate, seed):
     for ids in (np.arange(5_000), 2**32 - 2_500 + np.arange(5_000)):
         expected = sampling.keep(ids, rate, seed)
         np.testing.assert_array_equal(keep_in_tensorflow(ids, rate, seed), expected)
-        np.testing.assert_array_equal(keep_in_jax(ids, rate, seed), expected)
 
 
 @given(st.lists(rows, min_size=1, max_size=20), st.floats(1e-19, 1.0), seeds)
@@ -145,20 +136,6 @@ def test_every_form_keeps_exactly_the_hashes_below_the_rate(ids, rate, seed):
     expected = [reference_hash(row, seed) < limit for row in ids]
     for form in FORMS.values():
         assert form(np.array(ids), rate, seed).tolist() == expected
-
-
-def test_the_jax_form_is_the_same_under_jit():
-    ids = np.arange(20_000)
-    compiled = jax.jit(sampling.keep_jax, static_argnums=(1, 2))
-    np.testing.assert_array_equal(compiled(jnp.array(ids), 0.1, -7), sampling.keep(ids, 0.1, -7))
-
-
-def test_the_high_word_may_be_one_for_all_rows_in_jax():
-    ids = 3 * 2**32 + np.arange(1000)
-    low = jnp.arange(1000)
-    np.testing.assert_array_equal(
-        sampling.keep_jax(low, 0.3, 7, high=3), sampling.keep(ids, 0.3, 7)
-    )
 
 
 # The rate.

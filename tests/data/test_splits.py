@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cadc_jax.data import splits
-from cadc_jax.data.schema import TEST, TRAIN, VALIDATION, RawTable, ReadReport
+from cadc_jax.data.raw import TEST, TRAIN, VALIDATION, RawTable, ReadReport
 from cadc_jax.errors import ConfigError
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cadc_jax.data import chunks, vocabulary
+from cadc_jax.data import raw, vocabulary
 from cadc_jax.data.vocabulary import Counter, Vocabulary
 
 
@@ -109,12 +109,12 @@ def test_hashed_ids_do_not_depend_on_how_a_value_is_held(texts):
 
 
 def test_ids_of_a_chunk_are_those_of_its_values():
-    column = chunks.coded(np.array(["b", "a", "b", "zebra"]))
+    column = raw.coded(np.array(["b", "a", "b", "zebra"]))
     assert vocabulary.of(np.array(["a", "b"])).coded_ids(column).tolist() == [2, 1, 2, 0]
 
 
 def test_a_column_of_a_chunk_comes_back_as_raw_values():
-    rows = chunks.table_of({"user": np.array(["b", "a", "b"]), "label": [1, 0, 1]})
+    rows = raw.table_of({"user": np.array(["b", "a", "b"]), "label": [1, 0, 1]})
     assert vocabulary.values_of(rows["user"]).tolist() == ["b", "a", "b"]
     assert vocabulary.values_of(rows["label"]).tolist() == [1, 0, 1]
 
@@ -122,7 +122,7 @@ def test_a_column_of_a_chunk_comes_back_as_raw_values():
 @given(st.lists(st.tuples(st.integers(-1, 5), st.sampled_from(["", "a", "7"])), min_size=1))
 def test_columns_of_a_chunk_cross_like_those_in_memory(rows):
     columns = [np.array(column) for column in zip(*rows, strict=True)]
-    crossed = vocabulary.cross_coded([chunks.coded(column) for column in columns])
+    crossed = vocabulary.cross_coded([raw.coded(column) for column in columns])
     expected = vocabulary.cross(columns)
     np.testing.assert_array_equal(
         vocabulary.raw_of(crossed.dictionary)[crossed.indices.to_numpy()], expected

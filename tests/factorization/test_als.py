@@ -11,14 +11,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh
 
-from cadc_jax.checkpoints import Checkpoints
 from cadc_jax.errors import ConfigError
 from cadc_jax.factorization import als
 from cadc_jax.factorization.als import ALSConfig
+from cadc_jax.factorization.als_solver import half_step
 from cadc_jax.factorization.factors import Factors
-from cadc_jax.factorization.half_step import half_step
 from cadc_jax.factorization.interactions import Interactions
-from cadc_jax.interrupts import Stopped
+from cadc_jax.runtime.checkpoints import Checkpoints
+from cadc_jax.runtime.interrupts import Stopped
 from tests.factorization import reference
 
 U, I, D = 40, 30, 6  # noqa: E741 (the letters of the package)

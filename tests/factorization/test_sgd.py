@@ -9,12 +9,12 @@ import numpy as np
 import optax
 import pytest
 
-from cadc_jax.checkpoints import Checkpoints
 from cadc_jax.errors import ConfigError, DataError
 from cadc_jax.factorization import sgd
 from cadc_jax.factorization.factors import Factors, scores
 from cadc_jax.factorization.sgd import SGDConfig
-from cadc_jax.interrupts import Stopped
+from cadc_jax.runtime.checkpoints import Checkpoints
+from cadc_jax.runtime.interrupts import Stopped
 
 U, I, D = 30, 20, 4  # noqa: E741 (the letters of the package)
 KEY = jax.random.key(0)

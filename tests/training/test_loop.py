@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from cadc_jax import sharding
-from cadc_jax.checkpoints import Checkpoints
 from cadc_jax.errors import ConfigError, TrainingError
-from cadc_jax.interrupts import Stopped
 from cadc_jax.models.two_tower import TwoTower
+from cadc_jax.runtime.checkpoints import Checkpoints
+from cadc_jax.runtime.interrupts import Stopped
 from cadc_jax.training import loop
 from cadc_jax.training.step import TrainConfig, train_steps
 from tests.training.test_step import batch, content, tables

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cadc_jax import sharding, sparse
+from cadc_jax import sharding, sparse_optimizers
 from cadc_jax.training import placement
 
 V, D, N = 21, 4, 16
@@ -54,7 +54,7 @@ def test_rows_of_a_split_table_are_those_of_the_whole(model, devices):
     assert np.isfinite(rows).all()
 
 
-@pytest.mark.parametrize("optimizer", sparse.OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", sparse_optimizers.OPTIMIZERS)
 @pytest.mark.parametrize("model, devices", MESHES)
 @pytest.mark.parametrize("layout", ["split", "by rows", "by table"])
 def test_an_update_on_a_mesh_is_that_of_one_device(layout, model, devices, optimizer):
@@ -68,7 +68,7 @@ def test_an_update_on_a_mesh_is_that_of_one_device(layout, model, devices, optim
             layout == "split",
             layout == "by table",
         )
-    slots = sparse.init(optimizer, table())
+    slots = sparse_optimizers.init(optimizer, table())
     want = table(), slots
     got = placement.put(placed, {"t": table()})["t"]
     got = got, placement.init_slots(placed, optimizer, "t", got)
@@ -76,7 +76,7 @@ def test_an_update_on_a_mesh_is_that_of_one_device(layout, model, devices, optim
     update = jax.jit(placement.update, static_argnums=(0, 1, 2))
     for seed in range(2):
         change = grads() * (seed + 1)
-        want = sparse.update(optimizer, *want, ids(), change, 0.1)
+        want = sparse_optimizers.update(optimizer, *want, ids(), change, 0.1)
         batch = jax.device_put((ids(), change), split)
         got = update(placed, optimizer, "t", *got, *batch, 0.1)
     np.testing.assert_allclose(
@@ -90,7 +90,7 @@ def test_copies_of_a_stochastically_rounded_table_stay_the_same():
     split = sharding.named(placed.mesh, sharding.BATCH)
     batch = jax.device_put((ids(), grads()), split)
     update = jax.jit(placement.update, static_argnums=(0, 1, 2))
-    slots = sparse.init("sgd", got)
+    slots = sparse_optimizers.init("sgd", got)
     got, _ = update(placed, "sgd", "t", got, slots, *batch, 0.1, jax.random.key(0))
     by_rows = {}
     for shard in got.addressable_shards:

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from cadc_jax import sharding, sparse
+from cadc_jax import sharding, sparse_optimizers
 from cadc_jax.models import embeddings
 from cadc_jax.models.dlrm import DLRM
 from cadc_jax.models.embeddings import Content
@@ -328,7 +328,7 @@ def test_a_step_on_eight_devices_moves_no_table():
 
     tables = on(big, there)
     slots = {
-        name: on(jax.eval_shape(lambda t: sparse.init("adagrad", t), table), there)
+        name: on(jax.eval_shape(lambda t: sparse_optimizers.init("adagrad", t), table), there)
         for name, table in big.items()
     }
     state = on(state.replace(tables={}, slots={}), everywhere)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from cadc_jax.data import criteo, synthetic, tfds_source
+from cadc_jax.data.readers import criteo, synthetic, tfds_reader
 from cadc_jax.data.tfds_builders.criteo_clicks import criteo_clicks_dataset_builder as clicks
 from cadc_jax.errors import DataError
 
@@ -35,7 +35,7 @@ def logs(tmp_path: Path) -> Path:
 
 def assert_rows_are_those_of(tmp_path: Path, config: str, split: str, log: Path) -> None:
     table = criteo.read([log])
-    chunks = list(tfds_source.read_chunks(f"criteo_clicks/{config}", split, str(tmp_path / "tfds")))
+    chunks = list(tfds_reader.read_chunks(f"criteo_clicks/{config}", split, str(tmp_path / "tfds")))
     found = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
     assert set(found) == set(criteo.FIELDS)
     np.testing.assert_array_equal(found["label"], table.label)

@@ -19,7 +19,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from cadc_jax.data import criteo, vocabulary
+from cadc_jax.data import vocabulary
+from cadc_jax.data.readers import criteo
 from cadc_jax.errors import DataError
 
 _SUFFIXES = ("", ".gz", ".zst")

@@ -1,0 +1,200 @@
+"""Reads MovieLens 100K, 1M and 10M in their original files, as GroupLens publishes them.
+
+Every variant gives the same features under the same names, so that a model can go from one to
+another: of users `age` (the band it falls in, by its lower end: 1, 18, 25, 35, 45, 50 or 56),
+`gender`, `occupation` and `zip` (the first character of the code); of items `year` (of release,
+from the title; NaN if it names none) and the bag `genres`.
+"""
+
+import itertools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import csv
+
+from cadc_jax.data import raw
+from cadc_jax.data.readers import files
+from cadc_jax.errors import ConfigError, DataError
+
+VARIANTS = ("100k", "1m", "10m")
+HINT = (
+    "get MovieLens at https://grouplens.org/datasets/movielens/, unpack it, and let `data.path` "
+    "name the folder with its files"
+)
+
+_RATINGS = {
+    "100k": ("u.data",),
+    "1m": ("ratings.dat", "ratings.dat.gz", "ratings_no_timestamp.dat.gz"),
+    "10m": ("ratings.dat", "ratings.dat.gz"),
+}
+_AGE_BANDS = np.array([1, 18, 25, 35, 45, 50, 56])  # as MovieLens 1M has them
+_GENRES_100K = (
+    *("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime"),
+    *("Documentary", "Drama", "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance"),
+    *("Sci-Fi", "Thriller", "War", "Western"),
+)
+_MEND = "mend or remove the row"
+_NO_GENRES = "(no genres listed)"  # how 10M writes an empty list
+_INT, _FLOAT, _TEXT = pa.int64(), pa.float32(), pa.string()
+_VALID = {
+    _INT: (re.compile(rb"-?[0-9]{1,18}"), "an integer"),
+    _FLOAT: (re.compile(rb"[0-9]+(\.[0-9]+)?"), "a number"),
+    _TEXT: (re.compile(rb".*"), "text"),
+}
+
+
+def read(folder: str | Path, variant: str) -> raw.RawTable:
+    """Reads the ratings, the items and, but for 10M, the users.
+
+    Args:
+      folder: the folder with the original files: u.data, u.user and u.item (100k), or ratings.dat,
+        users.dat (1m) and movies.dat. The ratings may be ratings.dat.gz, or for 1m
+        ratings_no_timestamp.dat.gz. Ratings of three fields have no timestamp: `timestamp` is then
+        None, and these rows cannot be split by time.
+      variant: '100k', '1m' or '10m'.
+
+    Returns:
+      A table with `user`, `item` int64, `value` the rating, 0.5 to 5, `timestamp` or None, and the
+      content of items and users (10m: no users).
+
+    Raises:
+      ConfigError: another variant.
+      DataError: the folder or one of its files is missing, or a row is malformed.
+    """
+    if variant not in VARIANTS:
+        raise ConfigError(
+            f"MovieLens '{variant}': no such variant; take one of {', '.join(VARIANTS)}"
+        )
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; {HINT}")
+    user, item, value, timestamp = _read_ratings(folder, variant)
+    users = {"100k": "u.user", "1m": "users.dat"}.get(variant)
+    items = "u.item" if variant == "100k" else "movies.dat"
+    return raw.RawTable(
+        report=raw.ReadReport(rows=len(user)),
+        user=user,
+        item=item,
+        value=value,
+        timestamp=timestamp,
+        users=read_users(folder / users, variant) if users else None,
+        items=read_items(folder / items, variant),
+    )
+
+
+def read_users(path: str | Path, variant: str) -> raw.EntityTable:
+    """Reads the users of '100k' (u.user) or of '1m' (users.dat); raises DataError as `read`."""
+    if variant == "100k":
+        names = ("id", "age", "gender", "occupation", "zip")
+        types = (_INT, _INT, _TEXT, _TEXT, _TEXT)
+    else:
+        names = ("id", "gender", "age", "occupation", "zip")
+        types = (_INT, _TEXT, _INT, _INT, _TEXT)
+    columns = _read_columns(
+        path, "|" if variant == "100k" else "::", dict(zip(names, types, strict=True))
+    )
+    band = np.searchsorted(_AGE_BANDS, _numpy(columns["age"]), side="right") - 1
+    return raw.EntityTable(
+        ids=_numpy(columns["id"]),
+        categorical={
+            "age": _AGE_BANDS[np.maximum(band, 0)],
+            "gender": _numpy(columns["gender"]),
+            "occupation": _numpy(columns["occupation"]),
+            "zip": _numpy(pc.utf8_slice_codeunits(columns["zip"], 0, 1)),
+        },
+    )
+
+
+def read_items(path: str | Path, variant: str) -> raw.EntityTable:
+    """Reads the items of '100k' (u.item), '1m' or '10m' (movies.dat); raises as `read`."""
+    if variant == "100k":
+        types = dict.fromkeys(["id", "title", "release", "video", "url"], _TEXT)
+        types |= {"id": _INT} | dict.fromkeys(_GENRES_100K, _INT)
+        columns = _read_columns(path, "|", types)
+        flags = np.stack([_numpy(columns[genre]) for genre in _GENRES_100K], axis=1)
+        genres = ["|".join(itertools.compress(_GENRES_100K, row)) for row in flags]
+    else:
+        columns = _read_columns(path, "::", {"id": _INT, "title": _TEXT, "genres": _TEXT})
+        genres = pc.replace_substring(columns["genres"], _NO_GENRES, "")
+    title = columns["title"]
+    year = pc.struct_field(pc.extract_regex(title, r".*\((?P<year>[0-9]{4})\)"), "year")
+    return raw.EntityTable(
+        ids=_numpy(columns["id"]),
+        dense={"year": pc.fill_null(pc.cast(year, _FLOAT), np.nan).to_numpy()},
+        bags={"genres": np.asarray(genres, str)},
+        titles=_numpy(title),
+    )
+
+
+def _read_ratings(
+    folder: Path, variant: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    """Returns user [N] i64, item [N] i64, rating [N] f32 and timestamp [N] i64 or None."""
+    names = _RATINGS[variant]
+    path = next((folder / name for name in names if (folder / name).exists()), folder / names[0])
+    types = {"user": _INT, "item": _INT, "rating": _FLOAT, "timestamp": _INT}
+    columns = _read_columns(path, " " if variant == "100k" else "::", types, optional="timestamp")
+    rating = _numpy(columns["rating"])
+    outside = np.flatnonzero(~((rating >= 0.5) & (rating <= 5)))
+    if len(outside):
+        row = outside[0]
+        raise DataError(
+            f"{path}:{row + 1}: rating: {rating[row]:g} is not between 0.5 and 5; {_MEND}"
+        )
+    timestamp = _numpy(columns["timestamp"]) if "timestamp" in columns else None
+    return _numpy(columns["user"]), _numpy(columns["item"]), rating, timestamp
+
+
+def _read_columns(
+    path: str | Path, separator: str, types: Mapping[str, pa.DataType], optional: str = ""
+) -> dict[str, pa.ChunkedArray]:
+    """Reads a text file without header, in ASCII or Latin-1, where every row has the same fields.
+
+    Args:
+      path: the file.
+      separator: '|', '::', or ' ' for any run of spaces and tabs.
+      types: name -> type of every field.
+      optional: the last field, if the whole file may lack it.
+    """
+    text = files.read_text(path, HINT)
+    if separator == " ":
+        text = re.sub(rb"[ \t]+", b"\t", text).replace(b"\t\n", b"\n")
+    delimiter = {" ": "\t", "::": "\x1f"}.get(separator, separator)
+    text = text.replace(separator.encode(), delimiter.encode())
+    if optional and text[: text.index(b"\n")].count(delimiter.encode()) == len(types) - 2:
+        types = {name: kind for name, kind in types.items() if name != optional}
+    encoding = "utf8" if text.isascii() else "latin-1"
+    try:
+        table = csv.read_csv(
+            pa.BufferReader(text),
+            csv.ReadOptions(column_names=list(types), encoding=encoding),
+            csv.ParseOptions(delimiter=delimiter, quote_char=False),
+            csv.ConvertOptions(column_types=types, null_values=[]),
+        )
+    except pa.ArrowInvalid as error:
+        fault = _first_fault(text, delimiter.encode(), types) or f": {error}"
+        raise DataError(f"{path}{fault}; {_MEND}") from error
+    return dict(zip(types, table.columns, strict=True))
+
+
+def _first_fault(text: bytes, delimiter: bytes, types: Mapping[str, pa.DataType]) -> str:
+    """Returns ':line: what is wrong' for the first malformed line, '' if there is none."""
+    for number, line in enumerate(text.split(b"\n"), start=1):
+        fields = line.split(delimiter)
+        if line and len(fields) != len(types):
+            return f":{number}: {len(fields)} fields, where a row has {len(types)}"
+        for (name, kind), field in zip(types.items(), fields, strict=False):
+            pattern, meaning = _VALID[kind]
+            if line and not pattern.fullmatch(field):
+                return f":{number}: {name}: {field[:40].decode('latin-1')!r} is not {meaning}"
+    return ""
+
+
+def _numpy(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """Returns numbers as they are and text as fixed-width unicode."""
+    array = np.asarray(column)
+    return array.astype(str) if array.dtype == object else array

@@ -1,0 +1,123 @@
+"""Which reader reads a configured source."""
+
+import dataclasses
+import fnmatch
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from cadc_jax.data import raw
+from cadc_jax.data.raw import SPLITS, TEST, TRAIN, VALIDATION
+from cadc_jax.data.readers import criteo, movielens, tabular, tfds_reader
+from cadc_jax.errors import ConfigError, DataError
+
+T = TypeVar("T", tabular.Columns, tabular.Content)
+
+
+def open_source(source: str, path: pathlib.Path, settings: Mapping[str, Any]) -> raw.Source:
+    """A raw data set, to be read in chunks.
+
+    Args:
+      source: 'criteo', 'movielens', 'tabular' or 'tfds'.
+      path: the file (criteo; a folder stands for all its files by name, day_2 before day_10) or
+        the folder (others; of prepared data sets, for tfds).
+      settings: the section `data` of the configuration.
+
+    Raises:
+      ConfigError: if the files that validate and test are not among the files.
+      DataError: if a file is missing, unreadable or malformed.
+    """
+    if source == "criteo":
+        paths = raw_files(source, path, settings)
+        folds = _folds(paths, settings) if settings["split"] == "given" else None
+        return criteo.source(paths, folds, settings["block_bytes"])
+    if source == "movielens":
+        return raw.of_table(movielens.read(path, settings["variant"]))
+    if source == "tfds":
+        names = {fold: settings[f"{split}_file"] for fold, split in enumerate(SPLITS)}
+        return tfds_reader.source(
+            settings["tfds_name"],
+            {fold: name for fold, name in names.items() if name},
+            _filled(tabular.Columns, settings["columns"]),
+            settings["path"] or None,
+        )
+    return tabular.source(
+        path,
+        settings["train_file"],
+        _filled(tabular.Columns, settings["columns"]),
+        validation=settings["validation_file"] or None,
+        test=settings["test_file"] or None,
+        negatives=settings["negatives_file"] or None,
+        users=_content(settings["user_content"]),
+        items=_content(settings["item_content"]),
+        block_bytes=settings["block_bytes"],
+    )
+
+
+def raw_files(source: str, path: pathlib.Path, settings: Mapping[str, Any]) -> list[pathlib.Path]:
+    """The raw files of a source, for its reader and for its fingerprint.
+
+    Raises:
+      DataError: if there is none.
+    """
+    if source == "tabular":
+        names = [
+            settings[f"{split}_file"] for split in ("train", "validation", "test", "negatives")
+        ]
+        names += [settings["user_content"]["file"], settings["item_content"]["file"]]
+        files = [path / name for name in names if name]
+        missing = [file for file in files if not file.is_file()]
+        if missing:
+            raise DataError(
+                f"{missing[0]}: no such file; set data.path to the folder that holds it"
+            )
+        return files
+    if source == "tfds":
+        return tfds_reader.stored_files(settings["tfds_name"], settings["path"] or None)
+    if path.is_dir():
+        files = [file for file in path.iterdir() if file.is_file() and file.name[0] != "."]
+        if not files:
+            raise DataError(f"{path}: the folder holds no files; check data.path")
+        return sorted(files, key=_natural_order)
+    if not path.exists():
+        raise DataError(
+            f"{path}: no such file or folder; set data.path to the raw data, or the environment "
+            "variable CADC_DATA_DIR to the folder of raw data sets"
+        )
+    return [path]
+
+
+def _folds(paths: Sequence[pathlib.Path], settings: Mapping[str, Any]) -> list[int]:
+    """The split of each file, by the names of those that validate and test."""
+    folds = dict.fromkeys(paths, TRAIN)
+    for split, fold in (("validation", VALIDATION), ("test", TEST)):
+        pattern = settings[f"{split}_file"]
+        found = [path for path in paths if fnmatch.fnmatch(path.name, pattern)]
+        if not found:
+            raise ConfigError(
+                f"data.{split}_file={pattern!r}: data.split='given' needs a file of that name (* "
+                f"stands for anything); there are {', '.join(path.name for path in paths)}"
+            )
+        folds |= dict.fromkeys(found, fold)
+    return list(folds.values())
+
+
+def _natural_order(file: pathlib.Path) -> list:
+    """Sorts day_2 before day_10: numbers in names by value."""
+    parts = re.split(r"(\d+)", file.name)
+    return [int(part) if part.isdigit() else part for part in parts]
+
+
+def _content(settings: Mapping[str, Any]) -> tabular.Content | None:
+    return _filled(tabular.Content, settings) if settings["file"] else None
+
+
+def _filled(cls: type[T], settings: Mapping[str, Any]) -> T:
+    """A dataclass of the settings, where empty text means 'none'."""
+    optional = {field.name for field in dataclasses.fields(cls) if field.default is None}
+    filled: dict[str, Any] = {
+        name: None if name in optional and value == "" else value
+        for name, value in settings.items()
+    }
+    return cls(**filled)

@@ -1,0 +1,172 @@
+"""Quality of anything that scores rows, on the validation or the test split of a prepared table."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cadc_jax import metrics, sharding
+from cadc_jax.data import sampling
+from cadc_jax.data.raw import SPLITS
+from cadc_jax.data.table import Columns, Table
+from cadc_jax.evaluation import ranking
+from cadc_jax.models.embeddings import HostBatch, pair_batch
+
+Score = Callable[[HostBatch], jax.Array]  # users [B] and items [B, G] or [1, G] -> scores [B, G]
+
+CLICK_BLOCK = 8192  # rows scored at a time
+EXACT_ROWS = 1 << 22  # rows up to which scores are kept and sorted
+EDGE_ROWS = 1 << 16  # rows whose scores bound the bins of a larger split
+USER_BLOCK = 512  # users scored at a time against their own candidates
+PAIR_BLOCK = 1 << 24  # (user, item) pairs scored at a time, where a score is a dot product
+
+
+def evaluate_clicks(
+    score: Score,
+    columns: Columns,
+    *,
+    calibrated: bool = True,
+    keep: Callable[[np.ndarray], None] | None = None,
+) -> dict[str, float]:
+    """Quality on a split of labelled rows of any size, in bounded memory.
+
+    Up to EXACT_ROWS rows the AUC is exact. Beyond, it is that of a histogram of the scores, whose
+    bins begin and end at the scores of EDGE_ROWS rows spread evenly over the split.
+
+    Args:
+      score: scores of rows, each with its own item.
+      columns: of the split; memory-mapped ones are read a block at a time.
+      calibrated: whether scores are logits.
+      keep: given the scores of all rows, [n] float32 of each block in turn, for example to store
+        them; or None.
+
+    Returns:
+      `auc`; past EXACT_ROWS `auc_error`, the most by which it may be off; of logits, `logloss` and
+      `calibration` (mean prediction over click rate).
+    """
+    rows = len(columns["label"])
+    exact = rows <= EXACT_ROWS
+    if exact:
+        edges = jnp.zeros(0)
+    else:
+        spread = np.linspace(0, rows - 1, EDGE_ROWS).astype(np.int64)
+        sample = [scores for _, scores, _ in _scored(score, columns, spread)]
+        edges = jnp.sort(jnp.concatenate(sample))
+    stats: metrics.ClickStats | None = None
+    kept = []
+    for labels, scores, weight in _scored(score, columns, range(rows)):
+        block = metrics.click_stats(labels, scores, weight, edges)
+        stats = block if stats is None else metrics.merge(stats, block)
+        if exact:
+            kept.append(np.asarray(scores))
+        if keep is not None:
+            keep(np.asarray(scores, np.float32)[np.asarray(weight)])
+    assert stats is not None  # no split is without rows
+    if exact:
+        labels = np.asarray(columns["label"])
+        result = {"auc": float(metrics.auc(labels, np.concatenate(kept)[:rows]))}
+    else:
+        result = dict(zip(("auc", "auc_error"), stats.auc(), strict=True))
+    if calibrated:
+        result |= {"logloss": stats.log_loss(), "calibration": stats.calibration()}
+    return result
+
+
+def _scored(
+    score: Score, columns: Columns, rows: Sequence[int] | np.ndarray
+) -> Iterator[tuple[np.ndarray, jax.Array | np.ndarray, np.ndarray]]:
+    """Labels, scores and weights [CLICK_BLOCK] of `rows`, block by block; padding has weight 0."""
+    names = [name for name in ("user", "item", "dense", "categorical") if name in columns]
+    for start in range(0, len(rows), CLICK_BLOCK):
+        places = np.asarray(rows[start : start + CLICK_BLOCK])
+        real = np.arange(CLICK_BLOCK) < len(places)
+        places = np.pad(places, (0, CLICK_BLOCK - len(places)), mode="edge")
+        batch = {name: np.asarray(columns[name][places]) for name in names}
+        batch["item"] = batch["item"][:, None]
+        yield np.asarray(columns["label"][places]), sharding.local(score(batch)[:, 0]), real
+
+
+def evaluate_ranking_sampled(score: Score, columns: Columns, k: int) -> dict[str, float]:
+    """HR@k and NDCG@k of each held-out item among its own K negatives; keys end in '/1+K'."""
+    return of_ranks(ranks_sampled(score, columns), k, columns["negatives"].shape[1])
+
+
+def evaluate_ranking_full(
+    score: Score,
+    table: Table,
+    split: str,
+    k: int,
+    max_users: int = 0,
+    seed: int = 0,
+    pair_block: int = PAIR_BLOCK,
+) -> dict[str, float]:
+    """HR@k and NDCG@k of `ranks_full`."""
+    return of_ranks(ranks_full(score, table, split, max_users, seed, pair_block), k)
+
+
+def ranks_sampled(score: Score, columns: Columns) -> np.ndarray:
+    """[N] int32 ranks of the held-out items, each among its own K negatives."""
+
+    def score_items(users: np.ndarray, items: np.ndarray) -> jax.Array:
+        return score(pair_batch(users, items))
+
+    return ranking.sampled_ranks(
+        score_items, columns["user"], columns["item"], columns["negatives"], USER_BLOCK
+    )
+
+
+def ranks_full(
+    score: Score,
+    table: Table,
+    split: str,
+    max_users: int = 0,
+    seed: int = 0,
+    pair_block: int = PAIR_BLOCK,
+) -> np.ndarray:
+    """Rank of each held-out item among all items its user has not seen before it.
+
+    Args:
+      score: scores of users with all items.
+      table: a prepared table of the ranking task.
+      split: 'validation' or 'test'; the rows of all earlier splits are 'seen'.
+      max_users: rank for so many rows only, drawn by `seed`; 0 for all.
+      seed: of that draw.
+      pair_block: (user, item) pairs scored at a time, a bound on memory.
+
+    Returns:
+      [N] int32, -1 for rows that are not ranked.
+    """
+    columns = table.splits[split]
+    chosen = np.arange(len(columns["user"]))
+    if 0 < max_users < len(chosen):
+        chosen = np.sort(np.argsort(sampling.mix64(chosen, seed))[:max_users])
+    held_out = [table.splits[name] for name in SPLITS[1 : SPLITS.index(split)]]
+    earlier = [table.known_pairs(), *((rows["user"], rows["item"]) for rows in held_out)]
+    users, items = (np.concatenate(columns) for columns in zip(*earlier, strict=True))
+    seen = ranking.SeenItems(users, items, table.schema.num_users)
+    all_items = np.arange(table.schema.num_items, dtype=np.int32)[None]
+    block = int(np.clip(pair_block // table.schema.num_items, 1, len(chosen)))
+    block += -block % jax.device_count()  # of users, who can then be split over the devices
+    ranks = np.full(len(columns["user"]), -1, np.int32)
+    ranks[chosen] = ranking.full_ranks(
+        lambda users: score(pair_batch(users, all_items)),
+        columns["user"][chosen],
+        columns["item"][chosen],
+        seen,
+        block,
+    )
+    return ranks
+
+
+def of_ranks(ranks: np.ndarray, k: int, negatives: int | None = None) -> dict[str, float]:
+    """HR@k and NDCG@k of ranks [N], those below 0 left out.
+
+    With the number of negatives that a rank is among, if these are not all items, keys say so.
+    """
+    suffix = "" if negatives is None else f"/1+{negatives}"
+    ranks = ranks[ranks >= 0]
+    return {
+        f"hr@{k}{suffix}": float(metrics.hit_rate(ranks, k)),
+        f"ndcg@{k}{suffix}": float(metrics.ndcg(ranks, k)),
+    }

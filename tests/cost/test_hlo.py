@@ -1,0 +1,64 @@
+"""Counts in small programs whose traffic can be worked out by hand."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+from cadc_jax import sharding
+from cadc_jax.cost import hlo
+
+ROWS = 16  # of 4 float32 on 8 devices: 256 bytes in all, 32 on each
+
+
+def text_of(function, out=sharding.BATCH, model=8):
+    mesh = sharding.make_mesh(model)
+    where = sharding.named(mesh, sharding.BATCH)
+    x = jax.ShapeDtypeStruct((ROWS, 4), jnp.float32, sharding=where)
+    mapped = jax.shard_map(
+        function, mesh=mesh, in_specs=sharding.BATCH, out_specs=out, check_vma=False
+    )
+    return jax.jit(mapped).lower(x).compile().as_text()
+
+
+BOTH = (sharding.DATA, sharding.MODEL)
+
+
+@pytest.mark.parametrize(
+    ("function", "kind", "expected"),
+    [
+        (lambda x: lax.all_gather(x, BOTH, tiled=True) * 2, "all-gather", 7 * 32),
+        (lambda x: lax.psum(x, BOTH), "all-reduce", 2 * 7 / 8 * 32),
+        (
+            lambda x: lax.psum_scatter(jnp.tile(x, (4, 1)), BOTH, tiled=True),
+            "reduce-scatter",
+            7 * 16,
+        ),
+    ],
+)
+def test_bytes_of_a_collective(function, kind, expected):
+    found = hlo.received_bytes(text_of(function))
+    assert found[kind] == expected
+    assert sum(found.values()) == expected
+
+
+def test_a_collective_of_some_devices_counts_those():
+    gather = functools.partial(lax.all_gather, axis_name=sharding.MODEL, tiled=True)
+    for model in (2, 4):
+        text = text_of(lambda x: gather(x) * 2, sharding.BATCH, model)
+        assert hlo.received_bytes(text)["all-gather"] == (model - 1) * 32
+
+
+def test_a_loop_counts_as_often_as_it_runs():
+    def loop(x):
+        return lax.fori_loop(0, 5, lambda i, y: lax.psum(y * 2, BOTH), x)
+
+    assert hlo.received_bytes(text_of(loop))["all-reduce"] == 5 * 2 * 7 / 8 * 32
+
+    def products(x):
+        return lax.fori_loop(0, 5, lambda i, y: y @ y, x)
+
+    x = jax.ShapeDtypeStruct((64, 64), jnp.float32)
+    assert hlo.product_flops(jax.jit(products).lower(x).compile().as_text()) == 5 * 2 * 64**3

@@ -1,0 +1,159 @@
+"""Which reader reads a source, with which files, and what is said of a missing one."""
+
+import numpy as np
+import pytest
+
+from cadc_jax.configuration import default_config
+from cadc_jax.data import raw
+from cadc_jax.data.readers import registry
+from cadc_jax.errors import ConfigError, DataError
+
+ROW = "1" + "\t2" * 13 + "\t68fd1e64" * 26 + "\n"
+
+
+def settings(**fields):
+    config = default_config()
+    config.data.update(fields)
+    return config.data.to_dict()
+
+
+def criteo_folder(path, names):
+    """A folder of a row each; I1 of a row is the place of its file in `names`."""
+    for place, name in enumerate(names):
+        (path / name).write_text(ROW.replace("\t2", f"\t{place}", 1))
+    return path
+
+
+def read(source, path, given):
+    table = registry.open_source(source, path, given)
+    return raw.collect(table, given["max_malformed"])
+
+
+# Criteo.
+
+
+def test_a_folder_of_criteo_files_is_read_by_name(tmp_path):
+    criteo_folder(tmp_path, ["day_2", "day_0", "day_1"])
+    raw = read("criteo", tmp_path, settings(source="criteo"))
+    assert raw.dense["I1"].tolist() == [1, 2, 0]
+
+
+def test_day_10_is_read_after_day_9(tmp_path):
+    """The days of Criteo's 1 TB are day_0 to day_23, and the last ones test."""
+    criteo_folder(tmp_path, [f"day_{day}" for day in range(24)])
+    raw = read("criteo", tmp_path, settings(source="criteo"))
+    assert raw.dense["I1"].tolist() == list(range(24))
+
+
+def test_folders_inside_a_folder_are_passed_over(tmp_path):
+    criteo_folder(tmp_path, ["day_0"])
+    (tmp_path / "more").mkdir()
+    assert registry.raw_files("criteo", tmp_path, settings()) == [tmp_path / "day_0"]
+
+
+def test_a_criteo_file_is_read_alone(tmp_path):
+    criteo_folder(tmp_path, ["day_0", "day_1"])
+    raw = read("criteo", tmp_path / "day_1", settings(source="criteo"))
+    assert raw.dense["I1"].tolist() == [1]
+
+
+def test_the_share_of_malformed_rows_comes_from_the_settings(tmp_path):
+    (tmp_path / "train.txt").write_text(ROW + "?\n" + ROW)
+    with pytest.raises(DataError, match="train.txt:2"):
+        read("criteo", tmp_path, settings(source="criteo"))
+    raw = read("criteo", tmp_path, settings(source="criteo", max_malformed=0.5))
+    assert raw.report.malformed == 1
+
+
+def test_files_of_criteo_may_be_the_split(tmp_path):
+    criteo_folder(tmp_path, ["day_0", "day_1", "day_2", "day_10", "day_11"])
+    given = settings(split="given", validation_file="day_10", test_file="day_11*")
+    raw = read("criteo", tmp_path, given)
+    assert raw.fold.tolist() == [0, 0, 0, 1, 2] and raw.dense["I1"].tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("field", ["validation", "test"])
+def test_a_split_by_files_names_those_there_are(tmp_path, field):
+    criteo_folder(tmp_path, ["day_0", "day_1", "day_2"])
+    names = {"validation_file": "day_1", "test_file": "day_2", f"{field}_file": "day_9"}
+    message = f"data.{field}_file='day_9': .* there are day_0, day_1, day_2"
+    with pytest.raises(ConfigError, match=message):
+        read("criteo", tmp_path, settings(split="given", **names))
+
+
+# Tables and MovieLens.
+
+
+def test_columns_and_files_come_from_the_settings(tmp_path):
+    (tmp_path / "log.tsv").write_text("who\twhat\tstars\na\tx\t5\nb\ty\t3\n")
+    given = settings(train_file="log.tsv")
+    given["columns"] |= {"user": "who", "item": "what", "value": "stars"}
+    raw = read("tabular", tmp_path, given)
+    assert raw.user.tolist() == ["a", "b"] and raw.item.tolist() == ["x", "y"]
+    assert raw.value.tolist() == [5, 3]
+    assert raw.timestamp is raw.label is raw.fold is raw.users is raw.items is None
+
+
+def test_every_file_of_a_table_is_read_for_what_it_is(tmp_path):
+    (tmp_path / "a.csv").write_text("user_id,item_id\n1,10\n1,11\n")
+    (tmp_path / "b.csv").write_text("user_id,item_id\n1,12\n")
+    (tmp_path / "c.csv").write_text("user_id,item_id\n1,13\n")
+    (tmp_path / "n.csv").write_text("user_id,one,two\n1,14,15\n")
+    (tmp_path / "u.csv").write_text("id,age\n1,30\n")
+    (tmp_path / "i.csv").write_text("key,name\n10,Ten\n")
+    given = settings(
+        train_file="a.csv", validation_file="b.csv", test_file="c.csv", negatives_file="n.csv"
+    )
+    given["user_content"] |= {"file": "u.csv", "dense": ("age",)}
+    given["item_content"] |= {"file": "i.csv", "id": "key", "title": "name"}
+    raw = read("tabular", tmp_path, given)
+    assert raw.item.tolist() == [10, 11, 12, 13] and raw.fold.tolist() == [0, 0, 1, 2]
+    assert raw.negatives.tolist() == [[14, 15]]
+    assert raw.users.dense["age"].tolist() == [30] and raw.users.titles is None
+    assert raw.items.ids.tolist() == [10] and raw.items.titles.tolist() == ["Ten"]
+    names = [file.name for file in registry.raw_files("tabular", tmp_path, given)]
+    assert sorted(names) == ["a.csv", "b.csv", "c.csv", "i.csv", "n.csv", "u.csv"]
+
+
+def test_movielens_is_read_as_the_variant_of_the_settings(tmp_path):
+    (tmp_path / "u.data").write_text("7\t1\t5\t100\n")
+    (tmp_path / "u.user").write_text("7|24|M|technician|85711\n")
+    (tmp_path / "u.item").write_text("1|Toy Story (1995)|01-Jan-1995||u" + "|0" * 19 + "\n")
+    raw = read("movielens", tmp_path, settings(source="movielens", variant="100k"))
+    assert (raw.user.tolist(), raw.item.tolist(), raw.value.tolist()) == ([7], [1], [5])
+    np.testing.assert_array_equal(raw.items.dense["year"], [1995])
+    names = [file.name for file in registry.raw_files("movielens", tmp_path, settings())]
+    assert names == ["u.data", "u.item", "u.user"]
+
+
+# Missing files.
+
+
+@pytest.mark.parametrize("source", ["criteo", "movielens"])
+def test_a_missing_path_says_how_to_name_one(tmp_path, source):
+    message = f"{tmp_path}/nowhere: no such file or folder; set data.path .*CADC_DATA_DIR"
+    with pytest.raises(DataError, match=message):
+        registry.raw_files(source, tmp_path / "nowhere", settings())
+
+
+@pytest.mark.parametrize("field", ["train", "validation", "test", "negatives"])
+def test_a_missing_file_of_a_table_is_named(tmp_path, field):
+    (tmp_path / "there.csv").touch()
+    given = settings(**{"train_file": "there.csv", f"{field}_file": "gone.csv"})
+    with pytest.raises(DataError, match=f"{tmp_path}/gone.csv: no such file; set data.path"):
+        registry.raw_files("tabular", tmp_path, given)
+
+
+@pytest.mark.parametrize("kind", ["user", "item"])
+def test_a_missing_file_of_content_is_named(tmp_path, kind):
+    (tmp_path / "there.csv").touch()
+    given = settings(train_file="there.csv")
+    given[f"{kind}_content"]["file"] = "gone.csv"
+    with pytest.raises(DataError, match=f"{tmp_path}/gone.csv: no such file"):
+        registry.raw_files("tabular", tmp_path, given)
+
+
+@pytest.mark.parametrize("source", ["criteo", "movielens"])
+def test_an_empty_folder_is_named(tmp_path, source):
+    with pytest.raises(DataError, match=f"{tmp_path}: the folder holds no files"):
+        registry.raw_files(source, tmp_path, settings())

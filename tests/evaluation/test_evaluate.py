@@ -1,0 +1,251 @@
+"""Evaluation of anything that scores rows: blocks, padding, protocols and their names."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sklearn.metrics
+
+from cadc_jax import sharding
+from cadc_jax.data.table import Features, Schema, Table
+from cadc_jax.evaluation import evaluate
+
+ROWS = {
+    "user": np.arange(5, dtype=np.int32),
+    "item": np.array([1, 2, 1, 2, 1], np.int32),
+    "label": np.array([0, 1, 0, 1, 1], np.float32),
+    "dense": np.array([[0.1], [0.9], [0.8], [0.7], [0.6]], np.float32),
+    "categorical": np.zeros((5, 0), np.int32),
+}
+
+
+def by_dense(batch):
+    return batch["dense"]
+
+
+# Clicks.
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 5, 100])
+def test_padding_of_the_last_block_counts_nowhere(monkeypatch, block):
+    monkeypatch.setattr(evaluate, "CLICK_BLOCK", block)
+    quality = evaluate.evaluate_clicks(by_dense, ROWS)
+    assert quality["auc"] == pytest.approx(4 / 6)
+    logits, labels = ROWS["dense"][:, 0], ROWS["label"]
+    expected = np.mean(np.log1p(np.exp(-logits)) + (1 - labels) * logits)
+    assert quality["logloss"] == pytest.approx(expected, rel=1e-5)
+    assert quality["calibration"] == pytest.approx(np.sum(1 / (1 + np.exp(-logits))) / 3)
+
+
+def click_rows(n, seed=0):
+    """Rows with their logit as dense feature."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=n).astype(np.float32)
+    return {
+        "user": np.zeros(n, np.int32),
+        "item": np.zeros(n, np.int32),
+        "label": (rng.random(n) < 1 / (1 + np.exp(-logits))).astype(np.float32),
+        "dense": logits[:, None],
+    }
+
+
+def test_clicks_of_many_blocks_are_rated_as_scikit_learn_rates_them():
+    rows = click_rows(2 * evaluate.CLICK_BLOCK + 123)
+    logits = rows["dense"][:, 0]
+    quality = evaluate.evaluate_clicks(by_dense, rows)
+    probability = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    assert quality == {
+        "auc": pytest.approx(sklearn.metrics.roc_auc_score(rows["label"], logits), abs=1e-5),
+        "logloss": pytest.approx(sklearn.metrics.log_loss(rows["label"], probability), rel=1e-5),
+        "calibration": pytest.approx(probability.mean() / rows["label"].mean(), rel=1e-5),
+    }
+
+
+def test_a_split_too_large_to_sort_is_rated_within_the_stated_error(monkeypatch):
+    rows = click_rows(4 * evaluate.CLICK_BLOCK + 123)
+    exact = evaluate.evaluate_clicks(by_dense, rows)
+    monkeypatch.setattr(evaluate, "EXACT_ROWS", 20_000)
+    monkeypatch.setattr(evaluate, "EDGE_ROWS", 1000)
+    streamed = evaluate.evaluate_clicks(by_dense, rows)
+    error = streamed.pop("auc_error")
+    assert 0 < error < 1 / 1000
+    assert streamed.pop("auc") == pytest.approx(exact.pop("auc"), abs=error + 1e-6)
+    assert streamed == exact
+
+
+def test_the_scores_of_a_drifting_split_are_all_resolved(monkeypatch):
+    """Bins made by the first rows alone would hold none of the last."""
+    rows = click_rows(20_000)
+    rows["dense"] += np.linspace(0, 50, 20_000, dtype=np.float32)[:, None]
+    monkeypatch.setattr(evaluate, "EXACT_ROWS", 0)
+    monkeypatch.setattr(evaluate, "EDGE_ROWS", 1000)
+    assert evaluate.evaluate_clicks(by_dense, rows)["auc_error"] < 1 / 1000
+
+
+def test_a_constant_score_has_no_error_beyond_the_size_that_is_sorted(monkeypatch):
+    monkeypatch.setattr(evaluate, "EXACT_ROWS", 0)
+    rows = click_rows(100)
+    rows["dense"][:] = 0.3
+    quality = evaluate.evaluate_clicks(by_dense, rows, calibrated=False)
+    assert quality == {"auc": 0.5, "auc_error": 0}
+
+
+def test_a_large_split_is_read_a_block_at_a_time(monkeypatch):
+    monkeypatch.setattr(evaluate, "EXACT_ROWS", 1000)
+
+    class OnDisk:
+        def __init__(self, column):
+            self.column = column
+
+        def __len__(self):
+            return len(self.column)
+
+        def __getitem__(self, places):
+            assert len(places) == evaluate.CLICK_BLOCK
+            return self.column[places]
+
+        def __array__(self, *args, **kwargs):
+            raise AssertionError("the whole column is read")
+
+    rows = {name: OnDisk(column) for name, column in click_rows(30_000).items()}
+    assert 0.6 < evaluate.evaluate_clicks(by_dense, rows)["auc"] < 0.8
+
+
+def test_scores_that_lie_on_eight_devices_are_rated_alike(monkeypatch):
+    rows = click_rows(20_000)
+    split = sharding.named(sharding.make_mesh(), sharding.BATCH)
+    for exact_rows in (20_000, 0):
+        monkeypatch.setattr(evaluate, "EXACT_ROWS", exact_rows)
+        one = evaluate.evaluate_clicks(by_dense, rows)
+        eight = evaluate.evaluate_clicks(lambda b: jax.device_put(b["dense"], split), rows)
+        assert eight == pytest.approx(one, rel=1e-6)
+
+
+def test_a_scorer_sees_blocks_of_one_shape_with_an_item_a_row(monkeypatch):
+    monkeypatch.setattr(evaluate, "CLICK_BLOCK", 2)
+    shapes = []
+
+    def score(batch):
+        shapes.append({name: x.shape for name, x in batch.items()})
+        return jnp.zeros(batch["item"].shape)
+
+    evaluate.evaluate_clicks(score, {**ROWS, "negatives": np.zeros((5, 9), np.int32)})
+    block = {"user": (2,), "item": (2, 1), "dense": (2, 1), "categorical": (2, 0)}
+    assert shapes == [block] * 3
+
+
+@pytest.mark.parametrize("exact_rows", [0, 100])
+def test_scores_of_all_rows_are_handed_out_in_order(monkeypatch, exact_rows):
+    monkeypatch.setattr(evaluate, "CLICK_BLOCK", 2)
+    monkeypatch.setattr(evaluate, "EXACT_ROWS", exact_rows)
+    monkeypatch.setattr(evaluate, "EDGE_ROWS", 4)
+    kept = []
+    evaluate.evaluate_clicks(by_dense, ROWS, keep=kept.append)
+    np.testing.assert_array_equal(np.concatenate(kept), ROWS["dense"][:, 0])
+
+
+def test_scores_that_are_no_logits_have_no_log_loss():
+    assert set(evaluate.evaluate_clicks(by_dense, ROWS, calibrated=False)) == {"auc"}
+
+
+# Rankings.
+
+
+def ranking_table(users=40, items=30):
+    """Each user trains on item 1, validates on 2 and tests on 5, with negatives above 5."""
+    rng = np.random.default_rng(0)
+
+    def split(item):
+        return {
+            "user": np.arange(1, users, dtype=np.int32),
+            "item": np.full(users - 1, item, np.int32),
+            "negatives": rng.integers(6, items, (users - 1, 9)).astype(np.int32),
+        }
+
+    schema = Schema("ranking", users, items, Features(), Features(), Features())
+    known = {"offsets": np.r_[0, np.arange(users)], "items": split(1)["item"]}
+    splits = {"train": split(1), "validation": split(2), "test": split(5)}
+    return Table(schema, splits, {}, {}, known)
+
+
+def lower_is_better(batch):
+    """Scores item i by -i, for its own [B, G] or shared [1, G] items."""
+    shape = len(batch["user"]), batch["item"].shape[1]
+    return jnp.broadcast_to(-jnp.asarray(batch["item"], jnp.float32), shape)
+
+
+def odd_users_hit(batch):
+    """Item 5 comes first for users of odd numbers, and last for the others."""
+    sign = 2 * (jnp.asarray(batch["user"]) % 2)[:, None] - 1
+    return jnp.asarray(sign * (batch["item"] == 5), jnp.float32)
+
+
+def test_the_full_ranking_leaves_out_all_earlier_splits():
+    """Of items 1.. ordered by number, 1 (train) and 2 (validation) are seen, so 5 is third."""
+    table = ranking_table()
+    test = evaluate.evaluate_ranking_full(lower_is_better, table, "test", 3)
+    assert test == {"hr@3": 1.0, "ndcg@3": pytest.approx(0.5)}
+    assert evaluate.evaluate_ranking_full(lower_is_better, table, "test", 2)["hr@2"] == 0
+    validation = evaluate.evaluate_ranking_full(lower_is_better, table, "validation", 1)
+    assert validation["hr@1"] == 1
+
+
+def test_items_that_others_have_seen_still_compete():
+    table = ranking_table()
+    table.splits["train"]["item"][::2] = 3  # these users have not seen 1, but 3
+    half = evaluate.evaluate_ranking_full(lower_is_better, table, "test", 3)
+    assert half["hr@3"] == 1  # either 3 and 4 or 1 and 4 come before 5
+    table.splits["validation"]["item"][:] = 6
+    fewer = evaluate.evaluate_ranking_full(lower_is_better, table, "test", 3)
+    assert fewer["hr@3"] == 0  # now 2 does too
+
+
+def test_a_held_out_item_that_nobody_trains_on_is_a_miss():
+    table = ranking_table()
+    table.splits["test"]["item"][:13] = 0  # 13 of 39 users
+    quality = evaluate.evaluate_ranking_full(lower_is_better, table, "test", 3)
+    assert quality["hr@3"] == pytest.approx(26 / 39)
+    quality = evaluate.evaluate_ranking_sampled(lower_is_better, table.splits["test"], 3)
+    assert quality["hr@3/1+9"] == pytest.approx(26 / 39)
+
+
+@pytest.mark.parametrize("users", [1, 7, 1000])
+def test_blocks_of_any_size_rank_alike(monkeypatch, users):
+    table = ranking_table()
+    monkeypatch.setattr(evaluate, "PAIR_BLOCK", users * table.schema.num_items)
+    monkeypatch.setattr(evaluate, "USER_BLOCK", users)
+    full = evaluate.evaluate_ranking_full(odd_users_hit, table, "test", 1)
+    assert full["hr@1"] == pytest.approx(20 / 39)  # 1, 3, .., 39
+    sampled = evaluate.evaluate_ranking_sampled(odd_users_hit, table.splits["test"], 1)
+    assert sampled["hr@1/1+9"] == pytest.approx(20 / 39)
+
+
+def test_a_part_of_the_users_is_drawn_by_the_seed():
+    table = ranking_table()
+    found = [
+        evaluate.evaluate_ranking_full(odd_users_hit, table, "test", 1, 10, seed)["hr@1"]
+        for seed in (0, 0, 1, 2, 3)
+    ]
+    assert found[0] == found[1] and len(set(found)) > 1
+    assert all(round(value * 10, 4).is_integer() for value in found)
+
+
+def test_ranks_stand_beside_their_rows_and_mark_those_not_drawn():
+    table = ranking_table()
+    ranks = evaluate.ranks_full(lower_is_better, table, "test", max_users=10)
+    assert len(ranks) == 39 and np.sum(ranks == -1) == 29
+    assert set(ranks[ranks >= 0]) == {2}
+
+
+def test_as_many_users_as_there_are_is_all_of_them():
+    table = ranking_table()
+    all_users = evaluate.evaluate_ranking_full(odd_users_hit, table, "test", 1)
+    for max_users in (39, 1000):
+        assert (
+            evaluate.evaluate_ranking_full(odd_users_hit, table, "test", 1, max_users) == all_users
+        )
+
+
+def test_the_sampled_protocol_is_named_in_the_keys():
+    quality = evaluate.evaluate_ranking_sampled(lower_is_better, ranking_table().splits["test"], 10)
+    assert quality == {"hr@10/1+9": 1, "ndcg@10/1+9": 1}

@@ -1,0 +1,146 @@
+"""Ranks of held-out items, on grids of scores that one can check by hand."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cadc_jax.evaluation import ranking
+
+# Scores of 2 users for items 0..5; item 0 stands for 'not in training'.
+GRID = jnp.array([[9.0, 1, 5, 3, 4, 2], [9, 5, 5, 5, 1, 0]])
+SEEN = ranking.SeenItems(np.array([0, 1, 0]), np.array([2, 5, 4]), 2)  # user 0: 2, 4; user 1: 5
+NOTHING = ranking.SeenItems(np.array([1]), np.array([5]), 2)  # user 0 has seen none
+
+
+def full(user, item, block=3, grid=GRID, seen=SEEN):
+    ranks = ranking.full_ranks(
+        lambda users: grid[users], np.array(user), np.array(item), seen, block
+    )
+    return ranks.tolist()
+
+
+def sampled(user, item, negatives, block=3, grid=GRID):
+    ranks = ranking.sampled_ranks(
+        lambda users, items: grid[users[:, None], items],
+        np.array(user),
+        np.array(item),
+        np.array(negatives),
+        block,
+    )
+    return ranks.tolist()
+
+
+def reference_rank(scores, item, others):
+    """Plain Python: how many of `others` (without 0 and the item) score at least as high."""
+    return sum(not scores[other] < scores[item] for other in set(others) - {0, item})
+
+
+# Among all items.
+
+
+def test_the_rank_is_the_number_of_better_items():
+    assert full([0] * 5, [2, 4, 3, 5, 1], seen=NOTHING) == [0, 1, 2, 3, 4]
+
+
+def test_seen_items_do_not_compete():
+    assert full([0], [3]) == [0]  # 2 and 4 score higher, but are seen
+    assert full([0], [5]) == [1]
+
+
+def test_a_held_out_item_that_was_seen_before_is_ranked_all_the_same():
+    assert full([0, 0], [2, 4]) == [0, 0]  # 1, 3 and 5 compete, and all score lower
+
+
+def test_ties_count_against_the_model():
+    assert full([1], [1]) == [2]
+    assert full([0], [3], grid=jnp.ones((2, 6)), seen=NOTHING) == [4]
+
+
+def test_an_item_out_of_vocabulary_ranks_last_and_never_competes():
+    assert full([0, 1], [0, 4]) == [6, 3]
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 7])
+def test_the_size_of_a_block_changes_nothing(block):
+    user, item = [0, 0, 1, 1, 0], [1, 3, 1, 4, 5]
+    assert full(user, item, block) == [2, 0, 2, 3, 1]
+
+
+def test_scores_that_are_no_numbers_rank_last_and_count_against_others():
+    assert full([0], [3], grid=GRID * jnp.nan) == [6]
+    assert full([0, 0], [3, 5], grid=GRID.at[0, 3].set(jnp.nan)) == [6, 1]
+
+
+@given(st.data())
+def test_full_ranks_are_what_counting_gives(data):
+    grid = np.array(
+        data.draw(
+            st.lists(st.lists(st.integers(0, 4), min_size=6, max_size=6), min_size=3, max_size=3)
+        )
+    )
+    pairs = st.tuples(st.integers(0, 2), st.integers(0, 5))
+    seen = data.draw(st.lists(pairs, min_size=1, max_size=8))
+    rows = data.draw(st.lists(pairs, min_size=1, max_size=6))
+    expected = []
+    for user, item in rows:
+        others = set(range(6)) - {i for u, i in seen if u == user}
+        expected.append(reference_rank(grid[user], item, others) if item else 6)
+    user, item = zip(*rows, strict=True)
+    found = ranking.SeenItems(*(np.array(column) for column in zip(*seen, strict=True)), 3)
+    assert full(user, item, 4, jnp.asarray(grid, jnp.float32), found) == expected
+
+
+# Among given negatives.
+
+
+@pytest.mark.parametrize("block", [1, 2, 5])
+def test_sampled_ranks_are_among_the_given_negatives_only(block):
+    negatives = [[2, 4, 5], [2, 3, 4], [2, 4, 5]]
+    assert sampled([0, 0, 1], [3, 1, 1], negatives, block) == [2, 3, 1]
+
+
+def test_ties_with_negatives_count_against_the_model():
+    assert sampled([1], [1], [[2, 3, 4]]) == [2]
+
+
+def test_a_negative_out_of_vocabulary_never_competes_and_such_an_item_ranks_last():
+    assert sampled([0, 0], [3, 0], [[0, 4], [1, 2]]) == [1, 2]
+
+
+def test_among_negatives_too_scores_that_are_no_numbers_rank_last():
+    assert sampled([0], [1], [[2, 3]], grid=GRID * jnp.nan) == [2]
+
+
+@given(st.data())
+def test_sampled_ranks_are_what_counting_gives(data):
+    rows = data.draw(
+        st.lists(
+            st.tuples(
+                st.integers(0, 1),
+                st.integers(1, 5),
+                st.lists(st.integers(0, 5), min_size=3, max_size=3, unique=True),
+            ).filter(lambda row: row[1] not in row[2]),
+            min_size=1,
+            max_size=6,
+        )
+    )
+    grid = np.asarray(GRID)
+    expected = [reference_rank(grid[user], item, others) for user, item, others in rows]
+    assert sampled(*zip(*rows, strict=True)) == expected
+
+
+# Items seen.
+
+
+def test_seen_items_are_padded_with_the_item_that_never_competes():
+    np.testing.assert_array_equal(SEEN.padded(np.array([0, 1])), [[2, 4], [5, 0]])
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 9)), min_size=1, max_size=20))
+def test_seen_items_are_those_of_each_user(rows):
+    user, item = (np.array(column) for column in zip(*rows, strict=True))
+    padded = ranking.SeenItems(user, item, 6).padded(np.arange(6))
+    for u in range(6):
+        assert padded[u][padded[u] > 0].tolist() == [i for v, i in rows if v == u]

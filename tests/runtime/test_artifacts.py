@@ -1,0 +1,243 @@
+"""Finished stages on disk: found again, never half written, never another's."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+
+from cadc_jax.errors import ArtifactError
+from cadc_jax.runtime import artifacts
+
+
+def write_text(folder):
+    (folder / "data").write_text("x")
+    return {"rows": 3}
+
+
+def must_not_run(folder):
+    raise AssertionError("ran twice")
+
+
+def test_a_finished_stage_is_found_again_and_not_repeated(tmp_path):
+    made = artifacts.materialize(tmp_path, "prepare", {"a": 1}, write_text)
+    assert (made.path / "data").read_text() == "x" and not made.reused
+    assert made.path == tmp_path / "prepare" / made.fingerprint
+
+    again = artifacts.materialize(tmp_path, "prepare", {"a": 1}, must_not_run)
+    assert again.reused
+    assert (again.path, again.facts, again.seconds) == (made.path, {"rows": 3}, made.seconds)
+
+
+def test_seconds_include_those_that_went_into_it_before(tmp_path):
+    made = artifacts.materialize(tmp_path, "x", {}, lambda folder: {"seconds_before": 1000.0})
+    assert 1000 <= made.seconds < 1100
+
+
+def test_the_fingerprint_is_known_before_the_stage_runs(tmp_path):
+    made = artifacts.materialize(tmp_path, "prepare", {"a": 1}, write_text)
+    assert artifacts.fingerprint("prepare", {"a": 1}) == made.fingerprint
+
+
+def test_a_stage_writes_into_an_empty_folder_that_is_not_yet_the_artefact(tmp_path):
+    given = []
+
+    def write(folder):
+        given.append((folder, list(folder.iterdir())))
+        return {}
+
+    made = artifacts.materialize(tmp_path, "prepare", {}, write)
+    ((folder, content),) = given
+    assert content == [] and folder != made.path and folder.parent == made.path.parent
+    assert sorted(path.name for path in made.path.parent.iterdir()) == [made.fingerprint]
+
+
+def test_the_manifest_tells_settings_facts_and_versions(tmp_path):
+    made = artifacts.materialize(tmp_path, "prepare", {"a": 1}, write_text)
+    manifest = json.loads((made.path / "manifest.json").read_text())
+    assert manifest["settings"] == {"stage": "prepare", "format": artifacts.FORMAT, "a": 1}
+    assert manifest["facts"] == {"rows": 3}
+    assert manifest["files"] == {"data": [1, f"{zlib.crc32(b'x'):08x}"]}
+    assert set(manifest["versions"]) == {"cadc_jax", "jax", "numpy", "python"}
+    assert manifest["versions"]["numpy"] == np.__version__
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings"),
+    [("prepare", {"a": 2}), ("prepare", {"a": 1, "b": None}), ("x", {"a": 1})],
+)
+def test_other_settings_make_another_artefact_beside_it(tmp_path, stage, settings):
+    first = artifacts.materialize(tmp_path, "prepare", {"a": 1}, write_text)
+    second = artifacts.materialize(tmp_path, stage, settings, write_text)
+    assert first.fingerprint != second.fingerprint and not second.reused
+    assert first.path.exists() and second.path.exists()
+
+
+def test_the_order_of_settings_does_not_matter(tmp_path):
+    first = artifacts.materialize(tmp_path, "prepare", {"a": 1, "b": [2]}, write_text)
+    second = artifacts.materialize(tmp_path, "prepare", {"b": (2,), "a": 1}, must_not_run)
+    assert second.path == first.path
+
+
+def test_fingerprints_never_change():
+    assert artifacts.hash_of({"b": [1, 2.5, None], "a": "x"}) == "b649bb117135"
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_a_stage_that_fails_leaves_nothing_behind(tmp_path, error):
+    def fail(folder):
+        (folder / "data").write_text("half")
+        raise error
+
+    with pytest.raises(type(error)):
+        artifacts.materialize(tmp_path, "prepare", {}, fail)
+    assert list((tmp_path / "prepare").iterdir()) == []
+    assert not artifacts.materialize(tmp_path, "prepare", {}, write_text).reused
+
+
+def test_facts_that_cannot_be_kept_leave_nothing_behind(tmp_path):
+    with pytest.raises(TypeError):
+        artifacts.materialize(tmp_path, "prepare", {}, lambda folder: {"rows": object()})
+    assert list((tmp_path / "prepare").iterdir()) == []
+
+
+def test_what_a_killed_run_left_is_never_taken_for_an_artefact(tmp_path):
+    made = artifacts.materialize(tmp_path / "a", "prepare", {}, write_text)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    folder = tmp_path / "b" / "prepare"
+    own = f".{made.fingerprint}.{socket.gethostname()}"
+    for name in (f"{own}.{ended.pid}.tmp", f"{own}.{os.getppid()}.tmp"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "data").write_text("half")
+    again = artifacts.materialize(tmp_path / "b", "prepare", {}, write_text)
+    assert not again.reused and (again.path / "data").read_text() == "x"
+    # What a running process is writing stays; what an ended one left does not.
+    left = {path.name for path in folder.iterdir()}
+    assert left == {made.fingerprint, f"{own}.{os.getppid()}.tmp"}
+
+
+def test_of_two_runs_that_finish_the_same_stage_the_first_one_stays(tmp_path):
+    def write_while_another_finishes(folder):
+        artifacts.materialize(tmp_path / "other", "prepare", {}, write_text)
+        (tmp_path / "other" / "prepare").rename(tmp_path / "moved")
+        (made,) = (tmp_path / "moved").iterdir()
+        made.rename(tmp_path / "prepare" / made.name)
+        (folder / "data").write_text("second")
+        return {}
+
+    made = artifacts.materialize(tmp_path, "prepare", {}, write_while_another_finishes)
+    assert (made.path / "data").read_text() == "x" and made.facts == {"rows": 3}
+    assert len(list((tmp_path / "prepare").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "content", [None, "", "{", "{}", "[]", "null", '{"settings": {}, "facts": {}, "seconds": 1}']
+)
+def test_a_damaged_manifest_says_what_to_do(tmp_path, content):
+    made = artifacts.materialize(tmp_path, "prepare", {}, write_text)
+    if content is None:
+        (made.path / "manifest.json").unlink()
+    else:
+        (made.path / "manifest.json").write_text(content)
+    with pytest.raises(ArtifactError, match=f"{made.path}.*delete the folder") as caught:
+        artifacts.materialize(tmp_path, "prepare", {}, must_not_run)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_no_artefact_is_not_called_damaged(tmp_path):
+    with pytest.raises(ArtifactError, match="has no manifest.json; name another folder"):
+        artifacts.read(tmp_path)
+    with pytest.raises(ArtifactError, match="no such folder"):
+        artifacts.read(tmp_path / "x")
+
+
+def test_what_may_not_be_read_is_not_called_damaged(tmp_path):
+    made = artifacts.materialize(tmp_path, "prepare", {}, write_text)
+    (made.path / "manifest.json").chmod(0)
+    user = os.geteuid()
+    tmp_path.parent.parent.chmod(0o755)  # of this session's folders, which are the user's alone
+    tmp_path.parent.chmod(0o755)
+    tmp_path.chmod(0o755)
+    try:
+        if not user:
+            os.seteuid(65534)
+        with pytest.raises(PermissionError, match="manifest.json"):
+            artifacts.read(made.path)
+    finally:
+        os.seteuid(user)
+
+
+def test_another_format_version_is_refused(tmp_path):
+    made = artifacts.materialize(tmp_path, "prepare", {}, write_text)
+    manifest = json.loads((made.path / "manifest.json").read_text())
+    manifest["settings"]["format"] = 99
+    (made.path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match=f"format 99, this version reads {artifacts.FORMAT}"):
+        artifacts.materialize(tmp_path, "prepare", {}, must_not_run)
+
+
+def write_folders(folder):
+    (folder / "a").mkdir()
+    np.save(folder / "a" / "user.npy", np.arange(100_000))
+    np.save(folder / "item.npy", np.arange(10))
+    return {}
+
+
+def test_a_flipped_bit_is_found_and_its_file_named(tmp_path):
+    made = artifacts.materialize(tmp_path, "prepare", {}, write_folders)
+    file = made.path / "a" / "user.npy"
+    content = bytearray(file.read_bytes())
+    for place in (0, 5000, len(content) - 1):
+        damaged = content.copy()
+        damaged[place] ^= 1
+        file.write_bytes(damaged)
+        with pytest.raises(ArtifactError, match=f"{file}: the file is damaged .*delete the folder"):
+            artifacts.materialize(tmp_path, "prepare", {}, must_not_run, verify=True)
+        artifacts.read(made.path)  # of the right size, which is all that is looked at by default
+    file.write_bytes(content)
+    assert artifacts.materialize(tmp_path, "prepare", {}, must_not_run, verify=True).reused
+
+
+def test_a_missing_or_shortened_file_is_found_at_once(tmp_path):
+    made = artifacts.materialize(tmp_path, "prepare", {}, write_folders)
+    file = made.path / "item.npy"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1])
+    with pytest.raises(ArtifactError, match=f"{file}: the file has 207 bytes instead of 208"):
+        artifacts.materialize(tmp_path, "prepare", {}, must_not_run)
+    file.unlink()
+    with pytest.raises(ArtifactError, match=f"{file}: the file is missing"):
+        artifacts.materialize(tmp_path, "prepare", {}, must_not_run)
+
+
+def test_checksums_are_those_of_whole_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(artifacts, "_READ_BYTES", 7)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "x").write_bytes(b"0123456789")
+    (tmp_path / "a").write_bytes(b"")
+    crc = f"{zlib.crc32(b'0123456789'):08x}"
+    assert artifacts.checksums(tmp_path) == {"a": [0, "00000000"], "b/x": [10, crc]}
+    assert artifacts.size_of(tmp_path) == 10
+
+
+def test_a_changed_raw_file_has_another_identity(tmp_path):
+    path = tmp_path / "raw"
+    path.write_text("a")
+    first = artifacts.file_identity([path])
+    assert artifacts.file_identity([path]) == first
+    path.write_text("ab")
+    assert artifacts.file_identity([path]) != first
+
+
+def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path):
+    path = tmp_path / "x.json"
+    artifacts.write_json(path, {"a": (1, 2)})
+    with pytest.raises(TypeError):
+        artifacts.write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": [1, 2]}
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,330 @@
+"""The same program in one process and in several, over Gloo on this machine.
+
+Tolerances: the order of sums differs with the number of devices, so that factors, parameters and
+losses agree to about 1e-4, and ranks of near-equal scores may swap.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from cadc_jax.errors import ConfigError
+from cadc_jax.runtime import distributed, last_words
+
+ROOT = pathlib.Path(__file__).parents[1]
+LOCAL = ROOT / "launch/local.sh"
+ENVIRONMENT = {
+    **os.environ,
+    "CADC_DATA_DIR": "/nowhere",
+    "PYTHON": sys.executable,
+    # One thread a process: the machine has no more cores than processes.
+    # Compiling takes longer than running.
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false --xla_force_host_platform_device_count=1"
+    " --xla_backend_optimization_level=0",
+}
+CRITEO = (
+    f"--config={ROOT / 'configs/criteo.py'}",
+    "--config.data.synthetic_rows=6000",
+    "--config.sgd.epochs=2",
+    "--config.train.batch_rows=256",
+    "--config.train.max_evaluations=2",
+    "--config.dlrm.bottom=(16,)",
+    "--config.dlrm.top=(8,)",
+)
+RANKING = """
+from cadc_jax.configuration import default_config
+
+
+def get_config():
+    config = default_config()
+    config.data.path = {path!r}
+    config.data.train_file = "log.csv"
+    config.data.num_negatives = 20
+    config.rate = 0.3
+    config.arms = ("sample", "cadc_frozen")
+    config.als.factors = 8
+    config.als.iterations = 3
+    config.als.regularization = 1.0
+    config.als.fixed_side = "sharded"
+    config.train.negatives = 2
+    config.train.batch_rows = 64
+    config.train.steps_per_call = 7
+    config.train.max_evaluations = 2
+    config.train.table_learning_rate = 0.01
+    return config
+"""
+
+
+def start(command, **settings):
+    return subprocess.Popen(
+        list(map(str, command)),
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **settings,
+    )
+
+
+def cadc(*arguments):
+    return start([sys.executable, "-m", "cadc_jax.main", *arguments])
+
+
+def processes_of(arguments, workdirs):
+    """One process for each work folder, all of one run."""
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    together = (f"--coordinator=localhost:{port}", f"--num_processes={len(workdirs)}")
+    return [
+        cadc(*arguments, f"--workdir={workdir}", *together, f"--process_id={k}")
+        for k, workdir in enumerate(workdirs)
+    ]
+
+
+def finished(process, timeout=170):
+    """(exit code, stdout, stderr)."""
+    try:
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        process.terminate()
+    return process.returncode, out, err
+
+
+def errors(text):
+    return [line for line in text.splitlines() if line.startswith("cadc: error")]
+
+
+@pytest.fixture(scope="module")
+def ranking_config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranking")
+    random = np.random.default_rng(0)
+    taste = random.normal(size=(90, 3)) @ random.normal(size=(3, 41))
+    user, item = np.nonzero(taste + random.normal(size=taste.shape) > 1.2)
+    order = random.permutation(len(user))
+    pairs = zip(user[order], item[order], strict=True)
+    lines = [f"u{u},i{i},{t}" for t, (u, i) in enumerate(pairs)]
+    (folder / "log.csv").write_text("\n".join(["user_id,item_id,timestamp", *lines]))
+    (folder / "config.py").write_text(RANKING.format(path=str(folder)))
+    return f"--config={folder / 'config.py'}"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, ranking_config):
+    """Work folders of finished runs: of one process, and of 2 or 4."""
+    split = ("--config.devices.model=2", "--config.devices.table_bytes=13000")
+    commands = {
+        "criteo-1": cadc,
+        "criteo-2": lambda *arguments: start([LOCAL, 2, "--", *arguments]),
+        "ranking-1": cadc,
+        "ranking-4": lambda *arguments: start([LOCAL, 4, "--", *arguments, *split]),
+    }
+    folders = {name: tmp_path_factory.mktemp(name) for name in commands}
+    for name, run in commands.items():
+        config = CRITEO if name.startswith("criteo") else (ranking_config,)
+        code, out, err = finished(run(*config, f"--workdir={folders[name]}"))
+        assert code == 0, err
+        (folders[name] / "stdout").write_text(out)
+    return folders
+
+
+@pytest.fixture(params=["criteo-2", "ranking-4"])
+def pair(request, runs):
+    """Work folders of a run of one process and of one of several."""
+    return runs[request.param[:-1] + "1"], runs[request.param]
+
+
+def stage(workdir, name):
+    """The artefacts of a stage by fingerprint: folder and facts of the manifest."""
+    manifests = sorted((workdir / name).glob("*/manifest.json"))
+    return {path.parent.name: json.loads(path.read_text())["facts"] for path in manifests}
+
+
+def test_several_processes_find_the_factors_of_one(pair):
+    (one, facts), (several, same) = (next(iter(stage(x, "factorize").items())) for x in pair)
+    np.testing.assert_allclose(facts["losses"], same["losses"], rtol=1e-4)
+    for file in (pair[0] / "factorize" / one).glob("*.npy"):
+        found = np.load(pair[1] / "factorize" / several / file.name)
+        np.testing.assert_allclose(found, np.load(file), rtol=2e-3, atol=2e-4, err_msg=file.name)
+
+
+def test_every_arm_learns_what_it_learns_in_one_process(pair):
+    """Were a part of a batch read twice, or not at all, the losses would differ by percents."""
+    one, several = (stage(workdir, "train") for workdir in pair)
+    assert len(one) == len(several) > 1
+
+    def histories(facts):
+        histories = [[h.get("loss", 0) for h in x["history"]] for x in facts.values()]
+        return np.array(sorted(histories))
+
+    np.testing.assert_allclose(histories(several), histories(one), rtol=2e-3)
+
+
+def test_metrics_are_those_of_one_process(pair):
+    one, several = (json.loads((workdir / "results.json").read_text())["rows"] for workdir in pair)
+    assert [row["arm"] for row in one] == [row["arm"] for row in several]
+    for row, same in zip(one, several, strict=True):
+        assert row["rows_used"] == same["rows_used"]
+        assert same["metrics"] == pytest.approx(row["metrics"], rel=0.01, abs=0.015), row["arm"]
+
+
+def test_only_the_first_process_prints_and_every_stage_once(pair):
+    one, several = ((workdir / "stdout").read_text() for workdir in pair)
+
+    def stages(text):
+        return [x.split(":")[0] for x in text.splitlines() if x.startswith("[")]
+
+    assert stages(several) == stages(one)
+
+
+def test_a_run_of_one_process_reuses_what_several_have_made(runs):
+    code, out, err = finished(cadc(*CRITEO, f"--workdir={runs['criteo-2']}"))
+    assert code == 0, err
+    stages = [line for line in out.splitlines() if line.startswith("[")]
+    assert all("reused" in line for line in stages)
+
+
+def test_a_killed_process_ends_the_others_within_a_minute_in_one_line(tmp_path):
+    endless = (
+        "--config.train.max_evaluations=1000000",
+        "--config.train.patience=1000000",
+        "--config.arms=('full',)",
+    )
+    first, second = processes_of(CRITEO + endless, [tmp_path, tmp_path])
+    deadline = time.monotonic() + 100
+    while not list(tmp_path.glob("train/.*.tmp")):
+        assert time.monotonic() < deadline and first.poll() is None, first.communicate()
+        time.sleep(0.2)
+    time.sleep(5)  # into its steps
+    second.send_signal(signal.SIGKILL)
+    code, _, err = finished(first, timeout=60)
+    second.communicate()
+    assert code != 0
+    assert [line for line in err.splitlines() if "steps, " not in line] == errors(err)
+    assert len(errors(err)) == 1 and "process 1 has ended" in errors(err)[0]
+
+
+def test_asked_to_stop_all_save_and_another_number_of_processes_goes_on(tmp_path):
+    """The second process alone is asked, as when one spot machine of several is taken away."""
+    slow = ("--config.checkpoints.seconds=0", "--config.train.steps_per_call=1")
+    arguments = (*CRITEO, *slow, "--config.arms=('full',)", "--config.train.max_evaluations=4")
+    folder = tmp_path / "stopped"
+    first, second = processes_of(arguments, [folder, folder])
+    deadline = time.monotonic() + 100
+    while not list(folder.glob("checkpoints/train/*/[1-9]*")):
+        assert time.monotonic() < deadline and first.poll() is None, first.communicate()
+        time.sleep(0.1)
+    second.send_signal(signal.SIGTERM)
+    for process in (first, second):
+        code, _, err = finished(process, timeout=60)
+        assert code == 0 and "stopped by SIGTERM: step" in err
+    code, out, err = finished(cadc(*arguments, f"--workdir={folder}"))
+    assert code == 0 and "goes on from step" in out, err
+    code, _, err = finished(cadc(*arguments, f"--workdir={tmp_path / 'undisturbed'}"))
+    assert code == 0, err
+    (stopped,), (undisturbed,) = (
+        stage(tmp_path / name, "train").values() for name in ("stopped", "undisturbed")
+    )
+    for entry, same in zip(undisturbed["history"], stopped["history"], strict=True):
+        assert same == pytest.approx(entry, rel=2e-3)
+
+
+def test_an_error_of_the_users_ends_all_and_is_said_once(tmp_path):
+    arguments = (*CRITEO, "--config.data.path=/nowhere/train.txt")
+    results = [finished(process) for process in processes_of(arguments, [tmp_path, tmp_path])]
+    assert [code for code, _, _ in results] == [1, 1]
+    text = "".join(out + err for _, out, err in results)
+    assert text.count("\n") == 1 and "/nowhere/train.txt" in text
+
+
+def test_a_folder_that_is_not_shared_is_found_at_once(tmp_path):
+    workdirs = [tmp_path / "a", tmp_path / "b"]
+    results = [finished(process) for process in processes_of(CRITEO, workdirs)]
+    assert [code for code, _, _ in results] == [1, 1]
+    (line,) = errors("".join(err for _, _, err in results))
+    assert "process 1 on" in line and "file system that all processes share" in line
+
+
+def test_without_a_coordinator_a_process_gives_up_in_one_line():
+    arguments = (*CRITEO, "--coordinator=localhost:1", "--num_processes=2", "--process_id=1")
+    code, out, err = finished(cadc(*arguments, "--join_seconds=2"))
+    assert code != 0 and out == ""
+    assert err.count("\n") == 1 and "--join_seconds" in err
+
+
+@pytest.mark.parametrize(
+    "given, told",
+    [
+        (("host:1", None, None), "--num_processes and --process_id not given"),
+        ((None, 2, 0), "--coordinator not given"),
+        (("host:1", 2, 2), r"--process_id=2: must be in \[0, 2\)"),
+        (("host", 2, 1), "write HOST:PORT"),
+    ],
+)
+def test_half_a_cluster_is_refused(given, told):
+    with pytest.raises(ConfigError, match=told):
+        distributed.initialize(*given)
+
+
+def test_a_port_in_use_is_refused():
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"cannot listen on port {port}"):
+            distributed.initialize(f"localhost:{port}", 2, 0)
+
+
+def test_a_plain_run_joins_nothing():
+    distributed.initialize()
+    assert (distributed.count(), distributed.index()) == (1, 0)
+    assert distributed.on_first(lambda: ["as it is"]) == ["as it is"]
+
+
+LOST = """\
+E1124 14:51:37.1 12 coordination_service_agent.cc:289] Polled an error from coordination service.
+F1124 14:51:37.2 12 client.h:80] Terminating process because of fatal errors. absl::Status: \
+UNAVAILABLE: The following tasks are unhealthy (stopped sending heartbeats):
+3
+The tasks have crashed.
+*** Check failure stack trace: ***
+    @     0x7f8931640634  absl::LogMessage::SendToLog()
+"""
+
+
+@pytest.mark.parametrize(
+    "text, copied",
+    [
+        ("a\n[Gloo] Rank 0 is connected\nb\n", "a\nb\n"),
+        ("no end", "no end"),
+        ("before\n" + LOST, "before\ncadc: error: process 3 has ended or cannot be reached"),
+        (LOST.splitlines()[0] + "\n", LOST.splitlines()[0] + "\n"),  # it went on after all
+    ],
+)
+def test_last_words_become_one_line_and_all_else_stays(text, copied):
+    command = [sys.executable, "-I", "-S", last_words.__file__, "30"]
+    done = subprocess.run(command, input=text, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.stderr.startswith(copied)
+    assert done.stderr.count("\n") == copied.count("\n") + ("before" in text)
+
+
+def test_the_launcher_shows_its_commands():
+    command = [LOCAL, 2, "--port=7000", "--devices=4", "--dry-run", "--", "--config=a b.py"]
+    code, out, _ = finished(start(command))
+    first, second = out.splitlines()
+    assert code == 0
+    assert "device_count=4" in first and "--coordinator=localhost:7000" in first
+    assert "a\\ b.py" in first and first.endswith("--process_id=0")
+    assert second == first[:-1] + "1"
+
+
+def test_the_launcher_ends_all_with_the_exit_code_of_the_first_to_fail(tmp_path):
+    code, _, err = finished(start([LOCAL, 2, f"--logs={tmp_path}", "--config=/nowhere.py"]))
+    assert code == 1 and "/nowhere.py" in err
