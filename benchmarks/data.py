@@ -2,7 +2,7 @@
 
     python benchmarks/data.py [--quick] [--rows N] [--json FILE]
 
-Speed: `prepare.write` (read, count, encode, write) of synthetic Criteo rows, against parsing the
+Speed: `prepare.write_table` (read, count, encode, write) of synthetic rows, against parsing the
 same file and doing nothing with it, with pyarrow and with polars (each on all cores); runs take
 turns, the ratio is the median of the ratios of neighbours (1.0: as fast as a bare parse). The
 columns are those of `cadc_jax.data.readers.synthetic`, and once more with columns whose values are
@@ -113,7 +113,7 @@ def speed(case: str, path: pathlib.Path, out: pathlib.Path, rounds: int):
 
     def ours() -> None:
         shutil.rmtree(out, ignore_errors=True)
-        prepare.write(out, criteo.source([path]), CONFIG)
+        prepare.write_table(out, criteo.open_logs([path]), CONFIG)
 
     runs = {"ours": ours, "pyarrow": lambda: parse_pyarrow(path)}
     try:
@@ -214,7 +214,7 @@ def peak_memory(path: pathlib.Path) -> dict[str, float]:
 
     imports = peak()
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        prepare.write(pathlib.Path(folder) / "out", criteo.source([path]), CONFIG)
+        prepare.write_table(pathlib.Path(folder) / "out", criteo.open_logs([path]), CONFIG)
     return {"imports": imports, "peak": peak()}
 
 

@@ -31,7 +31,7 @@ import numpy as np
 THREADS = 2
 LAMBDA, ALPHA = 30.0, 9.0
 PEERS = ("implicit cg", "implicit cholesky", "cmfrec cg")
-OURS = ("ours", "ours x2", "ours x2 cholesky")
+OURS = ("ours", "ours x2", "ours x2 exact")
 
 
 def main():
@@ -175,7 +175,7 @@ def fit_ours(system: str, data: dict, factors: int, iterations: int):
         regularization=LAMBDA,
         alpha=ALPHA,
         iterations=iterations,
-        solver="cholesky" if "cholesky" in system else "cg",
+        solver="exact" if "exact" in system else "cg",
     )
     ends = []
     fitted, _ = als.fit(

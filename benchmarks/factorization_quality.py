@@ -71,10 +71,10 @@ def main():
 
 def rankings(quick: bool) -> list[dict]:
     """HR@10 and NDCG@10 of the best ALS and the best SGD by validation."""
-    raw = tabular.read(
+    raw = tabular.read_rows(
         DATA / "ml-1m-implicit",
         "train.csv.gz",
-        tabular.Columns("user_id", "item_id"),
+        tabular.ColumnNames("user_id", "item_id"),
         test="test.csv",
         negatives="test_negatives.csv.gz",
     )
@@ -138,7 +138,7 @@ def rankings(quick: bool) -> list[dict]:
 
 def ratings(quick: bool) -> list[dict]:
     """RMSE over five folds, ours and cmfrec's."""
-    raw = movielens.read(DATA / "ml-100k", "100k")
+    raw = movielens.read_movielens(DATA / "ml-100k", "100k")
     user = np.unique(raw.user, return_inverse=True)[1]
     item = np.unique(raw.item, return_inverse=True)[1]
     part = np.random.default_rng(0).permutation(len(user)) % 5

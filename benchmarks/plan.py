@@ -131,7 +131,9 @@ def compiled_step(
 ):
     """The program of a training step, of which only shapes are there."""
     mesh = sharding.make_mesh(group, jax.devices()[:devices])
-    placed = placement.plan(mesh, tables, set(tables) - frozen, config.table_optimizer, ids, room)
+    placed = placement.plan_placement(
+        mesh, tables, set(tables) - frozen, config.table_optimizer, ids, room
+    )
 
     def on(tree, spec):
         where = sharding.named(mesh, spec)

@@ -459,7 +459,7 @@ def times(config: ConfigDict, prepared: pathlib.Path, table: Table) -> np.ndarra
         return np.arange(len(train["user"]))
     if config.data.source != "movielens":
         raise SkipCell(f"{config.data.folder} has no timestamps of its training rows")
-    raw = movielens.read(configuration.raw_path(config), config.data.variant)
+    raw = movielens.read_movielens(configuration.raw_path(config), config.data.variant)
     if raw.timestamp is None:
         raise SkipCell(f"{config.data.folder} has no timestamps")
     names = [np.load(prepared / "vocabularies" / f"{kind}.npy") for kind in ("user", "item")]

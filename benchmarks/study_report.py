@@ -191,7 +191,7 @@ def _gather(out: pathlib.Path, name: str, rows: Sequence[Row]) -> DataReport | N
         few = np.stack([_kept(work, row, "ranks_sampled") for row in of_key])
         groups[key] = Group(key, of_key, values, few)
     truth = None
-    total = sum(artifacts.read(prepared).facts["rows"].values())
+    total = sum(artifacts.open_artifact(prepared).facts["rows"].values())
     for path in sorted(work.glob("synthetic/*/truth.npy")):
         found = np.load(path)
         if len(found) == total:

@@ -1,4 +1,9 @@
-"""Errors a user can cause and mend: `main` prints their text as one line, without a traceback."""
+"""Errors that a user can cause and fix, and the checks of settings that raise them.
+
+`main` prints their text as one line, without a traceback.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
 
 
 class CadcError(Exception):
@@ -18,4 +23,41 @@ class ArtifactError(CadcError):
 
 
 class TrainingError(CadcError):
-    """Training cannot go on, for example because the loss is not a number."""
+    """Training cannot continue, for example because the loss is not a number."""
+
+
+def check_choice(
+    field: str, value: object, allowed: Collection[str], renamed: Mapping[str, str] | None = None
+) -> None:
+    """Raises ConfigError unless `value` is one of `allowed`.
+
+    Args:
+      field: name of the setting, such as 'als.solver'.
+      value: its value.
+      allowed: the values it may have.
+      renamed: old values -> what they are called now.
+    """
+    if value in allowed:
+        return
+    if renamed and value in renamed:
+        raise ConfigError(f"{field}={value!r}: is now called {renamed[str(value)]!r}")
+    raise ConfigError(f"{field}={value!r}: must be one of {', '.join(allowed)}")
+
+
+def check_at_least(field: str, value: float | Sequence[float], least: float) -> None:
+    """Raises ConfigError unless the value, or each of several values, is at least `least`."""
+    values = [value] if isinstance(value, int | float) else value
+    if not all(x >= least for x in values):  # NaN is not, either
+        raise ConfigError(f"{field}={value}: must be at least {least}")
+
+
+def check_above(field: str, value: float, bound: float) -> None:
+    """Raises ConfigError unless the value is above `bound`."""
+    if not value > bound:
+        raise ConfigError(f"{field}={value}: must be above {bound}")
+
+
+def check_below_one(field: str, value: float) -> None:
+    """Raises ConfigError unless the value is in [0, 1)."""
+    if not 0 <= value < 1:
+        raise ConfigError(f"{field}={value}: must be in [0, 1)")

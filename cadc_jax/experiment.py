@@ -72,7 +72,7 @@ def compress(this: Run, out: pathlib.Path) -> None:
 
     def write() -> None:
         paths = registry.raw_files(this.config.data.source, raw, this.config.data.to_dict())
-        made = compressed.write(out, this.config, inputs, files.stored_size(paths))
+        made = compressed.write_compressed(out, this.config, inputs, files.stored_size(paths))
         this.say(f"\n{compressed.sizes(made)}\n\nTrain from it: cadc train --from={out}")
 
     distributed.on_first(write)
@@ -110,7 +110,7 @@ def interactions(this: Run, rows: int) -> None:
         progress.total = total
         progress.update(done)
 
-    records = user_item_candidates.study(
+    records = user_item_candidates.compare_pairs(
         train["label"][ids], columns, seed=this.config.seed, progress=show
     )
     progress.close()
@@ -130,7 +130,9 @@ def compare(this: Run, inputs: Inputs, last: str) -> None:
         config = this.config
         results = {"config": config.to_dict(), "seed": config.seed, "rows": rows}
         facts = inputs.prepared.facts
-        distributed.on_first(lambda: this.say("\n" + report.write(this.workdir, results, facts)))
+        distributed.on_first(
+            lambda: this.say("\n" + report.write_report(this.workdir, results, facts))
+        )
 
 
 def arm_row(run: Run, inputs: Inputs, model_name: str, arm: str) -> dict[str, Any]:
@@ -143,7 +145,9 @@ def arm_row(run: Run, inputs: Inputs, model_name: str, arm: str) -> dict[str, An
         params, tables = restore(arm, trained, factors)
         mesh, room = training_mesh(run), run.config.devices.table_bytes
         nothing = dict.fromkeys(tables, 0)
-        placed = placement.plan(mesh, tables, (), run.config.train.table_optimizer, nothing, room)
+        placed = placement.plan_placement(
+            mesh, tables, (), run.config.train.table_optimizer, nothing, room
+        )
         params, content = sharding.put(
             (params, embeddings.content_of(table)),
             sharding.named(mesh, sharding.REPLICATED),

@@ -202,7 +202,7 @@ def _verify() -> None:
     folder = pathlib.Path(_needed(_FROM))
     from cadc_jax.runtime import artifacts
 
-    artifacts.read(folder, verify=True)
+    artifacts.open_artifact(folder, verify=True)
     print(f"{folder}: whole and undamaged")
 
 
@@ -251,7 +251,7 @@ def _recommend() -> None:
     if user:
         print(recommend.show(trained, user, _K.value))
     elif users and out:
-        print(recommend.write(trained, users, _K.value, out))
+        print(recommend.write_recommendations(trained, users, _K.value, out))
 
 
 def _export() -> None:
@@ -263,7 +263,7 @@ def _export() -> None:
     trained = _trained()
     from cadc_jax.serving import export
 
-    made = export.write(trained, out, _FORMAT.value)
+    made = export.write_export(trained, out, _FORMAT.value)
     print(f"{made.path}: {trained}\nas {_FORMAT.value}; what is in it: cadc info {made.path}")
 
 

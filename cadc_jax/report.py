@@ -22,7 +22,9 @@ BOUNDS = ("auc_error",)  # of other metrics: in results.json and a note, no colu
 Row = Mapping[str, Any]
 
 
-def write(workdir: pathlib.Path, results: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+def write_report(
+    workdir: pathlib.Path, results: Mapping[str, Any], facts: Mapping[str, Any]
+) -> str:
     """Writes `results.json`, `report.md` and `report.png` into `workdir`.
 
     Args:

@@ -48,7 +48,7 @@ def test_the_links_of_a_page_lead_to_files(page):
 def interop(click_run, tmp_path_factory):
     """Runs a piece of code of docs/interop.md, the one under a heading, and returns its names."""
     compressed, model = click_run.parent / "compressed", tmp_path_factory.mktemp("m") / "model"
-    export.write(trained.open_trained(click_run), model, "savedmodel")
+    export.write_export(trained.open_trained(click_run), model, "savedmodel")
     text = (ROOT / "docs/interop.md").read_text()
     text = text.replace("/data/small", str(compressed)).replace("/models/ads", str(model))
 

@@ -31,7 +31,7 @@ def test_a_full_disk_ends_in_one_clear_line_and_keeps_what_is_finished(raw, smal
     done = cadc(*arguments, "--stage=prepare")
     assert_one_line(done, "No space left on device; free some room")
     assert str(small_disk) in done.stderr
-    assert artifacts.read(finished.path, verify=True).facts == {}
+    assert artifacts.open_artifact(finished.path, verify=True).facts == {}
     assert list((small_disk / "prepare").iterdir()) == []  # nothing half-written is left
 
 
@@ -46,7 +46,7 @@ def test_a_stage_runs_again_when_there_is_room(raw, small_disk, tmp_path):
 
 
 def write(folder, raw):
-    return prepare.write(folder, criteo.source([raw]), CONFIG)
+    return prepare.write_table(folder, criteo.open_logs([raw]), CONFIG)
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def locked(raw, tmp_path):
 
 def test_a_file_without_permission_is_named(locked, no_rights):
     with pytest.raises(DataError, match=f"{locked}: cannot be read .*Permission denied"):
-        criteo.read([locked])
+        criteo.read_logs([locked])
 
 
 def test_a_work_folder_without_permission_is_named(tmp_path, locked, no_rights):

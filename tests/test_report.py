@@ -85,7 +85,7 @@ def test_an_arm_that_training_did_not_better_is_named():
 
 def test_everything_is_written_and_the_text_holds_the_table(tmp_path):
     facts = {"rows": {"train": 1000, "validation": 10, "test": 10}, "num_users": 3, "num_items": 4}
-    text = report.write(tmp_path, {"config": CONFIG, "seed": 0, "rows": ROWS}, facts)
+    text = report.write_report(tmp_path, {"config": CONFIG, "seed": 0, "rows": ROWS}, facts)
     assert "CADC, frozen" in text
     assert json.loads((tmp_path / "results.json").read_text())["rows"] == ROWS
     assert (

@@ -51,7 +51,9 @@ def examine(workdir: pathlib.Path, say: Callable[[str], None] = print) -> bool:
             for line in check():
                 say(f"ok    {name:<10} {line}")
         except Exception as error:  # whatever is wrong with the machine is what is looked for
-            text = str(error) if isinstance(error, Mend) else f"{type(error).__name__}: {error}"
+            text = (
+                str(error) if isinstance(error, DoctorError) else f"{type(error).__name__}: {error}"
+            )
             say(f"FAIL  {name:<10} {' '.join(text.split())}")
             failed.append(name)
     say("")
@@ -59,7 +61,7 @@ def examine(workdir: pathlib.Path, say: Callable[[str], None] = print) -> bool:
     return not failed
 
 
-class Mend(CadcError):
+class DoctorError(CadcError):
     """Something amiss; the text says what to do."""
 
 
@@ -68,7 +70,7 @@ def _python() -> Iterable[str]:
     least = tuple(int(x) for x in re.findall(r"\d+", wanted)[:2])
     here = platform.python_version()
     if tuple(int(x) for x in here.split(".")[:2]) < least:
-        raise Mend(f"{here}, needs {wanted}: make a virtual environment of a newer Python")
+        raise DoctorError(f"{here}, needs {wanted}: make a virtual environment of a newer Python")
     yield here
 
 
@@ -90,7 +92,7 @@ def _packages() -> Iterable[str]:
         if not need.specifier.contains(version, prereleases=True):
             wrong.append(f"{need.name} {version}, needs {need.specifier}")
     if wrong:
-        raise Mend("; ".join(wrong) + ": pip install -e . -c constraints.txt")
+        raise DoctorError("; ".join(wrong) + ": pip install -e . -c constraints.txt")
     yield ", ".join(found)
 
 
@@ -100,7 +102,7 @@ def _imports() -> Iterable[str]:
             importlib.import_module(name)
         except Exception as error:  # a broken library fails in its own ways
             text = f"cannot import {name} ({type(error).__name__}: {error})"
-            raise Mend(f"{text}: install it anew, in a fresh virtual environment") from None
+            raise DoctorError(f"{text}: install it anew, in a fresh virtual environment") from None
     yield ", ".join(_IMPORTED)
 
 
@@ -118,7 +120,7 @@ def _memory() -> Iterable[str]:
     if limit.exists() and (text := limit.read_text().strip()).isdigit():
         size = min(size, int(text))
     if size < _LEAST_MEMORY:
-        raise Mend(f"{size / 1e9:.1f} GB: a run needs at least {_LEAST_MEMORY / 1e9:.0f} GB")
+        raise DoctorError(f"{size / 1e9:.1f} GB: a run needs at least {_LEAST_MEMORY / 1e9:.0f} GB")
     yield f"{size / 1e9:.1f} GB"
 
 
@@ -128,10 +130,10 @@ def _disk(workdir: pathlib.Path) -> Iterable[str]:
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
-        raise Mend(f"{there}: {error.strerror}; choose another --workdir") from None
+        raise DoctorError(f"{there}: {error.strerror}; choose another --workdir") from None
     free = shutil.disk_usage(there).free
     if free < _LEAST_DISK:
-        raise Mend(f"{there}: {free / 1e9:.1f} GB free; free some room, or choose --workdir")
+        raise DoctorError(f"{there}: {free / 1e9:.1f} GB free; free some room, or choose --workdir")
     yield f"{workdir}: {free / 1e9:.1f} GB free, writable"
 
 
@@ -139,7 +141,9 @@ def _data() -> Iterable[str]:
     """What is in $CADC_DATA_DIR; nothing has to be there."""
     given = os.environ.get("CADC_DATA_DIR")
     if given and not pathlib.Path(given).is_dir():
-        raise Mend(f"CADC_DATA_DIR={given}: no such folder; set it to the folder of raw data sets")
+        raise DoctorError(
+            f"CADC_DATA_DIR={given}: no such folder; set it to the folder of raw data sets"
+        )
     folder = pathlib.Path(given or "../shared/data")
     found = sorted(path.name for path in folder.glob("[!.]*")) if folder.is_dir() else []
     if found:
@@ -186,4 +190,6 @@ def _metadata() -> Any:
     try:
         return importlib.metadata.metadata(_PACKAGE)
     except importlib.metadata.PackageNotFoundError:
-        raise Mend(f"{_PACKAGE} is not installed: pip install -e . -c constraints.txt") from None
+        raise DoctorError(
+            f"{_PACKAGE} is not installed: pip install -e . -c constraints.txt"
+        ) from None

@@ -173,7 +173,7 @@ def place(
         for name, x in tables.items()
     }
     try:
-        return placement.plan(
+        return placement.plan_placement(
             mesh, typed, set(typed) - frozen, config.table_optimizer, ids, table_bytes
         )
     except ValueError as error:
@@ -217,7 +217,7 @@ def _residual_bytes(
 
     def residuals(params, tables, content, batch, key):
         ids = embeddings.lookup_ids(content, batch)
-        inputs = embeddings.model_inputs(embeddings.gather(tables, ids), content, batch)
+        inputs = embeddings.model_inputs(embeddings.take_rows(tables, ids), content, batch)
         cast = functools.partial(jax.tree.map, lambda x: x.astype(config.compute_dtype))
 
         def apply(params, inputs):

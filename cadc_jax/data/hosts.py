@@ -58,7 +58,7 @@ def share_of(hosts: Hosts, sizes: Sequence[int]) -> tuple[float, float]:
     )
 
 
-def gather(hosts: Hosts, folder: pathlib.Path, name: str, work: Callable[[], T]) -> Iterator[T]:
+def exchange(hosts: Hosts, folder: pathlib.Path, name: str, work: Callable[[], T]) -> Iterator[T]:
     """Does a piece of work on every host, and yields on every host what it gave on each.
 
     Args:

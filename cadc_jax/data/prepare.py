@@ -1,7 +1,7 @@
 """Raw rows to a prepared table: splits first, then vocabularies and statistics, then encoding.
 
 Whatever is learnt from rows (vocabularies, counts, means) is learnt from training rows only. The
-source is read once into chunks on disk (`spool`); these are gone through twice, to count and to
+source is read once into chunks on disk (`staging`); these are gone through twice, to count and to
 encode. Memory is that of a few chunks and of the vocabularies, whatever the number of rows, unless
 the split needs all rows side by side: then of some 60 bytes a row.
 
@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from cadc_jax.data import encoding, negatives, raw, splits, staging, vocabulary
 from cadc_jax.data.encoding import Encoder, Statistics
-from cadc_jax.data.hosts import ALONE, Hosts, gather
+from cadc_jax.data.hosts import ALONE, Hosts, exchange
 from cadc_jax.data.raw import SPLITS, TEST, TRAIN, VALIDATION, EntityTable, RawTable, ReadReport
 from cadc_jax.data.table import (
     ColumnWriter,
@@ -81,9 +81,9 @@ class PrepareConfig:
         return float(np.log1p(np.float32(1))) if self.log_dense else 1.0
 
 
-def write(
+def write_table(
     path: pathlib.Path,
-    source: raw.Source,
+    source: raw.RawData,
     config: PrepareConfig,
     hosts: Hosts = ALONE,
 ) -> Mapping[str, Any]:
@@ -120,11 +120,11 @@ def write(
         rows = encoding.named(rows, config.user_features, config.item_features)
         return encoding.logged(rows) if config.log_dense else rows
 
-    folder = path / "spool"
-    spooled, report = staging.write(folder, source, config.max_malformed, change, hosts)
-    plan = _plan(spooled, report, source.negatives, config)
-    own = [chunk for chunk in spooled if chunk.host == hosts.index]
-    counted = gather(hosts, folder, "count", lambda: _count(own, plan, config))
+    folder = path / "staging"
+    staged, report = staging.stage_rows(folder, source, config.max_malformed, change, hosts)
+    assigned = _assign(staged, report, source.negatives, config)
+    own = [chunk for chunk in staged if chunk.host == hosts.index]
+    counted = exchange(hosts, folder, "count", lambda: _count(own, assigned, config))
     counts, statistics, rows_by_host = _total(counted)
     rows_of = rows_by_host.sum(axis=0).tolist()
     for name, count in zip(SPLITS, rows_of, strict=True):
@@ -160,9 +160,9 @@ def write(
         places = [None] * len(SPLITS)
 
     def encode() -> dict[str, np.ndarray]:
-        return _encode(path, own, plan, encoder, rows_of, places, config.task)
+        return _encode(path, own, assigned, encoder, rows_of, places, config.task)
 
-    encoded = gather(hosts, folder, "encode", encode)
+    encoded = exchange(hosts, folder, "encode", encode)
 
     def finish() -> Mapping[str, Any]:
         if hosts.index:
@@ -170,17 +170,17 @@ def write(
         item_counts = next(encoded)
         for part in encoded:
             item_counts = {name: count + part[name] for name, count in item_counts.items()}
-        schema = _finish(path, source, plan, encoder, item_counts, config)
+        schema = _finish(path, source, assigned, encoder, item_counts, config)
         return {
             "rows": dict(zip(SPLITS, rows_of, strict=True)),
             "num_users": schema.num_users - 1,
             "num_items": schema.num_items - 1,
             "hashed": list(schema.hashed),
-            "merged_repeats": plan.merged,
+            "merged_repeats": assigned.merged,
             "reader": dataclasses.asdict(report),
         }
 
-    facts = next(gather(hosts, folder, "finish", finish))
+    facts = next(exchange(hosts, folder, "finish", finish))
     hosts.wait("prepare/end")
     if hosts.index == 0:
         shutil.rmtree(folder)
@@ -189,8 +189,8 @@ def write(
 
 def _finish(
     path: pathlib.Path,
-    source: raw.Source,
-    plan: "_Plan",
+    source: raw.RawData,
+    assigned: "_Assignment",
     encoder: Encoder,
     item_counts: Mapping[str, np.ndarray],
     config: PrepareConfig,
@@ -205,7 +205,7 @@ def _finish(
         write_columns(path / f"{kind}s", columns)
     if config.task == "ranking":
         _write_known(path, encoder.user.size)
-        _write_negatives(path, plan.negatives, encoder.item, config)
+        _write_negatives(path, assigned.negatives, encoder.item, config)
     write_columns(
         path / "vocabularies",
         {encoding.file_name(name): vocab.values for name, vocab in vocabularies.items()},
@@ -229,39 +229,39 @@ def _finish(
     return schema
 
 
-class _Plan(NamedTuple):
+class _Assignment(NamedTuple):
     """Which rows go where.
 
     fold: (rows of a chunk, the chunk) -> [n] int8 of TRAIN, VALIDATION, TEST and DROPPED.
     value: [rows in all] float32, or None if every row has its own.
     merged: rows dropped, since others stand for them.
-    negatives: as `raw.Source.negatives`, for the test rows that are left.
+    negatives: as `raw.RawData.negatives`, for the test rows that are left.
     """
 
-    fold: Callable[[pa.Table, staging.SpooledChunk], np.ndarray]
+    fold: Callable[[pa.Table, staging.StagedChunk], np.ndarray]
     value: np.ndarray | None = None
     merged: int = 0
     negatives: np.ndarray | None = None
 
 
-def _plan(
-    spooled: Sequence[staging.SpooledChunk],
+def _assign(
+    staged: Sequence[staging.StagedChunk],
     report: ReadReport,
     given_negatives: np.ndarray | None,
     config: PrepareConfig,
-) -> _Plan:
+) -> _Assignment:
     if config.task == "click" and config.split in splits.BY_PLACE:
 
-        def by_place(rows: pa.Table, chunk: staging.SpooledChunk) -> np.ndarray:
+        def by_place(rows: pa.Table, chunk: staging.StagedChunk) -> np.ndarray:
             places = np.arange(chunk.start, chunk.start + chunk.rows)
             shares = (config.validation, config.test)
             return splits.by_place(places, report.rows, config.split, *shares, config.seed)
 
-        return _Plan(by_place)
-    if config.task == "click" and config.split == "given" and _validates(spooled):
-        return _Plan(lambda rows, chunk: rows["fold"].to_numpy())
+        return _Assignment(by_place)
+    if config.task == "click" and config.split == "given" and _validates(staged):
+        return _Assignment(lambda rows, chunk: rows["fold"].to_numpy())
 
-    raw = _keys(spooled, report, config)
+    raw = _keys(staged, report, config)
     raw = dataclasses.replace(raw, negatives=given_negatives)
     if config.task == "ranking":
         raw = splits.merge_repeats(raw)
@@ -274,7 +274,7 @@ def _plan(
         value = np.ones(report.rows, np.float32)
         if raw.value is not None:
             value[kept] = raw.value
-    return _Plan(
+    return _Assignment(
         lambda rows, chunk: fold[chunk.start : chunk.start + chunk.rows],
         value,
         report.rows - len(kept),
@@ -282,9 +282,9 @@ def _plan(
     )
 
 
-def _validates(spooled: Sequence[staging.SpooledChunk]) -> bool:
+def _validates(staged: Sequence[staging.StagedChunk]) -> bool:
     """Whether the data's own split has validation rows."""
-    tables = (chunk.read(["fold"]) for chunk in spooled)
+    tables = (chunk.read(["fold"]) for chunk in staged)
     return any(
         "fold" in rows.column_names and np.any(rows["fold"].to_numpy() == VALIDATION)
         for rows in tables
@@ -292,13 +292,13 @@ def _validates(spooled: Sequence[staging.SpooledChunk]) -> bool:
 
 
 def _keys(
-    spooled: Sequence[staging.SpooledChunk], report: ReadReport, config: PrepareConfig
+    staged: Sequence[staging.StagedChunk], report: ReadReport, config: PrepareConfig
 ) -> RawTable:
     """What a split may depend on, of all rows; users and items as numbers, `place` as a feature."""
     names = ["user", "timestamp", "fold"]
     if config.task == "ranking":
         names += ["item", "value"]
-    table = pa.concat_tables([chunk.read(names) for chunk in spooled]).unify_dictionaries()
+    table = pa.concat_tables([chunk.read(names) for chunk in staged]).unify_dictionaries()
     columns = {}
     for name in table.column_names:
         column = table[name]
@@ -324,14 +324,16 @@ class _Counts(NamedTuple):
     rows: np.ndarray
 
 
-def _count(spooled: Sequence[staging.SpooledChunk], plan: _Plan, config: PrepareConfig) -> _Counts:
+def _count(
+    staged: Sequence[staging.StagedChunk], assigned: _Assignment, config: PrepareConfig
+) -> _Counts:
     """Counts the values of training rows, and the rows of each split."""
 
     def measure(
-        chunk: staging.SpooledChunk,
+        chunk: staging.StagedChunk,
     ) -> tuple[dict[str, tuple[pa.Array, np.ndarray]], dict[str, Statistics], list[int]]:
         rows = chunk.read()
-        fold = plan.fold(rows, chunk)
+        fold = assigned.fold(rows, chunk)
         train = fold == TRAIN
         everything = bool(train.all())
         counts, moments = {}, {}
@@ -353,10 +355,10 @@ def _count(spooled: Sequence[staging.SpooledChunk], plan: _Plan, config: Prepare
     dense: list[str] = []
     moments_of: list[np.ndarray] = []
     rows_of = np.zeros(len(SPLITS), np.int64)
-    progress = Progress("prepare: count", sum(chunk.rows for chunk in spooled), "rows")
+    progress = Progress("prepare: count", sum(chunk.rows for chunk in staged), "rows")
     done = 0
     for chunk, (counts, moments, rows) in zip(
-        spooled, staging.ordered_map(measure, spooled), strict=True
+        staged, staging.ordered_map(measure, staged), strict=True
     ):
         for name, (dictionary, tally) in counts.items():
             counter = counters.setdefault(name, vocabulary.Counter(config.max_vocabulary))
@@ -371,7 +373,7 @@ def _count(spooled: Sequence[staging.SpooledChunk], plan: _Plan, config: Prepare
     progress.close()
     for counter in counters.values():
         counter.settle()
-    all_moments = np.array(moments_of, np.float64).reshape(len(spooled), len(dense), 4)
+    all_moments = np.array(moments_of, np.float64).reshape(len(staged), len(dense), 4)
     return _Counts(counters, dense, all_moments, rows_of)
 
 
@@ -400,8 +402,8 @@ def _total(
 
 def _encode(
     path: pathlib.Path,
-    spooled: Sequence[staging.SpooledChunk],
-    plan: _Plan,
+    staged: Sequence[staging.StagedChunk],
+    assigned: _Assignment,
     encoder: Encoder,
     rows_of: Sequence[int],
     places: Sequence[tuple[int, int] | None],
@@ -411,8 +413,8 @@ def _encode(
 
     Args:
       path: the folder of the table.
-      spooled: the chunks of the rows, consecutive.
-      plan, encoder, task: what becomes of them.
+      staged: the chunks of the rows, consecutive.
+      assigned, encoder, task: what becomes of them.
       rows_of: of each split, by all hosts.
       places: of the rows in each split, [from, to), or None for all of it.
     """
@@ -434,12 +436,12 @@ def _encode(
             }
         )
 
-    def encode(chunk: staging.SpooledChunk) -> list[dict[str, np.ndarray]]:
+    def encode(chunk: staging.StagedChunk) -> list[dict[str, np.ndarray]]:
         rows = chunk.read()
-        fold = plan.fold(rows, chunk)
+        fold = assigned.fold(rows, chunk)
         columns = encoder.encode(rows)
-        if plan.value is not None:
-            columns["value"] = plan.value[chunk.start : chunk.start + chunk.rows]
+        if assigned.value is not None:
+            columns["value"] = assigned.value[chunk.start : chunk.start + chunk.rows]
         chunk.path.unlink()
         splits_of = []
         for number in range(len(SPLITS)):
@@ -454,9 +456,9 @@ def _encode(
     counts = {"count": np.zeros(size, np.int64)}
     if task == "click":
         counts["clicks"] = np.zeros(size, np.int64)
-    progress = Progress("prepare: encode", sum(chunk.rows for chunk in spooled), "rows")
+    progress = Progress("prepare: encode", sum(chunk.rows for chunk in staged), "rows")
     done = 0
-    for chunk, encoded in zip(spooled, staging.ordered_map(encode, spooled), strict=True):
+    for chunk, encoded in zip(staged, staging.ordered_map(encode, staged), strict=True):
         for writer, columns in zip(writers, encoded, strict=True):
             for name, values in columns.items():
                 writer[name].append(values)

@@ -127,7 +127,7 @@ class Task:
     """A piece of a source that was read, but not decoded.
 
     Attributes:
-      consumed: bytes of the source it took (or rows, if `Source.size` counts rows).
+      consumed: bytes of the source it took (or rows, if `RawData.size` counts rows).
       decode: makes its rows; called once, on any thread.
     """
 
@@ -136,7 +136,7 @@ class Task:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class RawData:
     """A raw data set.
 
     Attributes:
@@ -205,7 +205,7 @@ def table_of(columns: Mapping[str, np.ndarray | pa.Array]) -> pa.Table:
     return pa.table(arrays)
 
 
-def of_table(raw: RawTable) -> Source:
+def of_table(raw: RawTable) -> RawData:
     """A table in memory as a source."""
     columns = {"user": raw.user, "item": raw.item, **{name: getattr(raw, name) for name in PLAIN}}
     columns |= {DENSE + name: values for name, values in raw.dense.items()}
@@ -224,10 +224,10 @@ def of_table(raw: RawTable) -> Source:
         for start in range(0, rows, CHUNK_ROWS):
             yield Task(min(CHUNK_ROWS, rows - start), functools.partial(chunk, start))
 
-    return Source("the table", [tasks], rows, raw.users, raw.items, raw.negatives)
+    return RawData("the table", [tasks], rows, raw.users, raw.items, raw.negatives)
 
 
-def collect(source: Source, max_malformed: float = 0.0) -> RawTable:
+def collect(source: RawData, max_malformed: float = 0.0) -> RawTable:
     """The whole source in memory; text that is all plain integers becomes int64.
 
     Raises:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from cadc_jax.data import raw
-from cadc_jax.data.hosts import ALONE, Hosts, gather, share_of
+from cadc_jax.data.hosts import ALONE, Hosts, exchange, share_of
 from cadc_jax.data.raw import ReadReport
 from cadc_jax.errors import DataError
 from cadc_jax.runtime.progress import Progress
@@ -28,7 +28,7 @@ R = TypeVar("R")
 
 
 @dataclasses.dataclass(frozen=True)
-class SpooledChunk:
+class StagedChunk:
     """A chunk on disk.
 
     Attributes:
@@ -59,13 +59,13 @@ class SpooledChunk:
             return pa.ipc.open_file(file, options=options).read_all()
 
 
-def write(
+def stage_rows(
     folder: pathlib.Path,
-    source: raw.Source,
+    source: raw.RawData,
     max_malformed: float = 0.0,
     change: Callable[[pa.Table], pa.Table] = lambda rows: rows,
     hosts: Hosts = ALONE,
-) -> tuple[list[SpooledChunk], ReadReport]:
+) -> tuple[list[StagedChunk], ReadReport]:
     """Decodes all chunks of a source into files of `folder`.
 
     Args:
@@ -82,7 +82,7 @@ def write(
       DataError: whatever the reader finds; too many malformed rows, or no row.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    told = gather(
+    told = exchange(
         hosts, folder, "read", lambda: _read_share(folder, source, max_malformed, change, hosts)
     )
     shares = list(told)
@@ -98,12 +98,12 @@ def write(
         if failure is not None:
             raise failure
     raw.check(source.name, report, max_malformed)
-    spooled, start = [], 0
+    staged, start = [], 0
     for host, share in enumerate(shares):
         for name, part_report in share.chunks:
-            spooled.append(SpooledChunk(folder / name, start, part_report.rows, host))
+            staged.append(StagedChunk(folder / name, start, part_report.rows, host))
             start += part_report.rows
-    return spooled, report
+    return staged, report
 
 
 class _Share(NamedTuple):
@@ -117,7 +117,7 @@ class _Share(NamedTuple):
 
 def _read_share(
     folder: pathlib.Path,
-    source: raw.Source,
+    source: raw.RawData,
     max_malformed: float,
     change: Callable[[pa.Table], pa.Table],
     hosts: Hosts,

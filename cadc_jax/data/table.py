@@ -106,7 +106,7 @@ class Table:
 
 
 def open_table(path: pathlib.Path) -> Table:
-    """Opens a table written by `prepare.write`.
+    """Opens a table written by `prepare.write_table`.
 
     Raises:
       ArtifactError: if the folder is not a prepared table.

@@ -96,7 +96,7 @@ class Record:
         return taste, pair, self.pair.bits
 
 
-def study(
+def compare_pairs(
     label: np.ndarray,
     columns: Mapping[str, np.ndarray],
     candidates: Iterable[str] | None = None,

@@ -24,7 +24,7 @@ from cadc_jax.factorization.interactions import (
     Chunks,
     Interactions,
     Layout,
-    Rows,
+    SparseRows,
     make_layout,
     pack,
 )
@@ -72,7 +72,7 @@ class ALSConfig:
     def __post_init__(self) -> None:
         choices = {
             "feedback": ("implicit", "explicit"),
-            "solver": ("cg", "cholesky"),
+            "solver": ("cg", "exact"),
             "dtype": ("float32", "bfloat16"),
             "fixed_side": ("gathered", "sharded"),
         }
@@ -90,7 +90,7 @@ class ALSConfig:
         return dataclasses.replace(self, iterations=iterations)
 
 
-Progress = Callable[[int, float, float], None]
+OnIteration = Callable[[int, float, float], None]
 
 
 def fit(
@@ -99,7 +99,7 @@ def fit(
     key: jax.Array,
     *,
     mesh: Mesh | None = None,
-    progress: Progress | None = None,
+    progress: OnIteration | None = None,
     saved: Checkpoints | None = None,
     init: Factors | None = None,
 ) -> tuple[Factors, np.ndarray]:
@@ -160,7 +160,7 @@ def fit(
 
     for iteration in range(len(losses) + 1, config.iterations + 1):
         if saved is not None:
-            saved.offer(iteration - 1, snapshot)
+            saved.maybe_save(iteration - 1, snapshot)
         user, _ = _solve(users, user, items, item, config, mean)
         item, loss = _solve(items, item, users, user, config, mean)
         losses.append(float(loss))
@@ -209,7 +209,7 @@ def fold_in(
         raise ConfigError(
             f"interactions have {sizes[user_is_new]} known rows, the model has {len(known)}"
         )
-    config = dataclasses.replace(config, factors=known.shape[1], solver="cholesky")
+    config = dataclasses.replace(config, factors=known.shape[1], solver="exact")
     mesh = _one_device() if mesh is None else mesh
     new, old = _prepare(interactions, config, mesh)[:: 1 if user_is_new else -1]
     mean: float | Array = 0.0
@@ -242,7 +242,7 @@ def _prepare(interactions: Interactions, config: ALSConfig, mesh: Mesh) -> tuple
     layouts = [make_layout(rows.counts, chunk, mesh.size) for rows in both]
     spread = _spread(mesh)
 
-    def side(rows: Rows, layout: Layout, fixed: Layout) -> _Side:
+    def side(rows: SparseRows, layout: Layout, fixed: Layout) -> _Side:
         scale = np.maximum(layout.counts, 1.0)
         if config.feedback == "implicit":
             scale = layout.counts + len(fixed.counts) / config.alpha

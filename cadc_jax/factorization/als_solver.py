@@ -193,7 +193,7 @@ def _solve_rows(
     Returns:
       x, and the objective there: the constants of the entries + x'Ax - 2 b'x.
     """
-    if form.solver == "cholesky":
+    if form.solver == "exact":
         parts, loss = total(_normal_equations, x)
         matrix = parts[..., :-1] + gram
         matrix += regularization[:, None, None] * jnp.eye(x.shape[1])

@@ -14,7 +14,7 @@ from cadc_jax.errors import DataError
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class SparseRows:
     """A sparse matrix by rows (CSR). Column ids ascend within a row, and are distinct."""
 
     offsets: np.ndarray  # [N + 1] int64; row i is entries offsets[i] to offsets[i + 1]
@@ -31,8 +31,8 @@ class Rows:
 class Interactions:
     """All training interactions, by user and by item."""
 
-    by_user: Rows  # U rows
-    by_item: Rows  # I rows
+    by_user: SparseRows  # U rows
+    by_item: SparseRows  # I rows
 
     @property
     def num_users(self) -> int:
@@ -87,11 +87,13 @@ class Interactions:
         return cls(_rows(matrix), _rows(matrix.T.tocsr()))
 
 
-def _rows(matrix: scipy.sparse.csr_matrix) -> Rows:
+def _rows(matrix: scipy.sparse.csr_matrix) -> SparseRows:
     values = matrix.data
     if np.all(values == 1):
         values = np.broadcast_to(np.float32(1), values.shape)  # takes no memory
-    return Rows(matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32, copy=False), values)
+    return SparseRows(
+        matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32, copy=False), values
+    )
 
 
 @flax.struct.dataclass
@@ -203,7 +205,7 @@ def _segment_length(counts: np.ndarray) -> int:
     return min(lengths, key=lambda length: (length + 4) * (-(-counts // length)).sum())
 
 
-def pack(rows: Rows, layout: Layout, fixed_position: np.ndarray) -> tuple[Chunks, Chunks]:
+def pack(rows: SparseRows, layout: Layout, fixed_position: np.ndarray) -> tuple[Chunks, Chunks]:
     """Lays the entries of `rows` out in chunks.
 
     Args:

@@ -21,7 +21,7 @@ import optax
 from cadc_jax import sparse_optimizers
 from cadc_jax.errors import ConfigError, DataError
 from cadc_jax.factorization.factors import Factors
-from cadc_jax.factorization.interactions import Interactions, Rows
+from cadc_jax.factorization.interactions import Interactions, SparseRows
 from cadc_jax.runtime import checkpoints
 from cadc_jax.runtime.checkpoints import Checkpoints, Facts
 
@@ -187,7 +187,7 @@ def fit(
             order_of_blocks = (shuffle.permutation(starts) if several else starts).tolist()
         for first in order_of_blocks[done:]:
             if saved is not None:
-                saved.offer(epoch * len(starts) + done, snapshot)
+                saved.maybe_save(epoch * len(starts) + done, snapshot)
             part = slice(first, first + size)
             count = len(user[part])
             if label is not None and (len(starts) > 1 or not blocks):
@@ -248,7 +248,7 @@ def _block(
     item: np.ndarray,
     label: np.ndarray | None,
     size: int,
-    known: Rows | None = None,
+    known: SparseRows | None = None,
 ) -> _Rows:
     """Rows on the device, filled up to `size` so that all blocks share a program."""
     fill = (0, size - len(user))

@@ -181,7 +181,7 @@ def pair_batch(user: jax.Array | np.ndarray, item: jax.Array | np.ndarray) -> Ho
     }
 
 
-def gather(tables: Tables, ids: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+def take_rows(tables: Tables, ids: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """The rows of each table: name -> [n, D]. Ids outside a table read its nearest row."""
     return {name: table.at[ids[name]].get(mode="clip") for name, table in tables.items()}
 

@@ -44,7 +44,9 @@ class Inputs:
     sample: Artifact
 
 
-def write(out: pathlib.Path, config: ConfigDict, inputs: Inputs, raw_bytes: int) -> Artifact:
+def write_compressed(
+    out: pathlib.Path, config: ConfigDict, inputs: Inputs, raw_bytes: int
+) -> Artifact:
     """Writes the compressed data set to the folder `out`, whole or not at all.
 
     Raises:
@@ -78,8 +80,8 @@ def write(out: pathlib.Path, config: ConfigDict, inputs: Inputs, raw_bytes: int)
             "seconds": {name: made.seconds for name, made in found.items()},
         }
 
-    artifacts.write_whole(out, settings, copy)
-    return artifacts.read(out)
+    artifacts.write_artifact(out, settings, copy)
+    return artifacts.open_artifact(out)
 
 
 def open_inputs(path: pathlib.Path, verify: bool = True) -> tuple[ConfigDict, Inputs]:
@@ -90,7 +92,7 @@ def open_inputs(path: pathlib.Path, verify: bool = True) -> tuple[ConfigDict, In
     """
     if not path.is_dir():
         raise ArtifactError(f"{path}: no such folder; make one with 'cadc compress'")
-    artifact = artifacts.read(path, verify)
+    artifact = artifacts.open_artifact(path, verify)
     settings = artifacts.settings_of(path)
     if settings["stage"] != STAGE:
         raise ArtifactError(f"{path}: not a compressed data set, but of stage {settings['stage']}")

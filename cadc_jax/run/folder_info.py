@@ -66,7 +66,7 @@ def _artifact(path: pathlib.Path, verify: bool) -> str:
         lines.append(f"model     {settings['model'][0]}, {trained.arm_of(settings)}")
         lines.append(f"best      validation {best:.4f} at step {facts['best_step']:,}")
     if stage == compressed.STAGE and state.startswith("whole"):
-        lines += ["", compressed.sizes(artifacts.read(path))]
+        lines += ["", compressed.sizes(artifacts.open_artifact(path))]
     shown = {name: x for name, x in settings.items() if name not in ("stage", "format")}
     lines += ["", "settings", *_pairs(shown)]
     lines += ["", "facts", *_pairs(facts)]
@@ -124,7 +124,7 @@ def _manifest(path: pathlib.Path) -> Mapping[str, Any]:
 
 def _state(path: pathlib.Path, verify: bool) -> str:
     try:
-        artifacts.read(path, verify)
+        artifacts.open_artifact(path, verify)
     except ArtifactError as error:
         text = str(error).removesuffix("; delete the folder and run again")
         return "DAMAGED: " + text.removeprefix(f"{path}: ").removeprefix(f"{path}{os.sep}")

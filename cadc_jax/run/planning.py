@@ -55,7 +55,7 @@ def _prepared_before(this: Run) -> pathlib.Path | None:
     wanted = json.loads(json.dumps(prepare_settings(this.config)))
     found = []
     for path in (this.workdir / "prepare").glob(f"*/{artifacts.MANIFEST}"):
-        settings = artifacts.settings_of(artifacts.read(path.parent).path)
+        settings = artifacts.settings_of(artifacts.open_artifact(path.parent).path)
         if {name: settings[name] for name in wanted} == wanted:
             found.append(path)
     return max(found, key=lambda path: path.stat().st_mtime).parent if found else None

@@ -114,9 +114,9 @@ def prepare_stage(run: Run, raw: pathlib.Path) -> Artifact:
     settings = prepare_settings(run.config) | {"files": distributed.on_first(identity)}
 
     def write(folder: pathlib.Path) -> Mapping[str, Any]:
-        source = registry.open_source(data["source"], raw, data)
+        source = registry.open_raw_data(data["source"], raw, data)
         hosts = Hosts(distributed.index(), distributed.count(), distributed.barrier)
-        return prepare.write(folder, source, configuration.prepare_config(run.config), hosts)
+        return prepare.write_table(folder, source, configuration.prepare_config(run.config), hosts)
 
     made = _stage(run, "prepare", settings, write, together=True)
     facts = made.facts

@@ -86,7 +86,7 @@ def materialize(
     first = distributed.is_first()
     if distributed.on_first(path.exists):
         distributed.wait_until_seen(path)
-        artifact = read(path, verify and first)
+        artifact = open_artifact(path, verify and first)
         logging.info("%s: reused %s", stage, path)
         return artifact
 
@@ -94,12 +94,12 @@ def materialize(
         return write(path.with_name(distributed.of_first(folder and folder.name)))
 
     if first:
-        write_whole(path, settings, write_together if together else write)
+        write_artifact(path, settings, write_together if together else write)
     elif together:
         write_together()
     distributed.of_first(None)  # the first one is through
     distributed.wait_until_seen(path)
-    return dataclasses.replace(read(path), reused=False)
+    return dataclasses.replace(open_artifact(path), reused=False)
 
 
 def fingerprint(stage: str, settings: Mapping[str, Any]) -> str:
@@ -107,7 +107,7 @@ def fingerprint(stage: str, settings: Mapping[str, Any]) -> str:
     return hash_of({"stage": stage, "format": FORMAT, **settings})
 
 
-def write_whole(
+def write_artifact(
     path: pathlib.Path,
     settings: Mapping[str, Any],
     write: Callable[[pathlib.Path], Mapping[str, Any]],
@@ -151,7 +151,7 @@ def write_whole(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def read(path: pathlib.Path, verify: bool = False) -> Artifact:
+def open_artifact(path: pathlib.Path, verify: bool = False) -> Artifact:
     """Opens a finished artefact.
 
     Args:
@@ -200,7 +200,7 @@ def read(path: pathlib.Path, verify: bool = False) -> Artifact:
 
 
 def settings_of(path: pathlib.Path) -> Mapping[str, Any]:
-    """The settings in the manifest of an artefact that `read` has opened."""
+    """The settings in the manifest of an artefact that `open_artifact` has opened."""
     return json.loads((path / MANIFEST).read_text())["settings"]
 
 

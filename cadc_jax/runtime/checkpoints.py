@@ -127,7 +127,7 @@ class Checkpoints:
             self._say(f"*** NO CHECKPOINT LEFT in {self._folder}: starting over ***")
         return None
 
-    def offer(self, step: int, make: Callable[[], tuple[Any, Facts]]) -> None:
+    def maybe_save(self, step: int, make: Callable[[], tuple[Any, Facts]]) -> None:
         """Saves if it is time to; waits for a copy of the arrays, and for the save before.
 
         Of several processes all call it at the same steps. The first one's clock decides, or a
@@ -142,7 +142,9 @@ class Checkpoints:
           Stopped: after saving, if `stop` asks to end.
         """
         late = time.monotonic() - self._saved >= self._seconds
-        late, stop = distributed.of_first([late, distributed.heard("stop", self._stop())])
+        late, stop = distributed.of_first(
+            [late, distributed.any_process_has_said("stop", self._stop())]
+        )
         if not (late or stop):
             return
         self._wait()

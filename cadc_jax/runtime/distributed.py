@@ -183,7 +183,7 @@ def in_any(holds: bool) -> bool:
     return any(map(json.loads, answers))
 
 
-def heard(what: str, holds: bool) -> bool:
+def any_process_has_said(what: str, holds: bool) -> bool:
     """Whether it holds here, or in the first process, has been known to hold in any before."""
     if count() == 1 or (holds and is_first()):
         return holds

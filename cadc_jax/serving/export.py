@@ -28,7 +28,7 @@ from cadc_jax.serving.trained import Trained, score
 STAGE = "export"
 
 
-def write(trained: Trained, out: pathlib.Path, form: str) -> Artifact:
+def write_export(trained: Trained, out: pathlib.Path, form: str) -> Artifact:
     """Writes a trained model to the folder `out`, whole or not at all.
 
     Args:
@@ -56,8 +56,8 @@ def write(trained: Trained, out: pathlib.Path, form: str) -> Artifact:
         sizes = {name: list(np.shape(table)) for name, table in trained.tables.items()}
         return {"tables": sizes, "parameters": sum(map(np.size, jax.tree.leaves(trained.params)))}
 
-    artifacts.write_whole(out, settings, write_files)
-    return artifacts.read(out)
+    artifacts.write_artifact(out, settings, write_files)
+    return artifacts.open_artifact(out)
 
 
 def describe(trained: Trained) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def show(trained: Trained, raw: str, k: int) -> str:
     return "\n".join(text)
 
 
-def write(trained: Trained, which: str, k: int, out: pathlib.Path) -> str:
+def write_recommendations(trained: Trained, which: str, k: int, out: pathlib.Path) -> str:
     """Writes the best items of many users to a Parquet file: columns user, rank, item, score.
 
     Args:

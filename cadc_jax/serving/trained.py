@@ -200,7 +200,7 @@ def _open(source: pathlib.Path, workdir: pathlib.Path | None) -> _Shelf:
 def _stage(workdir: pathlib.Path, stage: str) -> dict[str, Artifact]:
     """The finished artefacts of a stage, by fingerprint."""
     folders = sorted(path for path in (workdir / stage).glob("[!.]*") if path.is_dir())
-    return {path.name: artifacts.read(path) for path in folders}
+    return {path.name: artifacts.open_artifact(path) for path in folders}
 
 
 def _load(shelf: _Shelf, made: Artifact) -> Trained:
@@ -269,7 +269,7 @@ def _check_whole(*used: Artifact | None) -> None:
     """Compares the checksums of what is loaded; factors of a compressed data set have none."""
     for made in used:
         if made is not None and (made.path / artifacts.MANIFEST).exists():
-            artifacts.read(made.path, verify=True)
+            artifacts.open_artifact(made.path, verify=True)
 
 
 def _check_one(source: pathlib.Path, found: set, what: str) -> None:

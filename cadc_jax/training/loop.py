@@ -172,7 +172,7 @@ def fit(
         for name, x in first.items()
     }
     types = {n: x.dtype if n in frozen else config.table_dtype for n, x in tables.items()}
-    placed = placement.plan(
+    placed = placement.plan_placement(
         mesh,
         {n: jax.ShapeDtypeStruct(x.shape, types[n]) for n, x in tables.items()},
         set(tables) - frozen,
@@ -239,7 +239,7 @@ def fit(
         with jax.profiler.trace(traced) if traced else contextlib.nullcontext():
             while at < end:
                 if saved is not None:
-                    saved.offer(at, snapshot)
+                    saved.maybe_save(at, snapshot)
                 stack, count = next(stacks), min(size, end - at)
                 state, loss = train_steps(
                     model, config, state, constant, content, stack, count, step_key, placed
@@ -249,7 +249,7 @@ def fit(
                 progress.update(at, f"best validation {best_value:.4f}")
                 at += count
             if saved is not None:
-                saved.offer(at, snapshot)
+                saved.maybe_save(at, snapshot)
             loss = float(loss_sum) / interval
         value = quality(state)
         if not (math.isfinite(loss) and math.isfinite(value)):

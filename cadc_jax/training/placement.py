@@ -90,7 +90,7 @@ class Placement:
         return "\n".join(lines)
 
 
-def plan(
+def plan_placement(
     mesh: Mesh | AbstractMesh,
     tables: Mapping[str, jax.Array | jax.ShapeDtypeStruct],
     trained: Iterable[str],
@@ -255,7 +255,7 @@ def take(placement: Placement, tables: Tables) -> Tables:
     }
 
 
-def gather(
+def lookup(
     placement: Placement | None, tables: Tables, ids: Mapping[str, jax.Array]
 ) -> dict[str, jax.Array]:
     """The rows of each table: name -> [n, D], split over the devices as the ids [n] are.
@@ -263,21 +263,21 @@ def gather(
     Ids outside a table (those of padding) read some finite row.
     """
     if placement is None:
-        return embeddings.gather(tables, ids)
+        return embeddings.take_rows(tables, ids)
 
     def rows_of(name: str, table: jax.Array) -> jax.Array:
-        lookup = jax.shard_map(
+        own_rows = jax.shard_map(
             _split_lookup,
             mesh=placement.mesh,
             in_specs=(sharding.TABLE, sharding.BATCH),
             out_specs=sharding.BATCH,
             check_vma=False,
         )
-        return lookup(table, ids[name])
+        return own_rows(table, ids[name])
 
     split = {name for name in tables if placement[name].split and len(ids[name])}
     whole = {name: table for name, table in tables.items() if name not in split}
-    return embeddings.gather(whole, ids) | {name: rows_of(name, tables[name]) for name in split}
+    return embeddings.take_rows(whole, ids) | {name: rows_of(name, tables[name]) for name in split}
 
 
 def _split_lookup(part: jax.Array, ids: jax.Array) -> jax.Array:

@@ -105,7 +105,7 @@ def init_state(
     """
 
     def inputs(tables, content, batch):
-        rows = embeddings.gather(tables, lookup_ids(content, batch))
+        rows = embeddings.take_rows(tables, lookup_ids(content, batch))
         return model_inputs(_float32(rows), content, batch)
 
     shapes = jax.eval_shape(inputs, {**tables, **frozen}, content, batch)
@@ -269,7 +269,7 @@ def _gradients(
         batch = embeddings.with_all_items(content, batch)
     ids = lookup_ids(content, batch)
     share = jnp.maximum(jnp.sum(batch["weight"]), 1) / jnp.maximum(batch_weight, 1)
-    frozen_rows = _float32(placement.gather(placed, frozen, ids))
+    frozen_rows = _float32(placement.lookup(placed, frozen, ids))
     dtype = config.compute_dtype
 
     def loss_of(params, rows):
@@ -286,7 +286,7 @@ def _gradients(
             loss += config.l2 / batch_rows * sum(jnp.sum(x**2) for x in rows.values())
         return loss
 
-    rows = _float32(placement.gather(placed, tables, ids))
+    rows = _float32(placement.lookup(placed, tables, ids))
     loss, (grads, row_grads) = jax.value_and_grad(loss_of, argnums=(0, 1))(params, rows)
     return loss, grads, {name: ids[name] for name in tables}, row_grads
 
@@ -319,7 +319,7 @@ def predict(
     arrays: Batch = {name: jnp.asarray(x) for name, x in batch.items()}
     if shares_items(model, arrays["item"].size, len(content.item_categorical), devices):
         arrays = embeddings.with_all_items(content, arrays)
-    rows = embeddings.gather(tables, lookup_ids(content, arrays))
+    rows = embeddings.take_rows(tables, lookup_ids(content, arrays))
     logits = model.apply(params, model_inputs(_float32(rows), content, arrays))
     return cast(jax.Array, logits)  # only with mutable variables would it be a pair
 

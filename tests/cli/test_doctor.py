@@ -44,7 +44,7 @@ def test_packages_are_held_against_what_the_setup_asks_for(monkeypatch):
     for text in ("numpy>=99", "no-such-package>=1", "pytest>=99; extra == 'test'", "jax>=0.6"):
         needs["Requires-Dist"] = text
     monkeypatch.setattr(doctor, "_metadata", lambda: needs)
-    with pytest.raises(doctor.Mend) as error:
+    with pytest.raises(doctor.DoctorError) as error:
         list(doctor._packages())
     text = str(error.value)
     assert "needs >=99" in text and "no-such-package is missing" in text
@@ -60,5 +60,5 @@ def test_a_folder_that_cannot_be_written_is_found(tmp_path):
 
 def test_a_library_that_fails_to_import_is_named(monkeypatch):
     monkeypatch.setattr(doctor, "_IMPORTED", ("json", "no_such_library"))
-    with pytest.raises(doctor.Mend, match="cannot import no_such_library.*install it anew"):
+    with pytest.raises(doctor.DoctorError, match="cannot import no_such_library.*install it anew"):
         list(doctor._imports())

@@ -37,5 +37,5 @@ def test_a_host_alone_has_everything():
 
 
 def test_a_host_alone_gathers_its_own(tmp_path):
-    assert list(hosts.gather(hosts.ALONE, tmp_path, "x", lambda: 7)) == [7]
+    assert list(hosts.exchange(hosts.ALONE, tmp_path, "x", lambda: 7)) == [7]
     assert not list(tmp_path.iterdir())

@@ -57,7 +57,7 @@ def with_a_test_file(**columns):
 
 
 def prepared(path, raw, config):
-    facts = prepare.write(path, raw_rows.of_table(raw), config)
+    facts = prepare.write_table(path, raw_rows.of_table(raw), config)
     return open_table(path), facts
 
 
@@ -111,7 +111,7 @@ def test_no_held_out_row_has_any_influence_on_what_is_learnt(tmp_path):
         categorical={name: np.where(held_out, 77, x) for name, x in raw.categorical.items()},
     )
     for name, table in (("a", raw), ("b", other)):
-        prepare.write(tmp_path / name, raw_rows.of_table(table), CLICK)
+        prepare.write_table(tmp_path / name, raw_rows.of_table(table), CLICK)
     assert files(tmp_path / "a") == files(tmp_path / "b")
     assert np.all(open_table(tmp_path / "b").splits["test"]["categorical"] == 0)
 
@@ -131,7 +131,7 @@ def test_no_held_out_interaction_has_any_influence_on_what_is_learnt(tmp_path):
         item=np.where(held_out, np.arange(24) + 1000, raw.item),
         value=np.where(held_out, np.float32(99), raw.value),
     )
-    prepare.write(tmp_path / "b", raw_rows.of_table(other), RANKING)
+    prepare.write_table(tmp_path / "b", raw_rows.of_table(other), RANKING)
     assert files(tmp_path / "a") == files(tmp_path / "b")
     assert len(table.splits["train"]["item"]) == 24 - held_out.sum()
 
@@ -233,7 +233,7 @@ def test_a_feature_of_rows_and_one_of_users_keep_a_vocabulary_each(tmp_path):
     raw = dataclasses.replace(
         interactions(), users=users, categorical={"user_age": np.arange(24) % 3}
     )
-    prepare.write(tmp_path, raw_rows.of_table(raw), RANKING)
+    prepare.write_table(tmp_path, raw_rows.of_table(raw), RANKING)
     written = [np.load(file).tolist() for file in (tmp_path / "vocabularies").glob("*.npy")]
     assert [0, 1, 2] in written and ["old", "young"] in written
 
@@ -438,7 +438,7 @@ def test_given_negatives_need_the_split_they_were_given_for(tmp_path):
     """Under another split they would stand beside other users' rows."""
     raw = with_a_test_file(negatives=np.array([[15], [12]]))
     with pytest.raises(ConfigError, match="negatives"):
-        prepare.write(
+        prepare.write_table(
             tmp_path, raw_rows.of_table(raw), dataclasses.replace(RANKING, num_negatives=1)
         )
 
@@ -560,7 +560,7 @@ def test_facts_tell_the_rows_of_each_split_and_what_the_reader_met(tmp_path):
 
 def test_equal_data_gives_equal_files(tmp_path):
     for name in ("a", "b"):
-        prepare.write(tmp_path / name, raw_rows.of_table(interactions()), RANKING)
+        prepare.write_table(tmp_path / name, raw_rows.of_table(interactions()), RANKING)
     folders = ("train", "validation", "test", "users", "items", "vocabularies")
     assert files(tmp_path / "a", folders) == files(tmp_path / "b", folders)
 
@@ -622,10 +622,10 @@ def test_equal_data_gives_equal_files(tmp_path):
 )
 def test_data_that_cannot_be_prepared_says_why(tmp_path, raw, config, error, message):
     with pytest.raises(error, match=message) as caught:
-        prepare.write(tmp_path, raw_rows.of_table(raw), config)
+        prepare.write_table(tmp_path, raw_rows.of_table(raw), config)
     assert "\n" not in str(caught.value)
 
 
 def test_the_click_task_says_that_it_needs_labels(tmp_path):
     with pytest.raises(CadcError, match="label"):
-        prepare.write(tmp_path, raw_rows.of_table(clicks(label=None)), CLICK)
+        prepare.write_table(tmp_path, raw_rows.of_table(clicks(label=None)), CLICK)

@@ -22,20 +22,22 @@ from cadc_jax.errors import CadcError
 BLOCK = 4096  # bytes, so that there are many of them, and pieces of a plain file
 CLICK = {"user_features": ("C7",), "item_features": ("C11", "C15"), "log_dense": True}
 DAYS = [f"day_{day}.gz" for day in range(5)]
-EVENTS = tabular.Columns("user", "item", "label", timestamp="time", dense=["x"], categorical=["c"])
-RATINGS = tabular.Columns("user", "item", value="rating", timestamp="time")
+EVENTS = tabular.ColumnNames(
+    "user", "item", "label", timestamp="time", dense=["x"], categorical=["c"]
+)
+RATINGS = tabular.ColumnNames("user", "item", value="rating", timestamp="time")
 
 
 def log(names, **more):
-    return lambda folder: criteo.source([folder / x for x in names], block_bytes=BLOCK, **more)
+    return lambda folder: criteo.open_logs([folder / x for x in names], block_bytes=BLOCK, **more)
 
 
 def events(name, columns, **more):
-    return lambda folder: tabular.source(folder, name, columns, block_bytes=BLOCK, **more)
+    return lambda folder: tabular.open_rows(folder, name, columns, block_bytes=BLOCK, **more)
 
 
-GOODS = tabular.Content("goods.csv", dense=["price"], categorical=["kind"])
-NOBODY = tabular.Content("nobody.csv")
+GOODS = tabular.ContentFile("goods.csv", dense=["price"], categorical=["kind"])
+NOBODY = tabular.ContentFile("nobody.csv")
 CASES = {
     "a plain log": (log(["log"]), PrepareConfig("click", "order", 0.2, 0.2, min_count=2, **CLICK)),
     "hashed": (
@@ -140,9 +142,9 @@ def work(raw, path, case, index=0, count=1):
 
     source = make(raw)
     parts = [lambda part=part: counted(part) for part in source.parts]
-    source = raw_rows.Source(**{**vars(source), "parts": parts})
+    source = raw_rows.RawData(**{**vars(source), "parts": parts})
     try:
-        result = prepare.write(path, source, config, hosts=hosts)
+        result = prepare.write_table(path, source, config, hosts=hosts)
     except CadcError as error:
         result = (type(error).__name__, str(error))
     return result, sum(task.consumed for task in decoded)
@@ -198,7 +200,7 @@ def test_a_host_that_does_not_come_is_the_callers_affair(raw, tmp_path):
 
     make, config = CASES["a plain log"]
     with pytest.raises(TimeoutError, match="prepare/read"):
-        prepare.write(tmp_path, make(raw), config, hosts=Hosts(0, 2, wait))
+        prepare.write_table(tmp_path, make(raw), config, hosts=Hosts(0, 2, wait))
 
 
 def test_hosts_that_see_other_files_are_told_so(raw, processes, tmp_path):

@@ -24,11 +24,11 @@ def source(parts, decode=lambda rows: rows, confirm=lambda: None, **report):
             yield raw.Task(1, lambda rows=rows: chunk(rows))
 
     readers = [lambda part=part: tasks(part) for part in parts]
-    return raw.Source("here", readers, sum(map(len, parts)), confirm=confirm)
+    return raw.RawData("here", readers, sum(map(len, parts)), confirm=confirm)
 
 
-def labels(spooled):
-    return np.concatenate([chunk.read()["label"].to_numpy() for chunk in spooled]).tolist()
+def labels(staged):
+    return np.concatenate([chunk.read()["label"].to_numpy() for chunk in staged]).tolist()
 
 
 def test_rows_keep_the_order_of_parts_and_chunks_however_long_each_takes(tmp_path):
@@ -39,25 +39,25 @@ def test_rows_keep_the_order_of_parts_and_chunks_however_long_each_takes(tmp_pat
         return rows
 
     parts = [[[1, 2], [3]], [], [[4]], [[5, 6], [7], [8], [9]]]
-    spooled, report = staging.write(tmp_path / "s", source(parts, slowly))
-    assert labels(spooled) == list(range(1, 10)) and report.rows == 9
-    assert [chunk.start for chunk in spooled] == [0, 2, 3, 4, 6, 7, 8]
-    assert [chunk.rows for chunk in spooled] == [2, 1, 1, 2, 1, 1, 1]
+    staged, report = staging.stage_rows(tmp_path / "s", source(parts, slowly))
+    assert labels(staged) == list(range(1, 10)) and report.rows == 9
+    assert [chunk.start for chunk in staged] == [0, 2, 3, 4, 6, 7, 8]
+    assert [chunk.rows for chunk in staged] == [2, 1, 1, 2, 1, 1, 1]
 
 
 def test_rows_may_be_changed_on_their_way(tmp_path):
     def change(rows):
         return rows.append_column("value", pa.array(rows["label"].to_numpy() * 2))
 
-    spooled, _ = staging.write(tmp_path / "s", source([[[1], [2]]]), change=change)
-    assert [chunk.read()["value"].to_pylist() for chunk in spooled] == [[2.0], [4.0]]
+    staged, _ = staging.stage_rows(tmp_path / "s", source([[[1], [2]]]), change=change)
+    assert [chunk.read()["value"].to_pylist() for chunk in staged] == [[2.0], [4.0]]
 
 
 def test_some_columns_may_be_read_alone(tmp_path):
     def change(rows):
         return rows.append_column("user", raw.coded(np.array(["a"] * len(rows))))
 
-    (chunk,), _ = staging.write(tmp_path / "s", source([[[1, 2]]]), change=change)
+    (chunk,), _ = staging.stage_rows(tmp_path / "s", source([[[1, 2]]]), change=change)
     assert chunk.read(["user"]).column_names == ["user"]
     assert chunk.read(["user"])["user"].to_pylist() == ["a", "a"]
     assert chunk.read(["label", "fold"])["label"].to_pylist() == [1, 2]
@@ -82,8 +82,8 @@ def test_few_blocks_are_in_memory_at_a_time(tmp_path):
             waiting -= 1
         return raw.Chunk(raw.table_of({"label": [number]}), ReadReport(1))
 
-    spooled, _ = staging.write(tmp_path / "s", raw.Source("here", [tasks], 50))
-    assert labels(spooled) == list(range(50))
+    staged, _ = staging.stage_rows(tmp_path / "s", raw.RawData("here", [tasks], 50))
+    assert labels(staged) == list(range(50))
     assert most <= staging.WORKERS + 2
 
 
@@ -99,7 +99,7 @@ def test_of_several_faults_the_first_is_told_and_reading_stops(tmp_path):
 
     parts = [[[number] for number in range(1000)]]
     with pytest.raises(DataError, match="bad 3"):
-        staging.write(tmp_path / "s", source(parts, fail))
+        staging.stage_rows(tmp_path / "s", source(parts, fail))
     assert len(decoded) < 100
 
 
@@ -109,20 +109,20 @@ def test_a_fault_of_the_reader_is_told(tmp_path):
         raise DataError("truncated")
 
     with pytest.raises(DataError, match="truncated"):
-        staging.write(tmp_path / "s", raw.Source("here", [tasks], 1))
+        staging.stage_rows(tmp_path / "s", raw.RawData("here", [tasks], 1))
 
 
 def test_malformed_rows_stop_the_reading_past_their_share(tmp_path):
     bad = source([[[1], [2]]], malformed=1, examples=("here:7: bad",))
     with pytest.raises(DataError, match=r"here:7: bad \((1 of the 2|2 of the 4) rows"):
-        staging.write(tmp_path / "a", bad)
-    _, report = staging.write(tmp_path / "b", bad, max_malformed=0.5)
+        staging.stage_rows(tmp_path / "a", bad)
+    _, report = staging.stage_rows(tmp_path / "b", bad, max_malformed=0.5)
     assert report == ReadReport(2, malformed=2, examples=("here:7: bad", "here:7: bad"))
 
 
 def test_no_rows_is_an_error(tmp_path):
     with pytest.raises(DataError, match="here: no rows"):
-        staging.write(tmp_path / "s", source([[]]))
+        staging.stage_rows(tmp_path / "s", source([[]]))
 
 
 def test_a_source_that_changed_meanwhile_is_refused(tmp_path):
@@ -130,7 +130,7 @@ def test_a_source_that_changed_meanwhile_is_refused(tmp_path):
         raise DataError("changed")
 
     with pytest.raises(DataError, match="changed"):
-        staging.write(tmp_path / "s", source([[[1]]], confirm=changed))
+        staging.stage_rows(tmp_path / "s", source([[[1]]], confirm=changed))
 
 
 def test_an_ordered_map_keeps_order_and_runs_little_ahead():

@@ -19,7 +19,7 @@ def column(values: int, seed: int, rows: int = ROWS) -> np.ndarray:
 
 
 def study_two(label, u, v) -> user_item_candidates.Record:
-    (record,) = user_item_candidates.study(label, {"u": u, "v": v})
+    (record,) = user_item_candidates.compare_pairs(label, {"u": u, "v": v})
     return record
 
 
@@ -31,9 +31,11 @@ def one_of_two_bits(strength: float) -> float:
 
 def test_the_planted_pair_comes_first(tmp_path):
     synthetic.write_criteo(tmp_path / "train.txt", 50_000, seed=0)
-    log = criteo.read([tmp_path / "train.txt"])
+    log = criteo.read_logs([tmp_path / "train.txt"])
     names = (synthetic.USER, synthetic.ITEM, "C1", "C4", "C5", "C9", "C15")
-    records = user_item_candidates.study(log.label, {name: log.categorical[name] for name in names})
+    records = user_item_candidates.compare_pairs(
+        log.label, {name: log.categorical[name] for name in names}
+    )
     assert (records[0].user, records[0].item) == (synthetic.USER, synthetic.ITEM)
     assert records[0].taste.evident and records[0].pair.evident
     assert records[0].taste.bits > 20 * max(record.taste.bits for record in records[1:])
@@ -104,7 +106,7 @@ def test_the_standard_error_is_the_spread_over_samples():
 def test_a_cross_says_what_its_columns_do_not():
     columns = {name: column(4, seed) for seed, name in enumerate("abc")}
     label = clicks(np.where(sum(columns.values()) % 2, 1, -1))
-    records = user_item_candidates.study(label, columns, ["a", "b", "c", "a*b"])
+    records = user_item_candidates.compare_pairs(label, columns, ["a", "b", "c", "a*b"])
     assert [(r.user, r.item) for r in records if r.pair.evident] == [("a*b", "c")]
     assert len(records) == 4  # 'a*b' is no pair with its own columns
     assert records[0].users == 16
@@ -114,7 +116,7 @@ def test_counts_are_those_of_the_rows():
     u = np.array(["x"] * 6 + ["y", "y", "z", ""])
     v = np.array([1, 1, 1, 1, 1, -1, 1, 1, 1, 1])
     label = np.array([0, 1] * 5)
-    (record,) = user_item_candidates.study(label, {"few": v, "many": u}, ["few", "many"])
+    (record,) = user_item_candidates.compare_pairs(label, {"few": v, "many": u}, ["few", "many"])
     assert (record.user, record.item) == ("many", "few")  # the larger vocabulary is the user
     assert (record.users, record.items, record.pairs, record.rows) == (4, 2, 5, 10)
     assert record.density == 5 / 8
@@ -135,12 +137,12 @@ def test_the_order_of_usefulness_is_taste_then_pair_effect_then_none():
 def test_the_same_seed_gives_the_same_records_and_progress_is_told():
     label, columns = column(2, 0), {name: column(9, seed) for seed, name in enumerate("abcd", 1)}
     told = []
-    first = user_item_candidates.study(
+    first = user_item_candidates.compare_pairs(
         label, columns, seed=1, progress=lambda *done: told.append(done)
     )
     assert told == [(done, 6) for done in range(1, 7)]
-    assert first == user_item_candidates.study(label, columns, seed=1)
-    assert first != user_item_candidates.study(label, columns, seed=2)
+    assert first == user_item_candidates.compare_pairs(label, columns, seed=1)
+    assert first != user_item_candidates.compare_pairs(label, columns, seed=2)
 
 
 def test_candidates_are_neither_constant_nor_row_numbers():
@@ -162,7 +164,9 @@ def test_candidates_are_neither_constant_nor_row_numbers():
 def test_the_table_says_what_to_set():
     u, v, w = column(10, 1), column(6, 2), column(3, 3)
     label = clicks(np.where((u + v) % 2, 0.8, -0.8))
-    records = user_item_candidates.study(label, {"C1": u, "C2": v, "C3": w}, ["C1", "C2", "C3"])
+    records = user_item_candidates.compare_pairs(
+        label, {"C1": u, "C2": v, "C3": w}, ["C1", "C2", "C3"]
+    )
     text = user_item_candidates.table(records, top=2)
     legend, body = text.splitlines()[:2], text.splitlines()[5:]
     assert "mbit" in legend[0] and "*" in legend[1]
@@ -192,7 +196,9 @@ def test_the_table_warns_of_the_best_of_many():
 
 
 def test_the_table_advises_nothing_where_there_is_no_evidence():
-    records = user_item_candidates.study(column(2, 0), {"a": column(5, 1), "b": column(5, 2)})
+    records = user_item_candidates.compare_pairs(
+        column(2, 0), {"a": column(5, 1), "b": column(5, 2)}
+    )
     for some in (records, []):
         assert "user_features" not in user_item_candidates.table(some)
         assert "nothing to gain" in user_item_candidates.table(some)
@@ -201,10 +207,10 @@ def test_the_table_advises_nothing_where_there_is_no_evidence():
 def test_wrong_input_is_refused():
     u, v = column(5, 1), column(5, 2)
     with pytest.raises(ValueError, match="0 and 1"):
-        user_item_candidates.study(np.full(ROWS, 2), {"u": u, "v": v})
+        user_item_candidates.compare_pairs(np.full(ROWS, 2), {"u": u, "v": v})
     with pytest.raises(ValueError, match="both must occur"):
-        user_item_candidates.study(np.zeros(ROWS), {"u": u, "v": v})
+        user_item_candidates.compare_pairs(np.zeros(ROWS), {"u": u, "v": v})
     with pytest.raises(ValueError, match="'v' has 3 rows"):
-        user_item_candidates.study(column(2, 0), {"u": u, "v": v[:3]})
+        user_item_candidates.compare_pairs(column(2, 0), {"u": u, "v": v[:3]})
     with pytest.raises(ConfigError, match="no column 'w' of the candidate 'u\\*w'"):
-        user_item_candidates.study(column(2, 0), {"u": u, "v": v}, ["v", "u*w"])
+        user_item_candidates.compare_pairs(column(2, 0), {"u": u, "v": v}, ["v", "u*w"])

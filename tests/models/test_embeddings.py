@@ -51,7 +51,7 @@ def test_inputs_hold_the_rows_that_were_asked_for():
         "item": 10 + jnp.arange(3.0)[:, None],
         "features": 100 + jnp.arange(10.0)[:, None],
     }
-    rows = embeddings.gather(tables, embeddings.lookup_ids(content(), batch()))
+    rows = embeddings.take_rows(tables, embeddings.lookup_ids(content(), batch()))
     inputs = embeddings.model_inputs(rows, content(), batch())
     np.testing.assert_array_equal(inputs.user[:, 0], [1, 0])
     np.testing.assert_array_equal(inputs.item[..., 0], [[12, 11], [11, 11]])
@@ -77,7 +77,7 @@ def test_features_of_many_values_are_weighted_sums():
     tables["features"] = jnp.arange(20.0).reshape(10, 2)
     ids = embeddings.lookup_ids(bags(), bag_batch())
     np.testing.assert_array_equal(ids["features"], [2, 6, 7, 0, 2, 8, 2, -1] + [-1] * 8)
-    rows = embeddings.gather(tables, embeddings.lookup_ids(bags(), pair_of(bag_batch())))
+    rows = embeddings.take_rows(tables, embeddings.lookup_ids(bags(), pair_of(bag_batch())))
     inputs = embeddings.model_inputs(rows, bags(), bag_batch())
     assert inputs.item_features.shape == (2, 2, 2, 2)
     np.testing.assert_array_equal(
@@ -92,7 +92,7 @@ def pair_of(batch):
 def test_values_that_are_not_there_get_no_gradient():
     def total(features):
         tables = {"user": jnp.ones((3, 2)), "item": jnp.ones((3, 2)), "features": features}
-        rows = embeddings.gather(tables, embeddings.lookup_ids(bags(), pair_of(bag_batch())))
+        rows = embeddings.take_rows(tables, embeddings.lookup_ids(bags(), pair_of(bag_batch())))
         inputs = embeddings.model_inputs(rows, bags(), pair_of(bag_batch()))
         return jnp.sum(inputs.item_features[:, :, 1])
 

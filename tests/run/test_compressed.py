@@ -102,7 +102,7 @@ def test_five_lines_of_numpy_read_it(made):
 
 def test_sizes_are_told_against_the_raw_log(made):
     _, _, folder = made
-    lines = compressed.sizes(artifacts.read(folder)).splitlines()
+    lines = compressed.sizes(artifacts.open_artifact(folder)).splitlines()
     megabytes = {line[:26].strip(): float(line[26:].split()[0]) for line in lines}
     parts = list(megabytes.values())
     assert sum(parts[:-2]) == pytest.approx(megabytes["in all"], abs=0.3)
@@ -126,7 +126,7 @@ def test_a_folder_that_is_there_is_not_overwritten(made):
     config, path, folder = made
     _, inputs = compressed.open_inputs(folder)
     with pytest.raises(ConfigError, match=f"--out={folder}: the folder exists"):
-        compressed.write(folder, config, inputs, 1)
+        compressed.write_compressed(folder, config, inputs, 1)
 
 
 def test_what_is_no_compressed_data_set_is_refused(made, tmp_path):

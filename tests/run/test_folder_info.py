@@ -44,7 +44,7 @@ def test_a_compressed_data_set_has_its_sizes_and_its_configuration(click_run):
 
 def test_an_export_is_explained(ranking_run, tmp_path):
     model = trained.open_trained(ranking_run, arm="mf_alone")
-    text = folder_info.explain(export.write(model, tmp_path / "out", "npz").path)
+    text = folder_info.explain(export.write_export(model, tmp_path / "out", "npz").path)
     assert "a trained model for other programs" in text and "form = npz" in text
 
 

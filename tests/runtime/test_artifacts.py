@@ -151,9 +151,9 @@ def test_a_damaged_manifest_says_what_to_do(tmp_path, content):
 
 def test_a_folder_that_is_no_artefact_is_not_called_damaged(tmp_path):
     with pytest.raises(ArtifactError, match="has no manifest.json; name another folder"):
-        artifacts.read(tmp_path)
+        artifacts.open_artifact(tmp_path)
     with pytest.raises(ArtifactError, match="no such folder"):
-        artifacts.read(tmp_path / "x")
+        artifacts.open_artifact(tmp_path / "x")
 
 
 def test_what_may_not_be_read_is_not_called_damaged(tmp_path):
@@ -167,7 +167,7 @@ def test_what_may_not_be_read_is_not_called_damaged(tmp_path):
         if not user:
             os.seteuid(65534)
         with pytest.raises(PermissionError, match="manifest.json"):
-            artifacts.read(made.path)
+            artifacts.open_artifact(made.path)
     finally:
         os.seteuid(user)
 
@@ -198,7 +198,9 @@ def test_a_flipped_bit_is_found_and_its_file_named(tmp_path):
         file.write_bytes(damaged)
         with pytest.raises(ArtifactError, match=f"{file}: the file is damaged .*delete the folder"):
             artifacts.materialize(tmp_path, "prepare", {}, must_not_run, verify=True)
-        artifacts.read(made.path)  # of the right size, which is all that is looked at by default
+        artifacts.open_artifact(
+            made.path
+        )  # of the right size, which is all that is looked at by default
     file.write_bytes(content)
     assert artifacts.materialize(tmp_path, "prepare", {}, must_not_run, verify=True).reused
 

@@ -28,7 +28,7 @@ def save(folder, *steps, **options):
     said = []
     with Checkpoints(folder, seconds=0, say=said.append, **options) as saved:
         for step in steps:
-            saved.offer(step, lambda step=step: (state(step), {"losses": [0.1] * step}))
+            saved.maybe_save(step, lambda step=step: (state(step), {"losses": [0.1] * step}))
     return said
 
 
@@ -67,7 +67,7 @@ def test_arrays_and_facts_may_change_while_they_are_saved(tmp_path):
     x, losses = {"table": jnp.zeros((1 << 20, 2)), "count": jnp.int32(0)}, []
     with Checkpoints(tmp_path, seconds=0) as saved:
         for step in range(4):
-            saved.offer(step, lambda x=x: (x, {"losses": losses}))
+            saved.maybe_save(step, lambda x=x: (x, {"losses": losses}))
             x = add(x)
             losses.append(step)
     (found, facts), _ = restore(tmp_path, checkpoints.like(x, HERE))
@@ -80,7 +80,7 @@ def test_a_save_is_made_when_its_time_has_come(tmp_path):
         made = []
         with Checkpoints(tmp_path / str(seconds), seconds=seconds) as saved:
             for step in range(3):
-                saved.offer(step, lambda step=step: made.append(step) or (state(step), {}))
+                saved.maybe_save(step, lambda step=step: made.append(step) or (state(step), {}))
         return made
 
     assert offered(0) == [0, 1, 2]
@@ -90,9 +90,9 @@ def test_a_save_is_made_when_its_time_has_come(tmp_path):
 def test_a_stop_saves_and_ends_the_work(tmp_path):
     asked = iter([False, True, True])
     with Checkpoints(tmp_path, float("inf"), stop=lambda: next(asked)) as saved:
-        saved.offer(1, lambda: (state(1), {"losses": []}))
+        saved.maybe_save(1, lambda: (state(1), {"losses": []}))
         with pytest.raises(Stopped, match="step 2 is saved"):
-            saved.offer(2, lambda: (state(2), {"losses": []}))
+            saved.maybe_save(2, lambda: (state(2), {"losses": []}))
     assert steps(tmp_path) == [2]
 
 
@@ -101,7 +101,7 @@ def test_a_stop_right_after_restoring_saves_nothing_anew(tmp_path):
     with Checkpoints(tmp_path, stop=lambda: True) as saved:
         saved.restore(TARGET)
         with pytest.raises(Stopped, match="step 7 is saved"):
-            saved.offer(7, lambda: pytest.fail("saved what is there"))
+            saved.maybe_save(7, lambda: pytest.fail("saved what is there"))
 
 
 def test_wall_time_adds_up_over_the_runs(tmp_path):
@@ -111,7 +111,7 @@ def test_wall_time_adds_up_over_the_runs(tmp_path):
     with Checkpoints(tmp_path, seconds=0) as saved:
         saved.restore(TARGET)
         before = saved.seconds_before
-        saved.offer(2, lambda: (state(2), {}))
+        saved.maybe_save(2, lambda: (state(2), {}))
     assert 0 < before <= spent
     manifest = json.loads((tmp_path / "2" / "manifest.json").read_text())
     assert manifest["seconds"] > before
@@ -189,7 +189,7 @@ def test_rows_are_split_anew_over_other_devices(tmp_path, devices):
     mesh = sharding.make_mesh(8)
     split = jax.device_put(padded, sharding.named(mesh, sharding.TABLE))
     with Checkpoints(tmp_path, seconds=0) as saved:
-        saved.offer(1, lambda: ({"table": split}, {}))
+        saved.maybe_save(1, lambda: ({"table": split}, {}))
     mesh = sharding.make_mesh(devices, jax.devices()[:devices])
     where = NamedSharding(mesh, P(sharding.MODEL))
     rows = 6 + -6 % devices
@@ -204,9 +204,9 @@ def test_a_full_disk_is_a_warning_and_the_last_good_checkpoint_stays(small_disk,
     random = np.random.default_rng(0).random((1 << 20, 1), np.float32)  # does not compress
     said = []
     with Checkpoints(folder, seconds=0, say=said.append) as saved:
-        saved.offer(1, lambda: (state(1), {"losses": [0.1]}))
-        saved.offer(2, lambda: ({"table": jnp.asarray(random)}, {}))
-        saved.offer(3, lambda: (state(3), {"losses": [0.1] * 3}))
+        saved.maybe_save(1, lambda: (state(1), {"losses": [0.1]}))
+        saved.maybe_save(2, lambda: ({"table": jnp.asarray(random)}, {}))
+        saved.maybe_save(3, lambda: (state(3), {"losses": [0.1] * 3}))
     assert len(said) == 1 and "\n" not in said[0]
     assert f"CHECKPOINT OF STEP 2 NOT SAVED in {folder}" in said[0]
     assert "No space left on device" in said[0] and "the last one is 1" in said[0]

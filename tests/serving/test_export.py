@@ -64,7 +64,7 @@ def nested(flat, prefix):
 @pytest.mark.parametrize("which", ["clicks", "shop"])
 def test_the_arrays_alone_give_the_scores(request, tmp_path, which, form):
     model = request.getfixturevalue(which)
-    export.write(model, tmp_path / "out", form)
+    export.write_export(model, tmp_path / "out", form)
     arrays = load(tmp_path / "out", form)
     about = json.loads((tmp_path / "out/export.json").read_text())
     network = configuration.MODELS[about["model"]](
@@ -83,7 +83,7 @@ def test_a_saved_model_gives_the_scores_of_any_number_of_rows(request, tmp_path,
     import tensorflow as tf
 
     model = request.getfixturevalue(which)
-    export.write(model, tmp_path / "out", "savedmodel")
+    export.write_export(model, tmp_path / "out", "savedmodel")
     loaded = tf.saved_model.load(str(tmp_path / "out"))
     serve = loaded.signatures["serving_default"]
     for count in (1, 2, 7):
@@ -94,7 +94,7 @@ def test_a_saved_model_gives_the_scores_of_any_number_of_rows(request, tmp_path,
 
 def test_factors_alone_are_exported_with_their_biases(click_run, tmp_path):
     model = trained.open_trained(click_run, arm="mf_alone")
-    made = export.write(model, tmp_path / "out", "npz")
+    made = export.write_export(model, tmp_path / "out", "npz")
     arrays = np.load(made.path / "model.npz")
     assert sorted(arrays) == ["tables/item", "tables/user"]
     rows, expected = some_rows(model)
@@ -103,7 +103,7 @@ def test_factors_alone_are_exported_with_their_biases(click_run, tmp_path):
 
 
 def test_raw_ids_and_the_places_of_features_go_along(shop, tmp_path):
-    made = export.write(shop, tmp_path / "out", "npz")
+    made = export.write_export(shop, tmp_path / "out", "npz")
     users = np.load(made.path / "vocabularies/user.npy")
     arrays = np.load(made.path / "model.npz")
     assert users[0] == "ann00"
@@ -116,14 +116,16 @@ def test_raw_ids_and_the_places_of_features_go_along(shop, tmp_path):
 
 
 def test_an_export_is_an_artefact_and_never_overwrites(shop, tmp_path):
-    made = export.write(shop, tmp_path / "out", "npz")
-    assert artifacts.read(made.path, verify=True).facts["parameters"] > 0
+    made = export.write_export(shop, tmp_path / "out", "npz")
+    assert artifacts.open_artifact(made.path, verify=True).facts["parameters"] > 0
     with pytest.raises(ConfigError, match="the folder exists"):
-        export.write(shop, tmp_path / "out", "npz")
+        export.write_export(shop, tmp_path / "out", "npz")
 
 
 def test_what_cannot_be_exported_is_said_in_a_line(ranking_run, shop, tmp_path):
     with pytest.raises(ConfigError, match="--format=onnx: must be one of npz, safetensors"):
-        export.write(shop, tmp_path / "out", "onnx")
+        export.write_export(shop, tmp_path / "out", "onnx")
     with pytest.raises(ConfigError, match="no model to export"):
-        export.write(trained.open_trained(ranking_run, arm="popularity"), tmp_path / "out", "npz")
+        export.write_export(
+            trained.open_trained(ranking_run, arm="popularity"), tmp_path / "out", "npz"
+        )

@@ -84,7 +84,7 @@ def test_an_unknown_user_is_an_error_unless_popularity_is_asked_for(ranking_run,
 
 def test_all_users_go_to_a_parquet_file(shop, tmp_path):
     out = tmp_path / "recs.parquet"
-    assert "40 users" in recommend.write(shop, "all", 4, out)
+    assert "40 users" in recommend.write_recommendations(shop, "all", 4, out)
     rows = parquet.read_table(out)
     assert rows.column_names == ["user", "rank", "item", "score"]
     assert rows["rank"].to_pylist() == [1, 2, 3, 4] * 40
@@ -92,21 +92,21 @@ def test_all_users_go_to_a_parquet_file(shop, tmp_path):
     shown = recommend.show(shop, rows["user"][0].as_py(), 1).splitlines()[-1].split()
     assert shown[1] == str(rows["item"][0])
     with pytest.raises(ConfigError, match="exists"):
-        recommend.write(shop, "all", 4, out)
+        recommend.write_recommendations(shop, "all", 4, out)
 
 
 def test_a_file_of_users_may_name_some_that_are_unknown(shop, tmp_path):
     file = tmp_path / "users.txt"
     file.write_text("ann03\nbob\n\nann01\n")
-    text = recommend.write(shop, str(file), 2, tmp_path / "recs.parquet")
+    text = recommend.write_recommendations(shop, str(file), 2, tmp_path / "recs.parquet")
     assert "1 unknown users left out, such as 'bob'" in text
     users = parquet.read_table(tmp_path / "recs.parquet")["user"].to_pylist()
     assert users == ["ann03", "ann03", "ann01", "ann01"]
     with pytest.raises(DataError, match="no such file"):
-        recommend.write(shop, "nothing.txt", 2, tmp_path / "x.parquet")
+        recommend.write_recommendations(shop, "nothing.txt", 2, tmp_path / "x.parquet")
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="no text"):
-        recommend.write(shop, str(file), 2, tmp_path / "x.parquet")
+        recommend.write_recommendations(shop, str(file), 2, tmp_path / "x.parquet")
 
 
 def test_users_of_clicks_are_scored_in_the_context_of_their_last_row(clicks):
@@ -197,7 +197,7 @@ def test_a_full_disk_is_named_with_the_file(shop, small_disk):
     with contextlib.suppress(OSError):
         (small_disk / "fill").write_bytes(bytes(3 << 20))
     with pytest.raises(OSError) as caught:
-        recommend.write(shop, "all", 50, small_disk / "recs.parquet")
+        recommend.write_recommendations(shop, "all", 50, small_disk / "recs.parquet")
     assert caught.value.errno == errno.ENOSPC
     assert caught.value.filename == str(small_disk / "recs.parquet")
 

@@ -20,11 +20,11 @@ def mesh_of(model, devices):
 
 def placed_on(mesh, split, optimizer="adagrad", ids=N, rows=V):
     table = jax.ShapeDtypeStruct((rows, D), jnp.float32)
-    whole = placement.plan(mesh, {"t": table}, {"t"}, optimizer, {"t": ids})
+    whole = placement.plan_placement(mesh, {"t": table}, {"t"}, optimizer, {"t": ids})
     if not split:
         return whole
     limit = whole["t"].device_bytes - 1
-    return placement.plan(mesh, {"t": table}, {"t"}, optimizer, {"t": ids}, limit)
+    return placement.plan_placement(mesh, {"t": table}, {"t"}, optimizer, {"t": ids}, limit)
 
 
 def table():
@@ -48,7 +48,7 @@ def test_rows_of_a_split_table_are_those_of_the_whole(model, devices):
     assert placed["t"].split
     tables = placement.put(placed, {"t": table()})
     on_all = jax.device_put(ids(), sharding.named(placed.mesh, sharding.BATCH))
-    rows = jax.jit(placement.gather, static_argnums=0)(placed, tables, {"t": on_all})["t"]
+    rows = jax.jit(placement.lookup, static_argnums=0)(placed, tables, {"t": on_all})["t"]
     real = np.asarray(ids()) >= 0
     np.testing.assert_array_equal(rows[real], table()[ids()][real])
     assert np.isfinite(rows).all()
@@ -112,7 +112,7 @@ def test_no_table_crosses_between_devices(model):
 
     @jax.jit
     def step(table, slots, ids):
-        found = placement.gather(placed, {"t": table}, {"t": ids})["t"]
+        found = placement.lookup(placed, {"t": table}, {"t": ids})["t"]
         return placement.update(placed, "adagrad", "t", table, slots, ids, found, 0.1)
 
     slots = {
@@ -152,7 +152,7 @@ def test_the_largest_tables_are_split_until_the_rest_fits():
     mesh, few = mesh_of(8, 8), dict.fromkeys(("small", "large", "middle"), 8)
 
     def split(device_bytes):
-        placed = placement.plan(mesh, tables, (), "sgd", few, device_bytes)
+        placed = placement.plan_placement(mesh, tables, (), "sgd", few, device_bytes)
         return {table.name for table in placed.tables if table.split}
 
     assert split(11_010 * D * 4) == set()
@@ -167,7 +167,7 @@ def test_optimizer_state_counts_and_frozen_tables_have_none():
     mesh = mesh_of(1, 1)
 
     def held(trained, optimizer):
-        return placement.plan(mesh, table, trained, optimizer, {"t": 1})["t"].device_bytes
+        return placement.plan_placement(mesh, table, trained, optimizer, {"t": 1})["t"].device_bytes
 
     assert held((), "adam") == 100 * D * 2
     assert held({"t"}, "adagrad") == 100 * (D * 2 + 4 + 4)
@@ -195,7 +195,7 @@ def test_a_table_that_a_batch_asks_nothing_of_stays_as_it_is(model, devices, spl
     tables = placement.put(placed, {"t": table()})
     slots = placement.init_slots(placed, "adagrad", "t", tables["t"])
     none = jnp.zeros(0, jnp.int32)
-    rows = jax.jit(placement.gather, static_argnums=0)(placed, tables, {"t": none})["t"]
+    rows = jax.jit(placement.lookup, static_argnums=0)(placed, tables, {"t": none})["t"]
     assert rows.shape == (0, D)
     update = jax.jit(placement.update, static_argnums=(0, 1, 2))
     after, _ = update(placed, "adagrad", "t", tables["t"], slots, none, jnp.zeros((0, D)), 0.1)
@@ -209,7 +209,7 @@ def test_random_tables_are_the_same_on_any_devices(model, devices):
     mesh = sharding.make_mesh(model, jax.devices()[:devices])
     room = math.inf if model == 1 else 13 * 5 * 4 - 1
     table = placement.RandomTable(shape, key, 0.5)
-    placed = placement.plan(mesh, {"user": table}, (), "sgd", {"user": 8}, room)
+    placed = placement.plan_placement(mesh, {"user": table}, (), "sgd", {"user": 8}, room)
     drawn = placement.put(placed, {"user": table})["user"]
     assert placed["user"].split == (model > 1)
     assert drawn.addressable_shards[0].data.shape[0] == -(-13 // model)

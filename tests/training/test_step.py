@@ -66,7 +66,7 @@ def test_a_step_equals_one_of_a_dense_optimizer():
     before = jax.tree.map(jnp.copy, state)
 
     def dense_loss(params, tables):
-        rows = embeddings.gather(tables, embeddings.lookup_ids(content(), batch()))
+        rows = embeddings.take_rows(tables, embeddings.lookup_ids(content(), batch()))
         logits = model.apply(params, embeddings.model_inputs(rows, content(), batch()))
         loss = optax.sigmoid_binary_cross_entropy(logits, batch()["label"]).mean()
         return loss + 0.1 / 8 * sum(jnp.sum(x**2) for x in rows.values())
@@ -317,7 +317,7 @@ def test_a_step_on_eight_devices_moves_no_table():
     _, state, _ = start(config, model=model)
     big = {name: jax.ShapeDtypeStruct((rows, RANK), jnp.float32) for name in state.tables}
     ids = dict.fromkeys(big, 8)
-    placed = placement.plan(mesh, big, big, "adagrad", ids, 3 * rows * RANK * 2)
+    placed = placement.plan_placement(mesh, big, big, "adagrad", ids, 3 * rows * RANK * 2)
     assert [table.split for table in placed.tables] == [True] * 3
     there, everywhere, split = (
         sharding.named(mesh, spec) for spec in (sharding.TABLE, sharding.REPLICATED, sharding.BATCH)
@@ -372,7 +372,7 @@ def test_an_in_batch_step_equals_a_dense_one_on_all_pairs():
     def dense(params, tables):
         users, items = given["user"], given["item"][:, 0]
         pairs = embeddings.pair_batch(users, jnp.broadcast_to(items[None], (8, 8)))
-        rows = embeddings.gather(tables, embeddings.lookup_ids(content(), pairs))
+        rows = embeddings.take_rows(tables, embeddings.lookup_ids(content(), pairs))
         logits = model.apply(params, embeddings.model_inputs(rows, content(), pairs))
         return losses.in_batch_softmax(logits, users, items, given["log_q"], given["weight"])
 

@@ -52,9 +52,9 @@ _CONVERT = csv.ConvertOptions(
 _u64 = np.uint64
 
 
-def source(
+def open_logs(
     paths: Sequence[str | Path], folds: Sequence[int] | None = None, block_bytes: int = 1 << 23
-) -> raw.Source:
+) -> raw.RawData:
     """Criteo logs, in the order of the files and of their rows.
 
     A row of 14 to 39 fields has lost trailing categorical values, a defect that real copies have:
@@ -87,11 +87,11 @@ def source(
             parts.append(functools.partial(tasks, path, piece, fold))
             sizes.append((size if piece.stop is None else piece.stop) - piece.start)
     name = ", ".join(map(str, paths))
-    return raw.Source(name, parts, sum(sizes), confirm=confirm, sizes=sizes)
+    return raw.RawData(name, parts, sum(sizes), confirm=confirm, sizes=sizes)
 
 
-def read(paths: Sequence[str | Path], max_malformed: float = 0.0) -> raw.RawTable:
-    """Reads `source` into memory.
+def read_logs(paths: Sequence[str | Path], max_malformed: float = 0.0) -> raw.RawTable:
+    """Reads `open_logs` into memory.
 
     Args:
       paths: text files, plain, gzip or Zstandard.
@@ -100,7 +100,7 @@ def read(paths: Sequence[str | Path], max_malformed: float = 0.0) -> raw.RawTabl
     Raises:
       DataError: a file is missing, empty, binary or truncated; too many rows are malformed.
     """
-    return raw.collect(source(paths, block_bytes=_BLOCK_BYTES), max_malformed)
+    return raw.collect(open_logs(paths, block_bytes=_BLOCK_BYTES), max_malformed)
 
 
 def _chunk(

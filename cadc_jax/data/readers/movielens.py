@@ -47,7 +47,7 @@ _VALID = {
 }
 
 
-def read(folder: str | Path, variant: str) -> raw.RawTable:
+def read_movielens(folder: str | Path, variant: str) -> raw.RawTable:
     """Reads the ratings, the items and, but for 10M, the users.
 
     Args:

@@ -12,14 +12,14 @@ from cadc_jax.data.raw import SPLITS, TEST, TRAIN, VALIDATION
 from cadc_jax.data.readers import criteo, movielens, tabular, tfds_reader
 from cadc_jax.errors import ConfigError, DataError
 
-T = TypeVar("T", tabular.Columns, tabular.Content)
+T = TypeVar("T", tabular.ColumnNames, tabular.ContentFile)
 
 
-def open_source(source: str, path: pathlib.Path, settings: Mapping[str, Any]) -> raw.Source:
+def open_raw_data(reader: str, path: pathlib.Path, settings: Mapping[str, Any]) -> raw.RawData:
     """A raw data set, to be read in chunks.
 
     Args:
-      source: 'criteo', 'movielens', 'tabular' or 'tfds'.
+      reader: 'criteo', 'movielens', 'tabular' or 'tfds'.
       path: the file (criteo; a folder stands for all its files by name, day_2 before day_10) or
         the folder (others; of prepared data sets, for tfds).
       settings: the section `data` of the configuration.
@@ -28,24 +28,24 @@ def open_source(source: str, path: pathlib.Path, settings: Mapping[str, Any]) ->
       ConfigError: if the files that validate and test are not among the files.
       DataError: if a file is missing, unreadable or malformed.
     """
-    if source == "criteo":
-        paths = raw_files(source, path, settings)
+    if reader == "criteo":
+        paths = raw_files(reader, path, settings)
         folds = _folds(paths, settings) if settings["split"] == "given" else None
-        return criteo.source(paths, folds, settings["block_bytes"])
-    if source == "movielens":
-        return raw.of_table(movielens.read(path, settings["variant"]))
-    if source == "tfds":
+        return criteo.open_logs(paths, folds, settings["block_bytes"])
+    if reader == "movielens":
+        return raw.of_table(movielens.read_movielens(path, settings["variant"]))
+    if reader == "tfds":
         names = {fold: settings[f"{split}_file"] for fold, split in enumerate(SPLITS)}
-        return tfds_reader.source(
+        return tfds_reader.open_splits(
             settings["tfds_name"],
             {fold: name for fold, name in names.items() if name},
-            _filled(tabular.Columns, settings["columns"]),
+            _filled(tabular.ColumnNames, settings["columns"]),
             settings["path"] or None,
         )
-    return tabular.source(
+    return tabular.open_rows(
         path,
         settings["train_file"],
-        _filled(tabular.Columns, settings["columns"]),
+        _filled(tabular.ColumnNames, settings["columns"]),
         validation=settings["validation_file"] or None,
         test=settings["test_file"] or None,
         negatives=settings["negatives_file"] or None,
@@ -55,13 +55,13 @@ def open_source(source: str, path: pathlib.Path, settings: Mapping[str, Any]) ->
     )
 
 
-def raw_files(source: str, path: pathlib.Path, settings: Mapping[str, Any]) -> list[pathlib.Path]:
-    """The raw files of a source, for its reader and for its fingerprint.
+def raw_files(reader: str, path: pathlib.Path, settings: Mapping[str, Any]) -> list[pathlib.Path]:
+    """The raw files, for their reader and for its fingerprint.
 
     Raises:
       DataError: if there is none.
     """
-    if source == "tabular":
+    if reader == "tabular":
         names = [
             settings[f"{split}_file"] for split in ("train", "validation", "test", "negatives")
         ]
@@ -73,7 +73,7 @@ def raw_files(source: str, path: pathlib.Path, settings: Mapping[str, Any]) -> l
                 f"{missing[0]}: no such file; set data.path to the folder that holds it"
             )
         return files
-    if source == "tfds":
+    if reader == "tfds":
         return tfds_reader.stored_files(settings["tfds_name"], settings["path"] or None)
     if path.is_dir():
         files = [file for file in path.iterdir() if file.is_file() and file.name[0] != "."]
@@ -109,8 +109,8 @@ def _natural_order(file: pathlib.Path) -> list:
     return [int(part) if part.isdigit() else part for part in parts]
 
 
-def _content(settings: Mapping[str, Any]) -> tabular.Content | None:
-    return _filled(tabular.Content, settings) if settings["file"] else None
+def _content(settings: Mapping[str, Any]) -> tabular.ContentFile | None:
+    return _filled(tabular.ContentFile, settings) if settings["file"] else None
 
 
 def _filled(cls: type[T], settings: Mapping[str, Any]) -> T:

@@ -1,7 +1,7 @@
 """Reads any CSV, TSV or Parquet file whose columns one can name.
 
-    columns = tabular.Columns(user="user_id", item="item_id", timestamp="time")
-    table = tabular.read("data", "ratings.csv", columns)
+    columns = tabular.ColumnNames(user="user_id", item="item_id", timestamp="time")
+    table = tabular.read_rows("data", "ratings.csv", columns)
 
 Identifiers and categorical values may be numbers or text. A column is int64 if every value of it,
 in every file that has it, is written as a plain integer (no leading zeros, at most 18 digits, and
@@ -27,7 +27,7 @@ from cadc_jax.errors import ConfigError, DataError
 
 
 @dataclasses.dataclass(frozen=True)
-class Columns:
+class ColumnNames:
     """What the columns of the files of rows are called.
 
     Attributes:
@@ -54,7 +54,7 @@ class Columns:
 
 
 @dataclasses.dataclass(frozen=True)
-class Content:
+class ContentFile:
     """A file that describes the users, or the items: one row each.
 
     Attributes:
@@ -62,10 +62,10 @@ class Content:
       format: 'table', a CSV, TSV or Parquet file that the other attributes describe; or
         'movielens_1m', the users.dat or movies.dat of MovieLens 1M, which needs none of them.
       id: the column of ids, as they stand in the rows.
-      dense, categorical: as in `Columns`.
+      dense, categorical: as in `ColumnNames`.
       bags: columns of text that hold a set of values, such as 'Comedy|Drama'; of items only.
       title: the column of what a person calls the user or item, or None.
-      separator, header: as in `Columns`.
+      separator, header: as in `ColumnNames`.
     """
 
     file: str
@@ -79,18 +79,18 @@ class Content:
     header: Sequence[str] = ()
 
 
-def source(
+def open_rows(
     folder: str | Path,
     train: str | Sequence[str],
-    columns: Columns,
+    columns: ColumnNames,
     *,
     validation: str | None = None,
     test: str | None = None,
     negatives: str | None = None,
-    users: Content | None = None,
-    items: Content | None = None,
+    users: ContentFile | None = None,
+    items: ContentFile | None = None,
     block_bytes: int = 1 << 23,
-) -> raw.Source:
+) -> raw.RawData:
     """Rows by their columns, with the split, the negatives and the content they may bring.
 
     A row is malformed if it has too few or too many fields; if an id, a label, a value or a
@@ -144,7 +144,7 @@ def source(
         functools.partial(_tasks, file, fields, fold, block_bytes)
         for file, fold in zip(opened, folds, strict=True)
     ]
-    return raw.Source(
+    return raw.RawData(
         ", ".join(map(str, paths)),
         parts,
         files.stored_size(paths),
@@ -156,28 +156,28 @@ def source(
     )
 
 
-def read(
+def read_rows(
     folder: str | Path,
     train: str | Sequence[str],
-    columns: Columns,
+    columns: ColumnNames,
     *,
     max_malformed: float = 0.0,
     **more: Any,
 ) -> raw.RawTable:
-    """Reads `source` into memory.
+    """Reads `open_rows` into memory.
 
     Args:
-      folder, train, columns: as of `source`.
+      folder, train, columns: as of `open_rows`.
       max_malformed: the largest share of malformed rows to put up with, in [0, 1].
-      **more: what else `source` takes.
+      **more: what else `open_rows` takes.
 
     Returns:
       A table in which the ids of users, or items, have one type in rows, negatives and content.
 
     Raises:
-      ConfigError, DataError: as `source`; too many rows are malformed.
+      ConfigError, DataError: as `open_rows`; too many rows are malformed.
     """
-    table = raw.collect(source(folder, train, columns, **more), max_malformed)
+    table = raw.collect(open_rows(folder, train, columns, **more), max_malformed)
     user, user_ids = _one_kind(table.user, table.users.ids if table.users else None)
     item, item_ids, negatives = _one_kind(
         table.item, table.items.ids if table.items else None, table.negatives
@@ -192,10 +192,10 @@ def read(
     )
 
 
-# Columns of rows and of content.
+# ColumnNames of rows and of content.
 
 
-def _row_fields(columns: Columns, opened: Sequence[TextFile | ParquetFile]) -> list[Field]:
+def _row_fields(columns: ColumnNames, opened: Sequence[TextFile | ParquetFile]) -> list[Field]:
     """The fields of a row; ids and categorical values have one type in all files."""
 
     def kind(name: str) -> pa.DataType:
@@ -224,7 +224,8 @@ def _row_fields(columns: Columns, opened: Sequence[TextFile | ParquetFile]) -> l
 
 
 def _features(
-    columns: Columns | Content, kind: Callable[[str], pa.DataType] = lambda name: pa.string()
+    columns: ColumnNames | ContentFile,
+    kind: Callable[[str], pa.DataType] = lambda name: pa.string(),
 ) -> list[Field]:
     fields = [Field(name, raw.DENSE + name, tabular_rows.as_dense) for name in columns.dense]
     for name in columns.categorical:
@@ -237,7 +238,7 @@ def _features(
 
 
 def _open(
-    path: Path, columns: Columns | Content, names: Sequence[str] | None = None
+    path: Path, columns: ColumnNames | ContentFile, names: Sequence[str] | None = None
 ) -> TextFile | ParquetFile:
     """Checks a file for the columns of these names (all if None), and for rows."""
     if path.suffix == ".parquet":
@@ -250,11 +251,11 @@ def _tasks(
 ) -> Iterator[raw.Task]:
     """The rows of a file, of which all belong to `fold` if it is given."""
     if isinstance(file, ParquetFile):
-        pieces = tabular_parquet.read(file)
+        pieces = tabular_parquet.read_parquet_rows(file)
     else:
-        pieces = tabular_text.read(file, block_bytes)
+        pieces = tabular_text.read_text_rows(file, block_bytes)
 
-    def decode(tell: Callable[[], tabular_rows.Rows]) -> raw.Chunk:
+    def decode(tell: Callable[[], tabular_rows.FileRows]) -> raw.Chunk:
         return tabular_rows.chunk(file.path, tell(), fields, fold)
 
     for consumed, tell in pieces:
@@ -275,7 +276,7 @@ def _read_whole(file: TextFile | ParquetFile, fields: Sequence[Field]) -> pa.Tab
 
 def _read_content(
     folder: Path,
-    content: Content | None,
+    content: ContentFile | None,
     read_movielens: Callable[[Path, str], raw.EntityTable],
 ) -> raw.EntityTable | None:
     if content is None:
@@ -306,7 +307,7 @@ def _read_content(
     )
 
 
-def _read_negatives(path: Path, columns: Columns, test: Iterator[raw.Task]) -> np.ndarray:
+def _read_negatives(path: Path, columns: ColumnNames, test: Iterator[raw.Task]) -> np.ndarray:
     """The negatives of each test row: [number of TEST rows, K] raw item ids."""
     file = _open(path, dataclasses.replace(columns, header=()))
     users, *items = file.types

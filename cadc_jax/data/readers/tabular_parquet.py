@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from cadc_jax.data.readers import files
-from cadc_jax.data.readers.tabular_rows import Rows
+from cadc_jax.data.readers.tabular_rows import FileRows
 from cadc_jax.errors import DataError
 
 
@@ -45,7 +45,7 @@ def open_file(path: Path, names: Sequence[str] | None) -> ParquetFile:
     return ParquetFile(path, types, metadata)
 
 
-def read(file: ParquetFile) -> Iterator[tuple[int, Callable[[], Rows]]]:
+def read_parquet_rows(file: ParquetFile) -> Iterator[tuple[int, Callable[[], FileRows]]]:
     """Yields each row group's share of the bytes, by its rows, and how to read it."""
     size, rows = files.stored_size([file.path]), file.metadata.num_rows
     first = 0
@@ -56,7 +56,7 @@ def read(file: ParquetFile) -> Iterator[tuple[int, Callable[[], Rows]]]:
         first = last
 
 
-def _read_group(file: ParquetFile, number: int, first: int) -> Rows:
+def _read_group(file: ParquetFile, number: int, first: int) -> FileRows:
     """Reads a row group, of which the first row is number `first` of the file."""
     try:
         with pyarrow.parquet.ParquetFile(
@@ -69,7 +69,7 @@ def _read_group(file: ParquetFile, number: int, first: int) -> Rows:
         raise _damaged(file.path, error) from error
     if len(table) != file.metadata.row_group(number).num_rows:
         raise _damaged(file.path, f"row group {number} has lost rows")
-    return Rows(table, f"{file.path}: row ", lambda row: first + row)
+    return FileRows(table, f"{file.path}: row ", lambda row: first + row)
 
 
 def _damaged(path: Path, error: object) -> DataError:

@@ -19,7 +19,7 @@ _LONGEST = (
 )
 
 
-class Rows(NamedTuple):
+class FileRows(NamedTuple):
     """Rows of a file as they stand in it."""
 
     table: pa.Table
@@ -47,7 +47,7 @@ class Field(NamedTuple):
     convert: Convert
 
 
-def chunk(path: Path, rows: Rows, fields: Sequence[Field], fold: int | None) -> raw.Chunk:
+def chunk(path: Path, rows: FileRows, fields: Sequence[Field], fold: int | None) -> raw.Chunk:
     """Converts the columns, and leaves out rows of which a value is bad."""
     columns, faults = {}, []
     for field in fields:

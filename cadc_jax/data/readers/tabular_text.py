@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from cadc_jax.data.readers import files
-from cadc_jax.data.readers.tabular_rows import EXAMPLES, Rows
+from cadc_jax.data.readers.tabular_rows import EXAMPLES, FileRows
 from cadc_jax.errors import ConfigError, DataError
 
 HEAD_BYTES = 1 << 20  # looked at to find the columns
@@ -35,7 +35,7 @@ def open_file(
 
     Args:
       path: the file.
-      separator, header: as in `tabular.Columns`.
+      separator, header: as in `tabular.ColumnNames`.
       names: of the columns to read.
     """
     separator = separator or ("\t" if ".tsv" in path.suffixes else ",")
@@ -62,7 +62,9 @@ def _header(path: Path, separator: str, row: bytes) -> list[str]:
     return pyarrow.csv.read_csv(pa.BufferReader(row), parse_options=layout).column_names
 
 
-def read(file: TextFile, block_bytes: int) -> Iterator[tuple[int, Callable[[], Rows]]]:
+def read_text_rows(
+    file: TextFile, block_bytes: int
+) -> Iterator[tuple[int, Callable[[], FileRows]]]:
     """Yields each block's bytes and how to tell it into columns."""
     header = file.has_header
     for line, text, consumed in _whole_rows(file.path, file.separator, block_bytes):
@@ -72,7 +74,7 @@ def read(file: TextFile, block_bytes: int) -> Iterator[tuple[int, Callable[[], R
         yield consumed, functools.partial(_tell, file, line, text)
 
 
-def _tell(file: TextFile, line: int, text: bytes) -> Rows:
+def _tell(file: TextFile, line: int, text: bytes) -> FileRows:
     """Tells rows, of which the first begins on this line, into columns.
 
     Arrow does it if all have the right number of fields. If not, those that have not are found one
@@ -97,7 +99,7 @@ def _tell(file: TextFile, line: int, text: bytes) -> Rows:
     first = itertools.islice(wrong.items(), EXAMPLES)
     found = ((start, _fault(file, text[start:end])) for start, end in first)
     examples = [(line_of(start), fault) for start, fault in found if fault]
-    return Rows(table, f"{file.path}:", number, len(wrong), examples)
+    return FileRows(table, f"{file.path}:", number, len(wrong), examples)
 
 
 def _parse(file: TextFile, text: bytes) -> pa.Table | None:

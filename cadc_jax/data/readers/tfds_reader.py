@@ -11,7 +11,7 @@ import pyarrow as pa
 from cadc_jax.data import raw
 from cadc_jax.data.raw import ReadReport
 from cadc_jax.data.readers import files
-from cadc_jax.data.readers.tabular import Columns
+from cadc_jax.data.readers.tabular import ColumnNames
 from cadc_jax.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 CHUNK_ROWS = 1 << 16
 
 
-def source(
-    name: str, splits: Mapping[int, str], columns: Columns, data_dir: str | None = None
-) -> raw.Source:
+def open_splits(
+    name: str, splits: Mapping[int, str], columns: ColumnNames, data_dir: str | None = None
+) -> raw.RawData:
     """Rows of a TFDS data set by the names of their columns.
 
     A row is malformed if its label is neither 0 nor 1, or its value no finite number.
@@ -66,7 +66,7 @@ def source(
     parts = [(split, fold) for fold, joined in splits.items() for split in joined.split("+")]
     info = _open(name, data_dir, download=False).info
     sizes = [info.splits[x].num_examples if x in info.splits else 0 for x, _ in parts]
-    return raw.Source(
+    return raw.RawData(
         f"TFDS data set '{name}'",
         [functools.partial(tasks, *part) for part in parts],
         sum(sizes),

@@ -38,7 +38,7 @@ def with_field(name: str, text: str) -> str:
 
 
 def read_value(tmp_path: Path, name: str, text: str):
-    table = criteo.read([write(tmp_path / "train.txt", with_field(name, text))])
+    table = criteo.read_logs([write(tmp_path / "train.txt", with_field(name, text))])
     return (table.dense | table.categorical)[name][0]
 
 
@@ -46,7 +46,7 @@ def read_value(tmp_path: Path, name: str, text: str):
 
 
 def test_a_row_is_a_label_13_integers_and_26_hexadecimal_values(tmp_path):
-    table = criteo.read([write(tmp_path / "train.txt", row("1"), row("0"))])
+    table = criteo.read_logs([write(tmp_path / "train.txt", row("1"), row("0"))])
     assert table.label.dtype == np.float32 and table.label.tolist() == [1, 0]
     assert list(table.dense) == [f"I{i}" for i in range(1, 14)]
     assert list(table.categorical) == [f"C{i}" for i in range(1, 27)]
@@ -78,7 +78,7 @@ def test_categoricals_are_the_number_that_their_hexadecimal_digits_write(tmp_pat
 
 def test_an_empty_integer_is_nan_and_an_empty_categorical_is_minus_one(tmp_path):
     text = row("1", [""] * 13, [""] * 26)
-    table = criteo.read([write(tmp_path / "train.txt", text)])
+    table = criteo.read_logs([write(tmp_path / "train.txt", text)])
     assert all(np.isnan(column).tolist() == [True] for column in table.dense.values())
     assert all(column.tolist() == [-1] for column in table.categorical.values())
     assert table.report.padded == 0
@@ -86,13 +86,13 @@ def test_an_empty_integer_is_nan_and_an_empty_categorical_is_minus_one(tmp_path)
 
 def test_files_are_read_one_after_the_other(tmp_path):
     paths = [write(tmp_path / f"day_{i}", with_field("I1", str(i))) for i in (3, 1, 2)]
-    assert criteo.read(paths).dense["I1"].tolist() == [3, 1, 2]
+    assert criteo.read_logs(paths).dense["I1"].tolist() == [3, 1, 2]
 
 
 def test_rows_keep_their_order_across_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(criteo, "_BLOCK_BYTES", 1000)
     rows = [with_field("I1", str(i)) for i in range(100)]
-    table = criteo.read([write(tmp_path / "train.txt", *rows)])
+    table = criteo.read_logs([write(tmp_path / "train.txt", *rows)])
     assert table.dense["I1"].tolist() == list(range(100))
 
 
@@ -102,21 +102,21 @@ def test_rows_keep_their_order_across_blocks(tmp_path, monkeypatch):
 def test_windows_line_ends_a_byte_order_mark_and_blank_lines_do_not_matter(tmp_path):
     path = tmp_path / "train.txt"
     path.write_bytes(b"\xef\xbb\xbf" + f"{row('1')}\r\n\r\n{row('0')}\r\n\r\n".encode())
-    table = criteo.read([path])
+    table = criteo.read_logs([path])
     assert table.label.tolist() == [1, 0]
     assert table.categorical["C26"].tolist() == [26, 26]
     assert table.report.malformed == 0
 
 
 def test_the_last_line_may_lack_its_newline(tmp_path):
-    table = criteo.read([write(tmp_path / "train.txt", row(), row(), end="")])
+    table = criteo.read_logs([write(tmp_path / "train.txt", row(), row(), end="")])
     assert table.categorical["C26"].tolist() == [26, 26]
 
 
 def test_compressed_files_are_known_by_their_content(tmp_path):
     path = tmp_path / "train.txt"
     path.write_bytes(gzip.compress(f"{row('1')}\n".encode()))
-    assert criteo.read([path]).label.tolist() == [1]
+    assert criteo.read_logs([path]).label.tolist() == [1]
 
 
 # Lost trailing fields.
@@ -125,7 +125,7 @@ def test_compressed_files_are_known_by_their_content(tmp_path):
 @pytest.mark.parametrize("fields", [14, 37, 39])
 def test_lost_trailing_categoricals_are_filled_with_missing_and_counted(tmp_path, fields):
     short = "\t".join(row("1").split("\t")[:fields])
-    table = criteo.read([write(tmp_path / "train.txt", row(), short, row())])
+    table = criteo.read_logs([write(tmp_path / "train.txt", row(), short, row())])
     assert table.report.rows == 3 and table.report.padded == 1 and table.report.malformed == 0
     kept = fields - 14
     values = [column[1] for column in table.categorical.values()]
@@ -136,7 +136,7 @@ def test_lost_trailing_categoricals_are_filled_with_missing_and_counted(tmp_path
 
 def test_a_padded_row_may_end_in_a_windows_line_end(tmp_path):
     path = write(tmp_path / "train.txt", "\t".join(row().split("\t")[:15]) + "\r", row() + "\r")
-    assert criteo.read([path]).categorical["C1"].tolist() == [1, 1]
+    assert criteo.read_logs([path]).categorical["C1"].tolist() == [1, 1]
 
 
 # Malformed rows.
@@ -163,7 +163,7 @@ MALFORMED = {
 def test_a_malformed_row_stops_the_reader_by_default(tmp_path, text, what):
     path = write(tmp_path / "train.txt", row(), "", text, row())
     with pytest.raises(DataError) as error:
-        criteo.read([path])
+        criteo.read_logs([path])
     message = str(error.value)
     assert message.startswith(f"{path}:3: {what}")
     assert "raise `data.max_malformed`" in message and "\n" not in message
@@ -172,7 +172,7 @@ def test_a_malformed_row_stops_the_reader_by_default(tmp_path, text, what):
 @pytest.mark.parametrize(("text", "what"), MALFORMED.values(), ids=MALFORMED.keys())
 def test_a_malformed_row_within_the_share_is_left_out_counted_and_quoted(tmp_path, text, what):
     path = write(tmp_path / "train.txt", row("1"), text, row("0"), row("1"))
-    table = criteo.read([path], max_malformed=0.25)
+    table = criteo.read_logs([path], max_malformed=0.25)
     assert table.label.tolist() == [1, 0, 1]
     assert table.report.rows == 3 and table.report.malformed == 1
     (example,) = table.report.examples
@@ -182,24 +182,24 @@ def test_a_malformed_row_within_the_share_is_left_out_counted_and_quoted(tmp_pat
 def test_more_malformed_rows_than_the_share_stop_the_reader(tmp_path):
     path = write(tmp_path / "train.txt", "a", "b", row(), row())
     with pytest.raises(DataError, match=r"train.txt:1: .*2 of the 4 rows .*now 0.4"):
-        criteo.read([path], max_malformed=0.4)
+        criteo.read_logs([path], max_malformed=0.4)
 
 
 def test_five_malformed_rows_are_quoted_with_file_and_line(tmp_path, monkeypatch):
     monkeypatch.setattr(criteo, "_BLOCK_BYTES", 1000)
     paths = [write(tmp_path / name, *["?", row(), row()] * 2) for name in ("a", "b")]
-    report = criteo.read(paths, max_malformed=0.5).report
+    report = criteo.read_logs(paths, max_malformed=0.5).report
     assert report.malformed == 4 and report.rows == 8
     places = [example.split(": ")[0] for example in report.examples]
     assert places == [f"{paths[0]}:1", f"{paths[0]}:4", f"{paths[1]}:1", f"{paths[1]}:4"]
-    assert len(criteo.read(paths * 2, max_malformed=0.5).report.examples) == 5
+    assert len(criteo.read_logs(paths * 2, max_malformed=0.5).report.examples) == 5
 
 
 def test_a_malformed_row_is_quoted_with_its_line_in_whatever_piece_of_the_file_it_is(tmp_path):
     rows = [row()] * 500
     wrong = [3, 250, 251, 499]
     path = write(tmp_path / "train.txt", *("?" if i in wrong else x for i, x in enumerate(rows)))
-    source = criteo.source([path], block_bytes=1000)
+    source = criteo.open_logs([path], block_bytes=1000)
     assert len(source.parts) > 3 and sum(source.sizes) == source.size == path.stat().st_size
     report = raw.collect(source, max_malformed=0.5).report
     places = [example.split(": ")[0] for example in report.examples]
@@ -211,7 +211,7 @@ def test_a_malformed_row_is_quoted_with_its_line_in_whatever_piece_of_the_file_i
 
 def one_line_error(path: Path) -> str:
     with pytest.raises(DataError) as error:
-        criteo.read([path])
+        criteo.read_logs([path])
     message = str(error.value)
     assert str(path) in message and "\n" not in message and ";" in message
     return message
@@ -276,7 +276,7 @@ def test_what_is_written_is_what_is_read(tmp_path_factory, written, line_end):
         lines.append("\t".join([str(label), *texts][:fields]))
     path.write_bytes(line_end.join(lines).encode())
 
-    table = criteo.read([path])
+    table = criteo.read_logs([path])
 
     assert table.label.tolist() == [label for label, *_ in written]
     for i, name in enumerate(criteo.DENSE):
@@ -312,13 +312,13 @@ def test_the_bulk_decoder_and_the_description_of_faults_agree(data):
 
 @pytest.mark.skipif(not SAMPLE.exists(), reason=f"{SAMPLE} is absent; set CADC_DATA_DIR")
 def test_the_real_sample_is_read_whole_though_half_its_rows_lost_trailing_fields():
-    report = criteo.read([SAMPLE]).report
+    report = criteo.read_logs([SAMPLE]).report
     assert (report.rows, report.padded, report.malformed) == (1000, 498, 0)
 
 
 @pytest.mark.skipif(not HEAD.exists(), reason=f"{HEAD} is absent; set CADC_DATA_DIR")
 def test_the_real_head_agrees_with_a_plain_reading_of_it():
-    table = criteo.read([HEAD])
+    table = criteo.read_logs([HEAD])
     lines = gzip.decompress(HEAD.read_bytes()).decode().splitlines()
     fields = list(zip(*(line.split("\t") for line in lines), strict=True))
     assert table.label.tolist() == [float(text) for text in fields[0]]

@@ -135,7 +135,7 @@ def test_a_damaged_criteo_file_loses_no_row(file, monkeypatch):
     for number in range(CRITEO):
         text = mutated(rng, valid[number % len(valid)], CRITEO_TOKENS)
         inputs += 1
-        table = attempt(file, text, lambda: criteo.read([file], max_malformed=1.0))
+        table = attempt(file, text, lambda: criteo.read_logs([file], max_malformed=1.0))
         if table is None:
             continue
         text = text.removeprefix(BOM) + (b"" if text.endswith(b"\n") else b"\n")
@@ -170,7 +170,7 @@ def same(a: np.ndarray, b: np.ndarray) -> bool:
 # CSV.
 
 HEADER = ["user", "item", "click", "time", "price", "city", "note"]
-COLUMNS = tabular.Columns(
+COLUMNS = tabular.ColumnNames(
     user="user", item="item", label="click", timestamp="time", dense=["price"], categorical=["city"]
 )
 CSV_ROWS = [
@@ -231,7 +231,9 @@ def test_a_damaged_csv_file_loses_no_row(file):
             text = head + b"\n" + mutated(rng, rows, CSV_TOKENS)
         inputs += 1
         table = attempt(
-            file, text, lambda: tabular.read(file.parent, file.name, COLUMNS, max_malformed=1.0)
+            file,
+            text,
+            lambda: tabular.read_rows(file.parent, file.name, COLUMNS, max_malformed=1.0),
         )
         if table is None:
             continue
@@ -246,7 +248,7 @@ def test_a_damaged_csv_file_loses_no_row(file):
             continue
 
         def read_in_blocks():
-            small = tabular.source(file.parent, file.name, COLUMNS, block_bytes=120)
+            small = tabular.open_rows(file.parent, file.name, COLUMNS, block_bytes=120)
             return raw.collect(small, max_malformed=1.0)
 
         again = attempt(file, text, read_in_blocks)
@@ -283,7 +285,9 @@ def test_a_damaged_parquet_file_loses_no_row(file):
         text = mutated(rng, out.getvalue(), [b"\0", b"PAR1", b"\xff" * 4], most=1)
         inputs += 1
         found = attempt(
-            file, text, lambda: tabular.read(file.parent, file.name, COLUMNS, max_malformed=1.0)
+            file,
+            text,
+            lambda: tabular.read_rows(file.parent, file.name, COLUMNS, max_malformed=1.0),
         )
         if found is None:
             refused += 1
@@ -332,7 +336,7 @@ def test_a_damaged_compressed_file_loses_no_row(file, compress):
 
 def criteo_rows(file, text: bytes) -> int | None:
     """Rows read or malformed, or None if the file is refused."""
-    table = attempt(file, text, lambda: criteo.read([file], max_malformed=1.0))
+    table = attempt(file, text, lambda: criteo.read_logs([file], max_malformed=1.0))
     return None if table is None else table.report.rows + table.report.malformed
 
 

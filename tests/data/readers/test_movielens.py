@@ -64,7 +64,7 @@ def write(folder: Path, variant: str, **changes: str) -> Path:
 
 
 def test_ratings_are_rows_in_the_order_of_the_file(tmp_path, variant):
-    table = movielens.read(write(tmp_path, variant), variant)
+    table = movielens.read_movielens(write(tmp_path, variant), variant)
     assert table.user.tolist() == [7, 8, 7] and table.user.dtype == np.int64
     assert table.item.tolist() == [20, 10, 10] and table.item.dtype == np.int64
     assert table.value.tolist() == ([0.5, 4.5, 3] if variant == "10m" else [5, 1, 3])
@@ -75,7 +75,7 @@ def test_ratings_are_rows_in_the_order_of_the_file(tmp_path, variant):
 
 
 def test_users_have_an_age_band_a_gender_an_occupation_and_a_zip_area(tmp_path):
-    users = movielens.read(write(tmp_path, "1m"), "1m").users
+    users = movielens.read_movielens(write(tmp_path, "1m"), "1m").users
     assert users.ids.tolist() == [7, 8]
     assert {name: values.tolist() for name, values in users.categorical.items()} == {
         "age": [1, 18],
@@ -88,7 +88,7 @@ def test_users_have_an_age_band_a_gender_an_occupation_and_a_zip_area(tmp_path):
 def test_ages_of_100k_fall_into_the_bands_of_1m(tmp_path):
     ages = [7, 17, 18, 24, 25, 34, 35, 44, 45, 49, 50, 55, 56, 73]
     lines = "".join(f"{i}|{age}|M|writer|V3N4P\n" for i, age in enumerate(ages))
-    users = movielens.read(write(tmp_path, "100k", u_user=lines), "100k").users
+    users = movielens.read_movielens(write(tmp_path, "100k", u_user=lines), "100k").users
     bands = [1, 1, 18, 18, 25, 25, 35, 35, 45, 45, 50, 50, 56, 56]
     assert users.categorical["age"].tolist() == bands
     assert set(users.categorical["zip"]) == {"V"}
@@ -96,11 +96,11 @@ def test_ages_of_100k_fall_into_the_bands_of_1m(tmp_path):
 
 
 def test_10m_has_no_users(tmp_path):
-    assert movielens.read(write(tmp_path, "10m"), "10m").users is None
+    assert movielens.read_movielens(write(tmp_path, "10m"), "10m").users is None
 
 
 def test_items_have_titles_and_a_set_of_genres(tmp_path, variant):
-    items = movielens.read(write(tmp_path, variant), variant).items
+    items = movielens.read_movielens(write(tmp_path, variant), variant).items
     assert items.ids.tolist() == [10, 20]
     assert items.titles[0] == "Amélie (2001)"
     assert list(items.dense) == ["year"] and items.dense["year"].dtype == np.float32
@@ -110,7 +110,9 @@ def test_items_have_titles_and_a_set_of_genres(tmp_path, variant):
 def test_the_year_is_the_last_one_in_the_title_or_nan(tmp_path):
     titles = ["1984 (1956)", "Remake (1956) (1984)", "Giving, The (1995) (V)", "unknown", "2001"]
     lines = "".join(f"{i}::{title}::Drama\n" for i, title in enumerate(titles))
-    year = movielens.read(write(tmp_path, "1m", movies_dat=lines), "1m").items.dense["year"]
+    year = movielens.read_movielens(write(tmp_path, "1m", movies_dat=lines), "1m").items.dense[
+        "year"
+    ]
     np.testing.assert_array_equal(year, [1956, 1984, 1995, np.nan, np.nan])
 
 
@@ -118,12 +120,16 @@ def test_the_year_is_the_last_one_in_the_title_or_nan(tmp_path):
 
 
 def test_ratings_of_100k_may_be_separated_by_any_white_space(tmp_path):
-    table = movielens.read(write(tmp_path, "100k", u_data="7 20  5\t 100 \n8\t10\t1\t90"), "100k")
+    table = movielens.read_movielens(
+        write(tmp_path, "100k", u_data="7 20  5\t 100 \n8\t10\t1\t90"), "100k"
+    )
     assert table.user.tolist() == [7, 8] and table.timestamp.tolist() == [100, 90]
 
 
 def test_windows_line_ends_and_blank_lines_do_not_matter(tmp_path):
-    table = movielens.read(write(tmp_path, "1m", ratings_dat="7::20::5::100\r\n\r\n"), "1m")
+    table = movielens.read_movielens(
+        write(tmp_path, "1m", ratings_dat="7::20::5::100\r\n\r\n"), "1m"
+    )
     assert table.user.tolist() == [7] and table.timestamp.tolist() == [100]
 
 
@@ -132,7 +138,7 @@ def test_ratings_may_be_compressed_and_without_timestamps(tmp_path, name):
     write(tmp_path, "1m")
     (tmp_path / "ratings.dat").unlink()
     (tmp_path / name).write_bytes(gzip.compress(b"7::20::5\n8::10::1\n"))
-    table = movielens.read(tmp_path, "1m")
+    table = movielens.read_movielens(tmp_path, "1m")
     assert table.user.tolist() == [7, 8] and table.value.tolist() == [5, 1]
     assert table.timestamp is None
 
@@ -140,7 +146,7 @@ def test_ratings_may_be_compressed_and_without_timestamps(tmp_path, name):
 def test_the_original_file_comes_before_a_copy_without_timestamps(tmp_path):
     write(tmp_path, "1m")
     (tmp_path / "ratings_no_timestamp.dat.gz").write_bytes(gzip.compress(b"7::20::5\n"))
-    assert movielens.read(tmp_path, "1m").timestamp is not None
+    assert movielens.read_movielens(tmp_path, "1m").timestamp is not None
 
 
 # What is refused.
@@ -148,7 +154,7 @@ def test_the_original_file_comes_before_a_copy_without_timestamps(tmp_path):
 
 def error_of(folder: Path, variant: str) -> str:
     with pytest.raises(DataError) as error:
-        movielens.read(folder, variant)
+        movielens.read_movielens(folder, variant)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -169,7 +175,7 @@ def test_a_missing_file_is_named_and_says_where_to_get_it(tmp_path, variant):
 
 def test_an_unknown_variant_lists_those_there_are(tmp_path):
     with pytest.raises(ConfigError, match="'20m': no such variant; take one of 100k, 1m, 10m"):
-        movielens.read(tmp_path, "20m")
+        movielens.read_movielens(tmp_path, "20m")
 
 
 @pytest.mark.parametrize(
@@ -210,7 +216,7 @@ def test_an_empty_or_binary_file_is_an_error(tmp_path):
 
 @has("ml-100k")
 def test_the_real_100k_has_the_published_counts():
-    table = movielens.read(DATA_DIR / "ml-100k", "100k")
+    table = movielens.read_movielens(DATA_DIR / "ml-100k", "100k")
     assert table.report.rows == 100_000
     assert len(np.unique(table.user)) == len(table.users.ids) == 943
     assert len(np.unique(table.item)) == len(table.items.ids) == 1_682
@@ -222,7 +228,7 @@ def test_the_real_100k_has_the_published_counts():
 
 @has("ml-1m")
 def test_the_real_1m_has_the_published_counts():
-    table = movielens.read(DATA_DIR / "ml-1m", "1m")
+    table = movielens.read_movielens(DATA_DIR / "ml-1m", "1m")
     assert table.report.rows == 1_000_209
     assert len(np.unique(table.user)) == len(table.users.ids) == 6_040
     assert len(np.unique(table.item)) == 3_706 and len(table.items.ids) == 3_883

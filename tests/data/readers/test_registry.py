@@ -25,7 +25,7 @@ def criteo_folder(path, names):
 
 
 def read(source, path, given):
-    table = registry.open_source(source, path, given)
+    table = registry.open_raw_data(source, path, given)
     return raw.collect(table, given["max_malformed"])
 
 

@@ -13,7 +13,7 @@ def log(tmp_path_factory):
     """Returns (table as the real reader reads it, truth)."""
     path = tmp_path_factory.mktemp("synthetic") / "train.txt"
     truth = synthetic.write_criteo(path, ROWS, seed=0)
-    return criteo.read([path]), truth
+    return criteo.read_logs([path]), truth
 
 
 def auc(labels: np.ndarray, scores: np.ndarray) -> float:
@@ -113,5 +113,5 @@ def test_nothing_changes_with_time(log):
 @pytest.mark.parametrize("rows", [1, 2, 100])
 def test_small_logs_can_be_written(tmp_path, rows):
     truth = synthetic.write_criteo(tmp_path / "train.txt", rows, seed=0)
-    assert criteo.read([tmp_path / "train.txt"]).report.rows == rows
+    assert criteo.read_logs([tmp_path / "train.txt"]).report.rows == rows
     assert np.isfinite(truth.probability).all()

@@ -12,11 +12,11 @@ import pytest
 
 from cadc_jax.data import raw
 from cadc_jax.data.readers import tabular
-from cadc_jax.data.readers.tabular import Columns, Content
+from cadc_jax.data.readers.tabular import ColumnNames, ContentFile
 from cadc_jax.errors import ConfigError, DataError
 
 DATA_DIR = Path(os.environ.get("CADC_DATA_DIR", "../shared/data"))
-IDS = Columns(user="user", item="item")
+IDS = ColumnNames(user="user", item="item")
 
 
 def has(folder: str):
@@ -35,7 +35,7 @@ def write(folder: Path, **texts: str) -> Path:
 
 
 def test_rows_are_read_by_the_names_of_their_columns(tmp_path):
-    columns = Columns(
+    columns = ColumnNames(
         *("user", "item", "click", "rating", "time"), dense=["price"], categorical=["city", "hour"]
     )
     text = (
@@ -43,7 +43,7 @@ def test_rows_are_read_by_the_names_of_their_columns(tmp_path):
         "4.5,7,20,100,1,9.99,Riga,5,x\n"
         "1,8,10,1.5e9,0,,,,y\n"
     )
-    table = tabular.read(write(tmp_path, train=text), "train.csv", columns)
+    table = tabular.read_rows(write(tmp_path, train=text), "train.csv", columns)
     assert table.user.tolist() == [7, 8] and table.user.dtype == np.int64
     assert table.item.tolist() == [20, 10] and table.item.dtype == np.int64
     assert table.label.tolist() == [1, 0] and table.label.dtype == np.float32
@@ -57,13 +57,15 @@ def test_rows_are_read_by_the_names_of_their_columns(tmp_path):
 
 
 def test_columns_that_are_not_named_are_none(tmp_path):
-    table = tabular.read(write(tmp_path, train="user,item\n1,2\n"), "train.csv", IDS)
+    table = tabular.read_rows(write(tmp_path, train="user,item\n1,2\n"), "train.csv", IDS)
     assert table.label is table.value is table.timestamp is None
     assert table.fold is table.negatives is table.users is table.items is None
 
 
 def test_identifiers_may_be_text(tmp_path):
-    table = tabular.read(write(tmp_path, train="user,item\nann,B01\nbob,B02\n"), "train.csv", IDS)
+    table = tabular.read_rows(
+        write(tmp_path, train="user,item\nann,B01\nbob,B02\n"), "train.csv", IDS
+    )
     assert table.user.tolist() == ["ann", "bob"] and table.user.dtype.kind == "U"
     assert table.item.tolist() == ["B01", "B02"]
 
@@ -71,7 +73,7 @@ def test_identifiers_may_be_text(tmp_path):
 @pytest.mark.parametrize("text", ["007", "0x10", "1.0", "9223372036854775808", "x"])
 def test_identifiers_are_text_if_one_is_not_written_as_a_plain_integer(tmp_path, text):
     write(tmp_path, train=f"user,item\n1,2\n{text},3\n")
-    assert tabular.read(tmp_path, "train.csv", IDS).user.tolist() == ["1", text]
+    assert tabular.read_rows(tmp_path, "train.csv", IDS).user.tolist() == ["1", text]
 
 
 def test_identifiers_have_one_type_in_all_files(tmp_path):
@@ -83,14 +85,14 @@ def test_identifiers_have_one_type_in_all_files(tmp_path):
         items="id,price\n2,5\n",
         users="id,age\n1,30\n",
     )
-    table = tabular.read(
+    table = tabular.read_rows(
         tmp_path,
         "train.csv",
         IDS,
         test="test.csv",
         negatives="negatives.csv",
-        users=Content("users.csv", dense=["age"]),
-        items=Content("items.csv", dense=["price"]),
+        users=ContentFile("users.csv", dense=["age"]),
+        items=ContentFile("items.csv", dense=["price"]),
     )
     assert table.item.tolist() == ["2", "x"]
     assert table.negatives.tolist() == [["3", "4"]]
@@ -109,19 +111,21 @@ def test_identifiers_have_one_type_in_all_files(tmp_path):
 def test_text_files_may_have_any_separator_and_be_compressed(tmp_path, name, separator, between):
     text = f"user{between}item\n1{between}2\n".encode()
     (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
-    table = tabular.read(tmp_path, name, Columns("user", "item", separator=separator))
+    table = tabular.read_rows(tmp_path, name, ColumnNames("user", "item", separator=separator))
     assert table.user.tolist() == [1] and table.item.tolist() == [2]
 
 
 def test_a_file_without_a_header_is_read_by_the_given_names(tmp_path):
     write(tmp_path, train="1,2\n3,4\n")
-    table = tabular.read(tmp_path, "train.csv", Columns("user", "item", header=["item", "user"]))
+    table = tabular.read_rows(
+        tmp_path, "train.csv", ColumnNames("user", "item", header=["item", "user"])
+    )
     assert table.user.tolist() == [2, 4] and table.item.tolist() == [1, 3]
 
 
 def test_a_byte_order_mark_windows_line_ends_blank_lines_and_quotes_do_not_matter(tmp_path):
     (tmp_path / "train.csv").write_bytes(b'\xef\xbb\xbfuser,item\r\n1,"a, b"\r\n\r\n2,c')
-    table = tabular.read(tmp_path, "train.csv", IDS)
+    table = tabular.read_rows(tmp_path, "train.csv", IDS)
     assert table.user.tolist() == [1, 2] and table.item.tolist() == ["a, b", "c"]
 
 
@@ -137,10 +141,10 @@ def test_parquet_gives_the_same_as_text(tmp_path):
         "hour": pa.array([5.0, None]),
     }
     pyarrow.parquet.write_table(pa.table(columns), tmp_path / "train.parquet")
-    names = Columns(
+    names = ColumnNames(
         *("user", "item", "click", "rating", "time"), dense=["price"], categorical=["hour"]
     )
-    table = tabular.read(tmp_path, "train.parquet", names)
+    table = tabular.read_rows(tmp_path, "train.parquet", names)
     assert table.user.tolist() == [7, 8] and table.user.dtype == np.int64
     assert table.item.tolist() == ["a", "b"]
     assert table.label.tolist() == [1, 0]
@@ -152,7 +156,7 @@ def test_parquet_gives_the_same_as_text(tmp_path):
 
 def test_several_train_files_are_read_one_after_the_other(tmp_path):
     write(tmp_path, b="user,item\n1,2\n", a="item,user\n4,3\n")
-    table = tabular.read(tmp_path, ["b.csv", "a.csv"], IDS)
+    table = tabular.read_rows(tmp_path, ["b.csv", "a.csv"], IDS)
     assert table.user.tolist() == [1, 3] and table.item.tolist() == [2, 4]
 
 
@@ -163,7 +167,7 @@ def test_files_for_validation_and_test_make_the_fold(tmp_path):
     write(
         tmp_path, train="user,item\n1,2\n1,3\n", valid="user,item\n1,4\n", test="user,item\n1,5\n"
     )
-    table = tabular.read(tmp_path, "train.csv", IDS, validation="valid.csv", test="test.csv")
+    table = tabular.read_rows(tmp_path, "train.csv", IDS, validation="valid.csv", test="test.csv")
     assert table.item.tolist() == [2, 3, 4, 5]
     assert table.fold.tolist() == [raw.TRAIN] * 2 + [raw.VALIDATION, raw.TEST]
     assert table.fold.dtype == np.int8
@@ -176,14 +180,18 @@ def test_negatives_are_in_the_order_of_the_test_rows(tmp_path):
         test="user,item\n3,5\n1,6\n3,7\n",
         negatives="user,a,b\n1,11,12\n2,21,22\n3,31,32\n",
     )
-    table = tabular.read(tmp_path, "train.csv", IDS, test="test.csv", negatives="negatives.csv")
+    table = tabular.read_rows(
+        tmp_path, "train.csv", IDS, test="test.csv", negatives="negatives.csv"
+    )
     assert table.negatives.tolist() == [[31, 32], [11, 12], [31, 32]]
 
 
 def test_content_has_ids_features_and_titles(tmp_path):
     write(tmp_path, train="user,item\n1,2\n", goods="name,sku,brand,price\nLamp,2,5,9.5\nPen,3,,\n")
-    content = Content("goods.csv", id="sku", dense=["price"], categorical=["brand"], title="name")
-    items = tabular.read(tmp_path, "train.csv", IDS, items=content).items
+    content = ContentFile(
+        "goods.csv", id="sku", dense=["price"], categorical=["brand"], title="name"
+    )
+    items = tabular.read_rows(tmp_path, "train.csv", IDS, items=content).items
     assert items.ids.tolist() == [2, 3]
     np.testing.assert_array_equal(items.dense["price"], np.array([9.5, np.nan], np.float32))
     assert items.categorical["brand"].tolist() == [5, -1]
@@ -192,8 +200,8 @@ def test_content_has_ids_features_and_titles(tmp_path):
 
 def test_content_may_have_sets_of_values(tmp_path):
     write(tmp_path, train="user,item\n1,2\n", goods="sku,moods\n2,dark|slow\n3,\n")
-    content = Content("goods.csv", id="sku", bags=["moods"])
-    items = tabular.read(tmp_path, "train.csv", IDS, items=content).items
+    content = ContentFile("goods.csv", id="sku", bags=["moods"])
+    items = tabular.read_rows(tmp_path, "train.csv", IDS, items=content).items
     assert items.bags["moods"].tolist() == ["dark|slow", ""]
 
 
@@ -201,8 +209,11 @@ def test_content_may_be_in_the_format_of_movielens_1m(tmp_path):
     write(tmp_path, train="user,item\n1,2\n")
     (tmp_path / "users.dat").write_text("1::F::25::3::55117\n")
     (tmp_path / "movies.dat").write_text("2::Heat (1995)::Action|Crime\n")
-    users, items = Content("users.dat", "movielens_1m"), Content("movies.dat", "movielens_1m")
-    table = tabular.read(tmp_path, "train.csv", IDS, users=users, items=items)
+    users, items = (
+        ContentFile("users.dat", "movielens_1m"),
+        ContentFile("movies.dat", "movielens_1m"),
+    )
+    table = tabular.read_rows(tmp_path, "train.csv", IDS, users=users, items=items)
     assert table.users.ids.tolist() == [1] and table.users.categorical["age"].tolist() == [25]
     assert table.items.ids.tolist() == [2] and table.items.dense["year"].tolist() == [1995]
 
@@ -210,9 +221,9 @@ def test_content_may_be_in_the_format_of_movielens_1m(tmp_path):
 # What is refused.
 
 
-def error_of(folder: Path, file: str = "train.csv", columns: Columns = IDS, **more) -> str:
+def error_of(folder: Path, file: str = "train.csv", columns: ColumnNames = IDS, **more) -> str:
     with pytest.raises(DataError) as error:
-        tabular.read(folder, file, columns, **more)
+        tabular.read_rows(folder, file, columns, **more)
     assert str(folder / file) in str(error.value) or more
     assert "\n" not in str(error.value)
     return str(error.value)
@@ -248,7 +259,7 @@ def test_a_column_that_is_there_twice_is_an_error(tmp_path):
     ],
 )
 def test_a_bad_value_is_an_error_with_file_line_and_column(tmp_path, column, text, what):
-    columns = Columns("user", "item", "click", "rating", "time", dense=["price"])
+    columns = ColumnNames("user", "item", "click", "rating", "time", dense=["price"])
     good = {"user": "1", "item": "2", "click": "1", "rating": "3", "time": "4", "price": "5"}
     lines = [",".join(good), *[",".join(good.values())] * 4]
     lines[3] = ",".join((good | {column: text}).values())
@@ -297,20 +308,24 @@ def test_a_test_user_needs_one_row_of_negatives(tmp_path, rows, count):
 def test_arguments_that_contradict_each_other_are_errors(tmp_path):
     write(tmp_path, train="user,item\n1,2\n")
     with pytest.raises(ConfigError, match="need a test file"):
-        tabular.read(tmp_path, "train.csv", IDS, negatives="negatives.csv")
+        tabular.read_rows(tmp_path, "train.csv", IDS, negatives="negatives.csv")
     with pytest.raises(ConfigError, match="needs a user"):
-        tabular.read(tmp_path, "train.csv", Columns(item="item"), users=Content("users.csv"))
+        tabular.read_rows(
+            tmp_path, "train.csv", ColumnNames(item="item"), users=ContentFile("users.csv")
+        )
     with pytest.raises(ConfigError, match="format 'xml' of items.xml"):
-        tabular.read(tmp_path, "train.csv", IDS, items=Content("items.xml", "xml"))
+        tabular.read_rows(tmp_path, "train.csv", IDS, items=ContentFile("items.xml", "xml"))
     with pytest.raises(ConfigError, match="'::': it must be a single character"):
-        tabular.read(tmp_path, "train.csv", Columns("user", "item", separator="::"))
+        tabular.read_rows(tmp_path, "train.csv", ColumnNames("user", "item", separator="::"))
     with pytest.raises(ConfigError, match="no column is named"):
-        tabular.read(tmp_path, "train.csv", Columns())
+        tabular.read_rows(tmp_path, "train.csv", ColumnNames())
 
 
 # Malformed rows that are put up with.
 
-FULL = Columns(*("user", "item", "click", "rating", "time"), dense=["price"], categorical=["city"])
+FULL = ColumnNames(
+    *("user", "item", "click", "rating", "time"), dense=["price"], categorical=["city"]
+)
 
 
 def test_malformed_rows_are_left_out_and_counted_by_line(tmp_path):
@@ -330,7 +345,7 @@ def test_malformed_rows_are_left_out_and_counted_by_line(tmp_path):
     ]
     # What is not UTF-8 in the first block makes a file binary.
     (tmp_path / "train.csv").write_bytes(b"\r\n".join(lines[:10]))
-    table = tabular.read(tmp_path, "train.csv", IDS, max_malformed=0.5)
+    table = tabular.read_rows(tmp_path, "train.csv", IDS, max_malformed=0.5)
     assert table.user.tolist() == [1, 2, 3, 6]
     assert table.item.tolist() == ["a", "c", "d", 'f "6"']
     assert table.report.rows == 4 and table.report.malformed == 3
@@ -342,7 +357,7 @@ def test_malformed_rows_are_left_out_and_counted_by_line(tmp_path):
     )
     rows = b"0,z,\n" * (1 << 18)  # more than is looked at when the file is opened
     (tmp_path / "train.csv").write_bytes(lines[0] + b"\n" + rows + b"\n".join(lines[10:]))
-    source = tabular.source(tmp_path, "train.csv", IDS, block_bytes=1 << 20)
+    source = tabular.open_rows(tmp_path, "train.csv", IDS, block_bytes=1 << 20)
     report = raw.collect(source, max_malformed=0.5).report
     assert report.rows == 1 << 18
     assert report.examples == (
@@ -370,7 +385,7 @@ def test_values_that_would_do_harm_later_are_malformed(tmp_path, column, text):
     rows = [good, good | {column: text}, good]
     lines = [",".join(good), *(",".join(map(str, row.values())) for row in rows)]
     write(tmp_path, train="\n".join([*lines, ""]))
-    [part] = tabular.source(tmp_path, "train.csv", FULL).parts
+    [part] = tabular.open_rows(tmp_path, "train.csv", FULL).parts
     [chunk] = [task.decode() for task in part()]
     assert chunk.report.rows == len(chunk.rows) == 2 and chunk.report.malformed == 1
     assert chunk.report.examples[0].startswith(f"{tmp_path / 'train.csv'}:3: {column}: ")
@@ -381,7 +396,7 @@ def test_values_that_would_do_harm_later_are_malformed(tmp_path, column, text):
 
 def test_text_of_a_thousand_characters_is_a_value(tmp_path):
     write(tmp_path, train=f"user,item\n{'u' * 1000},2\n")
-    assert tabular.read(tmp_path, "train.csv", IDS).user.tolist() == ["u" * 1000]
+    assert tabular.read_rows(tmp_path, "train.csv", IDS).user.tolist() == ["u" * 1000]
 
 
 def test_malformed_values_of_a_parquet_file_are_left_out(tmp_path):
@@ -393,8 +408,8 @@ def test_malformed_values_of_a_parquet_file_are_left_out(tmp_path):
         }
     )
     pyarrow.parquet.write_table(table, tmp_path / "train.parquet", row_group_size=2)
-    columns = Columns("user", "item", "click")
-    table = tabular.read(tmp_path, "train.parquet", columns, max_malformed=0.9)
+    columns = ColumnNames("user", "item", "click")
+    table = tabular.read_rows(tmp_path, "train.parquet", columns, max_malformed=0.9)
     assert table.user.tolist() == ["a", "d"] and table.item.tolist() == [str(2**63), "7"]
     where = f"{tmp_path / 'train.parquet'}: row "
     assert table.report.examples == (
@@ -412,14 +427,14 @@ def test_negatives_belong_to_the_test_rows_that_are_left(tmp_path):
         negatives="user,a,b\n1,11,x\n3,31,32\n",
     )
     more = {"test": "test.csv", "negatives": "negatives.csv", "max_malformed": 0.5}
-    table = tabular.read(tmp_path, "train.csv", IDS, **more)
+    table = tabular.read_rows(tmp_path, "train.csv", IDS, **more)
     assert table.item.tolist() == ["2", "5", "7"]
     assert table.negatives.tolist() == [["31", "32"], ["11", "x"]]
 
 
 def test_a_malformed_row_of_content_is_an_error(tmp_path):
     write(tmp_path, train="user,item\n1,2\n", goods="id,price\n2,5\n3,cheap\n")
-    goods = Content("goods.csv", dense=["price"])
+    goods = ContentFile("goods.csv", dense=["price"])
     message = error_of(tmp_path, items=goods, max_malformed=1.0)
     assert message.endswith("goods.csv:3: price: 'cheap' is not a number; mend or remove the row")
 
@@ -431,7 +446,7 @@ def test_a_malformed_row_of_content_is_an_error(tmp_path):
 def test_rows_and_their_lines_do_not_depend_on_the_blocks(tmp_path, block_bytes):
     rows = ["\ufeff2,c", '1,"a\n\nb"', "", '"3","d ""e"', "4", '5 "x",f', ',"\n"', "6,g"] * 5
     (tmp_path / "train.csv").write_text("user,item\n" + "\n".join(rows))
-    source = tabular.source(tmp_path, "train.csv", IDS, block_bytes=block_bytes)
+    source = tabular.open_rows(tmp_path, "train.csv", IDS, block_bytes=block_bytes)
     tasks = [task for part in source.parts for task in part()]
     assert (len(tasks) > 3) == (block_bytes < 100)
     assert sum(task.consumed for task in tasks) == source.size
@@ -445,7 +460,7 @@ def test_rows_and_their_lines_do_not_depend_on_the_blocks(tmp_path, block_bytes)
 @pytest.mark.parametrize("more", [0, 100])
 def test_a_quote_that_is_never_closed_is_an_error_with_the_line_of_its_row(tmp_path, more):
     write(tmp_path, train="user,item\n1,2\n\n3,'\"'\n3,\"b\n" + "4,c\n" * more)
-    source = tabular.source(tmp_path, "train.csv", IDS, block_bytes=64)
+    source = tabular.open_rows(tmp_path, "train.csv", IDS, block_bytes=64)
     with pytest.raises(DataError, match="train.csv:5: a quoted field of this row has no end"):
         raw.collect(source)
 
@@ -453,7 +468,7 @@ def test_a_quote_that_is_never_closed_is_an_error_with_the_line_of_its_row(tmp_p
 def test_a_row_group_of_a_parquet_file_is_a_chunk(tmp_path):
     table = pa.table({"user": list(range(10)), "item": [f"i{i}" for i in range(10)]})
     pyarrow.parquet.write_table(table, tmp_path / "train.parquet", row_group_size=4)
-    source = tabular.source(tmp_path, "train.parquet", IDS, validation="train.parquet")
+    source = tabular.open_rows(tmp_path, "train.parquet", IDS, validation="train.parquet")
     tasks = [list(part()) for part in source.parts]
     assert [[len(task.decode().rows) for task in part] for part in tasks] == [[4, 4, 2]] * 2
     assert sum(task.consumed for part in tasks for task in part) == source.size
@@ -465,14 +480,16 @@ def test_a_row_group_of_a_parquet_file_is_a_chunk(tmp_path):
 def test_ids_have_one_type_in_text_and_parquet(tmp_path):
     pyarrow.parquet.write_table(pa.table({"user": [7], "item": [8]}), tmp_path / "a.parquet")
     write(tmp_path, b="user,item\n9,x\n")
-    table = tabular.read(tmp_path, ["a.parquet", "b.csv"], IDS)
+    table = tabular.read_rows(tmp_path, ["a.parquet", "b.csv"], IDS)
     assert table.user.tolist() == [7, 9] and table.item.tolist() == ["8", "x"]
 
 
 def test_a_column_may_be_several_things(tmp_path):
     write(tmp_path, train="user,item,stars\n1,2,5\n")
-    columns = Columns("user", "item", value="stars", dense=["stars"], categorical=["stars", "item"])
-    table = tabular.read(tmp_path, "train.csv", columns)
+    columns = ColumnNames(
+        "user", "item", value="stars", dense=["stars"], categorical=["stars", "item"]
+    )
+    table = tabular.read_rows(tmp_path, "train.csv", columns)
     assert table.value.tolist() == table.dense["stars"].tolist() == [5]
     assert table.categorical["stars"].tolist() == [5] and table.categorical["item"].tolist() == [2]
 
@@ -485,7 +502,7 @@ def test_a_parquet_column_of_lists_is_an_error(tmp_path):
 
 def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path):
     write(tmp_path, train="user,item\n1,2\n", goods="id\n2\n")
-    source = tabular.source(tmp_path, "train.csv", IDS, items=Content("goods.csv"))
+    source = tabular.open_rows(tmp_path, "train.csv", IDS, items=ContentFile("goods.csv"))
     source.confirm()
     write(tmp_path, goods="id\n2\n3\n")
     with pytest.raises(DataError, match="goods.csv: the file changed"):
@@ -498,13 +515,13 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path):
 @has("ml-1m-implicit")
 def test_the_real_ncf_split_is_read_with_its_negatives_and_content():
     content = {
-        "users": Content("users.dat", "movielens_1m"),
-        "items": Content("movies.dat", "movielens_1m"),
+        "users": ContentFile("users.dat", "movielens_1m"),
+        "items": ContentFile("movies.dat", "movielens_1m"),
     }
-    table = tabular.read(
+    table = tabular.read_rows(
         DATA_DIR / "ml-1m-implicit",
         "train.csv.gz",
-        Columns("user_id", "item_id"),
+        ColumnNames("user_id", "item_id"),
         test="test.csv",
         negatives="test_negatives.csv.gz",
         **content,
@@ -519,8 +536,8 @@ def test_the_real_ncf_split_is_read_with_its_negatives_and_content():
 
 @has("epinions")
 def test_the_real_epinions_has_the_published_counts():
-    table = tabular.read(
-        DATA_DIR / "epinions", "interactions.csv.gz", Columns("user_id", "item_id")
+    table = tabular.read_rows(
+        DATA_DIR / "epinions", "interactions.csv.gz", ColumnNames("user_id", "item_id")
     )
     assert table.report.rows == 664_823
     assert len(np.unique(table.user)) == 40_163 and len(np.unique(table.item)) == 139_738

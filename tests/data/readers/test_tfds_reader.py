@@ -14,7 +14,7 @@ from cadc_jax.configuration import default_config
 from cadc_jax.data import prepare, raw
 from cadc_jax.data.raw import TEST, TRAIN
 from cadc_jax.data.readers import registry, tfds_reader
-from cadc_jax.data.readers.tabular import Columns
+from cadc_jax.data.readers.tabular import ColumnNames
 from cadc_jax.data.table import open_table
 from cadc_jax.errors import ConfigError, DataError
 
@@ -155,7 +155,7 @@ def test_movielens_is_read_as_tfds_prepares_it(tmp_path):
 
 # As a source of rows.
 
-COLUMNS = Columns(
+COLUMNS = ColumnNames(
     user="user_id",
     item="gender",
     label="liked",
@@ -165,7 +165,7 @@ COLUMNS = Columns(
 
 
 def test_rows_become_chunks_by_the_names_of_their_columns(data_dir):
-    source = tfds_reader.source(NAME, {TRAIN: "train"}, COLUMNS, data_dir)
+    source = tfds_reader.open_splits(NAME, {TRAIN: "train"}, COLUMNS, data_dir)
     table = raw.collect(source)
     expected = read(data_dir)
     assert table.report.rows == source.size == ROWS and table.fold is None
@@ -178,14 +178,14 @@ def test_rows_become_chunks_by_the_names_of_their_columns(data_dir):
 
 def test_splits_of_the_data_set_may_be_the_split_of_the_rows(data_dir):
     splits = {TRAIN: "train[:50%]+train[50%:80%]", TEST: "train[80%:]"}
-    table = raw.collect(tfds_reader.source(NAME, splits, COLUMNS, data_dir))
+    table = raw.collect(tfds_reader.open_splits(NAME, splits, COLUMNS, data_dir))
     assert np.bincount(table.fold).tolist() == [80, 0, 20]
     np.testing.assert_array_equal(table.user, read(data_dir)["user_id"])
 
 
 def test_a_label_out_of_range_is_a_malformed_row(data_dir):
-    columns = Columns(user="user_id", item="gender", label="user_rating")
-    source = tfds_reader.source(NAME, {TRAIN: "train"}, columns, data_dir)
+    columns = ColumnNames(user="user_id", item="gender", label="user_rating")
+    source = tfds_reader.open_splits(NAME, {TRAIN: "train"}, columns, data_dir)
     table = raw.collect(source, max_malformed=1.0)
     wrong = ~np.isin(read(data_dir)["user_rating"], (0, 1))
     assert table.report.malformed == wrong.sum() == ROWS - 2
@@ -212,9 +212,9 @@ def test_movielens_as_tfds_prepares_it_becomes_a_table_by_configuration_alone(tm
         user="user_id", item="movie_id", value="user_rating", timestamp="timestamp"
     )
     data = config.data.to_dict()
-    source = registry.open_source("tfds", tmp_path / "tfds", data)
+    source = registry.open_raw_data("tfds", tmp_path / "tfds", data)
     prepared = prepare.PrepareConfig("ranking", "leave_one_out")
-    facts = prepare.write(tmp_path / "table", source, prepared)
+    facts = prepare.write_table(tmp_path / "table", source, prepared)
     assert facts["rows"] == {"train": 100_836 - 2 * 610, "validation": 610, "test": 610}
     assert facts["num_users"] == 610
     assert open_table(tmp_path / "table").splits["test"]["negatives"].shape == (610, 99)

@@ -34,7 +34,7 @@ def logs(tmp_path: Path) -> Path:
 
 
 def assert_rows_are_those_of(tmp_path: Path, config: str, split: str, log: Path) -> None:
-    table = criteo.read([log])
+    table = criteo.read_logs([log])
     chunks = list(tfds_reader.read_chunks(f"criteo_clicks/{config}", split, str(tmp_path / "tfds")))
     found = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
     assert set(found) == set(criteo.FIELDS)
@@ -53,7 +53,7 @@ def test_rows_are_those_of_the_reader_in_order(tmp_path, monkeypatch):
     assert builder.info.splits["train"].num_shards == 3
     assert_rows_are_those_of(tmp_path, "kaggle", "train", log)
     first = next(builder.as_dataset("train").as_numpy_iterator())
-    assert first["label"] == criteo.read([log]).label[0]
+    assert first["label"] == criteo.read_logs([log]).label[0]
 
 
 @pytest.mark.parametrize("name", ["train.txt", "head_8k.txt.gz"])

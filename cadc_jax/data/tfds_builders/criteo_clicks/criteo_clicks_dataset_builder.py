@@ -110,7 +110,7 @@ def _find(folder: epath.Path, name: str) -> epath.Path:
 def _rows(path: epath.Path) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     """Yields (number of its first row, name -> [n] values) of successive chunks of a log."""
     start = 0
-    source = criteo.source([os.fspath(path)])
+    source = criteo.open_logs([os.fspath(path)])
     for task in itertools.chain.from_iterable(part() for part in source.parts):
         chunk = task.decode()
         if chunk.report.malformed:
