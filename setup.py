@@ -1,16 +1,14 @@
 """Packaging of cadc_jax."""
 
 import pathlib
-import re
 
 import setuptools
 
 ROOT = pathlib.Path(__file__).parent
-VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "cadc_jax/__init__.py").read_text()).group(1)
 
 setuptools.setup(
     name="cadc-jax",
-    version=VERSION,
+    version="0.1.0",
     description="Collaborative-aware compression of recommendation training data, in JAX",
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
@@ -52,5 +50,5 @@ setuptools.setup(
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
         "bench": ["implicit==0.7.3", "cmfrec>=3.5", "polars>=1.0", "torch==2.13.0"],
     },
-    entry_points={"console_scripts": ["cadc = cadc_jax.main:run"]},
+    entry_points={"console_scripts": ["cadc = cadc_jax.main:run_program"]},
 )

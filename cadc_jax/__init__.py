@@ -1,10 +1,11 @@
 """Collaborative-aware compression of recommendation training data, in JAX (arXiv 2407.08108).
 
-The names below are the public ones; each is imported when it is first used. See `library` for how
-they go together.
+The names below are the public ones. Each is imported when it is first used. `library` shows how
+they work together.
 """
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what tools see that do not run this
@@ -27,7 +28,6 @@ if TYPE_CHECKING:  # what tools see that do not run this
     from cadc_jax.sharding import make_mesh as make_mesh
     from cadc_jax.training.step import TrainConfig as TrainConfig
 
-__version__ = "0.1.0"
 
 _PLACES = {
     "library": ("factorize", "sample", "train", "score", "recommend", "load", "Model"),
@@ -47,11 +47,21 @@ __all__ = [*_MODULE_OF, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name in _MODULE_OF:
         return getattr(importlib.import_module(f"cadc_jax.{_MODULE_OF[name]}"), name)
     if name in _MODULES:
         return importlib.import_module(f"cadc_jax.{_MODULES[name]}")
     raise AttributeError(f"module 'cadc_jax' has no attribute '{name}'")
+
+
+def _version() -> str:
+    """The installed version; of a checkout that is on the path, but not installed, 'unknown'."""
+    try:
+        return importlib.metadata.version("cadc-jax")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def __dir__() -> list[str]:

@@ -1,73 +1,37 @@
-"""The configuration of a run: its defaults, its checks, and what the stages are given of it.
+"""The configuration of a run: its defaults, its checks, and the settings of each part.
 
-`ConfigDict`s end here: all code below `experiment` takes plain arguments or its own dataclass.
+All code below `run` takes plain arguments or its own dataclass, not a `ConfigDict`.
 """
 
 import dataclasses
 import os
 import pathlib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from cadc_jax import sparse_optimizers
-from cadc_jax.cost import Sizes
-from cadc_jax.data import splits
 from cadc_jax.data.prepare import PrepareConfig
-from cadc_jax.data.readers import criteo
-from cadc_jax.errors import ConfigError
+from cadc_jax.errors import ConfigError, check_at_least, check_choice
+from cadc_jax.evaluation.evaluate import EvaluationConfig
 from cadc_jax.factorization.als import ALSConfig
 from cadc_jax.factorization.sgd import SGDConfig
 from cadc_jax.models.dcn import DCN
 from cadc_jax.models.dlrm import DLRM
 from cadc_jax.models.two_tower import TwoTower
+from cadc_jax.run.arms import TRAINED
+from cadc_jax.runtime.checkpoints import CheckpointConfig
+from cadc_jax.training.placement import DeviceConfig
 from cadc_jax.training.step import TrainConfig
 
 SOURCES = ("criteo", "movielens", "tabular", "tfds")
-TASKS = ("click", "ranking")
-ARMS = ("full", "sample", "cadc_frozen", "cadc_trainable")
-MODELS = {"dlrm": DLRM, "dcn": DCN, "two_tower": TwoTower}
-FACTOR_ROWS = ("all", "unsampled")
-RANKINGS = ("sampled", "full")
-METHODS = {"als": ALSConfig, "sgd": SGDConfig}
-# The least that numbers and the sizes of layers may be; METHODS check their own.
-LEAST = {
-    "data.min_count": 0,
-    "data.num_negatives": 0,
-    "data.max_malformed": 0,
-    "data.max_vocabulary": 0,
-    "data.block_bytes": 1,
-    "data.synthetic_rows": 0,
-    "train.batch_rows": 1,
-    "train.negatives": 0,
-    "train.learning_rate": 0,
-    "train.table_learning_rate": 0,
-    "train.l2": 0,
-    "train.clip_norm": 0,
-    "train.warmup_steps": 0,
-    "train.decay_steps": 0,
-    "train.microbatch_rows": 0,
-    "train.steps_per_call": 1,
-    "train.max_evaluations": 1,
-    "train.evaluation_steps": 1,
-    "train.patience": 1,
-    "dlrm.embedding_dim": 1,
-    "dlrm.bottom": 1,
-    "dlrm.top": 1,
-    "dcn.cross_layers": 0,
-    "dcn.rank": 0,
-    "dcn.top": 1,
-    "two_tower.hidden": 1,
-    "two_tower.gate": 0,
-    "devices.model": 1,
-    "devices.table_bytes": 0,
-    "checkpoints.seconds": 0,  # inf saves at signals only
-    "checkpoints.keep": 2,
-    "evaluation.k": 1,
-    "evaluation.max_users": 0,
+MODELS: Mapping[str, type[DLRM] | type[DCN] | type[TwoTower]] = {
+    "dlrm": DLRM,
+    "dcn": DCN,
+    "two_tower": TwoTower,
 }
-BELOW_1 = ("train.label_smoothing", "dlrm.dropout", "dcn.dropout", "two_tower.dropout")
+FACTOR_ROWS = ("all", "unsampled")
+METHODS: Mapping[str, type[ALSConfig] | type[SGDConfig]] = {"als": ALSConfig, "sgd": SGDConfig}
 
 
 def default_config() -> ConfigDict:
@@ -77,7 +41,7 @@ def default_config() -> ConfigDict:
     config.seed = 0  # of everything random
     config.rate = 0.1  # share of the training rows that the sample keeps, in (0, 1]
     config.models = ("two_tower",)  # of 'dlrm', 'dcn' and 'two_tower'
-    config.arms = ARMS  # what to compare
+    config.arms = tuple(TRAINED)  # what to compare
 
     data = config.data = ConfigDict()
     data.source = "tabular"  # 'criteo', 'movielens', 'tabular' or 'tfds'
@@ -104,7 +68,7 @@ def default_config() -> ConfigDict:
     data.validation_file = ""
     data.test_file = ""
     data.negatives_file = ""  # tabular: items to rank each test row's item against
-    data.columns = ConfigDict(  # tabular, tfds: what the columns are; see data/tabular.py
+    data.columns = ConfigDict(  # tabular, tfds: what the columns are; see data/readers/tabular.py
         dict(
             user="user_id",
             item="item_id",
@@ -143,29 +107,19 @@ def default_config() -> ConfigDict:
     config.dcn = ConfigDict(_fields_of(DCN))
     config.two_tower = ConfigDict(_fields_of(TwoTower))
 
-    config.devices = ConfigDict()
-    config.devices.model = 1  # devices over which large tables may be split; a divisor of all
-    config.devices.table_bytes = float("inf")  # memory of a device for tables and their state
-    config.checkpoints = ConfigDict()
-    config.checkpoints.seconds = (
-        300.0  # between saves; 0: at every chance; inf: none but at signals
-    )
-    config.checkpoints.keep = 2  # of each stage under way; at least 2, should one be damaged
+    config.devices = ConfigDict(_fields_of(DeviceConfig))
+    config.checkpoints = ConfigDict(_fields_of(CheckpointConfig))
+    config.evaluation = ConfigDict(_fields_of(EvaluationConfig))
     config.log = ConfigDict()
     config.log.tensorboard = False  # write scalars of training to <workdir>/logs
     config.log.profile = False  # write a jax.profiler trace of one interval of steps there
-
-    config.evaluation = ConfigDict()
-    config.evaluation.k = 10  # cut-off of HR@k and NDCG@k
-    config.evaluation.max_users = 0  # users of the full ranking, drawn at random; 0 for all
-    # Ranking of the validation items by which the best step is chosen: 'sampled', among
-    # data.num_negatives others, which favours popular items, or 'full', among all.
-    config.evaluation.ranking = "sampled"
     return config.lock()
 
 
 def validate(config: ConfigDict) -> None:
-    """Checks what can be checked before any work.
+    """Checks everything that can be checked before any work.
+
+    Each section checks its own fields when it is made; here is what concerns several of them.
 
     Raises:
       ConfigError: naming the field, its value and what it may be.
@@ -175,43 +129,43 @@ def validate(config: ConfigDict) -> None:
             f"rate={config.rate}: must be above 0 and at most 1, the share of training rows to "
             "keep (0.1 keeps 10 %)"
         )
-    _one_of("data.source", config.data.source, SOURCES)
-    _one_of("data.task", config.data.task, TASKS)
-    _one_of("data.split", config.data.split, splits.RULES)
-    _one_of("factorization", config.factorization, METHODS)
-    _one_of("factor_rows", config.factor_rows, FACTOR_ROWS)
-    _one_of("evaluation.ranking", config.evaluation.ranking, RANKINGS)
+    check_choice("data.source", config.data.source, SOURCES)
+    check_at_least("data.block_bytes", config.data.block_bytes, 1)
+    check_at_least("data.synthetic_rows", config.data.synthetic_rows, 0)
+    check_choice("factorization", config.factorization, METHODS)
+    check_choice("factor_rows", config.factor_rows, FACTOR_ROWS)
     if config.factor_rows == "unsampled" and config.rate == 1:
         raise ConfigError("factor_rows='unsampled': rate=1 leaves no such row; lower the rate")
-    for name, allowed in (("models", MODELS), ("arms", ARMS)):
+    for name, allowed in (("models", MODELS), ("arms", TRAINED)):
         if isinstance(config[name], str):
             raise ConfigError(
                 f"{name}={config[name]!r}: write a tuple, such as ('{config[name]}',)"
             )
         for value in config[name]:
-            _one_of(name, value, allowed)
-    _one_of("train.loss", config.train.loss, ("bce", "softmax", "in_batch"))
-    _one_of("train.table_optimizer", config.train.table_optimizer, sparse_optimizers.OPTIMIZERS)
-    for field in ("compute_dtype", "table_dtype"):
-        _one_of(f"train.{field}", config.train[field], ("float32", "bfloat16"))
-    for field, least in LEAST.items():
-        value = _at(config, field)
-        if not all(x >= least for x in (value if isinstance(value, tuple) else (value,))):
-            raise ConfigError(f"{field}={value}: must be at least {least}")
-    for field in BELOW_1:
-        if not 0 <= _at(config, field) < 1:
-            raise ConfigError(f"{field}={_at(config, field)}: must be in [0, 1)")
-    ranking = config.data.task == "ranking"
-    loss = config.train.loss
+            check_choice(name, value, allowed)
+    prepare_config(config)
+    factorization_config(config)
+    train_config(config)
+    for name in MODELS:
+        make_model(config, name)
+    evaluation_config(config)
+    checkpoint_config(config)
+    device_config(config)
+    _check_task(config)
+
+
+def _check_task(config: ConfigDict) -> None:
+    """Raises ConfigError if the loss, the negatives or the source do not go with the task."""
+    ranking, loss = config.data.task == "ranking", config.train.loss
     if loss != "bce" and not ranking:
         raise ConfigError(f"train.loss={loss!r} needs the ranking task; use 'bce' for labels")
     if (ranking and loss != "in_batch") != (config.train.negatives > 0):
         if loss == "in_batch":
             why = "the loss 'in_batch' takes its negatives from the batch; set it to 0"
+        elif ranking:
+            why = "the ranking task needs at least 1"
         else:
-            why = (
-                "the ranking task needs at least 1" if ranking else "rows have labels; set it to 0"
-            )
+            why = "rows have labels; set it to 0"
         raise ConfigError(f"train.negatives={config.train.negatives}: {why}")
     if loss == "in_batch" and (set(config.models) != {"two_tower"} or config.train.microbatch_rows):
         raise ConfigError(
@@ -222,28 +176,38 @@ def validate(config: ConfigDict) -> None:
         raise ConfigError("rows with labels (data.columns.label, criteo) need data.task='click'")
     if not ranking and config.data.source == "movielens":
         raise ConfigError("data.source='movielens' has no labels: it needs data.task='ranking'")
-    factorization_config(config)
 
 
 def prepare_config(config: ConfigDict) -> PrepareConfig:
-    """What `prepare` is given."""
+    """Settings of `prepare`."""
     names = {field.name for field in dataclasses.fields(PrepareConfig)} - {"seed"}
     settings = {name: config.data[name] for name in names}
     return PrepareConfig(**settings, seed=config.seed)
 
 
+def factorization_config(config: ConfigDict) -> ALSConfig | SGDConfig:
+    """Settings of the factorisation."""
+    return METHODS[config.factorization](**config[config.factorization])
+
+
 def train_config(config: ConfigDict) -> TrainConfig:
-    """What training is given."""
+    """Settings of training."""
     return TrainConfig(**config.train)
 
 
-def factorization_config(config: ConfigDict) -> ALSConfig | SGDConfig:
-    """What the factorisation is given.
+def evaluation_config(config: ConfigDict) -> EvaluationConfig:
+    """Settings of the evaluation of rankings."""
+    return EvaluationConfig(**config.evaluation)
 
-    Raises:
-      ConfigError: if a value is outside its range.
-    """
-    return METHODS[config.factorization](**config[config.factorization])
+
+def checkpoint_config(config: ConfigDict) -> CheckpointConfig:
+    """Settings of checkpoints."""
+    return CheckpointConfig(**config.checkpoints)
+
+
+def device_config(config: ConfigDict) -> DeviceConfig:
+    """Settings of the placement of tables on devices."""
+    return DeviceConfig(**config.devices)
 
 
 def make_model(config: ConfigDict, name: str) -> DLRM | DCN | TwoTower:
@@ -251,72 +215,19 @@ def make_model(config: ConfigDict, name: str) -> DLRM | DCN | TwoTower:
     return MODELS[name](**config[name])
 
 
-def sizes(config: ConfigDict, given: Mapping[str, int]) -> Sizes:
-    """The sizes of data that are not prepared yet, for `cost`; at most these, where columns hash.
-
-    Args:
-      config: says which columns there are, and bounds their values by `data.max_vocabulary`.
-      given: `rows`, `num_users`, `num_items` and `feature_rows`, or some of them.
-
-    Raises:
-      ConfigError: naming the sizes that are not known.
-    """
-    data = config.data
-    criteo_columns = data.source == "criteo"
-    contents = (data.user_content, data.item_content)
-    if data.source == "movielens" or any(c.file and c.format != "table" for c in contents):
-        raise ConfigError(
-            "the columns of this data are known once it is read: run with --stage=prepare first"
-        )
-    dense = len(criteo.DENSE if criteo_columns else data.columns.dense)
-    categorical = len(criteo.CATEGORICAL if criteo_columns else data.columns.categorical)
-    # A column that alone is the user or the item is no feature as well.
-    categorical -= sum(len(names) == 1 for names in (data.user_features, data.item_features))
-    user, item = ((len(c.dense), len(c.categorical)) for c in contents)
-    columns = user[1] + categorical + item[1]
-    known = {} if columns else {"feature_rows": 0}
-    if data.max_vocabulary:
-        most = data.max_vocabulary + 1  # id 0 is 'out of vocabulary'
-        known = {"feature_rows": columns * most}
-        known |= {"num_users": most, "num_items": most} if data.task == "click" else {}
-    known |= given
-    names = ("rows", "num_users", "num_items", "feature_rows")
-    if missing := [f"--{name}=N" for name in names if name not in known]:
-        raise ConfigError(
-            f"sizes of the data are not known: give {', '.join(missing)}, or run with "
-            "--stage=prepare first"
-        )
-    return Sizes(
-        task=data.task,
-        rows=known["rows"],
-        num_users=known["num_users"],
-        num_items=known["num_items"],
-        feature_rows=known["feature_rows"],
-        dense=(user[0], dense, item[0]),
-        categorical=(user[1], categorical, item[1]),
-        entries=known["rows"],
-    )
-
-
 def raw_path(config: ConfigDict) -> pathlib.Path:
     """The raw file or folder: `data.path`, or `data.folder` inside $CADC_DATA_DIR."""
     if config.data.path:
         return pathlib.Path(config.data.path).expanduser()
-    return pathlib.Path(os.environ.get("CADC_DATA_DIR", "../shared/data")) / config.data.folder
+    return data_folder() / config.data.folder
+
+
+def data_folder() -> pathlib.Path:
+    """The folder of raw data sets: $CADC_DATA_DIR, or `data` in the current folder."""
+    return pathlib.Path(os.environ.get("CADC_DATA_DIR", "data"))
 
 
 def _fields_of(cls: type) -> dict[str, Any]:
-    """Defaults of a dataclass' own fields (flax modules add 'parent' and 'name')."""
+    """Defaults of a dataclass' own fields; flax modules have 'parent' and 'name' besides."""
     fields = [field for field in dataclasses.fields(cls) if field.name not in ("parent", "name")]
     return {field.name: field.default for field in fields}
-
-
-def _at(config: ConfigDict, field: str) -> Any:
-    """The value of a field, such as 'train.l2'."""
-    section, name = field.split(".")
-    return config[section][name]
-
-
-def _one_of(field: str, value: str, allowed: Collection[str]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{field}={value!r}: must be one of {', '.join(allowed)}")

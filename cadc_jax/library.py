@@ -19,9 +19,8 @@ negative. Everything is deterministic in `seed`.
 """
 
 import dataclasses
-import functools
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,19 +30,24 @@ from flax import linen as nn
 
 from cadc_jax import sharding
 from cadc_jax.data import negatives, sampling
-from cadc_jax.data.table import Table, open_table, read_columns
-from cadc_jax.errors import ConfigError
-from cadc_jax.evaluation import evaluate
-from cadc_jax.factorization import als, sgd
+from cadc_jax.data.negatives import NegativeSampling
+from cadc_jax.data.table import Columns, Table, open_table, read_columns
+from cadc_jax.errors import ConfigError, check_choice
+from cadc_jax.evaluation import evaluate, scorers
+from cadc_jax.evaluation.ranking import SeenItems
+from cadc_jax.evaluation.scorers import Scorer
+from cadc_jax.factorization import als, sgd, topk
 from cadc_jax.factorization.factors import Factors, dot_tables
 from cadc_jax.factorization.interactions import Interactions
 from cadc_jax.models.embeddings import Content, Tables, pair_batch, stacked_offsets
 from cadc_jax.run import compressed
-from cadc_jax.training import loop, step
+from cadc_jax.run.arms import FACTOR_TABLES
+from cadc_jax.training import assemble
+from cadc_jax.training.assemble import EmbeddingStart, TrainingData
+from cadc_jax.training.step import TrainConfig
 
 EMBEDDINGS = ("frozen", "trainable", "random")
 NUM_NEGATIVES = 99  # of each validation row
-Rows = Mapping[str, np.ndarray]
 Pairs = tuple[np.ndarray, np.ndarray]
 
 
@@ -121,7 +125,8 @@ def factorize(
         return als.fit(matrix, config, key, mesh=sharding.make_mesh())[0]
     if value is not None:
         raise ConfigError("logistic SGD takes labels: values go with an ALSConfig")
-    return sgd.fit(user, item, num_users, num_items, config, key, label)[0]
+    rows = sgd.TrainingRows(np.asarray(user), np.asarray(item), num_users, num_items, label)
+    return sgd.fit(rows, config, key)[0]
 
 
 def sample(num_rows: int, rate: float, seed: int = 0) -> np.ndarray:
@@ -135,9 +140,9 @@ def sample(num_rows: int, rate: float, seed: int = 0) -> np.ndarray:
 
 def train(
     network: nn.Module,
-    rows: Rows,
-    validation: Rows,
-    config: step.TrainConfig,
+    rows: Columns,
+    validation: Columns,
+    config: TrainConfig,
     *,
     factors: Factors | None = None,
     embeddings: str = "frozen",
@@ -177,16 +182,10 @@ def train(
       ConfigError: if the arguments contradict each other.
       TrainingError: if the loss or the validation result is not finite.
     """
-    if embeddings not in EMBEDDINGS:
-        raise ConfigError(f"embeddings={embeddings!r}: must be one of {', '.join(EMBEDDINGS)}")
-    given = None
-    if embeddings != "random":
-        if factors is None:
-            raise ConfigError(f"embeddings={embeddings!r} needs factors; see `factorize`")
-        user, item = map(np.asarray, dot_tables(factors))
-        given = user, item
-        num_users, num_items = len(user), len(item)
-    elif factors is not None:
+    check_choice("embeddings", embeddings, EMBEDDINGS)
+    if embeddings != "random" and factors is None:
+        raise ConfigError(f"embeddings={embeddings!r} needs factors; see `factorize`")
+    if factors is not None:
         num_users, num_items = len(factors.user), len(factors.item)
     if not (num_users and num_items):
         raise ConfigError("without factors num_users and num_items have to be given")
@@ -195,51 +194,48 @@ def train(
         why = "rows with labels have theirs" if clicks else "rows without labels need some"
         raise ConfigError(f"negatives={config.negatives}: {why}")
     rows, validation = _whole(rows), _whole(validation)
-    content = content or _no_content(num_users, num_items, vocabulary_sizes)
-    from cadc_jax.data import pipeline  # imports TensorFlow, which the rest does without
-
     sampler = None
     if not clicks:
-        known = known or (rows["user"], rows["item"])
-        keys = _pair_keys(known, num_items)
-        sampler = pipeline.NegativeSampling(config.negatives, keys, num_items)
+        keys = _pair_keys(known or (rows["user"], rows["item"]), num_items)
+        sampler = NegativeSampling(config.negatives, keys, num_items)
         validation = _with_negatives(validation, keys, num_items, seed)
-    tables_key, fit_key = jax.random.split(jax.random.key(seed))
-    num_features = num_features or int(sum(vocabulary_sizes))
-    rank = embedding_dim if given is None else given[0].shape[1]
-    tables = loop.initial_tables(
-        num_users, num_items, num_features, rank, embedding_dim, given, tables_key
-    )
+    content = content or _no_content(num_users, num_items, vocabulary_sizes)
+    data = TrainingData(rows, content, num_features or int(sum(vocabulary_sizes)), sampler)
 
-    def validate(params: Any, tables: Tables) -> float:
-        score = functools.partial(step.predict, network, params, tables, content)
+    def quality(scorer: Scorer) -> float:
         if clicks:
-            return -evaluate.evaluate_clicks(score, validation)["logloss"]
-        found = evaluate.evaluate_ranking_sampled(score, validation, 10)
-        return next(value for name, value in found.items() if name.startswith("ndcg"))
+            return -evaluate.evaluate_clicks(scorer, validation)["logloss"]
+        return evaluate.of_ranks(evaluate.ranks_sampled(scorer, validation), 10)["ndcg@10"]
 
-    def batches(start: int) -> Iterator[Mapping[str, np.ndarray]]:
-        return pipeline.training_batches(rows, config.batch_rows, seed, start, sampler=sampler)
-
-    frozen = frozenset({"user", "item"} if embeddings == "frozen" else ())
-    per_epoch = pipeline.steps_per_epoch(len(rows["user"]), config.batch_rows)
-    fitted = loop.fit(
-        *(network, config, tables, frozen, content, batches, per_epoch, validate, fit_key)
-    )
+    start = _embedding_start(embeddings, factors, embedding_dim)
+    fitted = assemble.train(network, config, data, start, quality, seed)
     return Model(network, fitted.params, fitted.tables, content, fitted.history, fitted.best_step)
 
 
-def score(model: Model, rows: Rows) -> np.ndarray:
-    """Logits [N] of rows: `user` [N], `item` [N] and features as the model was trained with."""
+def _embedding_start(embeddings: str, factors: Factors | None, width: int) -> EmbeddingStart:
+    if embeddings == "random" or factors is None:
+        return EmbeddingStart(width, width)
+    user, item = map(np.asarray, dot_tables(factors))
+    frozen = FACTOR_TABLES if embeddings == "frozen" else frozenset()
+    return EmbeddingStart(user.shape[1], width, (user, item), frozen)
+
+
+def score(model: Model, rows: Columns) -> np.ndarray:
+    """Logits [N] float32 of rows.
+
+    Args:
+      model: as `train` returns it.
+      rows: `user` [N], `item` [N] and the features that the model was trained with.
+    """
     rows, found = _whole(rows), []
-    block = min(evaluate.CLICK_BLOCK, len(rows["user"]))
-    for start in range(0, len(rows["user"]), block):
-        places = np.minimum(np.arange(start, start + block), len(rows["user"]) - 1)
+    scorer, count = _scorer(model), len(rows["user"])
+    block = min(evaluate.CLICK_BLOCK, count)
+    for start in range(0, count, block):
+        places = np.minimum(np.arange(start, start + block), count - 1)
         batch = {name: rows[name][places] for name in ("user", "item", "dense", "categorical")}
         batch["item"] = batch["item"][:, None]
-        logits = step.predict(model.network, model.params, model.tables, model.content, batch)
-        found.append(np.asarray(logits)[:, 0])
-    return np.concatenate(found)[: len(rows["user"])]
+        found.append(np.asarray(scorer.score(batch))[:, 0])
+    return np.concatenate(found)[:count]
 
 
 def recommend(
@@ -248,40 +244,44 @@ def recommend(
     """The k items of highest logit for each user, best first, without features of the row.
 
     Args:
-      model: as `train` gives it.
+      model: as `train` returns it.
       users: [B] int.
       k: at most I.
       seen: user and item [N] of pairs that are not to be recommended; None for none.
-      block: users scored at a time, against all items.
+      block: users scored at a time.
 
     Returns:
-      logits [B, k] float32 and item ids [B, k] int32; -inf where a user has fewer items left.
+      logits [B, k] float32 and item ids [B, k] int32; logit -inf and id -1 if a user has fewer
+      items left.
+
+    Raises:
+      ConfigError: if k is not between 1 and I.
     """
-    num_items = len(model.tables["item"])
+    num_users, num_items = len(model.tables["user"]), len(model.tables["item"])
     if not 1 <= k <= num_items:
         raise ConfigError(f"k={k}: must be between 1 and the {num_items} items")
-    items = np.arange(num_items, dtype=np.int32)[None]
-    keys = np.zeros(0, np.int64)
-    if seen is not None:
-        keys = _pair_keys(seen, num_items)
-    users = np.asarray(users, np.int32)
+    user, item = map(np.asarray, seen or (np.zeros(0, np.int32), np.zeros(0, np.int32)))
+    excluded = SeenItems.of_pairs(user, item, num_users)
+    scorer, users = _scorer(model), np.asarray(users, np.int32)
     logits = np.zeros((len(users), k), np.float32)
     ids = np.zeros((len(users), k), np.int32)
+    wide = min(num_items, scorer.pairs // block)
     for start in range(0, len(users), block):
         part = users[start : start + block]
         padded = np.pad(part, (0, block - len(part)), mode="edge")  # one shape, one program
-        batch = pair_batch(padded, items)
-        found = np.array(
-            step.predict(model.network, model.params, model.tables, model.content, batch)
+        found = topk.search(
+            lambda items, users=padded: scorer.score(pair_batch(users, items[None])),  # type: ignore[misc]
+            range(num_items),
+            k,
+            excluded.padded(padded, fill=-1),
+            wide,
         )
-        if len(keys):
-            found[
-                negatives.contains(keys, negatives.pair_keys(padded[:, None], items, num_items))
-            ] = -np.inf
-        best, places = jax.lax.top_k(found, k)
-        logits[start : start + block] = np.asarray(best)[: len(part)]
-        ids[start : start + block] = np.asarray(places)[: len(part)]
+        logits[start : start + block], ids[start : start + block] = (x[: len(part)] for x in found)
     return logits, ids
+
+
+def _scorer(model: Model) -> Scorer:
+    return scorers.network(model.network, model.params, model.tables, model.content)
 
 
 def load(folder: str | pathlib.Path) -> CompressedData:
@@ -296,8 +296,8 @@ def load(folder: str | pathlib.Path) -> CompressedData:
     )
 
 
-def _whole(rows: Rows) -> dict[str, np.ndarray]:
-    """The rows with all columns that a batch has, in their types."""
+def _whole(rows: Columns) -> dict[str, np.ndarray]:
+    """The rows with every column that a batch has, each in its type."""
     count = len(rows["user"])
     types = {
         "user": np.int32,
@@ -332,7 +332,7 @@ def _with_negatives(
     most = np.bincount(seen // num_items)[rows["user"]].max()  # items that one of them has seen
     count = min(NUM_NEGATIVES, num_items - 1 - int(most))
     if count < 1:
-        raise ConfigError("a validation user has seen every item, so that there is none to rank")
+        raise ConfigError("a validation user has seen every item: none is left to rank")
     drawn = negatives.draw_for_evaluation(rows["user"], seen, num_items, count, seed)
     return rows | {"negatives": drawn}
 

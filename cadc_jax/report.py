@@ -1,4 +1,4 @@
-"""The comparison of arms: results.json, a table for people, and a plot of quality against time."""
+"""The comparison of arms: results.json, a table for people, a plot of quality against time."""
 
 import math
 import pathlib
@@ -7,18 +7,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from cadc_jax.run.arms import ARMS
 from cadc_jax.runtime import artifacts
+from cadc_jax.runtime.text import aligned
 
-NAMES = {
-    "popularity": "popularity",
-    "mf_alone": "MF alone",
-    "full": "full data",
-    "sample": "sample, no factors",
-    "cadc_frozen": "CADC, frozen",
-    "cadc_trainable": "CADC, trainable",
-}
-STAGES = ("prepare", "factorize", "sample", "train", "evaluate", "total")
-BOUNDS = ("auc_error",)  # of other metrics: in results.json and a note, no column of their own
+SECONDS = ("prepare", "factorize", "sample", "train", "evaluate", "total")  # columns, in order
+BOUNDS = ("auc_error",)  # errors of other metrics: in results.json and a note, without a column
 Row = Mapping[str, Any]
 
 
@@ -50,7 +44,8 @@ def write_report(
     markdown += [_markdown(line) for line in body]
     markdown += ["", "![quality against wall time](report.png)", ""]
     (workdir / "report.md").write_text("\n".join(markdown))
-    lines = [heading, *notes, "", *_aligned([header, *body]), ""]
+    names, *others = aligned([header, *body], right=range(2, len(header)))
+    lines = [heading, *notes, "", names, "-" * len(names), *others, ""]
     lines.append(f"{workdir / 'report.md'}, report.png and results.json hold the same.")
     return "\n".join(lines)
 
@@ -59,14 +54,14 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
     """The header and one line a row, as text. The best value of each metric of an arm has a *."""
     names = dict.fromkeys(name for row in rows for name in row["metrics"])
     metrics = [name for name in names if name not in BOUNDS]
-    stages = [name for name in STAGES if any(name in row["seconds"] for row in rows)]
+    stages = [name for name in SECONDS if any(name in row["seconds"] for row in rows)]
     best = {}
     for name in metrics:
         values = [row["metrics"][name] for row in rows if name in row["metrics"]]
         best[name] = max(values, key=lambda value: _goodness(name, value))
     lines = [["arm", "model", "rows used", *metrics, *(f"{name} s" for name in stages)]]
     for row in rows:
-        line = [NAMES[row["arm"]], row["model"] or "-", f"{row['rows_used']:,}"]
+        line = [ARMS[row["arm"]].label, row["model"] or "-", f"{row['rows_used']:,}"]
         for name in metrics:
             value = row["metrics"].get(name)
             star = "*" if value == best[name] else " "
@@ -89,7 +84,7 @@ def plot(path: pathlib.Path, rows: Sequence[Row]) -> None:
         marker = "os^D"[models.index(row["model"])]
         point = (max(seconds, 0.1), row["metrics"][metric])
         axes.scatter(*point, marker=marker, s=60)
-        label = NAMES[row["arm"]] + (f" ({row['model']})" if row["model"] else "")
+        label = ARMS[row["arm"]].label + (f" ({row['model']})" if row["model"] else "")
         axes.annotate(label, point, xytext=(6, 5), textcoords="offset points", fontsize=8)
     axes.set_xscale("log")
     axes.set_xlabel("seconds: factorise + sample + train")
@@ -100,7 +95,7 @@ def plot(path: pathlib.Path, rows: Sequence[Row]) -> None:
 
 
 def explain(rows: Sequence[Row], config: Mapping[str, Any]) -> list[str]:
-    """What a reader of the table needs to know, a sentence or two a line."""
+    """Notes that a reader of the table needs, a line each."""
     metrics = {name for row in rows for name in row["metrics"]}
     lines = ["Stopping and other choices by the validation split; figures are of the test split."]
     if any(name.startswith("hr@") for name in metrics):
@@ -118,20 +113,18 @@ def explain(rows: Sequence[Row], config: Mapping[str, Any]) -> list[str]:
         lines.append("calibration: mean prediction over click rate; 1 is right on average.")
     error = max(row["metrics"].get("auc_error", 0) for row in rows)
     if error:
-        lines.append(
-            f"auc: from a histogram of the scores, at most {error:.1e} off that of the scores."
-        )
+        lines.append(f"auc: from a histogram of the scores; its error is at most {error:.1e}.")
     for row in rows:
         if row.get("best_step") == 0:
             lines.append(
-                f"{NAMES[row['arm']]} ({row['model']}): no training step bettered the validation "
-                "result of the start, so that the start is what is reported."
+                f"{ARMS[row['arm']].label} ({row['model']}): no training step bettered the "
+                "validation result of the start; the figures are of the start."
             )
     return lines
 
 
 def _goodness(name: str, value: float) -> float:
-    """A number that is higher the better a metric's value is."""
+    """Higher is better, whichever the metric."""
     if math.isnan(value):
         return -math.inf
     if name == "logloss":
@@ -141,16 +134,3 @@ def _goodness(name: str, value: float) -> float:
 
 def _markdown(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.strip() for cell in cells) + " |"
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-
-    def row(cells: Sequence[str]) -> str:
-        padded = [
-            cell.ljust(width) if i < 2 else cell.rjust(width)  # names left, numbers right
-            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ]
-        return "  ".join(padded).rstrip()
-
-    return [row(lines[0]), "-" * (sum(widths) + 2 * len(widths) - 2), *map(row, lines[1:])]

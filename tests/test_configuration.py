@@ -69,6 +69,7 @@ def test_a_rate_outside_its_range_is_named(rate):
         ({"data__synthetic_rows": -5}, "data.synthetic_rows=-5: must be at least 0"),
         ({"data__max_vocabulary": -1}, "data.max_vocabulary=-1: must be at least 0"),
         ({"evaluation__k": 0}, "evaluation.k=0: must be at least 1"),
+        ({"als__solver": "cholesky"}, "als.solver='cholesky': is now called 'exact'"),
         ({"two_tower__hidden": (64, 0)}, r"two_tower.hidden=\(64, 0\): must be at least 1"),
         ({"dlrm__embedding_dim": 0}, "dlrm.embedding_dim=0: must be at least 1"),
         ({"dcn__dropout": 1.0}, r"dcn.dropout=1.0: must be in \[0, 1\)"),
@@ -79,8 +80,11 @@ def test_a_value_that_cannot_work_is_named(fields, message):
         configuration.validate(changed(**fields))
 
 
-def test_a_loss_in_the_batch_is_accepted_for_two_towers_without_negatives():
-    configuration.validate(changed(train__loss="in_batch", train__negatives=0))
+def test_the_loss_in_the_batch_goes_with_two_towers_and_no_negatives():
+    """The same settings are refused for another network, or with negatives: see above."""
+    config = changed(train__loss="in_batch", train__negatives=0)
+    configuration.validate(config)
+    assert configuration.train_config(config).loss == "in_batch"
 
 
 def test_raw_data_is_looked_for_in_the_data_folder_unless_a_path_is_given(monkeypatch):
@@ -88,3 +92,20 @@ def test_raw_data_is_looked_for_in_the_data_folder_unless_a_path_is_given(monkey
     assert configuration.raw_path(changed(data__folder="ml-1m")) == pathlib.Path("/data/ml-1m")
     given = changed(data__folder="ml-1m", data__path="/elsewhere")
     assert configuration.raw_path(given) == pathlib.Path("/elsewhere")
+
+
+def test_without_the_variable_raw_data_is_looked_for_in_the_current_folder(monkeypatch):
+    monkeypatch.delenv("CADC_DATA_DIR", raising=False)
+    assert configuration.raw_path(changed(data__folder="ml-1m")) == pathlib.Path("data/ml-1m")
+
+
+@pytest.mark.parametrize("name", ["als", "sgd", "train", "dlrm", "dcn", "two_tower", "evaluation"])
+def test_a_section_has_the_defaults_of_its_dataclass(name):
+    made = {
+        **configuration.METHODS,
+        **configuration.MODELS,
+        "train": configuration.TrainConfig,
+        "evaluation": configuration.EvaluationConfig,
+    }[name](**configuration.default_config()[name])
+    plain = type(made)()
+    assert made == plain

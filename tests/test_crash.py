@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from cadc_jax.data.readers import synthetic
-from tests.test_main import ROOT
+from tests.program import ROOT
 
 KILLS = 5  # in each of two chains of each of two runs: 20
 CLICKS = (
@@ -199,7 +199,7 @@ def chain(job, workdir, seed):
 
 def resumed(text):
     """Steps from which a run went on."""
-    return [int(line.split()[4]) for line in text.splitlines() if "goes on from step" in line]
+    return [int(line.split()[3]) for line in text.splitlines() if "Resuming from step" in line]
 
 
 def assert_same_results(workdir, job):
@@ -262,7 +262,7 @@ def test_sigterm_in_training_saves_and_the_same_command_goes_on(jobs, tmp_path):
     assert last.startswith("cadc: stopped by SIGTERM: step ") and "the same command goes on" in last
     assert "Traceback" not in text
     step = last.split("step ")[1].split()[0]
-    assert f"goes on from step {step} " in Process(job.arguments, job.cache, workdir).ends()
+    assert f"Resuming from step {step} " in Process(job.arguments, job.cache, workdir).ends()
     assert_same_results(workdir, job)
 
 

@@ -11,7 +11,7 @@ from cadc_jax.data import prepare
 from cadc_jax.data.readers import criteo, synthetic
 from cadc_jax.errors import DataError
 from cadc_jax.runtime import artifacts
-from tests.test_main import CRITEO, ROOT, assert_one_line, cadc
+from tests.program import CRITEO, ROOT, assert_one_line, cadc
 
 CONFIG = prepare.PrepareConfig(
     "click", "order", 0.1, 0.1, user_features=("C7",), item_features=("C11",)

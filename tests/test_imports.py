@@ -1,6 +1,7 @@
 """What imports what: no TensorFlow where JAX is enough, and one direction through the package."""
 
 import ast
+import graphlib
 import importlib
 import pathlib
 import subprocess
@@ -9,10 +10,26 @@ import sys
 import pytest
 
 import cadc_jax
+from cadc_jax.run.arms import ARMS
 
 ROOT = pathlib.Path(cadc_jax.__file__).parent
-ORDER = ("data", "factorization", "models", "training")  # each may import those before it
-ABOVE = {"cli", "configuration", "experiment", "library", "main", "report", "run", "serving"}
+LAYERS = (  # each may import itself and the ones before it
+    ("errors",),
+    ("runtime",),
+    ("metrics", "sharding", "sparse_optimizers"),
+    ("data",),
+    ("factorization",),
+    ("models",),
+    ("evaluation",),
+    ("training",),
+    ("cost",),
+    ("configuration", "report", "run"),
+    ("serving",),
+    ("experiment", "library"),
+    ("cli",),
+    ("main",),
+)
+LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}
 
 
 @pytest.mark.parametrize(
@@ -60,18 +77,43 @@ def imported(file):
         )
 
 
-@pytest.mark.parametrize("folder", ORDER)
-def test_imports_go_one_way(folder):
-    later = ABOVE | set(ORDER[ORDER.index(folder) + 1 :])
-    files = sorted((ROOT / folder).glob("*.py"))
-    assert len(files) > 1
-    for file in files:
-        wrong = [name for name in imported(file) if name.split(".")[0] in later]
-        assert not wrong, f"{file.name} imports {wrong}"
+FILES = sorted(ROOT.rglob("*.py"))
 
 
-def test_configurations_stop_at_the_experiment():
-    files = [file for folder in ORDER for file in (ROOT / folder).glob("*.py")]
-    files += [*(ROOT / "evaluation").glob("*.py"), ROOT / "metrics.py", ROOT / "sharding.py"]
-    for file in files:
-        assert "ml_collections" not in file.read_text(), file
+def module_of(file):
+    """The name of a module of the package, such as 'data.table'; '' is the package itself."""
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__")
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_of)
+def test_imports_go_one_way(file):
+    own = module_of(file).split(".")[0]
+    if own:
+        wrong = [x for x in imported(file) if LAYER_OF.get(x.split(".")[0], 0) > LAYER_OF[own]]
+        assert not wrong
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    modules = {module_of(file): file for file in FILES if module_of(file)}
+    graph = {}
+    for name, file in modules.items():
+        found = {x if x in modules else x.rpartition(".")[0] for x in imported(file)}
+        graph[name] = {x for x in found if x in modules and x != name}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+def test_configurations_stop_above_training():
+    for file in FILES:
+        if LAYER_OF.get(module_of(file).split(".")[0], 99) < LAYER_OF["configuration"]:
+            assert "ml_collections" not in file.read_text(), file
+
+
+def test_at_most_ten_modules_stand_in_the_root():
+    assert len(list(ROOT.glob("*.py"))) <= 10
+
+
+def test_only_the_registry_knows_the_name_of_an_arm():
+    words = ("sample", "full")  # also a stage and a ranking
+    names = [f'"{name}"' for name in ARMS if name not in words]
+    users = {module_of(file) for file in FILES if any(name in file.read_text() for name in names)}
+    assert users <= {"run.arms", "cli.doctor"}  # the doctor's trial configures one

@@ -1,4 +1,4 @@
-"""The launchers: shell scripts, run against stand-ins for gcloud, kubectl, srun and scontrol."""
+"""The launchers: shell scripts, run with stand-ins for gcloud, kubectl, srun and scontrol."""
 
 import contextlib
 import io
@@ -21,13 +21,14 @@ TPU_VM = LAUNCH / "tpu_vm.sh"
 GKE = LAUNCH / "gke_jobset.sh"
 SLURM = LAUNCH / "slurm_gpu.sbatch"
 WORKER = LAUNCH / "worker.sh"
+LOCAL = LAUNCH / "local.sh"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
 
-# Written out by the stand-ins: what they were called with, in order.
+# The file in which the stand-ins log their arguments, in order.
 CALLS = "calls.jsonl"
 
-# Plays one command. `script.json` has the states that `describe` reports, of which the last stays,
-# and the exit codes of the runs of cadc, 0 when there are no more.
+# Stands in for one command. `script.json` has the states that `describe` reports (the last one is
+# repeated) and the exit codes of the runs of cadc (0 when there are no more).
 STAND_IN = f"""#!{sys.executable} -IS
 import json, os, pathlib, subprocess, sys
 folder = pathlib.Path(__file__).parent
@@ -94,7 +95,7 @@ class Bench:
 
     @property
     def verbs(self):
-        """What was done to the slice, without looking and copying, the runs being 'run'."""
+        """What was done to the slice: 'create', 'delete' and 'run'; not describing or copying."""
         verbs = []
         for call in self.calls:
             if command := value(call, "--command"):
@@ -130,8 +131,8 @@ def test_a_script_parses_and_satisfies_shellcheck(script):
     assert not done.returncode, done.stdout
 
 
-@pytest.mark.parametrize("script", [TPU_VM, GKE], ids=lambda path: path.name)
-def test_help_names_exactly_the_options_there_are(bench, script):
+@pytest.mark.parametrize("script", [TPU_VM, GKE, LOCAL], ids=lambda path: path.name)
+def test_help_lists_exactly_the_options_there_are(bench, script):
     done = bench.run(script, "--help")
     assert done.returncode == 0 and done.stderr == ""
     options = set(re.findall(r"^    (--[a-z-]+).*?\) ", script.read_text(), re.M))
@@ -154,7 +155,7 @@ def tpu_vm(bench, *options, cadc=CADC, **scenario):
     return bench.run(TPU_VM, *SLICE, *options, "--", *cadc, **scenario)
 
 
-def test_a_slice_is_made_used_and_kept(bench):
+def test_a_missing_slice_is_created_used_and_kept(bench):
     done = tpu_vm(bench, states=["MISSING", "CREATING", "READY"])
     assert done.returncode == 0, done.stderr
     assert bench.verbs == ["create", "run"]
@@ -168,7 +169,7 @@ def test_a_slice_is_made_used_and_kept(bench):
     }
 
 
-def test_a_slice_that_is_there_is_used_again(bench):
+def test_an_existing_slice_is_used_again(bench):
     assert tpu_vm(bench, states=["READY"]).returncode == 0
     assert bench.verbs == ["run"]
 
@@ -192,7 +193,7 @@ def test_the_system_image_follows_from_the_type(bench, type_, runtime):
     assert value(create, "--version") == runtime
 
 
-def test_options_are_handed_to_gcloud(bench):
+def test_options_are_passed_to_gcloud(bench):
     options = ("--project=p", "--runtime=mine", "--create-flag=--labels=a=b c")
     tpu_vm(bench, *options, states=["MISSING", "READY"])
     create = next(call for call in bench.calls if "create" in call)
@@ -200,7 +201,7 @@ def test_options_are_handed_to_gcloud(bench):
     assert all("--zone=us-west4-a" in call and "--project=p" in call for call in bench.calls)
 
 
-def test_cadc_gets_its_arguments_unchanged_on_all_machines(bench):
+def test_cadc_gets_its_arguments_on_all_machines(bench):
     tpu_vm(bench, states=["READY"])
     call = bench.calls[-1]
     assert call[3:6] == ["tpu-vm", "ssh", "ads"] and "--worker=all" in call
@@ -228,14 +229,14 @@ def test_a_wheel_is_copied_and_installed(bench, tmp_path):
     assert {f"./{wheel.name}", "jax[tpu]"} < set(shlex.split(install))
 
 
-def test_the_setup_command_comes_before_the_run(bench):
+def test_the_setup_command_runs_before_cadc(bench):
     setup = "sudo mount -t nfs 'a server':/x /mnt"
     tpu_vm(bench, f"--setup={setup}", states=["READY"])
     commands = [value(call, "--command") for call in bench.calls if "ssh" in call]
     assert commands[-2] == setup
 
 
-def test_a_preempted_queued_slice_is_deleted_made_again_and_the_run_goes_on(bench):
+def test_a_preempted_queued_slice_is_deleted_and_created_again_for_the_same_run(bench):
     states = [
         "ACTIVE",
         "SUSPENDING",
@@ -254,14 +255,14 @@ def test_a_preempted_queued_slice_is_deleted_made_again_and_the_run_goes_on(benc
     assert delete[3:6] == ["queued-resources", "delete", "ads"] and "--force" in delete
 
 
-def test_a_preempted_vm_is_made_again(bench):
+def test_a_preempted_vm_is_created_again(bench):
     states = ["READY", "PREEMPTED", "PREEMPTED", "MISSING", "READY"]
     assert tpu_vm(bench, "--spot", states=states, runs=[1, 0]).returncode == 0
     assert bench.verbs == ["run", "delete", "create", "run"]
 
 
 @pytest.mark.parametrize("code", [75, 255], ids=["saved", "connection lost"])
-def test_a_run_that_was_interrupted_is_started_again(bench, code):
+def test_an_interrupted_run_is_started_again(bench, code):
     assert tpu_vm(bench, states=["READY"], runs=[code, 0]).returncode == 0
     assert bench.verbs == ["run", "run"]
 
@@ -272,20 +273,20 @@ def test_restarts_are_counted(bench):
     assert bench.verbs == ["run"] * 3
 
 
-def test_a_slice_that_is_lost_before_its_use_counts_too(bench):
+def test_losing_a_slice_before_its_use_counts_as_a_restart(bench):
     states = ["MISSING", "SUSPENDED", "MISSING", "SUSPENDED"]
     done = tpu_vm(bench, "--queued", "--restarts=1", states=states)
     assert done.returncode == 1
     assert bench.verbs == ["create", "delete", "create"]
 
 
-def test_a_command_that_fails_ends_it_and_leaves_the_slice(bench):
+def test_a_command_that_fails_ends_the_script_and_keeps_the_slice(bench):
     done = tpu_vm(bench, "--delete", "--fetch=x", states=["READY"], runs=[3])
     assert done.returncode == 3
     assert bench.verbs == ["run"]
 
 
-def test_a_network_that_fails_for_a_while_is_waited_for(bench):
+def test_a_network_that_fails_for_a_while_is_retried(bench):
     assert tpu_vm(bench, states=["UNREACHABLE"] * 4 + ["READY"]).returncode == 0
     done = tpu_vm(bench, states=["UNREACHABLE"])
     assert done.returncode == 1 and "connection refused" in done.stderr
@@ -303,13 +304,13 @@ def test_results_are_fetched_and_the_slice_deleted_at_the_end(bench, tmp_path):
     assert delete[3:6] == ["tpu-vm", "delete", "ads"]
 
 
-def test_delete_alone_deletes(bench):
+def test_delete_without_a_command_only_deletes(bench):
     assert bench.run(TPU_VM, *SLICE[:2], "--delete").returncode == 0
     assert bench.verbs == ["delete"]
 
 
 @pytest.mark.parametrize("options", [(), ("--queued", "--spot", "--project=p", "--setup=a 'b'")])
-def test_what_a_dry_run_prints_is_what_a_real_run_does(bench, tmp_path, options):
+def test_the_commands_of_a_dry_run_do_what_a_real_run_does(bench, tmp_path, options):
     options = (*options, f"--fetch={tmp_path}/it's here", "--delete")
     dry = tpu_vm(bench, *options, "--dry-run")
     assert dry.returncode == 0, dry.stderr
@@ -377,9 +378,7 @@ def job_of(filled):
         ("1x1", None, 1, 1),
     ],
 )
-def test_there_is_a_pod_for_each_machine_with_all_its_chips(
-    bench, topology, per_host, hosts, chips
-):
+def test_each_machine_has_a_pod_with_all_its_chips(bench, topology, per_host, hosts, chips):
     options = [f"--chips-per-host={per_host}"] if per_host else []
     job = job_of(jobset(bench, f"--topology={topology}", *options))
     assert job["parallelism"] == job["completions"] == hosts
@@ -390,7 +389,7 @@ def test_there_is_a_pod_for_each_machine_with_all_its_chips(
     assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == topology
 
 
-def test_any_lost_pod_restarts_the_whole_slice(bench):
+def test_a_lost_pod_restarts_the_whole_slice(bench):
     filled = jobset(bench, "--topology=4x4", "--restarts=7")
     job = job_of(filled)
     assert filled["spec"]["failurePolicy"]["maxRestarts"] == 7
@@ -398,11 +397,11 @@ def test_any_lost_pod_restarts_the_whole_slice(bench):
     pod = job["template"]["spec"]
     assert pod["restartPolicy"] == "Never"
     assert pod["terminationGracePeriodSeconds"] >= 60
-    # Without --forward SIGTERM would end at worker.sh; what a pod saved is no success.
+    # Without --forward SIGTERM would only reach worker.sh.
     assert pod["containers"][0]["command"][:3] == ["bash", "launch/worker.sh", "--forward"]
 
 
-def test_the_pods_run_the_command_as_given_and_share_the_claim(bench):
+def test_the_pods_run_the_given_command_and_share_the_claim(bench):
     filled = jobset(bench, "--topology=4x4")
     pod = job_of(filled)["template"]["spec"]
     (container,) = pod["containers"]
@@ -415,14 +414,14 @@ def test_the_pods_run_the_command_as_given_and_share_the_claim(bench):
     assert volume["persistentVolumeClaim"]["claimName"] == "c"
 
 
-def test_spot_machines_are_asked_for_only_with_spot(bench):
+def test_spot_machines_are_used_only_with_the_option(bench):
     for options in ((), ("--spot",)):
         pod = job_of(jobset(bench, "--topology=4x4", *options))["template"]["spec"]
         assert ("cloud.google.com/gke-spot" in pod["nodeSelector"]) == bool(options)
         assert pod["nodeSelector"].get("cloud.google.com/gke-spot", "true") == "true"
 
 
-def test_the_yaml_of_the_dry_run_is_what_is_applied(bench):
+def test_the_yaml_of_a_dry_run_is_the_one_that_is_applied(bench):
     options = ("--topology=4x4", "--namespace=n s")
     dry = jobset(bench, *options)
     assert bench.run(GKE, *JOBSET, *options, "--", *SHARED).returncode == 0
@@ -461,7 +460,7 @@ def test_gke_jobset_refuses_bad_arguments_in_one_line(bench, arguments):
     assert bench.calls == []
 
 
-def test_the_image_has_what_the_pods_run():
+def test_the_image_has_the_files_that_the_pods_run():
     lines = (LAUNCH / "Dockerfile").read_text().splitlines()
     copied = {word for line in lines if line.startswith("COPY") for word in line.split()[1:-1]}
     assert all((ROOT / word).exists() for word in copied)
@@ -475,7 +474,7 @@ LUSTRE = ("--config=configs/criteo.py", "--workdir=/lustre/a b", "--config.model
 
 @pytest.fixture
 def python(tmp_path):
-    """In the place of Python: exits with code $CODE, after a SIGTERM to all tasks if $TERM_IT."""
+    """Stands in for Python: signals all tasks with SIGTERM if $TERM_IT, and exits with $CODE."""
     path = tmp_path / "python"
     path.write_text(
         "#!/usr/bin/env bash\n"
@@ -492,33 +491,33 @@ def sbatch(bench, python, **environment):
     return bench.run("bash", SLURM, *LUSTRE, PYTHON=str(python), **{**job, **environment})
 
 
-def test_tasks_run_the_command_as_given(bench, python):
+def test_tasks_run_the_given_command(bench, python):
     assert sbatch(bench, python).returncode == 0
     arguments = python.with_name("arguments").read_text().splitlines()
     assert arguments == ["-m", "cadc_jax.main", *LUSTRE, "--distributed"]
     assert [call[0] for call in bench.calls] == ["srun"]
-    # A task that has saved must not end those that still do.
+    # A task that has saved must not end those that are still saving.
     assert "--kill-on-bad-exit=0" in bench.calls[0]
 
 
-def test_a_job_told_to_stop_is_queued_again(bench, python):
+def test_a_job_that_is_told_to_stop_is_requeued(bench, python):
     done = sbatch(bench, python, TERM_IT="1")
     assert done.returncode == 75
     assert bench.calls[1:] == [["scontrol", "requeue", "42"]]
 
 
-def test_a_job_is_queued_again_so_often_only(bench, python):
+def test_a_job_is_requeued_only_as_often_as_allowed(bench, python):
     restarts = {"RESTARTS": "3", "SLURM_RESTART_COUNT": "3"}
     assert sbatch(bench, python, TERM_IT="1", **restarts).returncode == 75
     assert [call[0] for call in bench.calls] == ["srun"]
 
 
-def test_a_job_that_fails_is_not_queued_again(bench, python):
+def test_a_job_that_fails_is_not_requeued(bench, python):
     assert sbatch(bench, python, CODE="1").returncode == 1
     assert [call[0] for call in bench.calls] == ["srun"]
 
 
-def test_a_dry_run_prints_what_srun_gets(bench, python):
+def test_a_dry_run_prints_the_arguments_of_srun(bench, python):
     done = sbatch(bench, python, DRY_RUN="1")
     assert done.returncode == 0 and bench.calls == []
     printed = [shlex.split(line, comments=True) for line in done.stdout.splitlines()]
@@ -526,11 +525,11 @@ def test_a_dry_run_prints_what_srun_gets(bench, python):
     assert [words for words in printed if words] == bench.calls
 
 
-def test_the_job_is_requeued_told_in_time_and_has_a_task_a_gpu():
+def test_the_directives_allow_requeueing_signal_early_and_give_each_gpu_a_task():
     directives = re.findall(r"^#SBATCH (--\S+)", SLURM.read_text(), re.M)
     options = dict(directive.partition("=")[::2] for directive in directives)
     assert "--requeue" in options and options["--signal"].startswith("TERM@")
-    # JAX gives GPU SLURM_LOCALID, of all that the task sees, to the task.
+    # JAX numbers the GPUs that a task sees, and gives it number SLURM_LOCALID.
     assert options["--ntasks-per-node"] == options["--gpus-per-node"]
     assert not {"--gpus-per-task", "--gpu-bind"} & set(options)
 
@@ -550,9 +549,36 @@ def test_slurm_refuses_bad_arguments_in_one_line(bench, arguments, environment):
     assert bench.calls == []
 
 
+# This machine.
+
+
+def local(bench, *words):
+    return bench.run(LOCAL, *words, PYTHON=sys.executable)
+
+
+def test_local_shows_the_command_of_each_process(bench):
+    done = local(bench, 2, "--port=7000", "--devices=4", "--dry-run", "--", "--config=a b.py")
+    assert done.returncode == 0
+    first, second = done.stdout.splitlines()
+    assert "device_count=4" in first and "--coordinator=localhost:7000" in first
+    assert "a\\ b.py" in first and first.endswith("--process_id=0")
+    assert second == first[:-1] + "1"
+
+
+def test_local_ends_all_with_the_exit_code_of_the_first_to_fail(bench, tmp_path):
+    done = local(bench, 2, f"--logs={tmp_path}", "--config=/nowhere.py")
+    assert done.returncode == 1 and "/nowhere.py" in done.stderr
+
+
+@pytest.mark.parametrize("words", [(), ("0",), ("2", "--devices=0"), ("2", "--port=x")])
+def test_local_refuses_bad_arguments_in_one_line(bench, words):
+    assert_refused(local(bench, *words))
+
+
 # On each machine.
 
-# As cadc does: at a SIGTERM it saves and exits with 0. Prints how many signals it was sent.
+# Stands in for cadc: at a SIGTERM it takes time to save, and exits with 0. It prints the number of
+# signals.
 SAVES = """
 import signal, time
 signals = []
@@ -567,7 +593,7 @@ print(len(signals), flush=True)
 
 @contextlib.contextmanager
 def worker(*options):
-    """`worker.sh` with a command that has begun, in a process group of their own."""
+    """Runs `worker.sh` with a command that has started, in a process group of its own."""
     command = ["bash", WORKER, *options, sys.executable, "-c", SAVES]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
@@ -585,7 +611,7 @@ def test_worker_keeps_the_exit_code_of_its_command(code):
     assert subprocess.run(command).returncode == code
 
 
-def test_worker_gives_its_command_the_words_as_they_are():
+def test_worker_passes_words_unchanged_to_its_command():
     command = ["bash", WORKER, "printf", "%s|", "a b", "", "'*"]
     assert subprocess.run(command, capture_output=True, text=True).stdout == "a b||'*|"
 
@@ -604,7 +630,7 @@ def test_a_signal_to_the_first_process_is_forwarded_once_and_gives_75():
         assert process.returncode == 75
 
 
-def test_the_hangup_that_follows_a_signal_does_not_stop_the_saving():
+def test_a_hangup_after_a_signal_does_not_interrupt_the_saving():
     with worker() as process:
         os.killpg(process.pid, signal.SIGTERM)
         os.killpg(process.pid, signal.SIGHUP)
@@ -619,7 +645,7 @@ def test_worker_without_a_command_is_refused():
 # The figures of the README.
 
 
-def test_the_sizes_in_the_readme_are_those_that_its_formulas_give():
+def test_the_sizes_in_the_readme_are_the_output_of_its_code():
     text = (LAUNCH / "README.md").read_text()
     code = re.search(r"```python\n(.*?)```", text, re.S)
     shown = re.search(r"```\n(.*?)```", text[code.end() :], re.S)[1]

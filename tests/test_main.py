@@ -2,10 +2,6 @@
 
 import gzip
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,9 +10,8 @@ from cadc_jax import experiment
 from cadc_jax.data.readers import synthetic
 from cadc_jax.errors import DataError
 from cadc_jax.run import bundled_configs
+from tests.program import CRITEO, ROOT, assert_one_line, cadc
 
-ROOT = pathlib.Path(__file__).parents[1]
-CRITEO = ROOT / "configs/criteo.py"
 SMALL = (
     "--config.data.synthetic_rows=6000",
     "--config.sgd.epochs=2",
@@ -25,17 +20,6 @@ SMALL = (
     "--config.dlrm.top=(8,)",
 )
 ARMS = ["popularity", "mf_alone", "full", "sample", "cadc_frozen", "cadc_trainable"]
-
-
-def cadc(*arguments, data_dir="/nowhere", cwd=ROOT):
-    return subprocess.run(
-        [sys.executable, "-m", "cadc_jax.main", *arguments],
-        cwd=cwd,
-        env={**os.environ, "CADC_DATA_DIR": str(data_dir)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -145,14 +129,14 @@ def test_criteo_1_tb_is_split_by_day_files_and_has_no_stand_in(tmp_path):
     assert_one_line(cadc(config, f"--workdir={tmp_path}"), "no such file or folder; set data.path")
 
 
-def test_compress_train_and_interactions_are_commands(tmp_path):
+def test_compress_train_and_candidates_are_commands(tmp_path):
     raw = tmp_path / "train.txt"
     synthetic.write_criteo(raw, 6000, 0)
     own = (f"--config={CRITEO}", f"--config.data.path={raw}", f"--workdir={tmp_path / 'w'}", *SMALL)
     done = cadc("compress", *own, "--rate=0.2", f"--out={tmp_path / 'out'}")
     assert done.returncode == 0, done.stderr
     assert "raw log" in done.stdout and "--from=" in done.stdout
-    done = cadc("interactions", *own, "--rows=3000")
+    done = cadc("candidates", *own, "--rows=3000")
     assert done.returncode == 0, done.stderr
     assert "C7" in done.stdout and "data.user_features" in done.stdout
     raw.unlink()
@@ -164,102 +148,15 @@ def test_compress_train_and_interactions_are_commands(tmp_path):
     assert cadc("verify", f"--from={tmp_path / 'out'}").stdout.endswith("whole and undamaged\n")
 
 
-@pytest.mark.parametrize(
-    ("command", "message"),
-    [
-        (["compress", f"--config={CRITEO}"], "--out=DIR"),
-        (["train"], "--from=DIR"),
-        (["train", "--from=/nowhere"], "/nowhere: no such folder; make one with 'cadc compress'"),
-        (["cook"], "commands are run, compress, train, interactions, plan, verify, recommend"),
-        (["recomend"], "'recomend', did you mean 'recommend'?"),
-        (["train", "--from=/nowhere", "--config.rate=0.5"], "--config=FILE"),
-        (
-            ["info", "/nowhere", "--process_id=0"],
-            "only run, compress, train take several processes",
-        ),
-        (["interactions", f"--config={CRITEO}", "--rows=-3"], "--rows=-3"),
-        (["plan", f"--config={CRITEO}", "--devices=0"], "--devices=0"),
-        (["verify", "--from=/nowhere"], "/nowhere: no such folder"),
-        (["train", "more"], "unexpected argument 'more'"),
-        (["plan", f"--config={CRITEO}", "--workdir=/nowhere"], "give --rows=N, --num_users=N"),
-    ],
-)
-def test_a_command_says_what_it_needs(command, message):
-    assert_one_line(cadc(*command), message)
-
-
 def test_an_error_in_a_stage_ends_in_one_clear_line(tmp_path):
     done = cadc(f"--config={CRITEO}", f"--config.data.path={tmp_path / 'x'}")
     assert_one_line(done, "no such file")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--config.rate=0"], "rate=0"),
-        (["--config.rate=1.5"], "rate=1.5"),
-        (["--config.rate=ten"], "rate"),
-        (["--config.ratee=0.1"], "ratee"),
-        (["--config.data.pth=x"], "pth"),
-        (["--stage=cook"], "cook"),
-        (["--wrkdir=x"], "--wrkdir, did you mean '--workdir'?"),
-        (["stray"], "stray"),
-    ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
-)
-def test_a_bad_option_ends_in_one_clear_line(tmp_path, arguments, message):
-    assert_one_line(cadc(f"--config={CRITEO}", f"--workdir={tmp_path}", *arguments), message)
-
-
-def test_a_missing_config_ends_in_one_clear_line():
-    assert_one_line(cadc("--config=configs/nothing.py"), "nothing.py: no such file")
-    near = cadc("--config", "configs/critoe.py")
-    assert_one_line(near, "critoe.py: no such file, did you mean 'configs/criteo.py'?")
-    assert_one_line(cadc("--config=configs"), "configs")
-    assert_one_line(cadc(), "--config=")
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("def get_config(:", "SyntaxError: invalid syntax (own.py, line 1)"),
-        ("\nimport no_such_module", "No module named 'no_such_module'"),
-        ("rate = 0.1", "no attribute 'get_config'"),
-        ("def get_config():\n    return {'rate': 0.1}", "default_config()"),
-    ],
-    ids=["syntax", "import", "no function", "a dict"],
-)
-def test_a_config_that_cannot_be_used_ends_in_one_clear_line(tmp_path, content, message):
-    (tmp_path / "own.py").write_text(content)
-    assert_one_line(cadc(f"--config={tmp_path / 'own.py'}"), message)
 
 
 def test_a_file_in_the_place_of_the_work_folder_is_named(tmp_path):
     (tmp_path / "file").touch()
     done = cadc(f"--config={CRITEO}", f"--workdir={tmp_path / 'file'}")
     assert_one_line(done, "a file is where a folder has to be")
-
-
-def assert_one_line(done, message):
-    assert done.returncode != 0
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr + done.stdout
-    assert len(done.stderr.strip().splitlines()) == 1
-
-
-def test_the_configs_of_the_package_are_found_from_anywhere(tmp_path):
-    for option in (["--config=configs/epinions.py"], ["--config", "configs/epinions.py"]):
-        found = cadc(*option, cwd=tmp_path)
-        assert "/nowhere/epinions" in found.stderr  # read, and its data looked for
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "configs/epinions.py").write_text("get_config = None")
-    assert "/nowhere" not in cadc("--config=configs/epinions.py", cwd=tmp_path).stderr
-
-
-def test_help_explains_the_stages_and_the_flags():
-    text = cadc("--help").stdout
-    for word in ("prepare, factorize, sample, train", "--workdir", "--stage", "--config"):
-        assert word in text
 
 
 def test_a_ranking_run_from_csv_files_with_their_own_split(tmp_path):

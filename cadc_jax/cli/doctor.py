@@ -1,4 +1,7 @@
-"""Checks a machine before the first real run, and says what to mend."""
+"""Checks this machine, and runs all stages on a few rows; says what to fix.
+
+cadc doctor
+"""
 
 import contextlib
 import importlib
@@ -10,11 +13,15 @@ import pathlib
 import platform
 import re
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from absl import flags
+
+from cadc_jax.cli.flags import WORKDIR
 from cadc_jax.errors import CadcError
 
 _LEAST_MEMORY = 2e9  # bytes; the smallest configurations need about one
@@ -24,16 +31,24 @@ _IMPORTED = ("jax", "flax.linen", "optax", "orbax.checkpoint", "tensorflow", "py
 _ROWS = 600  # of the trial run
 Check = Callable[[], Iterable[str]]
 
+flags.declare_key_flag("workdir")
+
+
+def main() -> None:
+    """Runs the command."""
+    if not examine(pathlib.Path(WORKDIR.value or "workdir")):
+        sys.exit(1)
+
 
 def examine(workdir: pathlib.Path, say: Callable[[str], None] = print) -> bool:
-    """Runs all checks, one after the other, and says how each went.
+    """Runs all checks, one after the other, and shows the result of each.
 
     Args:
       workdir: where a run would write.
       say: shows the user a line.
 
     Returns:
-      Whether nothing is amiss.
+      Whether all checks passed.
     """
     checks: dict[str, Check] = {
         "python": _python,
@@ -50,19 +65,19 @@ def examine(workdir: pathlib.Path, say: Callable[[str], None] = print) -> bool:
         try:
             for line in check():
                 say(f"ok    {name:<10} {line}")
-        except Exception as error:  # whatever is wrong with the machine is what is looked for
+        except Exception as error:  # any failure is a result of the check
             text = (
                 str(error) if isinstance(error, DoctorError) else f"{type(error).__name__}: {error}"
             )
             say(f"FAIL  {name:<10} {' '.join(text.split())}")
             failed.append(name)
     say("")
-    say(f"to mend: {', '.join(failed)}" if failed else "all is well")
+    say(f"to fix: {', '.join(failed)}" if failed else "all is well")
     return not failed
 
 
 class DoctorError(CadcError):
-    """Something amiss; the text says what to do."""
+    """A check failed; the text says what to do."""
 
 
 def _python() -> Iterable[str]:
@@ -102,7 +117,7 @@ def _imports() -> Iterable[str]:
             importlib.import_module(name)
         except Exception as error:  # a broken library fails in its own ways
             text = f"cannot import {name} ({type(error).__name__}: {error})"
-            raise DoctorError(f"{text}: install it anew, in a fresh virtual environment") from None
+            raise DoctorError(f"{text}: install it again, in a fresh virtual environment") from None
     yield ", ".join(_IMPORTED)
 
 
@@ -138,13 +153,15 @@ def _disk(workdir: pathlib.Path) -> Iterable[str]:
 
 
 def _data() -> Iterable[str]:
-    """What is in $CADC_DATA_DIR; nothing has to be there."""
+    """Lists the raw data sets in $CADC_DATA_DIR; there need not be any."""
+    from cadc_jax import configuration
+
     given = os.environ.get("CADC_DATA_DIR")
     if given and not pathlib.Path(given).is_dir():
         raise DoctorError(
             f"CADC_DATA_DIR={given}: no such folder; set it to the folder of raw data sets"
         )
-    folder = pathlib.Path(given or "../shared/data")
+    folder = configuration.data_folder()
     found = sorted(path.name for path in folder.glob("[!.]*")) if folder.is_dir() else []
     if found:
         yield f"{folder}: {', '.join(found)}"

@@ -1,35 +1,41 @@
-"""The command line: absl's flags, configurations that came with the package, and what was meant."""
+"""The command line: absl's flags, bundled configurations, help screens, and hints at typos.
 
-import difflib
+The docstring of a command's module says what the command does and shows examples.
+"""
+
 import os
 import pathlib
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Mapping
+from types import ModuleType
 from typing import NoReturn
 
 from absl import flags
 
-from cadc_jax.cli import exits, help
-from cadc_jax.cli.help import Commands
+from cadc_jax.cli import exits
 from cadc_jax.errors import CadcError, ConfigError
 from cadc_jax.run import bundled_configs
+from cadc_jax.runtime.text import nearest
+
+Commands = Mapping[str, ModuleType]  # command -> its module in `cli`
 
 
 def parse(argv: list[str], introduction: str, commands: Commands) -> list[str]:
-    """absl's parser of flags; what is wrong ends the program in one line, and --help in a screen.
-
-    config_flags raises plain errors for a bad file, field or value.
+    """Parses flags with absl; an error is one line and exit code 1, --help a screen.
 
     Args:
       argv: the command line, the program first.
-      introduction: what the program says of itself.
-      commands: its commands by name; the first is the default one.
+      introduction: what the program is, for its help screen.
+      commands: the commands; the first is the default one.
+
+    Returns:
+      The words that are no flags, the program first.
     """
     if {"--help", "-help", "-h"} & set(argv):
         _help(argv, introduction, commands)
     try:
-        return flags.FLAGS([_with_installed_config(word) for word in _with_joined_config(argv)])
+        return flags.FLAGS([_with_bundled_config(word) for word in _with_joined_config(argv)])
     except flags.UnrecognizedFlagError as error:
         if error.flagname.startswith("config."):
             exits.fail(f"--{error.flagname}: give the configuration as well, as --config=FILE")
@@ -40,9 +46,9 @@ def parse(argv: list[str], introduction: str, commands: Commands) -> list[str]:
         exits.fail(f"{str(error).partition(': ')[0]}: {why.args[0] if why else 'no such value'}")
     except (CadcError, flags.Error, OSError, TypeError, ValueError) as error:
         exits.fail(error)
-    except Exception as error:
+    except Exception as error:  # config_flags runs the configuration file, which may raise anything
         if isinstance(error, AttributeError | KeyError) and not getattr(error, "name", None):
-            # ConfigDict's, of a field that there is not; its text is quoted, once or twice.
+            # A field that does not exist: ConfigDict quotes its text once or twice.
             text = str(error).replace("\\n", ". ").replace("\\", "").replace("'", "")
             exits.fail(f"no such field: {text}")
         place = traceback.extract_tb(error.__traceback__)[-1]
@@ -51,21 +57,15 @@ def parse(argv: list[str], introduction: str, commands: Commands) -> list[str]:
 
 
 def _with_joined_config(argv: list[str]) -> list[str]:
-    """'--config FILE' as '--config=FILE'."""
+    """Joins '--config FILE' to '--config=FILE'."""
     words, joined = iter(argv), []
     for word in words:
         joined.append(f"{word}={next(words, '')}" if word in ("--config", "-config") else word)
     return joined
 
 
-def nearest(word: str, known: Iterable[str], before: str = "") -> str:
-    """A hint at what may have been meant, or nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f", did you mean '{before}{near[0]}'?" if near else ""
-
-
-def _with_installed_config(argument: str) -> str:
-    """Where there is no --config=configs/NAME.py, the one that came with the package."""
+def _with_bundled_config(argument: str) -> str:
+    """Replaces --config=configs/NAME.py, if there is no such file, by the bundled one."""
     name, _, path = argument.partition("=")
     if name.lstrip("-") != "config" or os.path.exists(path.partition(":")[0]):
         return argument
@@ -78,13 +78,43 @@ def _with_installed_config(argument: str) -> str:
     )
 
 
+def check_flags(command: str, commands: Commands) -> None:
+    """Refuses flags that belong to other commands.
+
+    Raises:
+      ConfigError: naming the first such flag and the commands that take it.
+    """
+    own = _flags_of(commands[command])
+    for name in sorted(set().union(*map(_flags_of, commands.values())) - own):
+        if flags.FLAGS[name].present:
+            takers = [other for other, module in commands.items() if name in _flags_of(module)]
+            raise ConfigError(f"--{name}: 'cadc {command}' has no such option; {_listed(takers)}")
+
+
+def _flags_of(module: ModuleType) -> set[str]:
+    return {flag.name for flag in flags.FLAGS.get_key_flags_for_module(module)}
+
+
+def _listed(commands: list[str]) -> str:
+    return f"{', '.join(commands)} {'takes' if len(commands) == 1 else 'take'} it"
+
+
 def _help(argv: list[str], introduction: str, commands: Commands) -> NoReturn:
-    """Shows the program's screen, or that of the command that is named, and ends."""
-    by_module = flags.FLAGS.flags_by_module_dict()
-    known = next(found for found in by_module.values() if any(x.name == "workdir" for x in found))
-    if "config" not in {flag.name for flag in known}:
-        known = [flags.FLAGS["config"], *known]
+    """Shows the program's screen, or the one of the command that is named, and ends."""
     command = next((word for word in argv[1:] if word in commands), None)
-    screen = help.of_command(command, commands, known) if command else None
-    print(screen or help.overview(introduction, commands, known, next(iter(commands))))
+    if command is not None:
+        text = (commands[command].__doc__ or "").rstrip()
+        print(f"cadc {command}: {text}\n\nOptions:\n\n{_options(commands[command])}")
+        sys.exit(0)
+    print(f"{introduction.strip()}\n\nCommands ('cadc COMMAND --help' says more):\n")
+    width = max(map(len, commands))
+    for name, module in commands.items():
+        print(f"    {name:<{width}}  {(module.__doc__ or '').splitlines()[0]}")
+    default = next(iter(commands))
+    print(f"\nOptions of 'cadc {default}':\n\n{_options(commands[default])}")
     sys.exit(0)
+
+
+def _options(module: ModuleType) -> str:
+    """absl's help for the key flags of a module, without the line that names the module."""
+    return flags.FLAGS.module_help(module).partition(":\n")[2]

@@ -1,5 +1,6 @@
-"""Quality of anything that scores rows, on the validation or the test split of a prepared table."""
+"""Quality of a scorer on the validation or the test split of a prepared table."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -10,49 +11,70 @@ from cadc_jax import metrics, sharding
 from cadc_jax.data import sampling
 from cadc_jax.data.raw import SPLITS
 from cadc_jax.data.table import Columns, Table
+from cadc_jax.errors import check_at_least, check_choice
 from cadc_jax.evaluation import ranking
-from cadc_jax.models.embeddings import HostBatch, pair_batch
-
-Score = Callable[[HostBatch], jax.Array]  # users [B] and items [B, G] or [1, G] -> scores [B, G]
+from cadc_jax.evaluation.scorers import Score, Scorer
+from cadc_jax.models.embeddings import pair_batch
 
 CLICK_BLOCK = 8192  # rows scored at a time
-EXACT_ROWS = 1 << 22  # rows up to which scores are kept and sorted
+EXACT_ROWS = 1 << 22  # up to so many rows, scores are kept and sorted
 EDGE_ROWS = 1 << 16  # rows whose scores bound the bins of a larger split
 USER_BLOCK = 512  # users scored at a time against their own candidates
-PAIR_BLOCK = 1 << 24  # (user, item) pairs scored at a time, where a score is a dot product
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """How rankings are evaluated.
+
+    Attributes:
+      k: cut-off of HR@k and NDCG@k.
+      max_users: users of the full ranking, drawn at random; 0 for all.
+      ranking: ranking of the validation items that chooses the best step: 'sampled', among
+        `data.num_negatives` other items, which favours popular items, or 'full', among all.
+    """
+
+    k: int = 10
+    max_users: int = 0
+    ranking: str = "sampled"
+
+    def __post_init__(self) -> None:
+        check_at_least("evaluation.k", self.k, 1)
+        check_at_least("evaluation.max_users", self.max_users, 0)
+        check_choice("evaluation.ranking", self.ranking, ("sampled", "full"))
+
+
+def validation_quality(scorer: Scorer, table: Table, config: EvaluationConfig) -> float:
+    """What training maximises: of clicks minus the log loss, of rankings the NDCG@k."""
+    rows = table.splits["validation"]
+    if table.schema.task == "click":
+        return -evaluate_clicks(scorer, rows)["logloss"]
+    if config.ranking == "full":
+        ranks = ranks_full(scorer, table, "validation", config.max_users)
+    else:
+        ranks = ranks_sampled(scorer, rows)
+    return of_ranks(ranks, config.k)[f"ndcg@{config.k}"]
 
 
 def evaluate_clicks(
-    score: Score,
-    columns: Columns,
-    *,
-    calibrated: bool = True,
-    keep: Callable[[np.ndarray], None] | None = None,
+    scorer: Scorer, columns: Columns, keep: Callable[[np.ndarray], None] | None = None
 ) -> dict[str, float]:
     """Quality on a split of labelled rows of any size, in bounded memory.
 
-    Up to EXACT_ROWS rows the AUC is exact. Beyond, it is that of a histogram of the scores, whose
+    Up to EXACT_ROWS rows the AUC is exact. Beyond, it comes from a histogram of the scores. Its
     bins begin and end at the scores of EDGE_ROWS rows spread evenly over the split.
 
     Args:
-      score: scores of rows, each with its own item.
+      scorer: scores rows, each with its own item.
       columns: of the split; memory-mapped ones are read a block at a time.
-      calibrated: whether scores are logits.
-      keep: given the scores of all rows, [n] float32 of each block in turn, for example to store
-        them; or None.
+      keep: called with the scores of each block in turn, [n] float32, for example to store them.
 
     Returns:
-      `auc`; past EXACT_ROWS `auc_error`, the most by which it may be off; of logits, `logloss` and
-      `calibration` (mean prediction over click rate).
+      `auc`; past EXACT_ROWS `auc_error`, the bound on its error; if scores are logits, `logloss`
+      and `calibration` (mean prediction over click rate).
     """
-    rows = len(columns["label"])
+    score, rows = scorer.score, len(columns["label"])
     exact = rows <= EXACT_ROWS
-    if exact:
-        edges = jnp.zeros(0)
-    else:
-        spread = np.linspace(0, rows - 1, EDGE_ROWS).astype(np.int64)
-        sample = [scores for _, scores, _ in _scored(score, columns, spread)]
-        edges = jnp.sort(jnp.concatenate(sample))
+    edges = jnp.zeros(0) if exact else _edges(score, columns, rows)
     stats: metrics.ClickStats | None = None
     kept = []
     for labels, scores, weight in _scored(score, columns, range(rows)):
@@ -68,9 +90,15 @@ def evaluate_clicks(
         result = {"auc": float(metrics.auc(labels, np.concatenate(kept)[:rows]))}
     else:
         result = dict(zip(("auc", "auc_error"), stats.auc(), strict=True))
-    if calibrated:
+    if scorer.calibrated:
         result |= {"logloss": stats.log_loss(), "calibration": stats.calibration()}
     return result
+
+
+def _edges(score: Score, columns: Columns, rows: int) -> jax.Array:
+    """Sorted scores of EDGE_ROWS rows spread evenly over the split."""
+    spread = np.linspace(0, rows - 1, EDGE_ROWS).astype(np.int64)
+    return jnp.sort(jnp.concatenate([scores for _, scores, _ in _scored(score, columns, spread)]))
 
 
 def _scored(
@@ -87,29 +115,11 @@ def _scored(
         yield np.asarray(columns["label"][places]), sharding.local(score(batch)[:, 0]), real
 
 
-def evaluate_ranking_sampled(score: Score, columns: Columns, k: int) -> dict[str, float]:
-    """HR@k and NDCG@k of each held-out item among its own K negatives; keys end in '/1+K'."""
-    return of_ranks(ranks_sampled(score, columns), k, columns["negatives"].shape[1])
-
-
-def evaluate_ranking_full(
-    score: Score,
-    table: Table,
-    split: str,
-    k: int,
-    max_users: int = 0,
-    seed: int = 0,
-    pair_block: int = PAIR_BLOCK,
-) -> dict[str, float]:
-    """HR@k and NDCG@k of `ranks_full`."""
-    return of_ranks(ranks_full(score, table, split, max_users, seed, pair_block), k)
-
-
-def ranks_sampled(score: Score, columns: Columns) -> np.ndarray:
-    """[N] int32 ranks of the held-out items, each among its own K negatives."""
+def ranks_sampled(scorer: Scorer, columns: Columns) -> np.ndarray:
+    """Ranks [N] int32 of the held-out items, each among its own K negatives."""
 
     def score_items(users: np.ndarray, items: np.ndarray) -> jax.Array:
-        return score(pair_batch(users, items))
+        return scorer.score(pair_batch(users, items))
 
     return ranking.sampled_ranks(
         score_items, columns["user"], columns["item"], columns["negatives"], USER_BLOCK
@@ -117,22 +127,16 @@ def ranks_sampled(score: Score, columns: Columns) -> np.ndarray:
 
 
 def ranks_full(
-    score: Score,
-    table: Table,
-    split: str,
-    max_users: int = 0,
-    seed: int = 0,
-    pair_block: int = PAIR_BLOCK,
+    scorer: Scorer, table: Table, split: str, max_users: int = 0, seed: int = 0
 ) -> np.ndarray:
     """Rank of each held-out item among all items its user has not seen before it.
 
     Args:
-      score: scores of users with all items.
+      scorer: scores users with all items.
       table: a prepared table of the ranking task.
       split: 'validation' or 'test'; the rows of all earlier splits are 'seen'.
-      max_users: rank for so many rows only, drawn by `seed`; 0 for all.
+      max_users: number of rows to rank, drawn by `seed`; 0 for all.
       seed: of that draw.
-      pair_block: (user, item) pairs scored at a time, a bound on memory.
 
     Returns:
       [N] int32, -1 for rows that are not ranked.
@@ -144,13 +148,13 @@ def ranks_full(
     held_out = [table.splits[name] for name in SPLITS[1 : SPLITS.index(split)]]
     earlier = [table.known_pairs(), *((rows["user"], rows["item"]) for rows in held_out)]
     users, items = (np.concatenate(columns) for columns in zip(*earlier, strict=True))
-    seen = ranking.SeenItems(users, items, table.schema.num_users)
+    seen = ranking.SeenItems.of_pairs(users, items, table.schema.num_users)
     all_items = np.arange(table.schema.num_items, dtype=np.int32)[None]
-    block = int(np.clip(pair_block // table.schema.num_items, 1, len(chosen)))
-    block += -block % jax.device_count()  # of users, who can then be split over the devices
+    block = int(np.clip(scorer.pairs // table.schema.num_items, 1, len(chosen)))
+    block += -block % jax.device_count()  # users, to be split over the devices
     ranks = np.full(len(columns["user"]), -1, np.int32)
     ranks[chosen] = ranking.full_ranks(
-        lambda users: score(pair_batch(users, all_items)),
+        lambda users: scorer.score(pair_batch(users, all_items)),
         columns["user"][chosen],
         columns["item"][chosen],
         seen,

@@ -1,10 +1,12 @@
 """Ranks of held-out items, in the full protocol and in the sampled '1 + K' one.
 
-A rank is the number of other items scored at least as high (so ties count against the model, and
-one that scores everything alike gets no credit). Rank 0 is best. Item id 0, 'not in training',
-cannot be recommended, in either protocol: held out it ranks last, as a candidate it never competes.
+A rank is the number of other items with at least the same score. Rank 0 is best. Ties count against
+the model: one that scores everything alike gets no credit. Item id 0, 'not in training', cannot be
+recommended in either protocol. Held out it ranks last, and it never competes as a candidate.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -26,7 +28,7 @@ def full_ranks(
       score_grid: scores of all items for a block of users.
       user: [N] int32.
       item: [N] int32 held-out items.
-      seen: training items of each user, which are left out of the ranking.
+      seen: items of each user to leave out of the ranking.
       block: users scored at a time.
 
     Returns:
@@ -62,21 +64,38 @@ def sampled_ranks(
     return _in_blocks(ranks_of, (user, item, negatives), block)
 
 
+@dataclasses.dataclass(frozen=True)
 class SeenItems:
-    """Training items of each user, as compressed rows."""
+    """Items that each user has seen, as compressed rows.
 
-    def __init__(self, user: np.ndarray, item: np.ndarray, num_users: int):
+    Attributes:
+      offsets: [U + 1] int64; the items of user u are `items[offsets[u] : offsets[u + 1]]`.
+      items: [P] int32.
+    """
+
+    offsets: np.ndarray
+    items: np.ndarray
+
+    @classmethod
+    def of_pairs(cls, user: np.ndarray, item: np.ndarray, num_users: int) -> "SeenItems":
+        """Groups pairs of user [P] and item [P] by user."""
         order = np.argsort(user, kind="stable")
-        self.items = item[order]
-        self.start = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=num_users))])
-        self.longest = int(np.diff(self.start).max(initial=0))
+        counts = np.bincount(user, minlength=num_users)
+        return cls(np.concatenate([[0], np.cumsum(counts)]), np.asarray(item)[order])
 
-    def padded(self, users: np.ndarray) -> np.ndarray:
-        """[B] users -> [B, longest] int32 items, filled up with id 0 (never recommended)."""
-        start, length = self.start[users], self.start[users + 1] - self.start[users]
-        place = np.arange(self.longest)
-        inside = place < length[:, None]
-        return np.where(inside, self.items[np.where(inside, start[:, None] + place, 0)], 0)
+    @functools.cached_property
+    def longest(self) -> int:
+        """L, the largest number of items of a user."""
+        return int(np.diff(self.offsets).max(initial=0))
+
+    def padded(self, users: np.ndarray, fill: int = 0) -> np.ndarray:
+        """Items [B, L] int32 of users [B]; shorter lists are filled up with `fill`."""
+        if not len(self.items):
+            return np.zeros((len(users), 0), np.int32)
+        places = self.offsets[users][:, None] + np.arange(self.longest)
+        inside = places < self.offsets[users + 1][:, None]
+        found = self.items[np.where(inside, places, 0)]
+        return np.where(inside, found, fill).astype(np.int32)
 
 
 @jax.jit
@@ -84,7 +103,7 @@ def _ranks_among(scores: jax.Array, candidates: np.ndarray) -> jax.Array:
     """[B, 1 + K] scores of the held-out item and its negatives, and their ids -> [B] ranks."""
     own = scores[:, :1]
     others = jnp.where(candidates[:, 1:] == 0, -jnp.inf, scores[:, 1:])
-    ranks = jnp.sum(~(others < own), axis=1)  # so that NaN ranks last
+    ranks = jnp.sum(~(others < own), axis=1)  # NaN ranks last
     return jnp.where(candidates[:, 0] == 0, others.shape[1], ranks)
 
 
@@ -95,16 +114,16 @@ def _ranks_in_grid(scores: jax.Array, item: np.ndarray, excluded: np.ndarray) ->
     own = scores[rows, item[:, None]]
     candidates = scores.at[rows, excluded].set(-jnp.inf).at[:, 0].set(-jnp.inf)
     candidates = candidates.at[rows, item[:, None]].set(-jnp.inf)
-    ranks = jnp.sum(~(candidates < own), axis=1)  # so that NaN ranks last
+    ranks = jnp.sum(~(candidates < own), axis=1)  # NaN ranks last
     return jnp.where(item == 0, scores.shape[1], ranks)
 
 
 def _in_blocks(
     ranks_of: Callable[..., jax.Array], columns: tuple[np.ndarray, ...], block: int
 ) -> np.ndarray:
-    """`ranks_of` the columns [N, ...], `block` rows at a time: [N] ranks.
+    """Ranks [N] of the columns [N, ...], computed `block` rows at a time.
 
-    The last block repeats the last row to be as long as the others.
+    The last block repeats the last row: all blocks have one shape.
     """
     rows = len(columns[0])
     ranks = []

@@ -1,15 +1,15 @@
 """The compressed data set: a folder to train from, elsewhere and without the raw log.
 
-    manifest.json   configuration, facts and checksums, as of any artefact
-    table/          a prepared table (`data/table.py`) of which `train/` has the kept rows alone;
-                    `train/row.npy` [M] int64 says which training rows these are
-    factors/        `user.npy` [U, D], `item.npy` [I, D] float32 and, of a logistic factorisation,
-                    `user_bias.npy` [U], `item_bias.npy` [I] and `global_bias.npy` []: of all
-                    training rows; with `factor_rows='unsampled'`, in `unsampled/` likewise
-                    those of the rows that are not kept, for training on the kept ones
+    manifest.json   configuration, facts and checksums, as in every artefact
+    table/          a prepared table (`data/table.py`) whose `train/` holds the kept rows only;
+                    `train/row.npy` [M] int64 are their numbers in the training split
+    factors/        factors of all training rows: `user.npy` [U, D], `item.npy` [I, D] float32 and,
+                    if logistic, `user_bias.npy` [U], `item_bias.npy` [I], `global_bias.npy` [];
+                    with `factor_rows='unsampled'` the folder `unsampled/` has the factors of the
+                    rows that are not kept, to train on the kept ones
 
-All arrays are plain `.npy` files. Held-out rows are there in full, and of the ranking task each
-user's training items (`table/known/`), which are no candidates.
+All arrays are plain `.npy` files. Held-out rows are there in full. The ranking task also has each
+user's training items (`table/known/`), which are not candidates.
 """
 
 import dataclasses
@@ -31,12 +31,12 @@ STAGE = "compressed"
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What training starts from.
+    """The artefacts that training starts from.
 
     Attributes:
       prepared: the prepared table.
-      factors: user and item factors of all training rows, and of the unsampled ones if these train.
-      sample: columns of the training rows that are kept.
+      factors: factors of all training rows, and of the unsampled rows if they are used.
+      sample: columns of the kept training rows.
     """
 
     prepared: Artifact
@@ -107,13 +107,13 @@ def open_inputs(path: pathlib.Path, verify: bool = True) -> tuple[ConfigDict, In
         )
         for name, place in places.items()
     }
-    config = default_config().unlock()  # has the fields that came after the data set was made
+    config = default_config().unlock()  # has fields that are newer than the data set
     config.update(_with_tuples(settings["config"]))
     return config.lock(), Inputs(**inputs)
 
 
 def sizes(artifact: Artifact) -> str:
-    """A table of what takes how much room, against the raw log."""
+    """A table of the bytes of each part, and their share of the raw log."""
     table = artifact.path / "table"
     kept = artifacts.size_of(table / SPLITS[TRAIN])
     held_out = sum(artifacts.size_of(table / split) for split in SPLITS if split != SPLITS[TRAIN])
@@ -134,7 +134,7 @@ def sizes(artifact: Artifact) -> str:
 
 
 def _with_tuples(value: Any) -> Any:
-    """JSON has lists only, where a configuration has tuples."""
+    """Lists, which JSON made of a configuration's tuples, as tuples again."""
     if isinstance(value, dict):
         return {name: _with_tuples(x) for name, x in value.items()}
     return tuple(map(_with_tuples, value)) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""Explains a folder: an artefact, a compressed data set, an export or a whole work folder."""
+"""Explains a folder: an artefact, a compressed data set, an export or a work folder."""
 
 import json
 import os
@@ -9,7 +9,8 @@ from typing import Any
 from cadc_jax.errors import ArtifactError
 from cadc_jax.run import compressed
 from cadc_jax.runtime import artifacts
-from cadc_jax.serving import export, trained
+from cadc_jax.runtime.text import aligned
+from cadc_jax.serving import export
 
 _STAGES = {  # in the order of a run -> what their artefacts are
     "synthetic": "made-up rows in Criteo's format",
@@ -63,7 +64,7 @@ def _artifact(path: pathlib.Path, verify: bool) -> str:
     ]
     if stage == "train":
         best = max(entry["validation"] for entry in facts["history"])
-        lines.append(f"model     {settings['model'][0]}, {trained.arm_of(settings)}")
+        lines.append(f"model     {facts['model']}, {facts['arm']}")
         lines.append(f"best      validation {best:.4f} at step {facts['best_step']:,}")
     if stage == compressed.STAGE and state.startswith("whole"):
         lines += ["", compressed.sizes(artifacts.open_artifact(path))]
@@ -86,9 +87,9 @@ def _workdir(path: pathlib.Path, verify: bool) -> str:
                 lines.append([stage, folder.name, *_summary(folder), _bytes(size)])
                 lines[-1].append(_state(folder, verify))
     text = [f"{path}: a work folder, {len(lines)} artefacts, {_bytes(total)}", ""]
-    text += _aligned([header, *lines], right=(3, 4, 5))
+    text += aligned([header, *lines], right=(3, 4, 5))
     for folder in left:
-        text.append(f"{folder}: unfinished; it goes with the next run, unless one is at work on it")
+        text.append(f"{folder}: unfinished; the next run removes it, unless a run is writing it")
     report = path / "report.md"
     if report.exists():
         text += ["", f"The comparison of the last run: {report}"]
@@ -105,7 +106,7 @@ def _summary(folder: pathlib.Path) -> list[str]:
             "prepare": lambda: f"{settings['data']['source']}, {settings['data']['split']}",
             "factorize": lambda: settings["method"],
             "sample": lambda: f"rate {settings['rate']:g}",
-            "train": lambda: f"{settings['model'][0]}, {trained.arm_of(settings)}",
+            "train": lambda: f"{facts['model']}, {facts['arm']}",
             "evaluate": lambda: f"of {settings['scorer']}",
         }.get(settings["stage"], lambda: "-")()
         return [what, _rows(facts).split(" ")[0], f"{manifest['seconds']:,.1f}"]
@@ -154,16 +155,3 @@ def _pairs(values: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
 def _bytes(size: float) -> str:
     unit, divisor = next((pair for pair in _UNITS if size >= pair[1]), _UNITS[-1])
     return f"{size / divisor:,.1f} {unit}"
-
-
-def _aligned(lines: list[list[str]], right: tuple[int, ...]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-
-    def row(cells: list[str]) -> str:
-        padded = [
-            cell.rjust(width) if place in right else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ]
-        return "  ".join(padded).rstrip()
-
-    return [row(line) for line in lines]

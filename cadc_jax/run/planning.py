@@ -1,7 +1,6 @@
-"""What a run of a configuration would need, on paper: `cost`, given its settings and sizes."""
+"""An estimate of what a run needs: `cost`, applied to the settings and sizes of a configuration."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -9,29 +8,33 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cadc_jax import configuration, cost
+from cadc_jax.data.readers import criteo
 from cadc_jax.data.table import open_table
+from cadc_jax.errors import ConfigError
 from cadc_jax.factorization import als, sgd
-from cadc_jax.run.stages import Run, frozen_tables, prepare_settings
+from cadc_jax.run.arms import TRAINED
+from cadc_jax.run.context import Run
+from cadc_jax.run.stages import prepare_settings
 from cadc_jax.runtime import artifacts
 
 
 def plan(this: Run, devices: int, hardware: str, given: Mapping[str, int]) -> None:
-    """Shows what the run would need on so many devices of a kind; see `cost`. It runs nothing.
+    """Shows the memory, traffic and time that a run would need; see `cost`. It runs nothing.
 
     Args:
-      this: its work folder may hold the prepared table, whose sizes then count.
-      devices: how many.
+      this: the run; if its work folder holds the prepared table, sizes come from there.
+      devices: number of devices.
       hardware: a key of `cost.HARDWARE`.
       given: sizes to use instead: `rows`, `num_users`, `num_items`, `feature_rows`.
 
     Raises:
-      CadcError: whatever the user has to mend, sizes that are not known among it.
+      ConfigError: if a setting is wrong or a size is not known.
     """
     config = this.config
     configuration.validate(config)
     device, found = cost.hardware(hardware), _prepared_before(this)
     if found is None:
-        sizes = configuration.sizes(config, given)
+        sizes = _sizes_of_config(config, given)
         origin = "options and bounds of the configuration"
     else:
         sizes = cost.sizes_of(open_table(found))
@@ -51,14 +54,61 @@ def plan(this: Run, devices: int, hardware: str, given: Mapping[str, int]) -> No
 
 
 def _prepared_before(this: Run) -> pathlib.Path | None:
-    """The latest prepared table of this configuration in the work folder, of whatever raw files."""
-    wanted = json.loads(json.dumps(prepare_settings(this.config)))
+    """The latest prepared table of this configuration in the work folder, from any raw files."""
+    wanted = artifacts.plain(prepare_settings(this.config))
     found = []
     for path in (this.workdir / "prepare").glob(f"*/{artifacts.MANIFEST}"):
         settings = artifacts.settings_of(artifacts.open_artifact(path.parent).path)
         if {name: settings[name] for name in wanted} == wanted:
             found.append(path)
     return max(found, key=lambda path: path.stat().st_mtime).parent if found else None
+
+
+def _sizes_of_config(config: ConfigDict, given: Mapping[str, int]) -> cost.Sizes:
+    """The sizes of data that are not prepared yet; upper bounds where columns are hashed.
+
+    Args:
+      config: says which columns there are, and bounds their values by `data.max_vocabulary`.
+      given: `rows`, `num_users`, `num_items` and `feature_rows`, or some of them.
+
+    Raises:
+      ConfigError: naming the sizes that are not known.
+    """
+    data = config.data
+    criteo_columns = data.source == "criteo"
+    contents = (data.user_content, data.item_content)
+    if data.source == "movielens" or any(c.file and c.format != "table" for c in contents):
+        raise ConfigError(
+            "the columns of this data are known once it is read: run with --stage=prepare first"
+        )
+    dense = len(criteo.DENSE if criteo_columns else data.columns.dense)
+    categorical = len(criteo.CATEGORICAL if criteo_columns else data.columns.categorical)
+    # A column that alone is the user or the item is no feature as well.
+    categorical -= sum(len(names) == 1 for names in (data.user_features, data.item_features))
+    user, item = ((len(c.dense), len(c.categorical)) for c in contents)
+    columns = user[1] + categorical + item[1]
+    known = {} if columns else {"feature_rows": 0}
+    if data.max_vocabulary:
+        most = data.max_vocabulary + 1  # id 0 is 'out of vocabulary'
+        known = {"feature_rows": columns * most}
+        known |= {"num_users": most, "num_items": most} if data.task == "click" else {}
+    known |= given
+    names = ("rows", "num_users", "num_items", "feature_rows")
+    if missing := [f"--{name}=N" for name in names if name not in known]:
+        raise ConfigError(
+            f"sizes of the data are not known: give {', '.join(missing)}, or run with "
+            "--stage=prepare first"
+        )
+    return cost.Sizes(
+        task=data.task,
+        rows=known["rows"],
+        num_users=known["num_users"],
+        num_items=known["num_items"],
+        feature_rows=known["feature_rows"],
+        dense=(user[0], dense, item[0]),
+        categorical=(user[1], categorical, item[1]),
+        entries=known["rows"],
+    )
 
 
 def _factorization_cost(config: ConfigDict, sizes: cost.Sizes, devices: int) -> cost.Cost:
@@ -69,27 +119,27 @@ def _factorization_cost(config: ConfigDict, sizes: cost.Sizes, devices: int) -> 
 
 
 def _training_costs(config: ConfigDict, sizes: cost.Sizes, devices: int) -> list[cost.Cost]:
-    """One for each model and the arms that cost the same."""
+    """The cost of training each model, once for the arms that cost the same."""
     settings = configuration.factorization_config(config)
     biases = isinstance(settings, sgd.SGDConfig) or settings.feedback == "explicit"
     alike: dict[tuple, list[str]] = {}
     for model in config.models:
-        for arm in config.arms:
-            rows = sizes.rows if arm == "full" else round(config.rate * sizes.rows)
-            alike.setdefault((model, frozen_tables(arm), rows), []).append(arm)
+        for arm in (TRAINED[name] for name in config.arms):
+            rows = round(config.rate * sizes.rows) if arm.takes_sample else sizes.rows
+            alike.setdefault((model, arm.frozen, rows), []).append(arm.name)
     batch = config.train.batch_rows
+    width = settings.factors + 2 * biases
+    tables = cost.table_shapes(sizes, width, config.dlrm.embedding_dim)
     return [
         cost.training(
             f"train {model}, {', '.join(arms)}: {rows:,} rows, batches of {batch:,}",
             configuration.make_model(config, model),
             configuration.train_config(config),
             dataclasses.replace(sizes, rows=rows),
-            settings.factors + 2 * biases,
-            config.dlrm.embedding_dim,
+            tables,
             frozen,
             devices,
-            config.devices.model,
-            config.devices.table_bytes,
+            configuration.device_config(config),
         )
         for (model, frozen, rows), arms in alike.items()
     ]

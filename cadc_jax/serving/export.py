@@ -20,10 +20,13 @@ import numpy as np
 from flax import linen as nn
 
 from cadc_jax.errors import CadcError, ConfigError
+from cadc_jax.evaluation.scorers import dot_products
 from cadc_jax.models import embeddings
+from cadc_jax.models.scoring import predict
+from cadc_jax.run.arms import POPULARITY
 from cadc_jax.runtime import artifacts
 from cadc_jax.runtime.artifacts import Artifact
-from cadc_jax.serving.trained import Trained, score
+from cadc_jax.serving.trained import Trained
 
 STAGE = "export"
 
@@ -43,8 +46,10 @@ def write_export(trained: Trained, out: pathlib.Path, form: str) -> Artifact:
         raise ConfigError(f"--format={form}: must be one of {', '.join(FORMS)}")
     if out.exists():
         raise ConfigError(f"--out={out}: the folder exists; name another one, or delete it")
-    if trained.arm == "popularity":
-        raise ConfigError("--arm=popularity: there is no model to export; see items/count.npy")
+    if trained.arm is POPULARITY:
+        raise ConfigError(
+            f"--arm={POPULARITY.name}: there is no model to export; see items/count.npy"
+        )
     about = describe(trained)
     settings = {"stage": STAGE, "format": artifacts.FORMAT, "form": form, **about}
 
@@ -75,7 +80,7 @@ def describe(trained: Trained) -> dict[str, Any]:
     offsets = embeddings.stacked_offsets(sizes or (0,)).tolist()
     network = trained.network
     return {
-        "arm": trained.arm,
+        "arm": trained.arm.name,
         "model": trained.model,
         "network": None if network is None else _fields(network),
         "trained": trained.path.name,
@@ -142,7 +147,7 @@ def _savedmodel(trained: Trained, folder: pathlib.Path) -> None:
     content = None if network is None else embeddings.content_of(trained.table)
 
     def scores(state, *rows):
-        def of_row(user, item, dense, categorical):  # so that no shape in the models is unknown
+        def of_row(user, item, dense, categorical):  # one row: no shape in the models is unknown
             batch = {
                 "user": user[None],
                 "item": item[None, None],
@@ -150,7 +155,9 @@ def _savedmodel(trained: Trained, folder: pathlib.Path) -> None:
                 "categorical": categorical[None],
             }
             params, tables, content = state
-            return score(network, params, tables, content, batch)[0, 0]
+            if network is None:
+                return dot_products(tables, batch)[0, 0]
+            return predict(network, params, tables, content, batch)[0, 0]
 
         return jax.vmap(of_row)(*rows)
 

@@ -1,32 +1,26 @@
-"""Trained models in a work folder: which there are, and one of them, ready to score."""
+"""Trained models in a work folder: an index of what there is, and one model, ready to score."""
 
 import dataclasses
-import functools
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from cadc_jax import configuration, experiment
+from cadc_jax import configuration
 from cadc_jax.data.table import Table, open_table, read_columns
-from cadc_jax.errors import ArtifactError, ConfigError
-from cadc_jax.evaluation import evaluate
+from cadc_jax.errors import ArtifactError, ConfigError, check_choice
+from cadc_jax.evaluation import scorers
+from cadc_jax.evaluation.scorers import Scorer
 from cadc_jax.factorization.factors import Factors, with_bias_columns
 from cadc_jax.models import embeddings
-from cadc_jax.models.embeddings import Content, HostBatch, Tables
 from cadc_jax.run import compressed, stages
+from cadc_jax.run.arms import ARMS, BASELINES, MF_ALONE, POPULARITY, TRAINED, Arm
 from cadc_jax.runtime import artifacts
 from cadc_jax.runtime.artifacts import Artifact
-from cadc_jax.training import step
-
-BASELINES = ("popularity", "mf_alone")
-ARMS = (*BASELINES, *configuration.ARMS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +28,7 @@ class Trained:
     """Something that scores users' items, with the data it was made from.
 
     Attributes:
-      arm: one of ARMS.
+      arm: the arm it was trained in, or a baseline.
       model: name of the network; None of a baseline.
       path: the artefact it comes from.
       validation: its best result on the validation split, higher is better; None of a baseline.
@@ -43,10 +37,10 @@ class Trained:
       table: the prepared table, opened.
       network: the network, or None.
       params: its parameters, or None.
-      tables: embedding tables on the host; of a factorisation with its biases as columns.
+      tables: embedding tables on the host; those of a factorisation have its biases as columns.
     """
 
-    arm: str
+    arm: Arm
     model: str | None
     path: pathlib.Path
     validation: float | None
@@ -59,20 +53,19 @@ class Trained:
 
     def __str__(self) -> str:
         if self.validation is None:
-            return f"{self.arm} ({self.path})"
-        return f"{self.model}, {self.arm}, validation {self.validation:.4f} ({self.path})"
+            return f"{self.arm.name} ({self.path})"
+        return f"{self.model}, {self.arm.name}, validation {self.validation:.4f} ({self.path})"
 
 
-@dataclasses.dataclass(frozen=True)
-class _Shelf:
-    """What a folder offers: name of an artefact -> artefact, and its settings."""
-
-    prepared: Mapping[str, Artifact]
-    factors: Mapping[str, Artifact]
-    samples: Mapping[str, Artifact]
-    models: Mapping[str, Artifact]
-    settings: Mapping[str, Mapping[str, Any]]  # of all of them, by name
-    source: Mapping[str, str]  # by name of the prepared table
+def make_scorer(trained: Trained) -> Scorer:
+    """The scorer of a trained model: logits of a network, dot products, or popularity."""
+    if trained.arm is POPULARITY:
+        return scorers.popularity(trained.table)
+    if trained.network is None:
+        return scorers.factors(trained.tables["user"], trained.tables["item"], calibrated=False)
+    content = embeddings.content_of(trained.table)
+    tables = jax.device_put(trained.tables)
+    return scorers.network(trained.network, trained.params, tables, content)
 
 
 def open_trained(
@@ -82,12 +75,12 @@ def open_trained(
     arm: str | None = None,
     model: str | None = None,
 ) -> Trained:
-    """The model that validated best among those trained in a work folder.
+    """The model with the best validation result among the trained ones in a work folder.
 
     Args:
       source: a work folder, or a compressed data set.
-      workdir: with a compressed data set, the work folder of what was trained from it; default:
-        that of `cadc train --from=DIR`.
+      workdir: with a compressed data set, the work folder of its training; default: the one of
+        `cadc train --from=DIR`.
       config: only what was made with these settings.
       arm: only this arm, one of ARMS.
       model: only this network.
@@ -96,36 +89,23 @@ def open_trained(
       ConfigError: if an arm or a model is unknown, or the choice is not clear.
       ArtifactError: if the folder is neither, or holds nothing of the kind.
     """
-    if arm is not None and arm not in ARMS:
-        raise ConfigError(f"--arm={arm}: must be one of {', '.join(ARMS)}")
-    if model is not None and model not in configuration.MODELS:
-        raise ConfigError(f"--model={model}: must be one of {', '.join(configuration.MODELS)}")
-    shelf = _open(source, workdir)
+    if arm is not None:
+        check_choice("--arm", arm, ARMS)
+    if model is not None:
+        check_choice("--model", model, configuration.MODELS)
+    index = _open(source, workdir)
     if arm in BASELINES:
-        return _baseline(shelf, source, config, arm)
-    found = [made for made in shelf.models.values() if _prepared(shelf, made) in shelf.prepared]
+        return _baseline(index, source, config, BASELINES[arm])
+    found = [made for made in index.models.values() if index.prepared_of(made) in index.prepared]
     if not found:
-        if (source / artifacts.MANIFEST).exists():
-            raise ArtifactError(
-                f"{source}: no trained model yet: run 'cadc train --from={source}' first, or name "
-                "by --workdir=DIR where it ran, or choose --arm=mf_alone or --arm=popularity"
-            )
-        if shelf.models:
-            raise ArtifactError(
-                f"{source}: the data that its models were trained on is not there; name the "
-                "compressed data set: --from=DIR --workdir=" + str(source)
-            )
-        raise ArtifactError(
-            f"{source}: no trained model yet: run 'cadc --config=...' first, or choose "
-            "--arm=mf_alone or --arm=popularity"
-        )
-    there = {(_network(shelf, made), _arm(shelf, made)) for made in found}
+        raise ArtifactError(_no_model(source, index))
+    there = {(made.facts["model"], made.facts["arm"]) for made in found}
     found = [
         made
         for made in found
-        if arm in (None, _arm(shelf, made))
-        and model in (None, _network(shelf, made))
-        and (config is None or _made_by(shelf, made, config))
+        if arm in (None, made.facts["arm"])
+        and model in (None, made.facts["model"])
+        and (config is None or _made_by(index, made, config))
     ]
     if not found:
         raise ArtifactError(
@@ -134,33 +114,55 @@ def open_trained(
         )
     _check_one(
         source,
-        {(_prepared(shelf, made), *_validated_by(shelf, made)) for made in found},
+        {(index.prepared_of(made), *_validated_by(index, made)) for made in found},
         "validation results that cannot be compared (other data, seeds or evaluation settings)",
     )
-    return _load(shelf, max(found, key=_validation))
+    return _load(index, max(found, key=_validation))
 
 
-def scorer(trained: Trained) -> evaluate.Score:
-    """Scores of batches: logits of a network, dot products, or popularity."""
-    if trained.arm == "popularity":
-        return experiment.popularity(trained.table)
-    tables = jax.device_put(trained.tables)
-    content = embeddings.content_of(trained.table)
-    return jax.jit(functools.partial(score, trained.network, trained.params, tables, content))
+@dataclasses.dataclass(frozen=True)
+class WorkfolderIndex:
+    """The finished artefacts of a work folder, or of a compressed data set and its work folder.
+
+    Attributes:
+      prepared: prepared tables by fingerprint.
+      factors: factors, by fingerprint.
+      samples: samples, by fingerprint.
+      models: trained models, by fingerprint.
+      settings: settings of all of them, by fingerprint.
+      sources: `data.source` by fingerprint of the prepared table.
+    """
+
+    prepared: Mapping[str, Artifact]
+    factors: Mapping[str, Artifact]
+    samples: Mapping[str, Artifact]
+    models: Mapping[str, Artifact]
+    settings: Mapping[str, Mapping[str, Any]]
+    sources: Mapping[str, str]
+
+    def prepared_of(self, made: Artifact) -> str:
+        """Fingerprint of the prepared table that factors or a model come from."""
+        return self.settings[made.fingerprint]["prepared"]
 
 
-def score(
-    network: nn.Module | None, params: Any, tables: Tables, content: Content, batch: HostBatch
-) -> jax.Array:
-    """Scores [B, G] of a batch, as a pure function; without a network those of the factors."""
-    if network is not None:
-        return step.predict(network, params, tables, content, batch)
-    user, item = tables["user"][batch["user"]], tables["item"][batch["item"]]
-    return user @ item[0].T if len(item) == 1 else jnp.einsum("bd,bgd->bg", user, item)
+def _no_model(source: pathlib.Path, index: WorkfolderIndex) -> str:
+    """Why no trained model can be used, and what to do."""
+    baselines = f"choose --arm={MF_ALONE.name} or --arm={POPULARITY.name}"
+    if (source / artifacts.MANIFEST).exists():
+        return (
+            f"{source}: no trained model yet: run 'cadc train --from={source}' first, or name by "
+            f"--workdir=DIR where it ran, or {baselines}"
+        )
+    if index.models:
+        return (
+            f"{source}: the data that its models were trained on is not there; name the "
+            f"compressed data set: --from=DIR --workdir={source}"
+        )
+    return f"{source}: no trained model yet: run 'cadc --config=...' first, or {baselines}"
 
 
-def _open(source: pathlib.Path, workdir: pathlib.Path | None) -> _Shelf:
-    """Raises ArtifactError if the folder is neither a work folder nor a compressed data set."""
+def _open(source: pathlib.Path, workdir: pathlib.Path | None) -> WorkfolderIndex:
+    """Indexes a folder; raises ArtifactError if it is no work folder and no compressed data set."""
     if not source.is_dir():
         raise ArtifactError(f"{source}: no such folder")
     if (source / artifacts.MANIFEST).exists():
@@ -169,11 +171,11 @@ def _open(source: pathlib.Path, workdir: pathlib.Path | None) -> _Shelf:
         prepared, factors, samples = ({x.fingerprint: x} for x in made.values())
         models = workdir or pathlib.Path("workdir") / config.name
         settings: dict[str, Mapping[str, Any]] = {
-            inputs.prepared.fingerprint: {"data": json.loads(json.dumps(config.data.to_dict()))},
+            inputs.prepared.fingerprint: {"data": artifacts.plain(config.data.to_dict())},
             inputs.factors.fingerprint: {
                 "prepared": inputs.prepared.fingerprint,
                 "method": config.factorization,
-                "config": json.loads(json.dumps(config[config.factorization].to_dict())),
+                "config": artifacts.plain(config[config.factorization].to_dict()),
             },
             inputs.sample.fingerprint: {"rate": config.rate},
         }
@@ -194,7 +196,7 @@ def _open(source: pathlib.Path, workdir: pathlib.Path | None) -> _Shelf:
         if made.fingerprint not in settings
     }
     sources = {name: settings[name]["data"]["source"] for name in prepared}
-    return _Shelf(prepared, factors, samples, trained, settings, sources)
+    return WorkfolderIndex(prepared, factors, samples, trained, settings, sources)
 
 
 def _stage(workdir: pathlib.Path, stage: str) -> dict[str, Artifact]:
@@ -203,15 +205,15 @@ def _stage(workdir: pathlib.Path, stage: str) -> dict[str, Artifact]:
     return {path.name: artifacts.open_artifact(path) for path in folders}
 
 
-def _load(shelf: _Shelf, made: Artifact) -> Trained:
-    settings = shelf.settings[made.fingerprint]
-    prepared = shelf.prepared[_prepared(shelf, made)]
-    arm, (name, fields) = _arm(shelf, made), settings["model"]
-    factors = shelf.factors.get(settings["factors"])
-    if arm == "cadc_frozen" and factors is None:
+def _load(index: WorkfolderIndex, made: Artifact) -> Trained:
+    settings = index.settings[made.fingerprint]
+    prepared = index.prepared[index.prepared_of(made)]
+    arm, (name, fields) = TRAINED[made.facts["arm"]], settings["model"]
+    factors = index.factors.get(settings["factors"])
+    if arm.frozen and factors is None:
         raise ArtifactError(f"{made.path}: the factors it was trained with are gone; run again")
     _check_whole(made, factors)
-    params, tables = stages.restore(arm, made, factors)
+    params, tables = stages.restore(made, arm, factors)
     fields = {key: tuple(x) if isinstance(x, list) else x for key, x in fields.items()}
     return Trained(
         arm=arm,
@@ -219,7 +221,7 @@ def _load(shelf: _Shelf, made: Artifact) -> Trained:
         path=made.path,
         validation=_validation(made),
         prepared=prepared.path,
-        source=shelf.source[prepared.fingerprint],
+        source=index.sources[prepared.fingerprint],
         table=open_table(prepared.path),
         network=configuration.MODELS[name](**fields),
         params=params,
@@ -227,37 +229,39 @@ def _load(shelf: _Shelf, made: Artifact) -> Trained:
     )
 
 
-def _baseline(shelf: _Shelf, source: pathlib.Path, config: ConfigDict | None, arm: str) -> Trained:
+def _baseline(
+    index: WorkfolderIndex, source: pathlib.Path, config: ConfigDict | None, arm: Arm
+) -> Trained:
     stage, tables = "prepare", {}
-    found = dict(shelf.prepared)
+    found = dict(index.prepared)
     if config is not None:
-        found = {name: x for name, x in found.items() if _same_data(shelf, name, config)}
-    if arm == "mf_alone":
+        found = {name: x for name, x in found.items() if _same_data(index, name, config)}
+    if arm is MF_ALONE:
         stage = "factorize"
         found = {
             name: made
-            for name, made in shelf.factors.items()
-            if _prepared(shelf, made) in found
-            and (config is None or _same_factorization(shelf, name, config))
+            for name, made in index.factors.items()
+            if index.prepared_of(made) in found
+            and (config is None or _same_factorization(index, name, config))
         }
     if not found:
         raise ArtifactError(f"{source}: no finished stage '{stage}' with these settings")
     _check_one(source, set(found), f"artefacts of the stage '{stage}'")
     (name, made), *_ = found.items()
-    if arm == "mf_alone":
+    if arm is MF_ALONE:
         _check_whole(made)
         factors = Factors(**{key: np.asarray(x) for key, x in read_columns(made.path).items()})
         pair = with_bias_columns(factors)
         tables = {side: np.asarray(x) for side, x in zip(("user", "item"), pair, strict=True)}
-        name = _prepared(shelf, made)
-    prepared = shelf.prepared[name].path
+        name = index.prepared_of(made)
+    prepared = index.prepared[name].path
     return Trained(
         arm=arm,
         model=None,
         path=made.path,
         validation=None,
         prepared=prepared,
-        source=shelf.source[name],
+        source=index.sources[name],
         table=open_table(prepared),
         network=None,
         params=None,
@@ -277,28 +281,9 @@ def _check_one(source: pathlib.Path, found: set, what: str) -> None:
         raise ConfigError(f"{source}: holds {len(found)} {what}; choose by --config=... as it ran")
 
 
-def _prepared(shelf: _Shelf, made: Artifact) -> str:
-    return shelf.settings[made.fingerprint]["prepared"]
-
-
-def _network(shelf: _Shelf, made: Artifact) -> str:
-    return shelf.settings[made.fingerprint]["model"][0]
-
-
-def _arm(shelf: _Shelf, made: Artifact) -> str:
-    return arm_of(shelf.settings[made.fingerprint])
-
-
-def arm_of(settings: Mapping[str, Any]) -> str:
-    """The arm of a trained model, by the settings of its artefact."""
-    if settings["sample"] is None:
-        return "full"
-    return "sample" if settings["embeddings"] == "random" else f"cadc_{settings['embeddings']}"
-
-
-def _validated_by(shelf: _Shelf, made: Artifact) -> tuple[int, str]:
+def _validated_by(index: WorkfolderIndex, made: Artifact) -> tuple[int, str]:
     """Cut-off and kind of the ranking that chose the best step."""
-    settings = shelf.settings[made.fingerprint]
+    settings = index.settings[made.fingerprint]
     return settings["k"], settings.get("ranking", "sampled")
 
 
@@ -306,32 +291,32 @@ def _validation(made: Artifact) -> float:
     return max(entry["validation"] for entry in made.facts["history"])
 
 
-def _made_by(shelf: _Shelf, made: Artifact, config: ConfigDict) -> bool:
+def _made_by(index: WorkfolderIndex, made: Artifact, config: ConfigDict) -> bool:
     """Whether a model was trained with the settings of `config`."""
-    settings = shelf.settings[made.fingerprint]
+    settings = index.settings[made.fingerprint]
     name = settings["model"][0]
-    own = json.loads(json.dumps(stages.train_settings(config, name)))
-    sample = shelf.settings.get(settings["sample"])
+    own = artifacts.plain(stages.train_settings(config, name))
+    sample = index.settings.get(settings["sample"])
     return (
         all(settings.get(key) == value for key, value in own.items())
         and (sample is None or sample["rate"] == config.rate)
-        and _same_data(shelf, settings["prepared"], config)
+        and _same_data(index, settings["prepared"], config)
         and (
-            settings["factors"] not in shelf.factors
-            or _same_factorization(shelf, settings["factors"], config)
+            settings["factors"] not in index.factors
+            or _same_factorization(index, settings["factors"], config)
         )
     )
 
 
-def _same_data(shelf: _Shelf, name: str, config: ConfigDict) -> bool:
+def _same_data(index: WorkfolderIndex, name: str, config: ConfigDict) -> bool:
     given, own = (
         {key: x for key, x in data.items() if key not in ("path", "folder")}
-        for data in (shelf.settings[name]["data"], json.loads(json.dumps(config.data.to_dict())))
+        for data in (index.settings[name]["data"], artifacts.plain(config.data.to_dict()))
     )
     return given == own
 
 
-def _same_factorization(shelf: _Shelf, name: str, config: ConfigDict) -> bool:
-    settings = shelf.settings[name]
-    own = json.loads(json.dumps(config[config.factorization].to_dict()))
+def _same_factorization(index: WorkfolderIndex, name: str, config: ConfigDict) -> bool:
+    settings = index.settings[name]
+    own = artifacts.plain(config[config.factorization].to_dict())
     return settings["method"] == config.factorization and settings["config"] == own

@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +28,60 @@ Validate = Callable[[Any, Tables], float]  # (params, all tables) -> quality, hi
 
 
 @dataclasses.dataclass(frozen=True)
+class StartTables:
+    """Embedding tables before training.
+
+    Attributes:
+      tables: `user` [U, D], `item` [I, D] and `features` [V, E].
+      frozen: names of the tables that training does not change.
+      predict_with: tables that replace frozen ones of the same name and shape in validation and in
+        the result; training does not see them.
+    """
+
+    tables: Mapping[str, jax.Array | np.ndarray | RandomTable]
+    frozen: frozenset[str] = frozenset()
+    predict_with: Mapping[str, jax.Array | np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchStream:
+    """The endless stream of training batches.
+
+    Attributes:
+      starting_at: step -> the batches from that step on. Each process makes its own part of them.
+      steps_per_epoch: batches that make an epoch.
+    """
+
+    starting_at: Callable[[int], Iterator[HostBatch]]
+    steps_per_epoch: int
+
+
+@dataclasses.dataclass(frozen=True)
+class FitOptions:
+    """Where a fit runs, what it reports, and where it saves.
+
+    Attributes:
+      mesh: devices to train on; None for all of them, tables replicated.
+      device_bytes: memory of a device for tables; past it they are split over the axis `model`.
+      label: name shown with the progress.
+      record: called with every entry of the history as it is made.
+      trace: folder for a `jax.profiler` trace of the steps between the first two evaluations
+        (compilation is before them), or None.
+      saved: checkpoints to resume from, and to save to between calls and before evaluations. The
+        result is bit for bit the one of an uninterrupted fit, on the same machine and devices.
+    """
+
+    mesh: Mesh | None = None
+    device_bytes: float = math.inf
+    label: str = "train"
+    record: Callable[[Mapping[str, float]], None] | None = None
+    trace: str | None = None
+    saved: Checkpoints | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Fitted:
-    """A trained model: the state that validated best.
+    """A trained model: the state with the best validation result.
 
     Attributes:
       params: the network's parameters.
@@ -44,101 +96,30 @@ class Fitted:
     best_step: int
 
 
-def initial_tables(
-    num_users: int,
-    num_items: int,
-    num_features: int,
-    rank: int,
-    embedding_dim: int,
-    factors: tuple[np.ndarray, np.ndarray] | None,
-    key: jax.Array,
-) -> dict[str, np.ndarray | RandomTable]:
-    """Tables before training, for `placement.put`.
-
-    Args:
-      num_users: U.
-      num_items: I.
-      num_features: V, rows of the stacked table of other categorical features.
-      rank: D, width of random user and item tables.
-      embedding_dim: E, width of the stacked table.
-      factors: user [U, D'] and item [I, D'] factors, or None for random tables.
-      key: of the random numbers.
-
-    Returns:
-      `user`, `item` and `features`, float32.
-    """
-    user_key, item_key, feature_key = jax.random.split(key, 3)
-    # An empty table cannot be gathered from, so there is always one row.
-    features = RandomTable((max(num_features, 1), embedding_dim), feature_key, 0.1)
-    if factors is not None:
-        return {**scaled(factors), "features": features}
-    user = RandomTable((num_users, rank), user_key, 0.1)
-    item = RandomTable((num_items, rank), item_key, 0.1)
-    return {"user": user, "item": item, "features": features}
-
-
-def scaled(
-    factors: tuple[np.ndarray, np.ndarray], like: tuple[np.ndarray, np.ndarray] | None = None
-) -> dict[str, np.ndarray]:
-    """User and item tables of factors, each scaled to a root mean square of 1.
-
-    The scale a factorisation leaves its factors at says nothing about a good start of the network.
-
-    Args:
-      factors: user [U, D] and item [I, D] factors.
-      like: other factors of these users and items, whose scaling they get instead of their own, so
-        that a model trained on `like` can be given `factors`.
-    """
-    return {
-        name: table / np.sqrt(np.mean(np.square(measured)))
-        for name, table, measured in zip(("user", "item"), factors, like or factors, strict=True)
-    }
-
-
 def fit(
     model: nn.Module,
     config: TrainConfig,
-    tables: Mapping[str, jax.Array | np.ndarray | RandomTable],
-    frozen: frozenset[str],
+    start: StartTables,
     content: Content,
-    batches: Callable[[int], Iterator[HostBatch]],
-    steps_per_epoch: int,
+    stream: BatchStream,
     validate: Validate,
     key: jax.Array,
-    label: str = "train",
-    mesh: Mesh | None = None,
-    device_bytes: float = math.inf,
-    record: Callable[[Mapping[str, float]], None] | None = None,
-    trace: str | None = None,
-    predict_with: Mapping[str, jax.Array | np.ndarray] | None = None,
-    saved: Checkpoints | None = None,
+    options: FitOptions | None = None,
 ) -> Fitted:
-    """Trains until the validation result stops getting better.
+    """Trains until the validation result stops improving.
 
-    The host hands over `config.steps_per_call` batches at a time, and loads the next ones while
-    the devices are at work; it waits for no step.
+    The host sends `config.steps_per_call` batches at a time and loads the next ones while the
+    devices work. It waits for no step.
 
     Args:
-      model: DLRM or TwoTower.
+      model: DLRM, DCN or TwoTower.
       config: how to train.
-      tables: all embedding tables, as `initial_tables` makes them.
-      frozen: names of the tables that stay as they are.
+      start: all embedding tables.
       content: features of users and items.
-      batches: the endless stream of training batches from a given step on; of several processes,
-        each has its own part.
-      steps_per_epoch: batches that make an epoch.
+      stream: the training batches.
       validate: quality on the validation split, higher is better.
       key: of initialisation and dropout.
-      label: name shown with the progress.
-      mesh: devices to train on; None for all of them, tables replicated.
-      device_bytes: memory of a device for tables; past it they are split over the axis `model`.
-      record: given every entry of the history as it is made.
-      trace: folder for a `jax.profiler` trace of the steps between the first two evaluations
-        (compilation is before them), or None.
-      predict_with: tables that stand in for frozen ones of the same name and shape outside of the
-        steps: in validation, and in the result.
-      saved: checkpoints to go on from, and to save to between calls and before evaluations. The
-        result is bit for bit that of a fit without a break, on the same machine and devices.
+      options: devices, reports and checkpoints.
 
     Returns:
       The state with the best validation result; step 0 takes part.
@@ -147,9 +128,58 @@ def fit(
       ConfigError: if a batch does not divide over the devices, or into microbatches.
       TrainingError: if the loss or the validation result is not finite. No checkpoint holds a
         state with such numbers.
-      Stopped: by `saved`, once it is asked to end.
+      Stopped: by `options.saved`, after saving, once the run is asked to end.
     """
-    mesh = mesh or sharding.make_mesh()
+    options = options or FitOptions()
+    mesh = options.mesh or sharding.make_mesh()
+    _check_batch(config, mesh)
+    batches = stream.starting_at(0)
+    first = next(batches)
+    job = _set_up(model, config, start, content, first, key, mesh, options)
+    interval = max(stream.steps_per_epoch, config.evaluation_steps)
+
+    def quality(state: TrainState) -> float:
+        # All processes must come to the same decision, whatever their hardware rounds to.
+        return distributed.of_first(validate(state.params, {**job.predicting, **state.tables}))
+
+    at = _restored(job, start)
+    if at is None:
+        at = _first(job, start, quality)
+        batches = itertools.chain([first], batches)
+    else:
+        batches = stream.starting_at(at.step)
+    progress = Progress(options.label, interval * config.max_evaluations, "steps")
+    size = min(config.steps_per_call, interval)
+    stacks = prefetch.device_batches(
+        _stacks(batches, interval, size, at.step - int(at.history[-1]["step"])),
+        sharding.named(mesh, sharding.BATCHES),
+        depth=1,
+    )
+    for evaluation in range(len(at.history), config.max_evaluations + 1):
+        trace = options.trace if evaluation == 2 else None
+        with jax.profiler.trace(trace) if trace else contextlib.nullcontext():
+            at = _train_until(job, at, evaluation * interval, size, stacks, progress)
+            loss = float(at.loss_sum) / interval
+        value = quality(at.state)
+        if not (math.isfinite(loss) and math.isfinite(value)):
+            raise _failure(job, at, f"the loss is {loss} and the validation result {value}")
+        at.history.append({"step": at.step, "loss": loss, "validation": value})
+        at = at._replace(loss_sum=job.zero)
+        if options.record is not None:
+            options.record(at.history[-1])
+        if value > at.best_value:
+            at = at._replace(best=None)  # its memory is the new one's
+            at = at._replace(best=_copy(at.state), best_value=value, best_step=at.step)
+        elif at.step - at.best_step >= config.patience * interval:
+            break
+    progress.close()
+    params, tables = at.best
+    tables = placement.take(job.placed, {**job.predicting, **tables})
+    return Fitted(params, tables, at.history, at.best_step)
+
+
+def _check_batch(config: TrainConfig, mesh: Mesh) -> None:
+    """Raises ConfigError if a batch does not divide."""
     if config.batch_rows % mesh.size:
         raise ConfigError(
             f"train.batch_rows={config.batch_rows}: must be a multiple of the {mesh.size} devices"
@@ -160,121 +190,188 @@ def fit(
             f"train.microbatch_rows={micro}: must divide train.batch_rows={config.batch_rows} and "
             f"be a multiple of the {mesh.size} devices"
         )
-    interval = max(steps_per_epoch, config.evaluation_steps)
-    everywhere = sharding.named(mesh, sharding.REPLICATED)
 
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """What does not change during a fit.
+
+    `constant` are the frozen tables that training sees, `predicting` the ones that validation
+    sees; `shapes` are those of a batch of all processes; `zero` is 0 on all devices.
+    """
+
+    model: nn.Module
+    config: TrainConfig
+    content: Content
+    shapes: Mapping[str, jax.ShapeDtypeStruct]
+    placed: Placement
+    constant: Tables
+    predicting: Tables
+    init_key: jax.Array
+    step_key: jax.Array
+    zero: jax.Array
+    options: FitOptions
+
+
+def _set_up(
+    model: nn.Module,
+    config: TrainConfig,
+    start: StartTables,
+    content: Content,
+    first: HostBatch,
+    key: jax.Array,
+    mesh: Mesh,
+    options: FitOptions,
+) -> _Job:
+    """Places content and frozen tables on the devices."""
+    everywhere = sharding.named(mesh, sharding.REPLICATED)
     init_key, step_key = jax.random.split(sharding.put(key, everywhere))
     content = sharding.put(content, everywhere)
-    stream = batches(0)
-    first = next(stream)
     shapes = {
         name: jax.ShapeDtypeStruct((config.batch_rows, *x.shape[1:]), x.dtype)
         for name, x in first.items()
     }
-    types = {n: x.dtype if n in frozen else config.table_dtype for n, x in tables.items()}
+    types = {
+        name: x.dtype if name in start.frozen else config.table_dtype
+        for name, x in start.tables.items()
+    }
     placed = placement.plan_placement(
         mesh,
-        {n: jax.ShapeDtypeStruct(x.shape, types[n]) for n, x in tables.items()},
-        set(tables) - frozen,
+        {name: jax.ShapeDtypeStruct(x.shape, types[name]) for name, x in start.tables.items()},
+        set(start.tables) - start.frozen,
         config.table_optimizer,
-        {n: ids.size for n, ids in jax.eval_shape(lookup_ids, content, shapes).items()},
-        device_bytes,
+        {name: ids.size for name, ids in jax.eval_shape(lookup_ids, content, shapes).items()},
+        options.device_bytes,
     )
-    logging.info("%s: embedding tables on %d devices\n%s", label, mesh.size, placed)
-    constant = placement.put(placed, {n: table for n, table in tables.items() if n in frozen})
-    predicting = constant | placement.put(placed, predict_with or {})
+    logging.info("%s: embedding tables on %d devices\n%s", options.label, mesh.size, placed)
+    frozen = {name: table for name, table in start.tables.items() if name in start.frozen}
+    constant = placement.put(placed, frozen)
+    return _Job(
+        model=model,
+        config=config,
+        content=content,
+        shapes=shapes,
+        placed=placed,
+        constant=constant,
+        predicting=constant | placement.put(placed, start.predict_with),
+        init_key=init_key,
+        step_key=step_key,
+        zero=sharding.put(jnp.zeros(()), everywhere),
+        options=options,
+    )
 
-    def quality(state: TrainState) -> float:
-        # All processes must come to the same decision, whatever their hardware rounds to.
-        return distributed.of_first(validate(state.params, {**predicting, **state.tables}))
 
-    given = {name: table for name, table in tables.items() if name not in frozen}
+class _Position(NamedTuple):
+    """How far a fit is.
 
-    def start(trained: Tables) -> TrainState:
-        return init_state(model, config, trained, constant, content, shapes, init_key, placed)
+    `best` are the parameters and trained tables with the best validation result so far,
+    `loss_sum` the losses since the last evaluation.
+    """
 
-    found = None
-    if saved is not None:
-        like = {name: placement.shape(placed, name, table) for name, table in given.items()}
-        found = saved.restore(_like(jax.eval_shape(start, like), placed))
-    zero = sharding.put(jnp.zeros(()), everywhere)
-    if found is None:
-        # Training donates its buffers, and the caller keeps those that are not made here.
-        trained = {
-            name: table if isinstance(given[name], RandomTable) else jnp.copy(table)
-            for name, table in placement.put(placed, given).items()
-        }
-        state, loss_sum, at = start(trained), zero, 0
-        best, best_value, best_step = _copy(state), quality(state), 0
-        history = [{"step": 0, "validation": best_value}]
-        stream = itertools.chain([first], stream)
-    else:
-        (state, best, loss_sum), facts = found
-        at, history = facts["step"], facts["history"]
-        best_value, best_step = facts["best_value"], facts["best_step"]
-        stream = batches(at)
+    state: TrainState
+    best: Any
+    loss_sum: jax.Array
+    step: int
+    history: list[dict[str, float]]
+    best_value: float
+    best_step: int
 
+
+def _first(job: _Job, start: StartTables, quality: Callable[[TrainState], float]) -> _Position:
+    """The position before the first step."""
+    given = _trained(start)
+    # Training donates its buffers, and the caller keeps the ones that are not made here.
+    tables = {
+        name: table if isinstance(given[name], RandomTable) else jnp.copy(table)
+        for name, table in placement.put(job.placed, given).items()
+    }
+    state = _state(job, tables)
+    best, value = _copy(state), quality(state)
+    return _Position(state, best, job.zero, 0, [{"step": 0, "validation": value}], value, 0)
+
+
+def _restored(job: _Job, start: StartTables) -> _Position | None:
+    """The position in the newest good checkpoint, if there is one."""
+    if job.options.saved is None:
+        return None
+    like = {
+        name: placement.shape(job.placed, name, table) for name, table in _trained(start).items()
+    }
+    shapes = jax.eval_shape(lambda tables: _state(job, tables), like)
+    found = job.options.saved.restore(_like(shapes, job.placed))
+    return None if found is None else _Position(*found[0], **found[1])
+
+
+def _trained(start: StartTables) -> dict[str, jax.Array | np.ndarray | RandomTable]:
+    return {name: table for name, table in start.tables.items() if name not in start.frozen}
+
+
+def _state(job: _Job, tables: Tables) -> TrainState:
+    return init_state(
+        *(job.model, job.config, tables, job.constant, job.content, job.shapes, job.init_key),
+        job.placed,
+    )
+
+
+def _train_until(
+    job: _Job,
+    at: _Position,
+    end: int,
+    size: int,
+    stacks: Iterator[Mapping[str, jax.Array]],
+    progress: Progress,
+) -> _Position:
+    """Trains up to step `end`, at most `size` steps a call, and saves in between when it is time.
+
+    Raises:
+      TrainingError: if a number of the state is not finite when it is to be saved.
+      Stopped: after saving, once the run is asked to end.
+    """
+    before = job.zero
+    while at.step < end:
+        _maybe_save(job, at)
+        stack, count = next(stacks), min(size, end - at.step)
+        state, loss = train_steps(
+            *(job.model, job.config, at.state, job.constant, job.content, stack, count),
+            job.step_key,
+            job.placed,
+        )
+        before.block_until_ready()  # the host runs no further ahead
+        before = loss
+        progress.update(at.step, f"best validation {at.best_value:.4f}")
+        at = at._replace(state=state, loss_sum=at.loss_sum + loss, step=at.step + count)
+    _maybe_save(job, at)
+    return at
+
+
+def _maybe_save(job: _Job, at: _Position) -> None:
     def snapshot() -> tuple[Any, Facts]:
-        if not _finite((state.params, state.tables, loss_sum)):
-            raise failure("the loss or a weight is not finite")
-        facts = {"best_value": best_value, "best_step": best_step, "history": history, "step": at}
-        return (state, best, loss_sum), facts
+        if not _finite((at.state.params, at.state.tables, at.loss_sum)):
+            raise _failure(job, at, "the loss or a weight is not finite")
+        facts = at._asdict()
+        arrays = tuple(facts.pop(name) for name in ("state", "best", "loss_sum"))
+        return arrays, facts
 
-    def failure(what: str) -> TrainingError:
-        good = f"best so far at step {best_step}"
-        if saved is not None and saved.newest is not None:
-            good += f", last good checkpoint at step {saved.newest}"
-        return TrainingError(f"{label}: {what} at step {at} ({good}): lower the learning rate")
+    if job.options.saved is not None:
+        job.options.saved.maybe_save(at.step, snapshot)
 
-    progress = Progress(label, interval * config.max_evaluations, "steps")
-    size = min(config.steps_per_call, interval)
-    stacks = prefetch.device_batches(
-        _stacks(stream, interval, size, at - int(history[-1]["step"])),
-        sharding.named(mesh, sharding.BATCHES),
-        depth=1,
-    )
-    for evaluation in range(len(history), config.max_evaluations + 1):
-        end, before = evaluation * interval, zero
-        traced = trace if evaluation == 2 else None
-        with jax.profiler.trace(traced) if traced else contextlib.nullcontext():
-            while at < end:
-                if saved is not None:
-                    saved.maybe_save(at, snapshot)
-                stack, count = next(stacks), min(size, end - at)
-                state, loss = train_steps(
-                    model, config, state, constant, content, stack, count, step_key, placed
-                )
-                before.block_until_ready()  # the host runs no further ahead
-                loss_sum, before = loss_sum + loss, loss
-                progress.update(at, f"best validation {best_value:.4f}")
-                at += count
-            if saved is not None:
-                saved.maybe_save(at, snapshot)
-            loss = float(loss_sum) / interval
-        value = quality(state)
-        if not (math.isfinite(loss) and math.isfinite(value)):
-            raise failure(f"the loss is {loss} and the validation result {value}")
-        history.append({"step": at, "loss": loss, "validation": value})
-        loss_sum = zero
-        if record is not None:
-            record(history[-1])
-        if value > best_value:
-            del best  # its memory is the new one's
-            best, best_value, best_step = _copy(state), value, at
-        elif at - best_step >= config.patience * interval:
-            break
-    progress.close()
-    params, best_tables = best
-    return Fitted(params, placement.take(placed, {**predicting, **best_tables}), history, best_step)
+
+def _failure(job: _Job, at: _Position, what: str) -> TrainingError:
+    good = f"best so far at step {at.best_step}"
+    saved = job.options.saved
+    if saved is not None and saved.newest is not None:
+        good += f", last good checkpoint at step {saved.newest}"
+    label = job.options.label
+    return TrainingError(f"{label}: {what} at step {at.step} ({good}): lower the learning rate")
 
 
 def _stacks(
     batches: Iterator[HostBatch], interval: int, size: int, done: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Stacks of `size` batches, in order, the first being `done` batches into an interval.
+    """Stacks of `size` batches, in order; the first is `done` batches into an interval.
 
-    The last stack of an interval may hold fewer: its last batch then stands in the remaining
-    places, so that all stacks have one shape.
+    The last stack of an interval may hold fewer. Its last batch then fills the remaining places,
+    because all stacks must have one shape.
     """
     while True:
         for first in range(done, interval, size):
@@ -285,7 +382,7 @@ def _stacks(
 
 
 def _like(state: TrainState, placed: Placement) -> tuple[TrainState, tuple[Any, Tables], Any]:
-    """What a checkpoint holds, by the shapes of a state: it, the best one, and the sum of losses.
+    """Shapes of what a checkpoint holds: a state, the best one, and the sum of losses.
 
     Every array gets the sharding that a step leaves it in.
     """
@@ -306,5 +403,5 @@ def _finite(tree: Any) -> jax.Array:
 
 
 def _copy(state: TrainState) -> tuple[Any, Tables]:
-    """What a result needs of the state, out of reach of donation."""
+    """Parameters and trained tables, copied: a step reuses the memory of its state."""
     return jax.tree.map(jnp.copy, (state.params, state.tables))

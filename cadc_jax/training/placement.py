@@ -27,10 +27,29 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cadc_jax import sharding, sparse_optimizers
+from cadc_jax.errors import check_at_least
 from cadc_jax.models import embeddings
 from cadc_jax.models.embeddings import Tables
 
 _EVERYWHERE = (sharding.DATA, sharding.MODEL)
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceConfig:
+    """How tables are placed on devices.
+
+    Attributes:
+      model: devices that share a split table; a divisor of the number of devices.
+      table_bytes: memory of a device for tables and their optimizer state; past it the largest
+        tables are split.
+    """
+
+    model: int = 1
+    table_bytes: float = math.inf
+
+    def __post_init__(self) -> None:
+        check_at_least("devices.model", self.model, 1)
+        check_at_least("devices.table_bytes", self.table_bytes, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +111,7 @@ class Placement:
 
 def plan_placement(
     mesh: Mesh | AbstractMesh,
-    tables: Mapping[str, jax.Array | jax.ShapeDtypeStruct],
+    tables: Mapping[str, jax.Array | np.ndarray | jax.ShapeDtypeStruct],
     trained: Iterable[str],
     optimizer: str,
     batch_ids: Mapping[str, int],

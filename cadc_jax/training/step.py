@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,10 @@ from flax import linen as nn
 from flax import struct
 
 from cadc_jax import sharding, sparse_optimizers
+from cadc_jax.errors import check_at_least, check_below_one, check_choice
 from cadc_jax.models import embeddings
 from cadc_jax.models.embeddings import Batch, Content, HostBatch, Tables, lookup_ids, model_inputs
-from cadc_jax.models.two_tower import TwoTower
+from cadc_jax.models.scoring import as_float32, shares_items
 from cadc_jax.training import losses, placement
 from cadc_jax.training.placement import Placement
 
@@ -68,6 +69,32 @@ class TrainConfig:
     evaluation_steps: int = 1
     patience: int = 3
 
+    def __post_init__(self) -> None:
+        check_choice("train.loss", self.loss, ("bce", "softmax", "in_batch"))
+        check_choice("train.table_optimizer", self.table_optimizer, sparse_optimizers.OPTIMIZERS)
+        for name in ("compute_dtype", "table_dtype"):
+            check_choice(f"train.{name}", getattr(self, name), ("float32", "bfloat16"))
+        for name, least in _LEAST.items():
+            check_at_least(f"train.{name}", getattr(self, name), least)
+        check_below_one("train.label_smoothing", self.label_smoothing)
+
+
+_LEAST = {
+    "batch_rows": 1,
+    "negatives": 0,
+    "learning_rate": 0,
+    "table_learning_rate": 0,
+    "l2": 0,
+    "clip_norm": 0,
+    "warmup_steps": 0,
+    "decay_steps": 0,
+    "microbatch_rows": 0,
+    "steps_per_call": 1,
+    "max_evaluations": 1,
+    "evaluation_steps": 1,
+    "patience": 1,
+}
+
 
 @struct.dataclass
 class TrainState:
@@ -106,7 +133,7 @@ def init_state(
 
     def inputs(tables, content, batch):
         rows = embeddings.take_rows(tables, lookup_ids(content, batch))
-        return model_inputs(_float32(rows), content, batch)
+        return model_inputs(as_float32(rows), content, batch)
 
     shapes = jax.eval_shape(inputs, {**tables, **frozen}, content, batch)
 
@@ -200,16 +227,15 @@ def _step(
     placed: Placement | None,
 ) -> tuple[TrainState, jax.Array]:
     dropout_key, rounding_key = jax.random.split(jax.random.fold_in(key, state.step))
-    rows, weight = len(batch["user"]), jnp.sum(batch["weight"])
-    gradients = functools.partial(
-        _gradients, model, config, state.params, state.tables, frozen, content, placed, rows, weight
-    )
+    rows = len(batch["user"])
+    whole = _Whole(model, config, placed, frozen, content, rows, jnp.sum(batch["weight"]))
+    gradients = functools.partial(_gradients, whole, state.params, state.tables)
     parts = rows // (config.microbatch_rows or rows)
     if parts == 1:
         loss, grads, ids, row_grads = gradients(batch, dropout_key)
     else:
-        # Rows at even distances, so that of a batch that is split over devices each part
-        # is split over all of them, too.
+        # Rows at even distances: each part of a batch that is split over devices is split over all
+        # of them, too.
         split = {
             name: x.reshape(rows // parts, parts, *x.shape[1:]).swapaxes(0, 1)
             for name, x in batch.items()
@@ -249,9 +275,21 @@ def _step(
     return state, loss
 
 
+class _Whole(NamedTuple):
+    """What the parts of a batch share; `rows` and `weight` are of the whole batch."""
+
+    model: nn.Module
+    config: TrainConfig
+    placed: Placement | None
+    frozen: Tables
+    content: Content
+    rows: int
+    weight: jax.Array
+
+
 def _gradients(
-    model, config, params, tables, frozen, content, placed, batch_rows, batch_weight, batch, key
-):
+    whole: _Whole, params: Any, tables: Tables, batch: Batch, key: jax.Array
+) -> tuple[jax.Array, Any, dict[str, jax.Array], dict[str, jax.Array]]:
     """Loss and gradients of some rows of a batch, as parts of the mean over the whole batch.
 
     Gradients are taken with respect to the network and to the embedding rows gathered for the
@@ -260,6 +298,7 @@ def _gradients(
     Returns:
       The loss [], gradients of `params`, and by table the ids [n] and row gradients [n, D] float32.
     """
+    model, config, placed, frozen, content, batch_rows, batch_weight = whole
     # An l2 penalty counts an item once a row, and items shared by devices would have to be gathered
     # and updated as such.
     own = config.loss != "in_batch" and not config.l2
@@ -269,7 +308,7 @@ def _gradients(
         batch = embeddings.with_all_items(content, batch)
     ids = lookup_ids(content, batch)
     share = jnp.maximum(jnp.sum(batch["weight"]), 1) / jnp.maximum(batch_weight, 1)
-    frozen_rows = _float32(placement.lookup(placed, frozen, ids))
+    frozen_rows = as_float32(placement.lookup(placed, frozen, ids))
     dtype = config.compute_dtype
 
     def loss_of(params, rows):
@@ -280,52 +319,15 @@ def _gradients(
             lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x,
             (params, inputs),
         )
-        logits = model.apply(params, inputs, train=True, rngs={"dropout": key})
+        logits: Any = model.apply(params, inputs, train=True, rngs={"dropout": key})
         loss = _loss(config, logits, batch) * share
         if config.l2:
             loss += config.l2 / batch_rows * sum(jnp.sum(x**2) for x in rows.values())
         return loss
 
-    rows = _float32(placement.lookup(placed, tables, ids))
+    rows = as_float32(placement.lookup(placed, tables, ids))
     loss, (grads, row_grads) = jax.value_and_grad(loss_of, argnums=(0, 1))(params, rows)
     return loss, grads, {name: ids[name] for name in tables}, row_grads
-
-
-def shares_items(model: nn.Module, asked: int, num_items: int, devices: int = 1) -> bool:
-    """Whether to compute the vectors of all items once, and take a batch's from these.
-
-    A two-tower network's item vector does not depend on the user, and a batch with sampled
-    negatives asks for most items several times: the same scores and gradients for less work.
-
-    Args:
-      model: the network.
-      asked: items of all rows that go through the network at a time, repeats counted.
-      num_items: I; every device would compute all of them.
-      devices: over which the rows are split.
-    """
-    return isinstance(model, TwoTower) and 2 * num_items * devices <= asked
-
-
-@functools.partial(jax.jit, static_argnames=("model", "devices"))
-def predict(
-    model: nn.Module,
-    params: Any,
-    tables: Tables,
-    content: Content,
-    batch: HostBatch,
-    devices: int = 1,
-) -> jax.Array:
-    """Logits [B, G] of a batch, split over `devices`; `tables` are all, trained and frozen."""
-    arrays: Batch = {name: jnp.asarray(x) for name, x in batch.items()}
-    if shares_items(model, arrays["item"].size, len(content.item_categorical), devices):
-        arrays = embeddings.with_all_items(content, arrays)
-    rows = embeddings.take_rows(tables, lookup_ids(content, arrays))
-    logits = model.apply(params, model_inputs(_float32(rows), content, arrays))
-    return cast(jax.Array, logits)  # only with mutable variables would it be a pair
-
-
-def _float32(rows: Tables) -> dict[str, jax.Array]:
-    return {name: x.astype(jnp.float32) for name, x in rows.items()}
 
 
 def _schedule(config: TrainConfig, step: jax.Array) -> jax.Array:

@@ -1,8 +1,9 @@
-"""The checks of a machine: each says ok, or what to mend."""
+"""The checks of a machine: each says ok, or what to fix."""
 
 import pytest
 
 from cadc_jax.cli import doctor
+from tests.program import cadc
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def test_what_is_amiss_is_named_with_what_to_do_and_the_rest_goes_on(said, tmp_p
     assert len(failed) == 2
     assert "a run needs at least" in failed[0]
     assert "no such folder; set it to the folder of raw data sets" in failed[1]
-    assert said[-1] == "to mend: memory, data"
+    assert said[-1] == "to fix: memory, data"
     assert any(line.startswith("ok    trial run") for line in said)
 
 
@@ -62,3 +63,11 @@ def test_a_library_that_fails_to_import_is_named(monkeypatch):
     monkeypatch.setattr(doctor, "_IMPORTED", ("json", "no_such_library"))
     with pytest.raises(doctor.DoctorError, match="cannot import no_such_library.*install it anew"):
         list(doctor._imports())
+
+
+def test_the_doctor_makes_a_trial_run(tmp_path):
+    done = cadc("doctor", f"--workdir={tmp_path}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "600 synthetic rows through all stages" in done.stdout
+    assert done.stdout.endswith("all is well\n")
+    assert not list(tmp_path.iterdir())

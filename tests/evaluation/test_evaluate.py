@@ -1,4 +1,4 @@
-"""Evaluation of anything that scores rows: blocks, padding, protocols and their names."""
+"""Evaluation of scorers: blocks, padding, protocols and the names of metrics."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,10 @@ import sklearn.metrics
 
 from cadc_jax import sharding
 from cadc_jax.data.table import Features, Schema, Table
+from cadc_jax.errors import ConfigError
 from cadc_jax.evaluation import evaluate
+from cadc_jax.evaluation.evaluate import EvaluationConfig
+from cadc_jax.evaluation.scorers import Scorer
 
 ROWS = {
     "user": np.arange(5, dtype=np.int32),
@@ -19,8 +22,8 @@ ROWS = {
 }
 
 
-def by_dense(batch):
-    return batch["dense"]
+BY_DENSE = Scorer(lambda batch: batch["dense"])
+UNCALIBRATED = Scorer(BY_DENSE.score, calibrated=False)
 
 
 # Clicks.
@@ -29,7 +32,7 @@ def by_dense(batch):
 @pytest.mark.parametrize("block", [1, 2, 3, 5, 100])
 def test_padding_of_the_last_block_counts_nowhere(monkeypatch, block):
     monkeypatch.setattr(evaluate, "CLICK_BLOCK", block)
-    quality = evaluate.evaluate_clicks(by_dense, ROWS)
+    quality = evaluate.evaluate_clicks(BY_DENSE, ROWS)
     assert quality["auc"] == pytest.approx(4 / 6)
     logits, labels = ROWS["dense"][:, 0], ROWS["label"]
     expected = np.mean(np.log1p(np.exp(-logits)) + (1 - labels) * logits)
@@ -52,7 +55,7 @@ def click_rows(n, seed=0):
 def test_clicks_of_many_blocks_are_rated_as_scikit_learn_rates_them():
     rows = click_rows(2 * evaluate.CLICK_BLOCK + 123)
     logits = rows["dense"][:, 0]
-    quality = evaluate.evaluate_clicks(by_dense, rows)
+    quality = evaluate.evaluate_clicks(BY_DENSE, rows)
     probability = 1 / (1 + np.exp(-logits.astype(np.float64)))
     assert quality == {
         "auc": pytest.approx(sklearn.metrics.roc_auc_score(rows["label"], logits), abs=1e-5),
@@ -63,10 +66,10 @@ def test_clicks_of_many_blocks_are_rated_as_scikit_learn_rates_them():
 
 def test_a_split_too_large_to_sort_is_rated_within_the_stated_error(monkeypatch):
     rows = click_rows(4 * evaluate.CLICK_BLOCK + 123)
-    exact = evaluate.evaluate_clicks(by_dense, rows)
+    exact = evaluate.evaluate_clicks(BY_DENSE, rows)
     monkeypatch.setattr(evaluate, "EXACT_ROWS", 20_000)
     monkeypatch.setattr(evaluate, "EDGE_ROWS", 1000)
-    streamed = evaluate.evaluate_clicks(by_dense, rows)
+    streamed = evaluate.evaluate_clicks(BY_DENSE, rows)
     error = streamed.pop("auc_error")
     assert 0 < error < 1 / 1000
     assert streamed.pop("auc") == pytest.approx(exact.pop("auc"), abs=error + 1e-6)
@@ -79,14 +82,14 @@ def test_the_scores_of_a_drifting_split_are_all_resolved(monkeypatch):
     rows["dense"] += np.linspace(0, 50, 20_000, dtype=np.float32)[:, None]
     monkeypatch.setattr(evaluate, "EXACT_ROWS", 0)
     monkeypatch.setattr(evaluate, "EDGE_ROWS", 1000)
-    assert evaluate.evaluate_clicks(by_dense, rows)["auc_error"] < 1 / 1000
+    assert evaluate.evaluate_clicks(BY_DENSE, rows)["auc_error"] < 1 / 1000
 
 
 def test_a_constant_score_has_no_error_beyond_the_size_that_is_sorted(monkeypatch):
     monkeypatch.setattr(evaluate, "EXACT_ROWS", 0)
     rows = click_rows(100)
     rows["dense"][:] = 0.3
-    quality = evaluate.evaluate_clicks(by_dense, rows, calibrated=False)
+    quality = evaluate.evaluate_clicks(UNCALIBRATED, rows)
     assert quality == {"auc": 0.5, "auc_error": 0}
 
 
@@ -108,7 +111,7 @@ def test_a_large_split_is_read_a_block_at_a_time(monkeypatch):
             raise AssertionError("the whole column is read")
 
     rows = {name: OnDisk(column) for name, column in click_rows(30_000).items()}
-    assert 0.6 < evaluate.evaluate_clicks(by_dense, rows)["auc"] < 0.8
+    assert 0.6 < evaluate.evaluate_clicks(BY_DENSE, rows)["auc"] < 0.8
 
 
 def test_scores_that_lie_on_eight_devices_are_rated_alike(monkeypatch):
@@ -116,8 +119,9 @@ def test_scores_that_lie_on_eight_devices_are_rated_alike(monkeypatch):
     split = sharding.named(sharding.make_mesh(), sharding.BATCH)
     for exact_rows in (20_000, 0):
         monkeypatch.setattr(evaluate, "EXACT_ROWS", exact_rows)
-        one = evaluate.evaluate_clicks(by_dense, rows)
-        eight = evaluate.evaluate_clicks(lambda b: jax.device_put(b["dense"], split), rows)
+        one = evaluate.evaluate_clicks(BY_DENSE, rows)
+        spread = Scorer(lambda batch: jax.device_put(batch["dense"], split))
+        eight = evaluate.evaluate_clicks(spread, rows)
         assert eight == pytest.approx(one, rel=1e-6)
 
 
@@ -129,7 +133,7 @@ def test_a_scorer_sees_blocks_of_one_shape_with_an_item_a_row(monkeypatch):
         shapes.append({name: x.shape for name, x in batch.items()})
         return jnp.zeros(batch["item"].shape)
 
-    evaluate.evaluate_clicks(score, {**ROWS, "negatives": np.zeros((5, 9), np.int32)})
+    evaluate.evaluate_clicks(Scorer(score), {**ROWS, "negatives": np.zeros((5, 9), np.int32)})
     block = {"user": (2,), "item": (2, 1), "dense": (2, 1), "categorical": (2, 0)}
     assert shapes == [block] * 3
 
@@ -140,12 +144,12 @@ def test_scores_of_all_rows_are_handed_out_in_order(monkeypatch, exact_rows):
     monkeypatch.setattr(evaluate, "EXACT_ROWS", exact_rows)
     monkeypatch.setattr(evaluate, "EDGE_ROWS", 4)
     kept = []
-    evaluate.evaluate_clicks(by_dense, ROWS, keep=kept.append)
+    evaluate.evaluate_clicks(BY_DENSE, ROWS, keep=kept.append)
     np.testing.assert_array_equal(np.concatenate(kept), ROWS["dense"][:, 0])
 
 
 def test_scores_that_are_no_logits_have_no_log_loss():
-    assert set(evaluate.evaluate_clicks(by_dense, ROWS, calibrated=False)) == {"auc"}
+    assert set(evaluate.evaluate_clicks(UNCALIBRATED, ROWS)) == {"auc"}
 
 
 # Rankings.
@@ -180,51 +184,60 @@ def odd_users_hit(batch):
     return jnp.asarray(sign * (batch["item"] == 5), jnp.float32)
 
 
+def quality_full(score, table, split, k, max_users=0, seed=0, **settings):
+    ranks = evaluate.ranks_full(Scorer(score, **settings), table, split, max_users, seed)
+    return evaluate.of_ranks(ranks, k)
+
+
+def quality_sampled(score, columns, k):
+    ranks = evaluate.ranks_sampled(Scorer(score), columns)
+    return evaluate.of_ranks(ranks, k, columns["negatives"].shape[1])
+
+
 def test_the_full_ranking_leaves_out_all_earlier_splits():
     """Of items 1.. ordered by number, 1 (train) and 2 (validation) are seen, so 5 is third."""
     table = ranking_table()
-    test = evaluate.evaluate_ranking_full(lower_is_better, table, "test", 3)
+    test = quality_full(lower_is_better, table, "test", 3)
     assert test == {"hr@3": 1.0, "ndcg@3": pytest.approx(0.5)}
-    assert evaluate.evaluate_ranking_full(lower_is_better, table, "test", 2)["hr@2"] == 0
-    validation = evaluate.evaluate_ranking_full(lower_is_better, table, "validation", 1)
+    assert quality_full(lower_is_better, table, "test", 2)["hr@2"] == 0
+    validation = quality_full(lower_is_better, table, "validation", 1)
     assert validation["hr@1"] == 1
 
 
 def test_items_that_others_have_seen_still_compete():
     table = ranking_table()
     table.splits["train"]["item"][::2] = 3  # these users have not seen 1, but 3
-    half = evaluate.evaluate_ranking_full(lower_is_better, table, "test", 3)
+    half = quality_full(lower_is_better, table, "test", 3)
     assert half["hr@3"] == 1  # either 3 and 4 or 1 and 4 come before 5
     table.splits["validation"]["item"][:] = 6
-    fewer = evaluate.evaluate_ranking_full(lower_is_better, table, "test", 3)
+    fewer = quality_full(lower_is_better, table, "test", 3)
     assert fewer["hr@3"] == 0  # now 2 does too
 
 
 def test_a_held_out_item_that_nobody_trains_on_is_a_miss():
     table = ranking_table()
     table.splits["test"]["item"][:13] = 0  # 13 of 39 users
-    quality = evaluate.evaluate_ranking_full(lower_is_better, table, "test", 3)
+    quality = quality_full(lower_is_better, table, "test", 3)
     assert quality["hr@3"] == pytest.approx(26 / 39)
-    quality = evaluate.evaluate_ranking_sampled(lower_is_better, table.splits["test"], 3)
+    quality = quality_sampled(lower_is_better, table.splits["test"], 3)
     assert quality["hr@3/1+9"] == pytest.approx(26 / 39)
 
 
 @pytest.mark.parametrize("users", [1, 7, 1000])
 def test_blocks_of_any_size_rank_alike(monkeypatch, users):
     table = ranking_table()
-    monkeypatch.setattr(evaluate, "PAIR_BLOCK", users * table.schema.num_items)
+    pairs = users * table.schema.num_items
     monkeypatch.setattr(evaluate, "USER_BLOCK", users)
-    full = evaluate.evaluate_ranking_full(odd_users_hit, table, "test", 1)
+    full = quality_full(odd_users_hit, table, "test", 1, pairs=pairs)
     assert full["hr@1"] == pytest.approx(20 / 39)  # 1, 3, .., 39
-    sampled = evaluate.evaluate_ranking_sampled(odd_users_hit, table.splits["test"], 1)
+    sampled = quality_sampled(odd_users_hit, table.splits["test"], 1)
     assert sampled["hr@1/1+9"] == pytest.approx(20 / 39)
 
 
 def test_a_part_of_the_users_is_drawn_by_the_seed():
     table = ranking_table()
     found = [
-        evaluate.evaluate_ranking_full(odd_users_hit, table, "test", 1, 10, seed)["hr@1"]
-        for seed in (0, 0, 1, 2, 3)
+        quality_full(odd_users_hit, table, "test", 1, 10, seed)["hr@1"] for seed in (0, 0, 1, 2, 3)
     ]
     assert found[0] == found[1] and len(set(found)) > 1
     assert all(round(value * 10, 4).is_integer() for value in found)
@@ -232,20 +245,53 @@ def test_a_part_of_the_users_is_drawn_by_the_seed():
 
 def test_ranks_stand_beside_their_rows_and_mark_those_not_drawn():
     table = ranking_table()
-    ranks = evaluate.ranks_full(lower_is_better, table, "test", max_users=10)
+    ranks = evaluate.ranks_full(Scorer(lower_is_better), table, "test", max_users=10)
     assert len(ranks) == 39 and np.sum(ranks == -1) == 29
     assert set(ranks[ranks >= 0]) == {2}
 
 
 def test_as_many_users_as_there_are_is_all_of_them():
     table = ranking_table()
-    all_users = evaluate.evaluate_ranking_full(odd_users_hit, table, "test", 1)
+    all_users = quality_full(odd_users_hit, table, "test", 1)
     for max_users in (39, 1000):
-        assert (
-            evaluate.evaluate_ranking_full(odd_users_hit, table, "test", 1, max_users) == all_users
-        )
+        assert quality_full(odd_users_hit, table, "test", 1, max_users) == all_users
 
 
 def test_the_sampled_protocol_is_named_in_the_keys():
-    quality = evaluate.evaluate_ranking_sampled(lower_is_better, ranking_table().splits["test"], 10)
+    quality = quality_sampled(lower_is_better, ranking_table().splits["test"], 10)
     assert quality == {"hr@10/1+9": 1, "ndcg@10/1+9": 1}
+
+
+# What training maximises.
+
+
+def test_validation_quality_is_the_ndcg_of_the_configured_ranking():
+    table = ranking_table()
+    scorer = Scorer(lower_is_better)
+    rows = table.splits["validation"]
+    rows["item"][:] = 3  # item 2 comes first among all, and no negative is below 6
+    full = EvaluationConfig(k=5, ranking="full")
+    sampled = EvaluationConfig(k=5, ranking="sampled")
+    assert evaluate.validation_quality(scorer, table, full) == pytest.approx(1 / np.log2(3))
+    assert evaluate.validation_quality(scorer, table, sampled) == 1
+
+
+def test_validation_quality_of_clicks_is_minus_the_log_loss():
+    nothing = Features()
+    schema = Schema("click", 1, 3, nothing, nothing, nothing)
+    table = Table(schema, {"validation": ROWS}, {}, {}, {})
+    quality = evaluate.validation_quality(BY_DENSE, table, EvaluationConfig())
+    assert quality == -evaluate.evaluate_clicks(BY_DENSE, ROWS)["logloss"]
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"k": 0}, "evaluation.k=0: must be at least 1"),
+        ({"max_users": -1}, "evaluation.max_users=-1: must be at least 0"),
+        ({"ranking": "all"}, "evaluation.ranking='all': must be one of sampled, full"),
+    ],
+)
+def test_settings_out_of_range_are_named(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        EvaluationConfig(**fields)

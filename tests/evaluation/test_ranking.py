@@ -10,8 +10,10 @@ from cadc_jax.evaluation import ranking
 
 # Scores of 2 users for items 0..5; item 0 stands for 'not in training'.
 GRID = jnp.array([[9.0, 1, 5, 3, 4, 2], [9, 5, 5, 5, 1, 0]])
-SEEN = ranking.SeenItems(np.array([0, 1, 0]), np.array([2, 5, 4]), 2)  # user 0: 2, 4; user 1: 5
-NOTHING = ranking.SeenItems(np.array([1]), np.array([5]), 2)  # user 0 has seen none
+SEEN = ranking.SeenItems.of_pairs(
+    np.array([0, 1, 0]), np.array([2, 5, 4]), 2
+)  # user 0: 2, 4; user 1: 5
+NOTHING = ranking.SeenItems.of_pairs(np.array([1]), np.array([5]), 2)  # user 0 has seen none
 
 
 def full(user, item, block=3, grid=GRID, seen=SEEN):
@@ -88,7 +90,7 @@ def test_full_ranks_are_what_counting_gives(data):
         others = set(range(6)) - {i for u, i in seen if u == user}
         expected.append(reference_rank(grid[user], item, others) if item else 6)
     user, item = zip(*rows, strict=True)
-    found = ranking.SeenItems(*(np.array(column) for column in zip(*seen, strict=True)), 3)
+    found = ranking.SeenItems.of_pairs(*(np.array(column) for column in zip(*seen, strict=True)), 3)
     assert full(user, item, 4, jnp.asarray(grid, jnp.float32), found) == expected
 
 
@@ -141,6 +143,6 @@ def test_seen_items_are_padded_with_the_item_that_never_competes():
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 9)), min_size=1, max_size=20))
 def test_seen_items_are_those_of_each_user(rows):
     user, item = (np.array(column) for column in zip(*rows, strict=True))
-    padded = ranking.SeenItems(user, item, 6).padded(np.arange(6))
+    padded = ranking.SeenItems.of_pairs(user, item, 6).padded(np.arange(6))
     for u in range(6):
         assert padded[u][padded[u] > 0].tolist() == [i for v, i in rows if v == u]

@@ -6,12 +6,12 @@ import shutil
 import numpy as np
 import pytest
 
-from cadc_jax import configuration, experiment
+from cadc_jax import experiment
 from cadc_jax.data.table import open_table
 from cadc_jax.errors import ArtifactError, ConfigError
 from cadc_jax.run import compressed
 from cadc_jax.runtime import artifacts
-from tests.conftest import click_config
+from tests.small_runs import click_config, quiet, ranking_config
 
 
 def clicks_config():
@@ -20,23 +20,10 @@ def clicks_config():
     return config
 
 
-def ranking_config(folder):
-    rng = np.random.default_rng(0)
-    pairs = rng.permutation(np.unique(rng.integers(0, [40, 60], (900, 2)), axis=0))
-    folder.mkdir()
-    text = "".join(f"{user},{item}\n" for user, item in pairs)
-    (folder / "log.csv").write_text("user_id,item_id\n" + text)
-    config = configuration.default_config()
-    config.name, config.rate = "ranking", 0.25
+def shop_config(folder):
+    config = ranking_config(folder)
     config.arms, config.factor_rows = ("full", "cadc_frozen"), "unsampled"
-    config.data.update(path=str(folder), train_file="log.csv", num_negatives=20)
-    config.als.update(factors=8, iterations=2)
-    config.train.update(batch_rows=64, max_evaluations=1, negatives=2)
     return config
-
-
-def quiet(line):
-    del line
 
 
 @pytest.fixture(scope="module", params=["click", "ranking"])
@@ -44,7 +31,7 @@ def made(request, tmp_path_factory):
     """(configuration, folder of the run, compressed data set), with the raw data gone."""
     path = tmp_path_factory.mktemp(request.param)
     click = request.param == "click"
-    config = clicks_config() if click else ranking_config(path / "raw")
+    config = clicks_config() if click else shop_config(path / "raw")
     run = experiment.Run(config, path / "work", quiet)
     experiment.compress(run, path / "out")
     expected = path / "whole"

@@ -7,10 +7,10 @@ import pytest
 
 from cadc_jax import configuration
 from cadc_jax.errors import ConfigError
+from cadc_jax.models import scoring
 from cadc_jax.models.embeddings import Content
 from cadc_jax.runtime import artifacts
 from cadc_jax.serving import export, trained
-from cadc_jax.training import step
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def some_rows(model, count=7):
             "categorical": np.zeros((count, 0), np.int32),
         }
     batch = {**rows, "item": rows["item"][:, None]}
-    return rows, np.asarray(trained.scorer(model)(batch))[:, 0]
+    return rows, np.asarray(trained.make_scorer(model).score(batch))[:, 0]
 
 
 def load(folder, form):
@@ -74,7 +74,7 @@ def test_the_arrays_alone_give_the_scores(request, tmp_path, which, form):
     batch = {**rows, "item": rows["item"][:, None]}
     content = Content(**nested(arrays, "content/"))
     params = {"params": nested(arrays, "params/")}
-    scores = step.predict(network, params, nested(arrays, "tables/"), content, batch)
+    scores = scoring.predict(network, params, nested(arrays, "tables/"), content, batch)
     np.testing.assert_allclose(scores[:, 0], expected, rtol=1e-5, atol=1e-6)
 
 

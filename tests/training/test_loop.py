@@ -12,8 +12,9 @@ from cadc_jax.models.two_tower import TwoTower
 from cadc_jax.runtime.checkpoints import Checkpoints
 from cadc_jax.runtime.interrupts import Stopped
 from cadc_jax.training import loop
+from cadc_jax.training.loop import BatchStream, FitOptions, StartTables
 from cadc_jax.training.step import TrainConfig, train_steps
-from tests.training.test_step import batch, content, tables
+from tests.training.examples import batch, content, tables
 
 MODEL = TwoTower((8,))
 CONFIG = TrainConfig(
@@ -26,18 +27,16 @@ CONFIG = TrainConfig(
 )
 
 
-def fit(validate, frozen=(), config=CONFIG, batches=None, steps=1, **settings):
+def fit(validate, frozen=(), config=CONFIG, batches=None, steps=1, predict_with=None, **options):
     return loop.fit(
         MODEL,
         config,
-        tables(),
-        frozenset(frozen),
+        StartTables(tables(), frozenset(frozen), predict_with or {}),
         content(),
-        batches or (lambda start: itertools.repeat(batch())),
-        steps,
+        BatchStream(batches or (lambda start: itertools.repeat(batch())), steps),
         validate,
         jax.random.key(0),
-        **settings,
+        FitOptions(**options),
     )
 
 
@@ -91,22 +90,6 @@ def test_a_loss_that_is_no_number_stops_with_the_step():
     broken = {**batch(), "label": np.full_like(batch()["label"], math.nan)}
     with pytest.raises(TrainingError, match="step 2"):
         fit(scripted(range(11)), batches=lambda start: itertools.repeat(broken))
-
-
-def test_factors_are_scaled_to_a_root_mean_square_of_one():
-    factors = np.full((2, 3), 5.0, np.float32), np.full((4, 3), -0.1, np.float32)
-    made = loop.initial_tables(2, 4, 7, 3, 16, factors, jax.random.key(0))
-    np.testing.assert_allclose(made["user"], 1, rtol=1e-6)
-    np.testing.assert_allclose(made["item"], -1, rtol=1e-6)
-    assert made["features"].shape == (7, 16)
-
-
-def test_factors_may_be_scaled_as_others_are():
-    """A model trained on `like` knows its scale, and no other."""
-    like = np.full((2, 3), 5.0, np.float32), np.full((4, 3), -0.1, np.float32)
-    made = loop.scaled((2 * like[0], like[1]), like)
-    np.testing.assert_allclose(made["user"], 2, rtol=1e-6)
-    np.testing.assert_allclose(made["item"], -1, rtol=1e-6)
 
 
 @pytest.mark.parametrize("model, device_bytes", [(1, math.inf), (4, 400)])

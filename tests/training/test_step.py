@@ -8,47 +8,12 @@ import optax
 import pytest
 
 from cadc_jax import sharding, sparse_optimizers
-from cadc_jax.models import embeddings
+from cadc_jax.models import embeddings, scoring
 from cadc_jax.models.dlrm import DLRM
-from cadc_jax.models.embeddings import Content
 from cadc_jax.models.two_tower import TwoTower
 from cadc_jax.training import losses, placement, step
 from cadc_jax.training.step import TrainConfig
-
-USERS, ITEMS, RANK = 6, 5, 4
-
-
-def content():
-    return Content(
-        user_dense=jnp.linspace(-1, 1, USERS)[:, None],
-        user_categorical=jnp.arange(USERS)[:, None] % 3,
-        item_dense=jnp.zeros((ITEMS, 0)),
-        item_categorical=3 + jnp.arange(ITEMS)[:, None] % 2,
-        context_offsets=jnp.zeros((0,), jnp.int32),
-    )
-
-
-def tables():
-    keys = jax.random.split(jax.random.key(0), 3)
-    sizes = {"user": USERS, "item": ITEMS, "features": 5}
-    return {
-        name: jax.random.normal(key, (size, RANK))
-        for key, (name, size) in zip(keys, sizes.items(), strict=True)
-    }
-
-
-def batch(rows=8, items=3, padded=0):
-    rng = np.random.default_rng(0)
-    label = np.zeros((rows, items), np.float32)
-    label[:, 0] = 1
-    return {
-        **embeddings.pair_batch(
-            rng.integers(0, USERS, rows).astype(np.int32),
-            rng.integers(0, ITEMS, (rows, items)).astype(np.int32),
-        ),
-        "label": label,
-        "weight": np.r_[np.ones(rows - padded), np.zeros(padded)].astype(np.float32),
-    }
+from tests.training.examples import ITEMS, RANK, USERS, batch, content, tables
 
 
 def start(config, frozen=(), model=None):
@@ -125,7 +90,7 @@ def test_softmax_loss_is_the_negative_log_share_of_the_positive():
     model, state, _ = start(config)
     all_tables = {**state.tables}
     logits = np.asarray(
-        step.predict(
+        scoring.predict(
             model,
             state.params,
             all_tables,
@@ -407,7 +372,7 @@ def test_items_that_are_computed_once_a_step_train_as_if_once_a_row(loss, micro)
     few, found = ITEMS, []
     for num_items, shared in ((few, True), (few + 100, False)):
         asked = (micro or 8) * 3
-        assert step.shares_items(TwoTower((8,)), asked, num_items) == shared
+        assert scoring.shares_items(TwoTower((8,)), asked, num_items) == shared
         extra = num_items - few
         of = content()
         of = of.replace(
@@ -426,15 +391,3 @@ def test_items_that_are_computed_once_a_step_train_as_if_once_a_row(loss, micro)
         # A softmax leaves biases of all items open: what Adam makes of their noise is no matter.
         found.append((total, moved, state.params if loss == "bce" else {}))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *found)
-
-
-def test_items_that_are_computed_once_score_as_if_once_a_row():
-    model, state, _ = start(TrainConfig(negatives=2), model=TwoTower((8,), gate=3))
-    params = jax.tree.map(lambda x: x + 0.1, state.params)
-    asked = {name: x for name, x in batch(rows=8, items=3).items() if name != "weight"}
-    scores = [
-        step.predict(model, params, state.tables, content(), asked, devices=devices)
-        for devices in (1, 8)
-    ]
-    assert step.shares_items(model, 8 * 3, ITEMS) and not step.shares_items(model, 8 * 3, ITEMS, 8)
-    np.testing.assert_allclose(*scores, rtol=1e-5)

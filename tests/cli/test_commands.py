@@ -1,45 +1,11 @@
-"""Help screens, and the commands after training as a user runs them."""
+"""Commands as a user runs them."""
 
-import os
-import pathlib
 import subprocess
 import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
-COMMANDS = (
-    *("run", "compress", "train", "interactions", "verify"),
-    *("recommend", "export", "info", "doctor"),
-)
-
-
-def cadc(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "cadc_jax.main", *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "CADC_DATA_DIR": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-def test_help_lists_every_command_in_a_line():
-    done = cadc("--help")
-    assert done.returncode == 0, done.stderr
-    for command in COMMANDS:
-        assert f"\n    {command} " in done.stdout
-    assert all(len(line) <= 100 for line in done.stdout.splitlines())
-
-
-def test_help_of_a_command_has_an_example_and_its_own_flags_alone():
-    text = cadc("recommend", "--help").stdout
-    assert text.startswith("cadc recommend: ")
-    assert "\n    cadc recommend --config=" in text
-    assert "--users" in text and "--workdir" in text
-    assert "--rate" not in text and "--format" not in text
-    assert all(len(line) <= 100 for line in text.splitlines())
+from tests.program import ROOT, cadc
 
 
 @pytest.mark.parametrize(
@@ -79,11 +45,3 @@ def test_after_training_come_recommend_and_export(ranking_run, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "cadc_frozen" in done.stdout or "sample" in done.stdout
     assert (tmp_path / "model/model.npz").exists()
-
-
-def test_the_doctor_makes_a_trial_run(tmp_path):
-    done = cadc("doctor", f"--workdir={tmp_path}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "600 synthetic rows through all stages" in done.stdout
-    assert done.stdout.endswith("all is well\n")
-    assert not list(tmp_path.iterdir())

@@ -1,0 +1,25 @@
+"""Writes a trained model for other programs: embeddings, raw ids, parameters.
+
+cadc export --from=workdir/criteo --format=savedmodel --out=/models/ads
+"""
+
+import pathlib
+
+from absl import flags
+
+from cadc_jax.cli.flags import OUT, needed
+from cadc_jax.cli.trained import FLAGS, chosen
+
+_FORMAT = flags.DEFINE_string("format", "npz", "npz, safetensors or savedmodel.")
+for _name in (*FLAGS, "out"):
+    flags.declare_key_flag(_name)
+
+
+def main() -> None:
+    """Runs the command."""
+    out = pathlib.Path(needed(OUT))
+    trained = chosen()
+    from cadc_jax.serving import export
+
+    made = export.write_export(trained, out, _FORMAT.value)
+    print(f"{made.path}: {trained}\nas {_FORMAT.value}; what is in it: cadc info {made.path}")

@@ -1,0 +1,116 @@
+"""Flags that several commands take, and what they mean together.
+
+A command declares the ones it takes as its key flags, with absl's `declare_key_flag`. Its help
+screen shows these, and the program refuses the others.
+"""
+
+import pathlib
+from typing import TYPE_CHECKING
+
+from absl import flags
+from ml_collections import config_flags
+
+from cadc_jax.errors import ConfigError
+from cadc_jax.runtime.interrupts import Stop
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from cadc_jax.run.context import Run
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "File of the configuration, for example configs/criteo.py.", lock_config=True
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder for artefacts and the report; default: workdir/<name of the config>."
+)
+VERIFY = flags.DEFINE_bool(
+    "verify",
+    True,
+    "Compare the checksums of finished stages before they are used again (reads them whole).",
+)
+FROM = flags.DEFINE_string(
+    "from",
+    None,
+    "A folder that 'cadc compress' made. 'verify' takes any artefact, 'recommend' and 'export' "
+    "also a work folder.",
+)
+OUT = flags.DEFINE_string("out", None, "The folder to make; with 'recommend' the Parquet file.")
+ROWS = flags.DEFINE_integer(
+    "rows",
+    None,
+    "Number of training rows: to look at (candidates), or that there are (plan).",
+    lower_bound=1,
+)
+ARM = flags.DEFINE_string(
+    "arm",
+    None,
+    "Arm, such as cadc_frozen; mf_alone (the factors) or popularity. By default the arm with the "
+    "best validation result.",
+)
+MODEL = flags.DEFINE_string(
+    "model",
+    None,
+    "Network: dlrm, dcn or two_tower. By default the one with the best validation result.",
+)
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Join the processes of the cluster that JAX finds itself in."
+)
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0; the port must be free there."
+)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes of the run.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
+JOIN_SECONDS = flags.DEFINE_integer(
+    "join_seconds", 300, "How long to wait for the other processes to join."
+)
+PROCESSES = ("distributed", "coordinator", "num_processes", "process_id", "join_seconds")
+
+STOP = Stop()
+
+
+def several_processes() -> bool:
+    """Whether any flag says that this is one process of several."""
+    given = (COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    return DISTRIBUTED.value or any(value is not None for value in given)
+
+
+def config() -> "ConfigDict":
+    """The configuration of the command line.
+
+    Raises:
+      ConfigError: if there is none, or its file cannot be read.
+    """
+    if CONFIG.value is None:
+        raise ConfigError("no configuration: give one, such as --config=configs/criteo.py")
+    try:
+        CONFIG.value.name  # noqa: B018  config_flags reads the file at the first use
+    except OSError as error:
+        raise ConfigError(f"--config: {str(error).split('failure to load: ')[-1]}") from None
+    except AttributeError:
+        raise ConfigError(
+            "--config: get_config() of the file must return a configuration that starts from "
+            "cadc_jax.configuration.default_config()"
+        ) from None
+    return CONFIG.value
+
+
+def run_of(config: "ConfigDict") -> "Run":
+    """The run of a configuration in the work folder of the command line."""
+    from cadc_jax import sharding  # JAX takes seconds to import; --help and a typo do without
+    from cadc_jax.run.context import Run
+
+    workdir = pathlib.Path(WORKDIR.value or pathlib.Path("workdir") / config.name)
+    cores = not several_processes() and sharding.split_cores()
+    return Run(config, workdir, verify=VERIFY.value, stop=STOP, cores=cores)
+
+
+def needed(flag: flags.FlagHolder, kind: str = "DIR") -> str:
+    """The value of a flag that the command cannot do without.
+
+    Raises:
+      ConfigError: if it is not given.
+    """
+    if not flag.value:
+        raise ConfigError(f"this command needs --{flag.name}={kind}")
+    return flag.value

@@ -1,0 +1,22 @@
+"""Explains a folder: what it is, how it was made, its size, and whether it is whole.
+
+cadc info workdir/criteo
+"""
+
+import pathlib
+
+from absl import flags
+
+from cadc_jax.cli.flags import VERIFY
+from cadc_jax.errors import ConfigError
+
+flags.declare_key_flag("verify")
+
+
+def main(folder: str | None = None) -> None:
+    """Runs the command."""
+    if folder is None:
+        raise ConfigError("this command needs a folder: cadc info DIR")
+    from cadc_jax.run import folder_info
+
+    print(folder_info.explain(pathlib.Path(folder), VERIFY.value))

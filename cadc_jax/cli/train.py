@@ -1,0 +1,25 @@
+"""Compares the arms from a compressed data set alone.
+
+cadc train --from=/data/small
+"""
+
+import pathlib
+
+from absl import flags
+
+from cadc_jax.cli.flags import CONFIG, FROM, PROCESSES, VERIFY, config, needed, run_of
+
+for _name in ("from", "config", "workdir", "verify", *PROCESSES):
+    flags.declare_key_flag(_name)
+
+
+def main() -> None:
+    """Runs the command."""
+    folder = pathlib.Path(needed(FROM))
+    from cadc_jax import experiment
+    from cadc_jax.run import compressed
+
+    settings, inputs = compressed.open_inputs(folder, VERIFY.value)
+    if CONFIG.value is not None:
+        settings = config()
+    experiment.train_from(run_of(settings), inputs)

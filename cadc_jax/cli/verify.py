@@ -1,0 +1,21 @@
+"""Compares all checksums of an artefact.
+
+cadc verify --from=/data/small
+"""
+
+import pathlib
+
+from absl import flags
+
+from cadc_jax.cli.flags import FROM, needed
+
+flags.declare_key_flag("from")
+
+
+def main() -> None:
+    """Runs the command."""
+    folder = pathlib.Path(needed(FROM))
+    from cadc_jax.runtime import artifacts
+
+    artifacts.open_artifact(folder, verify=True)
+    print(f"{folder}: whole and undamaged")

@@ -1,0 +1,123 @@
+"""What the stages of a run share, and how a stage becomes an artefact on disk.
+
+Several processes go through all stages in the same order.
+"""
+
+import dataclasses
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from absl import logging
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from cadc_jax import configuration, sharding
+from cadc_jax.runtime import artifacts, distributed
+from cadc_jax.runtime.artifacts import Artifact, materialize
+from cadc_jax.runtime.checkpoints import Checkpoints
+from cadc_jax.runtime.interrupts import Stop
+
+Say = Callable[[str], None]
+Write = Callable[[pathlib.Path], Mapping[str, Any]]  # writes into a folder and returns facts
+LongWrite = Callable[[pathlib.Path, Checkpoints | None], Mapping[str, Any]]
+
+COPIES_BYTES = 1 << 30  # for the copies of a side of the matrix on the cores of one CPU
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What the stages share.
+
+    Attributes:
+      config: the validated configuration.
+      workdir: where artefacts and the report go.
+      say: shows the user a line.
+      verify: whether to compare the checksums of artefacts that are reused.
+      stop: whether the run is to end, after saving.
+      cores: whether the CPU is one device a core (`sharding.split_cores`). ALS uses all of them, if
+        there is room for a copy of a side on each. Training uses the first: its products take all
+        cores by themselves.
+    """
+
+    config: ConfigDict
+    workdir: pathlib.Path
+    say: Say = print
+    verify: bool = True
+    stop: Stop = dataclasses.field(default_factory=Stop)
+    cores: bool = False
+
+    @property
+    def on_cores(self) -> bool:
+        """Whether the devices in use are the cores of one CPU."""
+        return self.cores and jax.default_backend() == "cpu"
+
+
+def als_mesh(run: Run, largest_side: int, factors: int) -> Mesh:
+    """The devices that ALS spreads over.
+
+    Args:
+      run: what the stages share.
+      largest_side: number of users or of items, whichever is larger.
+      factors: D.
+    """
+    devices = jax.devices()
+    if run.on_cores:
+        devices = devices[: max(1, COPIES_BYTES // (4 * factors * largest_side))]
+    return sharding.make_mesh(devices=devices)
+
+
+def training_mesh(run: Run) -> Mesh:
+    """The devices that train and score."""
+    devices = jax.devices()[:1] if run.on_cores else None
+    return sharding.make_mesh(run.config.devices.model, devices)
+
+
+def make_stage(
+    run: Run,
+    stage: str,
+    settings: Mapping[str, Any],
+    write: Write,
+    label: str = "",
+    together: bool = False,
+) -> Artifact:
+    """The artefact of a stage, found or made, and a line for the user; see `materialize`."""
+    settings = artifacts.plain(settings)
+    made = materialize(run.workdir, stage, settings, write, run.verify, together)
+    how = "reused, made in" if made.reused else "done in"
+    name = f"{stage} ({label})" if label else stage
+    run.say(f"[{stage:>9}] {name}: {how} {made.seconds:.1f} s -> {made.path}")
+    logging.info("%s settings: %s", name, settings)
+    return made
+
+
+def make_long_stage(
+    run: Run,
+    stage: str,
+    settings: Mapping[str, Any],
+    write: LongWrite,
+    label: str = "",
+    together: bool = True,
+) -> Artifact:
+    """`make_stage` for work that resumes from its checkpoints, which `write` is given.
+
+    If the run is asked to end, it saves first. Checkpoints are removed once the artefact is whole.
+    Writing a checkpoint takes all processes: one that works alone gets None.
+    """
+    if distributed.count() > 1 and not together:
+        return make_stage(run, stage, settings, lambda out: write(out, None), label)
+    folder = run.workdir / "checkpoints" / stage / artifacts.fingerprint(stage, settings)
+    options = configuration.checkpoint_config(run.config)
+
+    def resume(out: pathlib.Path) -> Mapping[str, Any]:
+        with Checkpoints(folder, options, stop=run.stop, say=run.say) as saved:
+            facts = write(out, saved)
+        return {**facts, "seconds_before": facts.get("seconds_before", 0) + saved.seconds_before}
+
+    with run.stop.deferred():
+        made = make_stage(run, stage, settings, resume, label, together)
+        if distributed.is_first():
+            shutil.rmtree(folder, ignore_errors=True)
+        return made

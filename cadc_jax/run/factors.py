@@ -1,0 +1,184 @@
+"""The stage `factorize`, and the tables that other stages take from its artefact.
+
+Factors come from all training rows. With `factor_rows='unsampled'` there are two sets: a frozen arm
+trains on the factors of the rows that the sample does not keep, and predicts with those of all
+rows, which continue from the first set and so stay in its basis.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from cadc_jax import configuration
+from cadc_jax.data import pipeline
+from cadc_jax.data.table import Table, open_table, read_columns, write_columns
+from cadc_jax.factorization import als, sgd
+from cadc_jax.factorization.factors import Factors, dot_tables, principal_axes
+from cadc_jax.factorization.interactions import Interactions
+from cadc_jax.run.context import Run, als_mesh, make_long_stage
+from cadc_jax.runtime import distributed
+from cadc_jax.runtime.artifacts import Artifact
+from cadc_jax.runtime.checkpoints import Checkpoints
+from cadc_jax.runtime.progress import Progress
+
+UNSAMPLED = "unsampled"  # name of the stage, and of its folder inside that of the factors
+REFRESH_PASSES = 5  # over all rows, which turn factors of the unsampled rows into factors of all
+
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+def factorize_stage(run: Run, prepared: Artifact, sample: Artifact | None = None) -> Artifact:
+    """User and item factors of all training rows.
+
+    With `factor_rows='unsampled'` the factors of the unsampled rows are a stage of their own, and
+    are copied into the artefact's folder UNSAMPLED.
+
+    Args:
+      run: what the stages share.
+      prepared: the prepared table.
+      sample: rows kept by another rule than the one of `sample_stage`.
+    """
+    job = _Job(run, prepared, configuration.factorization_config(run.config))
+    settings = {
+        "prepared": prepared.fingerprint,
+        "method": run.config.factorization,
+        "config": dataclasses.asdict(job.config),
+        "seed": run.config.seed,
+    }
+    together = run.config.factorization == "als"  # SGD is the first process's work alone
+    if run.config.factor_rows == "all":
+
+        def write(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:
+            factors, losses = _factorize(job, slice(None), saved)
+            _write_factors(folder, factors)
+            return {"losses": losses.tolist()}
+
+        return make_long_stage(run, "factorize", settings, write, together=together)
+
+    settings |= {"unsampled_at": run.config.rate if sample is None else sample.fingerprint}
+
+    def write_unsampled(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:
+        factors, losses = _factorize(job, _unsampled_rows(job, sample), saved)
+        _write_factors(folder, principal_axes(factors))
+        return {"losses": losses.tolist()}
+
+    first = make_long_stage(run, UNSAMPLED, settings, write_unsampled, together=together)
+    settings |= {"refresh": REFRESH_PASSES}
+
+    def refresh(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:
+        start = Factors(**read_columns(first.path))
+        passes = dataclasses.replace(job, config=job.config.refreshing(REFRESH_PASSES))
+        factors, losses = _factorize(passes, slice(None), saved, start)
+        _write_factors(folder, factors)
+        _write_factors(folder / UNSAMPLED, start)
+        return {"losses": losses.tolist(), "seconds_before": first.seconds}
+
+    return make_long_stage(run, "factorize", settings, refresh, together=together)
+
+
+def factor_tables(folder: pathlib.Path) -> Pair:
+    """User and item tables, on the host, whose dot product is the factorisation's score."""
+    user, item = dot_tables(Factors(**read_columns(folder)))
+    return np.asarray(user), np.asarray(item)
+
+
+def tables_to_train_on(factors: Artifact) -> Pair:
+    """The tables that a frozen arm trains on."""
+    return factor_tables(factors.path / UNSAMPLED if _is_crossed(factors) else factors.path)
+
+
+def tables_to_predict_with(factors: Artifact) -> Pair | None:
+    """The tables that a frozen arm predicts with; None if it trains on the same ones."""
+    return factor_tables(factors.path) if _is_crossed(factors) else None
+
+
+def width_of(factors: Artifact) -> int:
+    """Width of `factor_tables`."""
+    columns = read_columns(factors.path)
+    return columns["user"].shape[1] + (2 if "user_bias" in columns else 0)
+
+
+def _is_crossed(factors: Artifact) -> bool:
+    return (factors.path / UNSAMPLED).exists()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    run: Run
+    prepared: Artifact
+    config: als.ALSConfig | sgd.SGDConfig
+
+    @property
+    def key(self) -> jax.Array:
+        return jax.random.key(self.run.config.seed)
+
+
+def _unsampled_rows(job: _Job, sample: Artifact | None) -> np.ndarray:
+    """Ids of the training rows that are not kept."""
+    table, config = open_table(job.prepared.path), job.run.config
+    left = np.ones(len(table.splits["train"]["user"]), bool)
+    if sample is None:
+        left[pipeline.sampled_ids(len(left), config.rate, config.seed)] = False
+    else:
+        left[read_columns(sample.path)["row"]] = False
+    return np.flatnonzero(left)
+
+
+def _factorize(
+    job: _Job,
+    rows: slice | np.ndarray,
+    saved: Checkpoints | None,
+    init: Factors | None = None,
+) -> tuple[Factors, np.ndarray]:
+    """Factorises some of the training rows; see `als.fit` and `sgd.fit`."""
+    config, chosen = job.config, _training_rows(open_table(job.prepared.path), rows)
+    total = config.iterations if isinstance(config, als.ALSConfig) else config.epochs
+    progress = Progress("factorize", total, "passes")
+
+    def show(done: int, loss: float, seconds: float) -> None:
+        del seconds
+        progress.update(done, f"loss {loss:.6g}")
+
+    try:
+        if isinstance(config, sgd.SGDConfig):
+            return sgd.fit(chosen, config, job.key, progress=show, saved=saved, init=init)
+        value = None  # of implicit feedback it counts that it happened, not how it was rated
+        if config.feedback == "explicit" and chosen.label is None:
+            value = open_table(job.prepared.path).splits["train"]["value"][rows]
+        matrix = _interactions(chosen, value)
+        mesh = als_mesh(job.run, max(chosen.num_users, chosen.num_items), config.factors)
+        return als.fit(matrix, config, job.key, mesh=mesh, progress=show, saved=saved, init=init)
+    finally:
+        progress.close()
+
+
+def _training_rows(table: Table, rows: slice | np.ndarray) -> sgd.TrainingRows:
+    schema, train = table.schema, table.splits["train"]
+    return sgd.TrainingRows(
+        np.asarray(train["user"])[rows],
+        np.asarray(train["item"])[rows],
+        schema.num_users,
+        schema.num_items,
+        train["label"][rows] if schema.task == "click" else None,
+    )
+
+
+def _interactions(rows: sgd.TrainingRows, value: np.ndarray | None) -> Interactions:
+    """The matrix of the rows; of clicks, an impression without a click is no preference."""
+    users, items = rows.user, rows.item
+    if rows.label is not None:
+        clicked = np.flatnonzero(rows.label)
+        users, items = users[clicked], items[clicked]
+    return Interactions.from_rows(users, items, rows.num_users, rows.num_items, value)
+
+
+def _write_factors(folder: pathlib.Path, factors: Factors) -> None:
+    if not distributed.is_first():
+        return
+    found = {field.name: getattr(factors, field.name) for field in dataclasses.fields(factors)}
+    arrays = {name: np.asarray(x, np.float32) for name, x in found.items() if x is not None}
+    write_columns(folder, arrays)

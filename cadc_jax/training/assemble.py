@@ -1,0 +1,192 @@
+"""A fit put together from its parts: tables, content, batches and validation.
+
+The program (`run.stages`) and the functions on plain arrays (`library`) both train through `train`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from cadc_jax import sharding
+from cadc_jax.data.negatives import NegativeSampling
+from cadc_jax.data.table import Columns
+from cadc_jax.evaluation import scorers
+from cadc_jax.evaluation.scorers import Scorer
+from cadc_jax.models.embeddings import Content, HostBatch, Tables
+from cadc_jax.runtime import distributed
+from cadc_jax.training import loop, losses
+from cadc_jax.training.loop import BatchStream, FitOptions, Fitted, StartTables
+from cadc_jax.training.placement import RandomTable
+from cadc_jax.training.step import TrainConfig
+
+START_SCALE = 0.1  # standard deviation of random embeddings
+_CONTEXT = ("user", "item", "dense", "categorical")  # columns of every batch
+
+Pair = tuple[np.ndarray, np.ndarray]  # user [U, D] and item [I, D] factors
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """The rows that a network is trained on, and what there is to know of users and items.
+
+    Attributes:
+      rows: columns of the training rows: `user`, `item`, `dense`, `categorical` and, of labelled
+        rows, `label`.
+      content: features of users and items.
+      num_features: V, rows of the stacked table of categorical features.
+      negatives: how negatives are drawn for rows without labels; None for labelled rows.
+    """
+
+    rows: Columns
+    content: Content
+    num_features: int
+    negatives: NegativeSampling | None = None
+
+    @property
+    def num_users(self) -> int:
+        """U."""
+        return len(self.content.user_dense)
+
+    @property
+    def num_items(self) -> int:
+        """I."""
+        return len(self.content.item_dense)
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddingStart:
+    """Where user and item embeddings start, and whether training changes them.
+
+    Attributes:
+      rank: D, width of random user and item tables.
+      feature_width: E, width of the stacked table of other features.
+      factors: user [U, D] and item [I, D] factors to start from; None for random tables.
+      frozen: names of the tables that training does not change, among 'user' and 'item'.
+      predict_with: factors that replace frozen ones in validation and in the result; None: the
+        same ones. They are put on the scale of `factors`.
+    """
+
+    rank: int
+    feature_width: int
+    factors: Pair | None = None
+    frozen: frozenset[str] = frozenset()
+    predict_with: Pair | None = None
+
+
+def train(
+    network: nn.Module,
+    config: TrainConfig,
+    data: TrainingData,
+    start: EmbeddingStart,
+    quality: Callable[[Scorer], float],
+    seed: int,
+    options: FitOptions | None = None,
+) -> Fitted:
+    """Trains a network until its validation result stops improving.
+
+    Args:
+      network: DLRM, DCN or TwoTower.
+      config: how to train.
+      data: what it is trained on.
+      start: where user and item embeddings start.
+      quality: of a scorer on the validation split, higher is better.
+      seed: of initialisation, order, negatives and dropout.
+      options: devices, reports and checkpoints.
+
+    Returns:
+      The state with the best validation result; step 0 takes part.
+
+    Raises:
+      ConfigError, TrainingError, Stopped: as `loop.fit`.
+    """
+    tables_key, fit_key = jax.random.split(jax.random.key(seed))
+    options = options or FitOptions()
+    mesh = options.mesh or sharding.make_mesh()
+    content = sharding.put(data.content, sharding.named(mesh, sharding.REPLICATED))
+    tables = initial_tables(data.num_users, data.num_items, data.num_features, start, tables_key)
+    predict_with: Mapping[str, np.ndarray] = {}
+    if start.predict_with is not None:
+        predict_with = scaled(start.predict_with, like=start.factors)
+
+    def validate(params: Any, tables: Tables) -> float:
+        return quality(scorers.network(network, params, tables, content, mesh))
+
+    return loop.fit(
+        network,
+        config,
+        StartTables(tables, start.frozen, predict_with),
+        content,
+        _stream(data, config, seed),
+        validate,
+        fit_key,
+        dataclasses.replace(options, mesh=mesh),
+    )
+
+
+def initial_tables(
+    num_users: int, num_items: int, num_features: int, start: EmbeddingStart, key: jax.Array
+) -> dict[str, np.ndarray | RandomTable]:
+    """Embedding tables before training, for `placement.put`.
+
+    Args:
+      num_users: U.
+      num_items: I.
+      num_features: V.
+      start: factors to start from, or the width of random tables.
+      key: of the random numbers.
+
+    Returns:
+      `user` [U, D], `item` [I, D] and `features` [max(V, 1), E], float32.
+    """
+    user_key, item_key, feature_key = jax.random.split(key, 3)
+    # An empty table cannot be gathered from: there is always one row.
+    shape = max(num_features, 1), start.feature_width
+    features = RandomTable(shape, feature_key, START_SCALE)
+    if start.factors is not None:
+        return {**scaled(start.factors), "features": features}
+    user = RandomTable((num_users, start.rank), user_key, START_SCALE)
+    item = RandomTable((num_items, start.rank), item_key, START_SCALE)
+    return {"user": user, "item": item, "features": features}
+
+
+def scaled(factors: Pair, like: Pair | None = None) -> dict[str, np.ndarray]:
+    """User and item tables of factors, each scaled to a root mean square of 1.
+
+    The scale of a factorisation's result says nothing about a good start of a network.
+
+    Args:
+      factors: user [U, D] and item [I, D] factors.
+      like: other factors of the same users and items, whose scale is used instead. A model that was
+        trained on `like` can then take `factors`.
+    """
+    return {
+        name: table / np.sqrt(np.mean(np.square(measured)))
+        for name, table, measured in zip(("user", "item"), factors, like or factors, strict=True)
+    }
+
+
+def _stream(data: TrainingData, config: TrainConfig, seed: int) -> BatchStream:
+    """The batches of the rows, this process's part of each."""
+    from cadc_jax.data import pipeline  # imports TensorFlow, which nothing else here needs
+
+    names = (*_CONTEXT, "label") if data.negatives is None else _CONTEXT
+    rows = {name: column for name, column in data.rows.items() if name in names}
+    if config.loss == "in_batch":  # frequencies in the rows that are trained on
+        rows["log_q"] = losses.log_frequency(rows["item"], data.num_items)[rows["item"]]
+
+    def starting_at(step: int) -> Iterator[HostBatch]:
+        return pipeline.training_batches(
+            rows,
+            config.batch_rows,
+            seed,
+            step,
+            sampler=data.negatives,
+            host_index=distributed.index(),
+            host_count=distributed.count(),
+        )
+
+    return BatchStream(starting_at, pipeline.steps_per_epoch(len(rows["user"]), config.batch_rows))

@@ -1,0 +1,116 @@
+"""Fits put together: start of embeddings, scale of factors, and what training is given."""
+
+import jax
+import numpy as np
+import pytest
+
+from cadc_jax.data import negatives
+from cadc_jax.data.negatives import NegativeSampling
+from cadc_jax.evaluation import evaluate
+from cadc_jax.models.two_tower import TwoTower
+from cadc_jax.training import assemble
+from cadc_jax.training.assemble import EmbeddingStart, TrainingData
+from cadc_jax.training.placement import RandomTable
+from cadc_jax.training.step import TrainConfig
+from tests.training.examples import ITEMS, USERS, content
+
+KEY = jax.random.key(0)
+FACTORS = np.full((USERS, 3), 5.0, np.float32), np.full((ITEMS, 3), -0.1, np.float32)
+BOTH = frozenset({"user", "item"})
+CONFIG = TrainConfig(batch_rows=8, negatives=2, max_evaluations=2, table_learning_rate=0.1)
+
+
+def test_factors_are_scaled_to_a_root_mean_square_of_one():
+    start = EmbeddingStart(3, 16, FACTORS)
+    made = assemble.initial_tables(USERS, ITEMS, 7, start, KEY)
+    np.testing.assert_allclose(made["user"], 1, rtol=1e-6)
+    np.testing.assert_allclose(made["item"], -1, rtol=1e-6)
+    assert made["features"].shape == (7, 16)
+
+
+def test_without_factors_all_tables_are_random_and_independent():
+    made = assemble.initial_tables(USERS, ITEMS, 0, EmbeddingStart(3, 16), KEY)
+    assert all(isinstance(table, RandomTable) for table in made.values())
+    assert [made[name].shape for name in ("user", "item", "features")] == [
+        (USERS, 3),
+        (ITEMS, 3),
+        (1, 16),  # an empty table cannot be gathered from
+    ]
+    keys = {tuple(jax.random.key_data(table.key).tolist()) for table in made.values()}
+    assert len(keys) == 3
+
+
+def test_factors_can_be_scaled_as_others_are():
+    """A model that was trained on `like` knows its scale, and no other."""
+    made = assemble.scaled((2 * FACTORS[0], FACTORS[1]), like=FACTORS)
+    np.testing.assert_allclose(made["user"], 2, rtol=1e-6)
+    np.testing.assert_allclose(made["item"], -1, rtol=1e-6)
+
+
+def data(labelled=False):
+    rng = np.random.default_rng(0)
+    rows = {
+        "user": rng.integers(0, USERS, 24).astype(np.int32),
+        "item": rng.integers(1, ITEMS, 24).astype(np.int32),
+        "dense": np.zeros((24, 0), np.float32),
+        "categorical": np.zeros((24, 0), np.int32),
+    }
+    if labelled:
+        rows["label"] = rng.integers(0, 2, 24).astype(np.float32)
+        return TrainingData(rows, content(), 5)
+    keys = np.unique(negatives.pair_keys(rows["user"][:4], rows["item"][:4], ITEMS))
+    return TrainingData(rows, content(), 5, NegativeSampling(2, keys, ITEMS))
+
+
+def spread(scorer):
+    """A quality that any change of a table changes."""
+    rows = data(labelled=True).rows
+    batch = {name: rows[name] for name in ("user", "dense", "categorical")}
+    return float(np.std(np.asarray(scorer.score({**batch, "item": rows["item"][:, None]}))))
+
+
+def train(config=CONFIG, start=None, given=None):
+    start = start or EmbeddingStart(3, 4)
+    return assemble.train(TwoTower((8,)), config, given or data(), start, spread, seed=0)
+
+
+def test_frozen_factors_stay_and_random_tables_train():
+    frozen = train(start=EmbeddingStart(3, 4, FACTORS, BOTH))
+    for name, table in assemble.scaled(FACTORS).items():
+        np.testing.assert_array_equal(frozen.tables[name], table)
+    trainable = train(start=EmbeddingStart(3, 4, FACTORS))
+    assert trainable.best_step == 0 or not np.allclose(trainable.tables["user"], 1)
+
+
+def test_factors_to_predict_with_are_returned_on_the_scale_of_the_trained_ones():
+    others = 3 * FACTORS[0], 2 * FACTORS[1]
+    fitted = train(start=EmbeddingStart(3, 4, FACTORS, BOTH, predict_with=others))
+    np.testing.assert_allclose(fitted.tables["user"], 3, rtol=1e-6)
+    np.testing.assert_allclose(fitted.tables["item"], -2, rtol=1e-6)
+
+
+def test_the_seed_decides_everything():
+    first, second = train(), train()
+    jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
+    other = assemble.train(TwoTower((8,)), CONFIG, data(), EmbeddingStart(3, 4), spread, seed=1)
+    assert other.history != first.history
+
+
+def test_labelled_rows_train_on_their_own_labels():
+    config = TrainConfig(batch_rows=8, max_evaluations=3, learning_rate=0.05)
+    given = data(labelled=True)
+
+    def quality(scorer):
+        return -evaluate.evaluate_clicks(scorer, given.rows)["logloss"]
+
+    fitted = assemble.train(TwoTower((8,)), config, given, EmbeddingStart(3, 4), quality, seed=0)
+    assert fitted.history[-1]["loss"] < fitted.history[1]["loss"]
+
+
+@pytest.mark.parametrize("loss", ["bce", "softmax", "in_batch"])
+def test_every_loss_can_be_assembled(loss):
+    given, count = data(), 0 if loss == "in_batch" else 2
+    sampler = NegativeSampling(count, given.negatives.known, ITEMS)
+    config = TrainConfig(batch_rows=8, negatives=count, loss=loss, max_evaluations=1)
+    fitted = train(config, given=TrainingData(given.rows, given.content, 5, sampler))
+    assert np.isfinite(fitted.history[1]["loss"])
