@@ -1,16 +1,16 @@
-"""The input pipeline: rows a second, the cost of an epoch of a sample, and of resuming.
+"""The input pipeline: rows a second, the cost of an epoch of a sample, and the cost of resuming.
 
-    CADC_DATA_DIR=/path/to/raw/data python benchmarks/pipeline.py [--quick] [--json FILE]
+    CADC_DATA_DIR=/raw/data python benchmarks/pipeline.py [--quick] [--json FILE]
 
-The table is random, in Criteo's shape (13 dense and 26 categorical features, 168 bytes a row), and
-memory-mapped. Peers are the loops one would write at first: `tf.data` with a shuffle buffer of
-100,000 rows, NumPy with a permutation of the epoch and fancy indexing, and for negatives NumPy with
-a binary search of the known pairs. A training step is what the pipeline has to feed: DLRM as
-`configs/criteo.py` has it, and in the size of the Kaggle benchmark (arXiv 1906.00091).
+The table is random and memory-mapped, in Criteo's shape: 13 dense and 26 categorical features, 168
+bytes a row. The peers are the loops that one would write first: `tf.data` with a shuffle buffer of
+100,000 rows, and NumPy with a permutation of the epoch and fancy indexing. For negatives the peer
+is NumPy with a binary search of the known pairs. The pipeline must keep up with training steps:
+those of DLRM as in `configs/criteo.py`, and in the size of the Kaggle benchmark (arXiv 1906.00091).
 
-Ours and the peer take turns, so that a busy machine slows both alike; figures are medians over the
-turns, ratios the medians of each turn's ours / peer: above 1 is better for rows a second, below 1
-for seconds.
+Ours and the peer take turns, so a busy machine slows both. Figures are medians over the turns, and
+ratios are the medians of ours / peer in each turn: above 1 is better for rows a second, below 1 for
+seconds.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import pathlib
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -33,25 +33,28 @@ import numpy as np
 import tensorflow as tf
 from jax.sharding import PartitionSpec
 
-from cadc_jax import sharding
+from cadc_jax import configuration, sharding
 from cadc_jax.data import negatives, pipeline, sampling
+from cadc_jax.data.negatives import NegativeSampling
 from cadc_jax.data.table import Columns, read_columns, write_columns
 from cadc_jax.models.dlrm import DLRM
 from cadc_jax.models.embeddings import Content, stacked_offsets
 from cadc_jax.training import prefetch, step
 
 RATE, SEED = 0.1, 0
-USERS, ITEMS, VOCABULARY = 12_000, 5_000, 40_000  # 40,000 ids for each of the 26 features
+USERS, ITEMS, VOCABULARY = 12_000, 5_000, 40_000  # ids of each of the 26 features
+STACK = 16  # batches that are sent to the device together
 MODELS = {
     "small DLRM": DLRM(16, (32,), (64, 32)),
     "Kaggle DLRM": DLRM(16, (512, 256, 64), (512, 256)),
 }
 
 
-def main():
+def main() -> None:
+    """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="4 million rows, 3 turns")
-    parser.add_argument("--json", metavar="FILE", help="also write the table there")
+    parser.add_argument("--json", metavar="FILE", help="file to write the table to")
     arguments = parser.parse_args()
     num_rows, turns = (4_000_000, 3) if arguments.quick else (20_000_000, 7)
     with tempfile.TemporaryDirectory() as name:
@@ -78,6 +81,7 @@ def main():
 
 
 def throughput(rows: Columns, turns: int) -> Iterator[dict]:
+    """Rows a second of the pipeline, and of its batches on the device."""
     num_rows = len(rows["user"])
     for size in (2048, 8192):
         systems = {
@@ -90,43 +94,46 @@ def throughput(rows: Columns, turns: int) -> Iterator[dict]:
             yield line(f"Criteo rows, batches of {size}", seconds, "ours", peer, per_row=True)
 
     mesh = sharding.make_mesh()
-    specs = {"stacked": PartitionSpec(None, *sharding.BATCH), "unstacked": sharding.BATCH}
-    systems = {}
-    for (name, spec), stack in zip(specs.items(), (16, None), strict=True):
-        batches = pipeline.training_batches(rows, 2048, SEED, stack=stack)
-        batches = prefetch.device_batches(batches, sharding.named(mesh, spec))
-        systems[name] = (batches, 480 // (stack or 1))
+    one_by_one = pipeline.training_batches(rows, 2048, SEED)
+    stacked = stacks(pipeline.training_batches(rows, 2048, SEED))
+    spec = PartitionSpec(None, *sharding.BATCH)
+    systems = {
+        "stacked": (prefetch.device_batches(stacked, sharding.named(mesh, spec)), 480 // STACK),
+        "unstacked": (
+            prefetch.device_batches(one_by_one, sharding.named(mesh, sharding.BATCH)),
+            480,
+        ),
+    }
     seconds = seconds_a_row(systems, 2048, turns)
-    seconds["stacked"] = [x / 16 for x in seconds["stacked"]]  # an element of it is 16 batches
-    case = "batches of 2048 on the device, 16 a stack"
+    seconds["stacked"] = [x / STACK for x in seconds["stacked"]]  # an element is STACK batches
+    case = f"batches of 2048 on the device, {STACK} a stack"
     yield line(case, seconds, "stacked", "unstacked", per_row=True)
 
 
 def epochs(rows: Columns, sample: Columns, turns: int) -> Iterator[dict]:
-    """An epoch each, from opening the stream to its last batch."""
+    """Seconds of an epoch, from opening the stream to its last batch, and of the sampling rule."""
     num_rows, size = len(rows["user"]), 2048
 
-    def epoch(columns: Columns, ids: np.ndarray | None = None) -> None:
-        count = len(columns["user"]) if ids is None else len(ids)
-        batches = pipeline.training_batches(columns, size, SEED, ids=ids)
-        exhaust(batches, pipeline.steps_per_epoch(count, size))
+    def epoch(columns: Columns) -> None:
+        batches = pipeline.training_batches(columns, size, SEED)
+        exhaust(batches, pipeline.steps_per_epoch(len(columns["user"]), size))
 
     systems = {
         "all rows": lambda: epoch(rows),
         "written": lambda: epoch(sample),
-        "on the fly": lambda: epoch(rows, pipeline.sampled_ids(num_rows, RATE, SEED)),
         "rule": lambda: pipeline.sampled_ids(num_rows, RATE, SEED),
         "rng.random() < rate": lambda: np.flatnonzero(
             np.random.default_rng(SEED).random(num_rows) < RATE
         ),
     }
     seconds = take_turns(systems, turns)
-    for name in ("written", "on the fly"):
-        yield line(f"epoch of a 10 % sample, {name}", seconds, name, "all rows")
+    yield line("epoch of a 10 % sample, written", seconds, "written", "all rows")
     yield line(f"choose the rows of {num_rows:,}", seconds, "rule", "rng.random() < rate")
 
 
 def resuming(rows: Columns, turns: int) -> Iterator[dict]:
+    """Seconds to the first batch of a stream that starts in the middle."""
+
     def first(batches: Callable[..., Iterator], **options) -> Callable[[], None]:
         return lambda: exhaust(batches(rows, 2048, **options), 1)
 
@@ -139,10 +146,11 @@ def resuming(rows: Columns, turns: int) -> Iterator[dict]:
 
 
 def with_negatives(turns: int) -> Iterator[dict]:
+    """Rows a second with four negatives for each."""
     user, item, num_items = movielens()
     known = np.unique(negatives.pair_keys(user, item, num_items))
     rows = {"user": user, "item": item}
-    sampler = pipeline.NegativeSampling(4, known, num_items)
+    sampler = NegativeSampling(4, known, num_items)
     for size in (2048, 8192):
         batches = pipeline.training_batches(rows, size, SEED, sampler=sampler)
         systems = {
@@ -155,7 +163,7 @@ def with_negatives(turns: int) -> Iterator[dict]:
 
 
 def steps(rows: Columns, sizes: tuple[int, ...], turns: int) -> Iterator[dict]:
-    """The pipeline beside what it feeds."""
+    """Rows a second of the pipeline, against those of a training step on its batches."""
     for (name, model), size in itertools.product(MODELS.items(), sizes):
         systems = {
             "ours": (pipeline.training_batches(rows, size, SEED), 2**20 // size),
@@ -167,7 +175,7 @@ def steps(rows: Columns, sizes: tuple[int, ...], turns: int) -> Iterator[dict]:
 
 
 def training(model: DLRM, rows: Columns, size: int) -> Iterator[None]:
-    """Training steps on one and the same batch."""
+    """Training steps, all on the same batch."""
     key = jax.random.key(SEED)
     batch = jax.device_put(next(pipeline.training_batches(rows, size, SEED)))
     config = step.TrainConfig(batch_rows=size, table_optimizer="adagrad")
@@ -190,7 +198,13 @@ def training(model: DLRM, rows: Columns, size: int) -> Iterator[None]:
 def seconds_a_row(
     systems: dict[str, tuple[Iterator, int]], size: int, turns: int
 ) -> dict[str, list[float]]:
-    """Seconds a row of streams of batches of `size`, each of which gives `count` a turn."""
+    """Seconds a row of each stream in each turn.
+
+    Args:
+      systems: name -> (stream of batches, batches to take in a turn).
+      size: rows of a batch.
+      turns: number of turns.
+    """
     runs = {
         name: functools.partial(exhaust, stream, count) for name, (stream, count) in systems.items()
     }
@@ -199,8 +213,8 @@ def seconds_a_row(
 
 
 def take_turns(systems: dict[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
-    """Seconds of each system in each turn, after one to warm up."""
-    seconds = {name: [] for name in systems}
+    """Seconds of each system in each turn, after a turn to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in systems}
     for _ in range(turns + 1):
         for name, run in systems.items():
             start = time.perf_counter()
@@ -212,7 +226,7 @@ def take_turns(systems: dict[str, Callable[[], object]], turns: int) -> dict[str
 def line(
     case: str, seconds: dict[str, list[float]], ours: str, peer: str, per_row: bool = False
 ) -> dict:
-    """A line of the table: seconds, or rows a second where the seconds are those of a row."""
+    """A line of the table: seconds, or rows a second if `seconds` are of a single row."""
     x, y = np.array(seconds[ours]), np.array(seconds[peer])
     if per_row:
         x, y = 1 / x, 1 / y
@@ -227,6 +241,7 @@ def line(
 
 
 def show(rows: list[dict]) -> None:
+    """Prints the table."""
     print(f"| {'case':48s} | {'metric':27s} | {'peer':19s} |     ours |     peer |  ratio |")
     print("|" + "---|" * 6)
     for line in rows:
@@ -237,15 +252,23 @@ def show(rows: list[dict]) -> None:
 
 
 def exhaust(stream: Iterator, count: int) -> None:
+    """Takes `count` elements."""
     for _ in itertools.islice(stream, count):
         pass
+
+
+def stacks(batches: Iterator[Mapping[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
+    """STACK batches at a time, stacked along a new first axis."""
+    while True:
+        part = list(itertools.islice(batches, STACK))
+        yield {name: np.stack([batch[name] for batch in part]) for name in part[0]}
 
 
 # The peers.
 
 
 def numpy_loop(rows: Columns, batch_rows: int) -> Iterator[dict]:
-    """What a map-style loader does: a permutation of the epoch, and fancy indexing."""
+    """Batches as a map-style loader makes them: a permutation of the epoch, and fancy indexing."""
     num_rows = len(rows["user"])
     for epoch in itertools.count():
         order = np.random.default_rng(epoch).permutation(num_rows)
@@ -255,9 +278,9 @@ def numpy_loop(rows: Columns, batch_rows: int) -> Iterator[dict]:
 
 
 def numpy_loop_of_negatives(
-    rows: Columns, batch_rows: int, sampler: pipeline.NegativeSampling
+    rows: Columns, batch_rows: int, sampler: NegativeSampling
 ) -> Iterator[dict]:
-    """The same with negatives, redrawn while they are among the sorted pairs."""
+    """The same with negatives, which are drawn again while they are known pairs."""
     rng = np.random.default_rng(SEED)
     for batch in numpy_loop(rows, batch_rows):
         items = rng.integers(1, sampler.num_items, (batch_rows, sampler.count))
@@ -283,6 +306,7 @@ def tf_data(rows: Columns, batch_rows: int, skip: int = 0) -> Iterator[dict]:
 
 
 def write_table(path: pathlib.Path, num_rows: int) -> None:
+    """Writes random columns in Criteo's shape."""
     rng = np.random.default_rng(SEED)
     write_columns(
         path,
@@ -297,15 +321,14 @@ def write_table(path: pathlib.Path, num_rows: int) -> None:
 
 
 def sample_of(rows: Columns) -> Columns:
+    """The rows that the sampling rule keeps."""
     kept = np.flatnonzero(sampling.keep(np.arange(len(rows["user"])), RATE, SEED))
     return {name: column[kept] for name, column in rows.items()}
 
 
 def movielens() -> tuple[np.ndarray, np.ndarray, int]:
-    """Users, items and number of item ids of MovieLens 1M, or random ones of that size."""
-    root = pathlib.Path(__file__).resolve().parents[1]
-    folder = pathlib.Path(os.environ.get("CADC_DATA_DIR", root.parent / "shared" / "data"))
-    file = folder / "ml-1m-implicit" / "train.csv.gz"
+    """Users, items and number of item ids of MovieLens 1M, or of random pairs of that size."""
+    file = configuration.data_folder() / "ml-1m-implicit" / "train.csv.gz"
     if file.exists():
         with gzip.open(file, "rt") as lines:
             user, item = np.loadtxt(lines, delimiter=",", skiprows=1, dtype=np.int64)[:, :2].T

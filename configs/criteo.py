@@ -1,10 +1,10 @@
-"""Criteo display advertising (Kaggle format): DLRM on a 10 % sample with factors of all rows.
+"""Criteo display advertising (Kaggle format): DLRM on a 10 % sample, with factors of all rows.
 
     python -m cadc_jax.main --config=configs/criteo.py --config.data.path=/path/to/train.txt
 
-Without a path (and without `criteo/train.txt` in $CADC_DATA_DIR) it runs on synthetic rows of the
-same format. The logs name no user and no item: columns C7 and C11 stand for them, a choice to
-revisit on your own data. The last seventh of the rows tests, as the file is in order of time.
+Without a path and without `criteo/train.txt` in $CADC_DATA_DIR, it runs on synthetic rows in the
+same format. The logs name neither users nor items: columns C7 and C11 stand in for them. Choose
+again for your own data. The file is in order of time, and its last seventh is the test split.
 """
 
 from cadc_jax.configuration import default_config
@@ -27,9 +27,9 @@ def get_config():
     data.item_features = ("C11",)
     data.log_dense = True
 
-    config.factorization = "sgd"  # the paper's model; clicks are weighed against impressions
-    config.sgd.factors = 14  # with the two biases, as wide as DLRM's embeddings
-    config.sgd.negatives = 1  # rows have labels: none are drawn
+    config.factorization = "sgd"  # the paper's model, which weighs clicks against impressions
+    config.sgd.factors = 14  # plus two biases: the width of DLRM's embeddings
+    config.sgd.negatives = 1  # none are drawn, as rows have labels
     config.sgd.epochs = 20
     config.sgd.learning_rate = 0.2
     config.sgd.regularization = 0.05

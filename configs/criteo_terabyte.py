@@ -2,10 +2,11 @@
 
     python -m cadc_jax.main --config=configs/criteo_terabyte.py --config.data.path=/path/to/folder
 
-The folder holds `day_0` to `day_23`, plain, gzip or Zstandard. Day 22 validates, day 23 tests. A
-column of more than 4 million values is hashed to so many ids, which bounds memory. The logs name no
-user and no item: C11 and C12 stand for them, as columns with enough rows a value on both sides; see
-what `cadc interactions` says of your columns before relying on that.
+The folder holds `day_0` to `day_23`, plain or compressed with gzip or Zstandard. Day 22 is the
+validation split, day 23 the test split. A column with more than 4 million values is hashed to that
+number of ids, which bounds memory. The logs name neither users nor items: columns C11 and C12 stand
+in for them, since both have enough rows for each value. Run `cadc interactions` on your own columns
+before you rely on this choice.
 """
 
 from cadc_jax.configuration import default_config
@@ -20,7 +21,7 @@ def get_config():
     data = config.data
     data.source = "criteo"
     data.folder = "criteo_terabyte"
-    data.synthetic_rows = 0  # there is no stand-in for this one
+    data.synthetic_rows = 0  # no synthetic rows for this format
     data.task = "click"
     data.split = "given"
     data.validation_file = "day_22*"
@@ -33,7 +34,7 @@ def get_config():
     data.log_dense = True
 
     config.factorization = "sgd"
-    config.sgd.factors = 62  # with the two biases, as wide as DLRM's embeddings
+    config.sgd.factors = 62  # plus two biases: the width of DLRM's embeddings
     config.sgd.negatives = 1
     config.sgd.epochs = 2
     config.sgd.batch_rows = 1 << 16

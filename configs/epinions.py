@@ -1,8 +1,8 @@
-"""Epinions (Massa and Avesani), implicit: one held-out item a user of three interactions or more.
+"""Epinions (Massa and Avesani), implicit: one test item for users with at least 3 interactions.
 
-Reads `epinions/interactions.csv.gz` (user_id, item_id) in $CADC_DATA_DIR. There are no timestamps,
-so that a seeded order stands in for time, and no content. The full ranking is over 139,738 items:
-2,000 users, drawn at random, are ranked.
+Reads `epinions/interactions.csv.gz` (user_id, item_id) in $CADC_DATA_DIR. The data have no content
+and no timestamps; a seeded random order stands in for time. All 139,738 items are ranked, for 2,000
+users drawn at random.
 
     python -m cadc_jax.main --config=configs/epinions.py
 """

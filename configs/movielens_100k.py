@@ -1,4 +1,4 @@
-"""MovieLens 100K, original files: each user's last interaction tests, the one before validates.
+"""MovieLens 100K, original files: each user's last item is the test, the one before validation.
 
 Reads `ml-100k/` in $CADC_DATA_DIR: u.data, u.user and u.item.
 

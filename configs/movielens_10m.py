@@ -1,6 +1,6 @@
-"""MovieLens 10M, original files: each user's last interaction tests, the one before validates.
+"""MovieLens 10M, original files: each user's last item is the test, the one before validation.
 
-Reads `ml-10m/` in $CADC_DATA_DIR: ratings.dat and movies.dat (this set describes no users).
+Reads `ml-10m/` in $CADC_DATA_DIR: ratings.dat and movies.dat (there is no file about users).
 
     python -m cadc_jax.main --config=configs/movielens_10m.py
 """

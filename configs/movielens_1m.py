@@ -1,7 +1,7 @@
-"""MovieLens 1M, original files: each user's last interaction tests, the one before validates.
+"""MovieLens 1M, original files: each user's last item is the test, the one before validation.
 
-Reads `ml-1m/` in $CADC_DATA_DIR: ratings.dat, users.dat and movies.dat. Copies whose ratings have
-no timestamps are read too; a seeded order then stands in for time.
+Reads `ml-1m/` in $CADC_DATA_DIR: ratings.dat, users.dat and movies.dat. If the ratings have no
+timestamps, a seeded random order stands in for time.
 
     python -m cadc_jax.main --config=configs/movielens_1m.py
 """

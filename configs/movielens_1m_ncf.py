@@ -1,8 +1,8 @@
-"""MovieLens 1M as the NCF paper splits it (arXiv 1708.05031): each user's last interaction tests.
+"""MovieLens 1M, split as in the NCF paper (arXiv 1708.05031): each user's last item is the test.
 
 Reads `ml-1m-implicit/` in $CADC_DATA_DIR: train.csv.gz, test.csv, test_negatives.csv.gz, users.dat
-and movies.dat. The split has no training timestamps: the validation item of a user is drawn from
-its training items and taken out of them, from the interaction matrix too.
+and movies.dat. Training rows have no timestamps: the validation item of each user is drawn from its
+training items. It is then neither a training row nor in the interaction matrix.
 
 Test hr@10 / ndcg@10 of seed 0: MF alone 0.7414 / 0.4585, CADC frozen 0.7477 / 0.4638 (a tenth of
 the rows) and 0.7440 / 0.4615 (a hundredth). Five seeds are in docs/results.md.
@@ -34,12 +34,13 @@ def get_config():
     config.als.frequency_exponent = 1.0
     config.als.alpha = 4.0
     config.als.iterations = 15
-    # Trained on factors that have seen its rows, no network betters these factors' own ranking.
+    # A network does not rank better than the factors alone if it trains on rows that the factors
+    # have seen.
     config.factor_rows = "unsampled"
 
     config.two_tower.hidden = ()
     config.two_tower.gate = 32
-    config.two_tower.scale = 0.7  # of the factors' scores, by the loss below on the sample
+    config.two_tower.scale = 0.7  # of the factors' scores at the start; fits the loss below
 
     config.train.loss = "softmax"
     config.train.negatives = 16
@@ -47,6 +48,6 @@ def get_config():
     config.train.learning_rate = 5e-4
     config.train.table_learning_rate = 1e-2
     config.train.max_evaluations = 20
-    config.train.evaluation_steps = 20  # where an epoch is shorter, as at a rate of 0.01
+    config.train.evaluation_steps = 20  # at a rate of 0.01 an epoch is shorter
     config.train.patience = 3
     return config

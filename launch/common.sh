@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# What the launchers share; sourced, not run.
+# Functions of all launchers; sourced, not run.
 
-die() { # MESSAGE: ends with one line, as an argument is wrong
+die() { # MESSAGE: exits with code 2 and one line about a wrong argument
   printf '%s: error: %s\n' "$(basename "$0")" "$1" >&2
   exit 2
 }
@@ -10,11 +10,11 @@ say() {
   printf '%s: %s\n' "$(basename "$0")" "$1" >&2
 }
 
-usage() { # prints the comment at the head of the script
+usage() { # prints the comment at the top of the script
   awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0"
 }
 
-quote() { # WORD...: one line that a shell reads back as the same words
+quote() { # WORD...: prints them in one line, quoted for a shell
   local word line=
   for word in "$@"; do
     case $word in
@@ -28,11 +28,11 @@ quote() { # WORD...: one line that a shell reads back as the same words
 }
 
 dry_run=
-run() { # COMMAND...: runs it; under --dry-run only prints it
+run() { # COMMAND...: runs it; with --dry-run only prints it
   if [[ $dry_run ]]; then quote "$@"; else "$@"; fi
 }
 
-note() { # a comment between the commands that --dry-run prints
+note() { # COMMENT: prints it between the commands of a --dry-run
   if [[ $dry_run ]]; then printf '# %s\n' "$1"; fi
 }
 
@@ -40,8 +40,8 @@ whole_number() { # OPTION VALUE
   [[ $2 =~ ^[0-9]+$ ]] || die "$1=$2 is not a whole number"
 }
 
-# The cadc command is given as it would be typed after `cadc`. Processes share nothing but the work
-# folder, so that its place has to be named, and to be the same on all of them.
+# The processes share nothing but the work folder: --workdir must be given, and be the same on all
+# machines.
 workdir_of() { # CADC ARGUMENT...: prints the value of --workdir
   local word
   for word in "$@"; do

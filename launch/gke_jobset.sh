@@ -8,13 +8,13 @@
 #   --name=NAME          of the JobSet
 #   --accelerator=NAME   tpu-v5-lite-podslice, tpu-v5p-slice, tpu-v6e-slice, ...
 #   --topology=TOPOLOGY  of the slice, such as 4x4 or 2x2x4; its product is the number of chips
-#   --chips-per-host=N   4 unless the machines of the node pool end in 8t (8) or 1t (1)
-#   --image=IMAGE        made from launch/Dockerfile
+#   --chips-per-host=N   default 4; machine types that end in 8t have 8, those in 1t have 1
+#   --image=IMAGE        built from launch/Dockerfile
 #   --claim=CLAIM        a PersistentVolumeClaim that many machines can write (Filestore, GCS FUSE)
-#   --mount=FOLDER       where it appears in the pods (default /shared); holds --workdir
-#   --namespace=NAME     if not kubectl's own default
-#   --spot               on spot machines
-#   --restarts=N         start again so often after losing a machine (default 10)
+#   --mount=FOLDER       where the claim appears in the pods (default /shared); holds --workdir
+#   --namespace=NAME     default: kubectl's own
+#   --spot               use spot machines
+#   --restarts=N         how often to restart after losing a machine (default 10)
 #   --delete             delete the JobSet; the shared folder stays
 #   --dry-run            print the filled-in YAML and apply nothing
 #
@@ -57,7 +57,7 @@ while (($#)); do
 done
 
 [[ $name ]] || die "--name=NAME is missing"
-# Pod names are the JobSet's and some 20 letters more, and have to fit into 63.
+# Pod names have at most 63 letters, some 20 more than the JobSet's name.
 [[ $name =~ ^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$ ]] \
   || die "--name=$name: use at most 40 lower-case letters, digits and hyphens"
 kubectl=(kubectl)
@@ -80,11 +80,11 @@ workdir=$(workdir_of "${arguments[@]}")
 
 slice=$((${topology//x/*}))
 ((per_host > 0)) || die "--chips-per-host=$per_host is not a positive number"
-((slice >= per_host)) || per_host=$slice # less than a machine
+((slice >= per_host)) || per_host=$slice # the slice is part of a machine
 ((slice % per_host == 0)) \
   || die "--topology=$topology has $slice chips, which --chips-per-host=$per_host does not divide"
 
-scalar() { # WORD: as a quoted YAML string
+scalar() { # WORD: prints it as a quoted YAML string
   local quoted=\'\'
   printf "'%s'" "${1//\'/$quoted}"
 }

@@ -1,40 +1,42 @@
 #!/usr/bin/env bash
-# Runs cadc in N processes on this machine, as it would run on N hosts.
+# Runs cadc in N processes on this machine, as if on N hosts.
 #
 #   launch/local.sh N [--devices=D] [--port=P] [--logs=DIR] [--dry-run] [--] <arguments of cadc>
 #
 #   --devices=D  CPU devices of each process; default: what JAX finds
-#   --port=P     of the coordinator; default: a free one
-#   --logs=DIR   for the output of processes 1 to N - 1; default: a new folder in /tmp. That of
-#                process 0 comes here.
-#   --dry-run    prints the commands, one a line
+#   --port=P     port of the coordinator; default: a free one
+#   --logs=DIR   for the output of processes 1 to N - 1; default: a new folder in /tmp. Process 0
+#                writes to this terminal.
+#   --dry-run    print the commands, one a line
 #
-# When a process fails the others end too; the exit code is that of the first to fail.
+# When a process fails, all end, with the exit code of the first to fail.
 # $PYTHON is the Python to use (default: python3).
 set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=common.sh
+source "$here/common.sh"
 
-fail() {
-  echo "local.sh: $1" >&2
-  exit 2
-}
-
-[[ ${1:-} =~ ^[1-9][0-9]*$ ]] || fail "give the number of processes: local.sh N [options] [--] <arguments>"
+if [[ ${1:-} == --help || ${1:-} == -h ]]; then
+  usage
+  exit
+fi
+[[ ${1:-} =~ ^[1-9][0-9]*$ ]] || die "give the number of processes: local.sh N [options] [--] <arguments>"
 processes=$1
 shift
-devices='' port='' logs='' dry_run=''
+devices='' port='' logs=''
 while (($#)); do
   case $1 in
     --devices=*) devices=${1#*=} ;;
     --port=*) port=${1#*=} ;;
     --logs=*) logs=${1#*=} ;;
-    --dry-run) dry_run=yes ;;
+    --dry-run) dry_run=1 ;;
     --) shift && break ;;
     *) break ;;
   esac
   shift
 done
-[[ $devices =~ ^([1-9][0-9]*)?$ ]] || fail "--devices=$devices: must be a number from 1"
-[[ $port =~ ^([1-9][0-9]*)?$ ]] || fail "--port=$port: must be a number from 1"
+[[ $devices =~ ^([1-9][0-9]*)?$ ]] || die "--devices=$devices: must be a number from 1"
+[[ $port =~ ^([1-9][0-9]*)?$ ]] || die "--port=$port: must be a number from 1"
 
 python=${PYTHON:-python3}
 if [[ -z $port ]]; then
@@ -59,8 +61,7 @@ fi
 mkdir -p "$logs"
 pids=()
 
-# Sends signal $1 to all that run, and waits up to $2 seconds for them to end.
-end_all() {
+end_all() { # SIGNAL SECONDS: sends the signal (or none) to all, and waits so long for them to end
   local tenths=$(($2 * 10)) pid running
   for pid in "${pids[@]}"; do
     [[ $1 == none ]] || kill "-$1" "$pid" 2>/dev/null || true
@@ -77,7 +78,7 @@ end_all() {
 
 stop() {
   trap - INT TERM
-  echo "local.sh: interrupted; ending all processes" >&2
+  say "interrupted; ending all processes"
   end_all TERM 30
   end_all KILL 5
   exit 130
@@ -92,7 +93,7 @@ for ((k = 0; k < processes; k++)); do
   fi
   pids+=($!)
 done
-((processes == 1)) || echo "local.sh: output of the other processes: $logs/process-*.log" >&2
+((processes == 1)) || say "output of the other processes: $logs/process-*.log"
 
 left=("${!pids[@]}")
 while ((${#left[@]})); do
@@ -106,9 +107,9 @@ while ((${#left[@]})); do
     code=0
     wait "${pids[k]}" || code=$?
     if ((code)); then
-      echo "local.sh: process $k ended with exit code $code; ending the others" >&2
+      say "process $k ended with exit code $code; ending the others"
       ((k == 0)) || tail -n 5 "$logs/process-$k.log" >&2
-      end_all none 10 # they mostly know by themselves, and may still say why
+      end_all none 10 # most end by themselves, and report why
       end_all TERM 10
       end_all KILL 5
       exit "$code"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs cadc on a Cloud TPU slice: makes the slice unless it is there, installs cadc on all its
-# machines, runs the command on all of them, and starts again where it was when a spot slice is lost.
+# Runs cadc on a Cloud TPU slice: creates the slice unless it exists, installs cadc on all its
+# machines, runs the command on all of them, and resumes the run when a spot slice is lost.
 #
 #   launch/tpu_vm.sh --name=NAME --zone=ZONE --type=TYPE --source=SOURCE [OPTION...] \
 #       -- --config=FILE --workdir=/SHARED/FOLDER [CADC ARGUMENT...]
@@ -9,21 +9,21 @@
 #   --name=NAME         of the slice
 #   --zone=ZONE         such as us-west4-a
 #   --type=TYPE         v5litepod-16 (16 chips), v5p-32 (32 cores, 16 chips), v6e-16 (16 chips), ...
-#   --source=SOURCE     what to install: git+https://HOST/REPOSITORY@REF, or a wheel or sdist here
-#   --project=PROJECT   if not gcloud's own default
+#   --source=SOURCE     cadc to install: git+https://HOST/REPOSITORY@REF, or a local wheel or sdist
+#   --project=PROJECT   default: gcloud's own
 #   --runtime=VERSION   system image; default: the one for TYPE
 #   --queued            wait in the queue for capacity (a queued resource) instead of failing
 #   --spot              cheaper, and may be taken away at any moment
-#   --create-flag=FLAG  one more flag of gcloud's create, such as --create-flag=--network=NET
-#   --setup=COMMAND     shell command for every machine before the run: mount the shared folder here;
-#                       it runs again at every start
-#   --restarts=N        start again so often after losing the slice (default 10)
+#   --create-flag=FLAG  another flag of gcloud's create, such as --create-flag=--network=NET
+#   --setup=COMMAND     shell command for every machine before every start, such as mounting the
+#                       shared folder
+#   --restarts=N        how often to restart after losing the slice (default 10)
 #   --fetch=DIR         copy results.json, report.md and report.png to DIR at the end
-#   --delete            delete the slice at the end; without a command, that is all
+#   --delete            delete the slice at the end; without a command, only delete it
 #   --dry-run           print the commands and run none
 #
-# FILE is copied to the machines from here; all other paths are theirs. This has to stay running (in
-# tmux, say): if it is stopped, the same command goes on with the slice and the run that are there.
+# FILE is copied from here to the machines; all other paths are paths on the machines. Keep this script
+# running, for example in tmux. If it is stopped, the same command continues with the same slice.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=common.sh
@@ -76,7 +76,7 @@ fi
 tpus=(gcloud compute tpus)
 
 delete_slice() {
-  # --force deletes the node with its request.
+  # --force deletes the node together with its request.
   run "${tpus[@]}" "$kind" delete "$name" ${queued:+--force} "${where[@]}"
 }
 
@@ -98,7 +98,7 @@ if [[ ! $runtime ]]; then
   esac
 fi
 
-# Files to copy to the machines, where they lie side by side in ~/cadc.
+# Files to copy into ~/cadc on the machines.
 files=("$here/worker.sh" "$here/../constraints.txt")
 case $source in
   git+*) package=$source ;;
@@ -125,7 +125,7 @@ describe=("${tpus[@]}" "$kind" describe "$name" "--format=$format" "${where[@]}"
 
 state() { # prints the state of the slice, or MISSING
   local found attempt
-  for attempt in 1 2 3 4 5; do # a wait may last for days, and a network does not
+  for attempt in 1 2 3 4 5; do # in days of waiting, the network may fail for a while
     if found=$("${describe[@]}" 2>"$errors"); then
       printf '%s\n' "${found:-UNKNOWN}"
       return
@@ -153,7 +153,7 @@ create_slice() {
 
 spend_restart() { # WHY
   if ((restarts == 0)); then
-    say "$1, and no restart is left"
+    say "$1, and no restarts are left"
     exit 1
   fi
   restarts=$((restarts - 1))
@@ -181,7 +181,7 @@ ensure_slice() { # returns when the slice can be used
         create_slice
         created=1
         ;;
-      SUSPENDED | FAILED | PREEMPTED | TERMINATED) # of no use any more; only its name is taken
+      SUSPENDED | FAILED | PREEMPTED | TERMINATED) # it cannot recover, and blocks the name
         [[ ! $created ]] || spend_restart "$name is $now"
         delete_slice
         ;;
@@ -195,12 +195,12 @@ ensure_slice() { # returns when the slice can be used
 }
 
 on_all() { # COMMAND: runs it in a shell on every machine of the slice
-  # A connection without a word for minutes would be cut.
+  # Without these messages an idle connection would be cut after some minutes.
   run "${tpus[@]}" tpu-vm ssh "$name" --worker=all "--command=$1" \
     --ssh-flag="-o ServerAliveInterval=30" "${where[@]}"
 }
 
-# The images' own Python may be older than 3.11, which uv brings along.
+# uv installs Python 3.11, as the Python of the images may be older.
 uv="\$HOME/.local/bin/uv"
 install="cd ~/cadc && { test -x $uv || curl -LsSf https://astral.sh/uv/install.sh | sh; } \
 && $uv venv --quiet --allow-existing --python 3.11 venv \
@@ -222,7 +222,7 @@ while :; do
   status=0
   attempt || status=$?
   ((status)) || break
-  sleep "$poll" # a state may lag behind what happened
+  sleep "$poll" # the reported state may lag behind
   now=$(state) || exit 1
   # 75: told to stop, and saved. 255: the connection broke.
   if [[ $now == "$ready" && $status != 75 && $status != 255 ]]; then

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Runs a command on one machine of many, and tells 'finished' from 'told to stop'.
+# Runs a command on one of several machines, and tells 'finished' from 'told to stop'.
 #
 #   worker.sh [--forward] COMMAND [ARGUMENT...]
 #
-# cadc saves and exits with 0 at SIGTERM, as it does when it has finished; what started it has to
-# know which of the two it was. So this exits with 75 (temporary failure: run it again) if there was
-# a SIGTERM, and with the command's own exit code otherwise.
+# At SIGTERM cadc saves and exits with 0, as it does when it has finished. Launchers have to tell the
+# two apart: this script exits with 75 (temporary failure: run it again) if there was a SIGTERM, and
+# with the command's own exit code otherwise.
 #
-# Slurm and a machine that shuts down signal all processes. Kubernetes signals the first one of a
-# container only: --forward passes it on. (Not always, as cadc takes a second SIGTERM for 'at once'.)
+# Slurm and a machine that shuts down signal all processes. Kubernetes signals only the first process
+# of a container: --forward passes the signal on. It is an option because cadc ends at once, without
+# saving, at a second SIGTERM.
 set -u
 
 forward=
@@ -27,11 +28,11 @@ pass_on() {
 
 child=
 stopped=
-trap '' HUP # follows SIGTERM when a session is ended, and would cut the saving short
+trap '' HUP # it follows SIGTERM when a session ends, and would interrupt the saving
 trap 'stopped=1; pass_on' TERM
 "$@" &
 child=$!
-if [[ $stopped ]]; then pass_on; fi # it came before there was a child to tell
+if [[ $stopped ]]; then pass_on; fi # the signal came before the child was there
 wait "$child"
 status=$?
 while kill -0 "$child" 2>/dev/null; do # a signal ends `wait` early

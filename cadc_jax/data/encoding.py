@@ -1,4 +1,10 @@
-"""Raw rows to encoded columns, by what was learnt from training rows."""
+"""Encodes raw rows as ids and standardised numbers, with what was learnt from training rows.
+
+`Statistics` measure a dense feature. An `Encoder` holds the vocabularies and statistics of a table
+and encodes the rows of a chunk. `write_table` makes one from training rows; `open_encoder` reads it
+back for new data. Before encoding, rows go through `add_user_and_item` and, if the table asks for
+it, `log_transform`.
+"""
 
 import dataclasses
 import json
@@ -14,73 +20,82 @@ from cadc_jax.data.table import open_schema
 from cadc_jax.data.vocabulary import Vocabulary
 from cadc_jax.errors import ConfigError, DataError
 
-_BLOCK = 4096  # rows whose columns are laid side by side at a time, so that they stay in the cache
+_BLOCK = 4096  # rows of `categorical` filled at a time: they stay in the cache
 
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """Moments of a dense feature over rows, of which any two can be added.
+    """Moments of a dense feature over some rows. Sums of two are the moments over all their rows.
 
     Attributes:
-      count: values that are there.
-      mean: of them.
-      square: sum of their squared distances from the mean.
-      flags: whether all are 0 or `one`.
+      count: number of values that are not missing.
+      mean: their mean.
+      squares: sum of their squared distances from the mean.
+      only_flags: whether every value is a flag, 0 or `one` of `statistics_of`.
     """
 
     count: int = 0
     mean: float = 0.0
-    square: float = 0.0
-    flags: bool = True
+    squares: float = 0.0
+    only_flags: bool = True
 
     def __add__(self, other: "Statistics") -> "Statistics":
-        """Of the rows of both (Chan, Golub and LeVeque 1979)."""
+        """Statistics of the rows of both (Chan, Golub and LeVeque 1979)."""
         if not (self.count and other.count):
             return self if self.count else other
         count = self.count + other.count
-        apart = other.mean - self.mean
+        distance = other.mean - self.mean
         return Statistics(
             count,
-            self.mean + apart * other.count / count,
-            self.square + other.square + apart**2 * self.count * other.count / count,
-            self.flags and other.flags,
+            self.mean + distance * other.count / count,
+            self.squares + other.squares + distance**2 * self.count * other.count / count,
+            self.only_flags and other.only_flags,
         )
 
     def scale(self, one: float) -> tuple[float, float]:
-        """(shift, divisor) that standardise; flags, 0 and `one`, become 0 and 1."""
-        if not self.count or self.flags:
+        """(shift, divisor) for `standardise`: mean and deviation; flags 0 and `one` become 0 and 1.
+
+        The divisor of a constant feature is 1.
+        """
+        if not self.count or self.only_flags:
             return 0.0, one
-        return self.mean, math.sqrt(self.square / self.count) or 1.0
+        return self.mean, math.sqrt(self.squares / self.count) or 1.0
 
 
 def statistics_of(values: np.ndarray, one: float = 1.0) -> Statistics:
-    """Statistics of [N] float32, in float64; NaN is missing."""
+    """Statistics of one dense feature; distances from the mean are float32, sums float64.
+
+    Args:
+      values: [N] float32; NaN is missing.
+      one: value of a flag that is set.
+    """
     present = values[~np.isnan(values)]
     if not len(present):
         return Statistics()
     mean = float(present.mean(dtype=np.float64))
-    square = float(np.square(present - mean, dtype=np.float64).sum())
-    return Statistics(len(present), mean, square, bool(((present == 0) | (present == one)).all()))
+    squares = float(np.square(present - mean, dtype=np.float64).sum())
+    return Statistics(len(present), mean, squares, bool(((present == 0) | (present == one)).all()))
 
 
 def standardise(values: np.ndarray, shift: float, divisor: float) -> np.ndarray:
-    """[N] float32 -> [N] float32; missing values (NaN) become 0, the mean."""
+    """(values - shift) / divisor: [N] float32 -> [N] float32. Missing values (NaN) become 0."""
     return np.nan_to_num((values - np.float32(shift)) / np.float32(divisor), nan=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """What turns raw rows into the columns of a prepared table.
+    """Encodes raw rows as the columns of a prepared table.
 
     Attributes:
-      user_features: columns that name the user, in the place of a user id the source may have; more
-        than one are crossed.
-      item_features: likewise for items.
-      log_dense: replace each dense feature by log(1 + max(x, 0)).
+      user_features: columns that name the user and replace a user id of the source; several are
+        crossed.
+      item_features: columns that name the item, in the same way.
+      log_dense: whether each dense feature is replaced by log(1 + max(x, 0)).
       user: vocabulary of users.
       item: vocabulary of items.
       dense: name -> (shift, divisor) of each dense feature, in the order of the table's columns.
-      categorical: name -> vocabulary of each categorical feature, likewise.
+      categorical: name -> vocabulary of each categorical feature, in the order of the table's
+        columns.
     """
 
     user_features: Sequence[str]
@@ -92,39 +107,50 @@ class Encoder:
     categorical: Mapping[str, Vocabulary]
 
     def encode(self, rows: pa.Table) -> dict[str, np.ndarray]:
-        """Columns of raw rows that went through `named` and `logged`.
+        """Encodes rows of a chunk.
+
+        Args:
+          rows: N rows after `add_user_and_item` and, with `log_dense`, after `log_transform`.
 
         Returns:
           `user` [N] int32, `item` [N] int32, `dense` [N, F] float32, `categorical` [N, C] int32,
-          and `label` [N] float32 where the rows have labels.
+          and `label` [N] float32 if the rows have labels.
         """
         dense = np.empty((len(rows), len(self.dense)), np.float32)
         for place, (name, (shift, divisor)) in enumerate(self.dense.items()):
             values = rows[raw.DENSE + name].to_numpy()
             dense[:, place] = standardise(values, shift, divisor)
-        categorical = np.empty((len(rows), len(self.categorical)), np.int32)
-        columns = []
-        for name, known in self.categorical.items():
-            coded = column(rows, raw.CATEGORICAL + name)
-            ids = known.ids(vocabulary.raw_of(coded.dictionary))
-            columns.append((ids, coded.indices.to_numpy()))
-        for start in range(0, len(rows), _BLOCK):
-            block = slice(start, start + _BLOCK)
-            for place, (ids, codes) in enumerate(columns):
-                categorical[block, place] = ids[codes[block]]
         encoded = {
-            "user": self.user.coded_ids(column(rows, "user")),
-            "item": self.item.coded_ids(column(rows, "item")),
+            "user": self.user.coded_ids(coded_column(rows, "user")),
+            "item": self.item.coded_ids(coded_column(rows, "item")),
             "dense": dense,
-            "categorical": categorical,
+            "categorical": self._categorical(rows),
         }
         if "label" in rows.column_names:
             encoded["label"] = rows["label"].to_numpy()
         return encoded
 
+    def _categorical(self, rows: pa.Table) -> np.ndarray:
+        """Ids of the categorical features: [N, C] int32."""
+        columns = []
+        for name, known in self.categorical.items():
+            coded = coded_column(rows, raw.CATEGORICAL + name)
+            ids = known.ids(vocabulary.dictionary_values(coded.dictionary))
+            columns.append((ids, coded.indices.to_numpy()))
+        categorical = np.empty((len(rows), len(columns)), np.int32)
+        for start in range(0, len(rows), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            for place, (ids, codes) in enumerate(columns):
+                categorical[block, place] = ids[codes[block]]
+        return categorical
+
 
 def open_encoder(path: pathlib.Path) -> Encoder:
-    """The encoder of the prepared table in the folder `path`, for new data."""
+    """Opens the encoder of the prepared table in the folder `path`, for new data.
+
+    Raises:
+      ArtifactError: if the folder is not a prepared table.
+    """
     schema = open_schema(path)
     statistics = json.loads((path / "statistics.json").read_text())
 
@@ -144,44 +170,42 @@ def open_encoder(path: pathlib.Path) -> Encoder:
 
 
 def file_name(vocabulary_name: str) -> str:
-    """The name of a vocabulary's file, without its ending."""
+    """The stem of a vocabulary's file."""
     return vocabulary_name.replace("/", "_")
 
 
-def named(rows: pa.Table, user_features: Sequence[str], item_features: Sequence[str]) -> pa.Table:
-    """Fills `user` and `item` from the configured columns.
+def add_user_and_item(
+    rows: pa.Table, user_features: Sequence[str], item_features: Sequence[str]
+) -> pa.Table:
+    """Fills the columns `user` and `item` from the configured features.
 
-    A column that alone is the user or the item is represented by its embedding: it does not stay a
-    feature as well.
+    A single feature that names the user or the item is dropped from the features: its embedding is
+    that of the user or item. Crossed features stay.
+
+    Args:
+      rows: rows of a chunk.
+      user_features: features to cross into the user; empty if the rows have a `user` column.
+      item_features: features to cross into the item, in the same way.
 
     Raises:
-      ConfigError: if such a column is missing, or there is no user or item at all.
+      ConfigError: if a feature is missing, or the rows have no user or no item.
     """
-    prefix = raw.CATEGORICAL
-    found, used = {}, []
+    filled, used = {}, []
     for kind, names in (("user", user_features), ("item", item_features)):
-        for name in names:
-            if prefix + name not in rows.column_names:
-                there = [x.removeprefix(prefix) for x in rows.column_names if x.startswith(prefix)]
-                raise ConfigError(
-                    f"data.{kind}_features: no categorical column '{name}'; "
-                    f"there are: {', '.join(there) or 'none'}"
-                )
+        _check_features(rows, kind, names)
         if names:
-            found[kind] = vocabulary.cross_coded([column(rows, prefix + name) for name in names])
-        elif kind not in rows.column_names:
-            raise ConfigError(
-                f"the data has no {kind} id: set data.{kind}_features to the column(s) to use"
-            )
-        used += [prefix + names[0]] if len(names) == 1 else []
-    rows = rows.drop_columns([name for name in {*found, *used} if name in rows.column_names])
-    for kind, values in found.items():
-        rows = rows.append_column(kind, values)
+            columns = [coded_column(rows, raw.CATEGORICAL + name) for name in names]
+            filled[kind] = vocabulary.cross_coded(columns)
+        if len(names) == 1:
+            used.append(raw.CATEGORICAL + names[0])
+    rows = rows.drop_columns([name for name in {*filled, *used} if name in rows.column_names])
+    for kind, column in filled.items():
+        rows = rows.append_column(kind, column)
     return rows
 
 
-def logged(rows: pa.Table) -> pa.Table:
-    """Replaces each dense feature x by log(1 + max(x, 0)), as the field does for counts."""
+def log_transform(rows: pa.Table) -> pa.Table:
+    """Replaces each dense feature x by log(1 + max(x, 0)), which is customary for counts."""
     for place, name in enumerate(rows.column_names):
         if name.startswith(raw.DENSE):
             values = np.log1p(np.maximum(rows[name].to_numpy(), 0))
@@ -197,9 +221,25 @@ def check_finite(rows: pa.Table) -> None:
             raise DataError(f"dense feature '{feature}' holds an infinite value: remove or cap it")
 
 
-def column(rows: pa.Table, name: str) -> pa.DictionaryArray:
-    """A coded column of a chunk, which is a single array."""
+def coded_column(rows: pa.Table, name: str) -> pa.DictionaryArray:
+    """A dictionary-encoded column of a chunk, as a single array."""
     chunked = rows[name]
     if chunked.num_chunks != 1:
         chunked = chunked.unify_dictionaries().combine_chunks()
     return chunked if isinstance(chunked, pa.DictionaryArray) else chunked.chunk(0)
+
+
+def _check_features(rows: pa.Table, kind: str, names: Sequence[str]) -> None:
+    """Raises ConfigError unless the rows have the features, or the id `kind` if there are none."""
+    prefix = raw.CATEGORICAL
+    known = [name.removeprefix(prefix) for name in rows.column_names if name.startswith(prefix)]
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"data.{kind}_features: no categorical column '{name}'; "
+                f"there are: {', '.join(known) or 'none'}"
+            )
+    if not names and kind not in rows.column_names:
+        raise ConfigError(
+            f"the data has no {kind} id: set data.{kind}_features to the column(s) to use"
+        )

@@ -1,8 +1,8 @@
-"""Several hosts that prepare one table together: who reads what, and what they tell each other.
+"""Several hosts prepare one table together: which share each reads, and how they exchange results.
 
-They share a file system, and one folder on it. Work is divided by contiguous shares of the source,
-so that what a host writes is contiguous too. What others have to know goes through files of the
-folder, and `Hosts.wait` says when these are there.
+The hosts share a folder on a common file system. Each host takes a contiguous share of the source,
+and writes contiguous rows of the table. Results that the other hosts need go through files in the
+folder. `Hosts.wait` is the barrier after which these files are complete.
 """
 
 import dataclasses
@@ -13,20 +13,20 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-_SNAP = 1 / 8  # of a share: how far its border moves to fall between two parts
+_SNAP = 1 / 8  # part of a share by which its border may move to fall between two parts
 
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class Hosts:
-    """A host among those that work together.
+    """One host among those that work together.
 
     Attributes:
-      index: which of them it is, from 0.
-      count: how many there are.
-      wait: a barrier. All hosts call it with the same names in the same order; it returns when all
-        have, and raises if one does not come (how long to wait is the caller's affair).
+      index: number of this host, from 0.
+      count: number of hosts.
+      wait: a barrier. All hosts call it with the same names in the same order; it returns once all
+        have called it, and raises if one does not. The caller decides how long it waits.
     """
 
     index: int = 0
@@ -34,22 +34,27 @@ class Hosts:
     wait: Callable[[str], None] = lambda name: None
 
 
-ALONE = Hosts()
+SINGLE_HOST = Hosts()
 
 
 def share_of(hosts: Hosts, sizes: Sequence[int]) -> tuple[float, float]:
-    """The share of a host in parts of these sizes, laid end to end: [from, to).
+    """The share of this host in parts laid end to end: [from, to).
 
-    Shares are about equal. Where it costs little balance they have whole parts, as some parts (of
-    compressed files) can only be entered at their beginning.
+    Shares are about equal. A border moves to the nearest border of a part if that is near, because
+    some parts (compressed files) can only be read from their beginning.
+
+    Args:
+      hosts: this host and their number.
+      sizes: sizes of the parts, in any unit; the share is in the same unit. The first share begins
+        at -inf and the last one ends at inf.
     """
     edges = np.concatenate([[0], np.cumsum(sizes, dtype=np.float64)])
-    fair = float(edges[-1]) / hosts.count
+    equal = float(edges[-1]) / hosts.count
 
     def border(number: int) -> float:
-        place = number * fair
+        place = number * equal
         nearest = float(edges[np.argmin(np.abs(edges - place))])
-        return nearest if abs(nearest - place) <= _SNAP * fair else place
+        return nearest if abs(nearest - place) <= _SNAP * equal else place
 
     first, last = hosts.index == 0, hosts.index == hosts.count - 1
     return (
@@ -59,16 +64,17 @@ def share_of(hosts: Hosts, sizes: Sequence[int]) -> tuple[float, float]:
 
 
 def exchange(hosts: Hosts, folder: pathlib.Path, name: str, work: Callable[[], T]) -> Iterator[T]:
-    """Does a piece of work on every host, and yields on every host what it gave on each.
+    """Calls `work` on every host and returns the results of all hosts, in their order.
 
     Args:
       hosts: all of them call this with the same name.
-      folder: is shared.
-      name: of the files and of the barrier; used once.
-      work: is done at once; its results can be pickled. They are read one by one, when asked for.
+      folder: the shared folder.
+      name: name of the files and of the barrier; used only once.
+      work: called at once; its result can be pickled. Results of other hosts are read one at a
+        time, when the iterator reaches them.
 
     Raises:
-      Whatever `work` raised on the first host on which it failed: the same on every host.
+      Exception: the exception of the first host whose `work` failed; every host raises it.
     """
     if hosts.count == 1:
         return iter([work()])
@@ -76,7 +82,7 @@ def exchange(hosts: Hosts, folder: pathlib.Path, name: str, work: Callable[[], T
     failure: Exception | None = None
     try:
         result = work()
-    except Exception as error:  # is raised below, on every host
+    except Exception as error:  # raised below, on every host
         failure = error
     files = [folder / f"{name}.{index}" for index in range(hosts.count)]
     with open(files[hosts.index], "wb") as file:
@@ -88,11 +94,11 @@ def exchange(hosts: Hosts, folder: pathlib.Path, name: str, work: Callable[[], T
             told = pickle.load(file)
         if told is not None:
             raise failure if failure is not None and index == hosts.index else told
-    own = cast(T, result)  # there is one, as nothing has failed
-    return (own if index == hosts.index else _second(path) for index, path in enumerate(files))
+    own = cast(T, result)  # not None, because `work` did not fail
+    return (own if index == hosts.index else _read_result(path) for index, path in enumerate(files))
 
 
-def _second(path: pathlib.Path) -> Any:
+def _read_result(path: pathlib.Path) -> Any:
     with open(path, "rb") as file:
-        pickle.load(file)
+        pickle.load(file)  # the failure, None
         return pickle.load(file)

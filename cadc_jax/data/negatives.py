@@ -1,4 +1,4 @@
-"""Negative items: drawn uniformly, seeded, not among the items a user is known to have touched."""
+"""Draws negative items: uniform, seeded, and none the user is known to have interacted with."""
 
 import dataclasses
 
@@ -7,17 +7,17 @@ import numpy as np
 from cadc_jax.data import sampling
 from cadc_jax.errors import ConfigError
 
-FILTER_BITS = 30  # of a pair set's filter at most, as a power of two: 128 MiB
-ATTEMPTS = 8  # redraws of a training negative; after 8, a user of half the items keeps 1 in 256
+FILTER_BITS = 30  # largest filter of a `PairSet`, as a power of two: 128 MiB
+ATTEMPTS = 8  # draws of a training negative; if the user knows half the items, 1 in 256 is known
 
 
 def pair_keys(user: np.ndarray, item: np.ndarray, num_items: int) -> np.ndarray:
-    """One int64 a (user, item) pair, ordered by user and then item."""
+    """One int64 key for each (user, item) pair; keys sort by user, then item."""
     return np.asarray(user, np.int64) * num_items + item
 
 
 def contains(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Whether each wanted key is in the sorted `keys`."""
+    """Whether each wanted key is among the sorted `keys`: bool, in the shape of `wanted`."""
     if not len(keys):
         return np.zeros(np.shape(wanted), bool)
     places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
@@ -26,12 +26,12 @@ def contains(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class PairSet:
-    """A set of pair keys, with a filter that answers most questions at once.
+    """A set of pair keys, with a filter that rules out most other keys without a search.
 
     Attributes:
       keys: [P] int64, sorted.
-      filter: [2**k / 8] uint8: bit j is set iff some key is j modulo 2**k. Where 2**k is above all
-        keys the filter is the set itself.
+      filter: [2**k / 8] uint8: bit j is set if and only if some key is j modulo 2**k. If 2**k is
+        above all keys, the filter alone decides.
     """
 
     keys: np.ndarray
@@ -39,7 +39,7 @@ class PairSet:
 
     @classmethod
     def of(cls, keys: np.ndarray) -> "PairSet":
-        """The set of sorted, distinct `keys`, as `pair_keys` makes them."""
+        """The set of `keys` [P], which are sorted, distinct `pair_keys`."""
         largest = int(keys[-1]) if len(keys) else 0
         bits = min(max(3, largest.bit_length()), FILTER_BITS)  # 3: at least a byte
         marks = np.zeros(1 << (bits - 3), np.uint8)
@@ -61,25 +61,40 @@ class PairSet:
         return found
 
 
+@dataclasses.dataclass(frozen=True)
+class NegativeSampling:
+    """How to draw the negatives of each positive row in training.
+
+    Attributes:
+      count: negatives for each positive.
+      known: sorted, distinct `pair_keys` of all training rows.
+      num_items: number of item ids, id 0 included.
+    """
+
+    count: int
+    known: np.ndarray
+    num_items: int
+
+
 def draw_for_evaluation(
     user: np.ndarray, seen: np.ndarray, num_items: int, count: int, seed: int
 ) -> np.ndarray:
-    """Draws distinct items that a user never touched, uniformly.
+    """Draws distinct items that the user never interacted with, uniformly.
 
     Args:
       user: [n] user ids.
-      seen: sorted `pair_keys` of everything any user touched, in any split.
+      seen: sorted `pair_keys` of the interactions in all splits.
       num_items: number of item ids; id 0 is never drawn.
       count: items to draw for each row.
-      seed: of the draw; row i's items depend on i and the seed alone.
+      seed: seed of the draw; the items of row i depend on i, its user and the seed only.
 
     Returns:
       [n, count] int32.
 
     Raises:
-      ConfigError: if some user has not enough unseen items.
+      ConfigError: if a user has fewer than `count` unseen items.
     """
-    if count >= num_items:  # the draws below would take long to find out
+    if count >= num_items:  # found here at once; the draws below would take long
         raise ConfigError(
             f"data.num_negatives={count}: there are {num_items - 1} items; choose fewer"
         )
@@ -95,33 +110,25 @@ def draw_for_evaluation(
         drawn[rows, filled[rows]] = candidate
         filled[rows] += 1
     for row in np.flatnonzero(filled < count):  # the few users who have seen most items
-        everything = np.arange(1, num_items)
-        unseen = everything[~contains(seen, pair_keys(user[row], everything, num_items))]
-        if len(unseen) < count:
-            raise ConfigError(
-                f"a user has seen all but {len(unseen)} of the {num_items - 1} items, so that "
-                f"{count} unseen ones can't be drawn: lower data.num_negatives"
-            )
-        order = np.argsort(sampling.mix64(row * np.int64(1 << 20) + unseen, seed))
-        drawn[row] = unseen[order[:count]]
+        drawn[row] = _draw_from_unseen(int(row), user[row], seen, num_items, count, seed)
     return drawn
 
 
 def draw_for_training(
     user: np.ndarray, draws: np.ndarray, known: PairSet, num_items: int, count: int, seed: int
 ) -> np.ndarray:
-    """Draws items that are not among the user's training items, with repeats.
+    """Draws items that are not among the user's training items; an item may be drawn repeatedly.
 
-    Held-out items are drawn like any other unseen item: sparing them would tell the model which
-    of a user's unseen items come next.
+    A known item is replaced up to `ATTEMPTS` - 1 times and then stays. Held-out items are drawn
+    like any other: leaving them out would tell the model which unseen items come next.
 
     Args:
       user: [n] user ids.
-      draws: [n] int64, a number for each draw; equal numbers draw equal items.
-      known: `pair_keys` of all training rows, kept or not.
+      draws: [n] int64, a number for each row; the same user and number give the same items.
+      known: `pair_keys` of all training rows, whether the sample keeps them or not.
       num_items: number of item ids; id 0 is never drawn.
-      count: negatives for each user.
-      seed: of the draw.
+      count: negatives for each row.
+      seed: seed of the draw.
 
     Returns:
       [n, count] int32.
@@ -133,8 +140,23 @@ def draw_for_training(
         return (1 + sampling.mix64(numbers, seed) % np.uint64(num_items - 1)).astype(np.int32)
 
     items = draw(numbers)
-    left = np.flatnonzero(known.contains(pair_keys(users, items, num_items)))
+    wrong = np.flatnonzero(known.contains(pair_keys(users, items, num_items)))
     for attempt in range(1, ATTEMPTS):
-        items[left] = draw(numbers[left] + attempt)
-        left = left[known.contains(pair_keys(users[left], items[left], num_items))]
+        items[wrong] = draw(numbers[wrong] + attempt)
+        wrong = wrong[known.contains(pair_keys(users[wrong], items[wrong], num_items))]
     return items.reshape(len(user), count)
+
+
+def _draw_from_unseen(
+    row: int, user: np.ndarray, seen: np.ndarray, num_items: int, count: int, seed: int
+) -> np.ndarray:
+    """Draws for row number `row`, of `user` [], from a list of all its unseen items: [count]."""
+    items = np.arange(1, num_items)
+    unseen = items[~contains(seen, pair_keys(user, items, num_items))]
+    if len(unseen) < count:
+        raise ConfigError(
+            f"a user has seen all but {len(unseen)} of the {num_items - 1} items, too few to draw "
+            f"{count} unseen ones: lower data.num_negatives"
+        )
+    order = np.argsort(sampling.mix64(row * np.int64(1 << 20) + unseen, seed))
+    return unseen[order[:count]]

@@ -1,11 +1,11 @@
-"""`tf.data` input: shuffled training batches of static shape, from a table or a sample of it.
+"""`tf.data` input: an endless stream of shuffled training batches of static shape.
 
-Element k of the batch stream is a pure function of (table, config, k): an epoch's order is the
-stateless permutation of `shuffle`, negatives are hashes of (seed, epoch, row). So a run resumes at
-any step by starting the stream there, and each host of many makes its own part of a batch.
+Batch k is a pure function of (table, settings, k). An epoch's order is the stateless permutation of
+`shuffle`, and negatives are hashes of (seed, epoch, row). A run therefore resumes at any step by
+starting the stream there, and each of several hosts makes only its own part of a batch.
 
-Speed comes from doing a lot at a time: a call from `tf.data` makes a block of many batches, by one
-permutation of positions and one gather of whole rows a column; batches are views of it.
+For speed, `tf.data` makes a block of many batches in one call: one permutation of positions and one
+gather of whole rows per column. Batches are views of the block.
 """
 
 import atexit
@@ -17,62 +17,48 @@ import numpy as np
 import tensorflow as tf
 
 from cadc_jax.data import negatives, sampling, shuffle
+from cadc_jax.data.negatives import NegativeSampling, PairSet
 from cadc_jax.data.table import Columns
 from cadc_jax.errors import ConfigError
 
-tf.config.set_visible_devices([], "GPU")  # the accelerators are JAX's
+tf.config.set_visible_devices([], "GPU")  # leaves the accelerators to JAX
 
-RANGE = 1 << 15  # rows judged at a time by the sampling rule: they fit in a core's cache
-BLOCK = 1 << 16  # items, drawn ones included, made at a time
+RULE_ROWS = 1 << 15  # rows that the sampling rule judges at a time: they fit in a core's cache
+BLOCK_ITEMS = 1 << 16  # items of a block, negatives included
 Batch = Mapping[str, np.ndarray]
 
 
 def sampled_ids(num_rows: int, rate: float, seed: int) -> np.ndarray:
-    """Ids of the rows the sample keeps, in order.
+    """Ids of the rows that the sample keeps, in order.
 
-    The rule looks at row numbers alone, so nothing is read or decoded for a dropped row.
+    The rule depends on row numbers only, so rows that are dropped are never read or decoded.
 
     Args:
       num_rows: rows of the table, N.
       rate: share of rows to keep, in (0, 1].
-      seed: of the rule.
+      seed: seed of the rule.
 
     Returns:
-      [kept], of `id_kind(N)`.
+      [kept], of `id_dtype(N)`.
 
     Raises:
       ValueError: if rate is outside (0, 1].
     """
-    kind = id_kind(num_rows)
-    kept = [np.zeros(0, kind)]
-    for start in range(0, num_rows, RANGE):
-        ids = np.arange(start, min(start + RANGE, num_rows))
-        kept.append(ids[sampling.keep(ids, rate, seed)].astype(kind))
+    dtype = id_dtype(num_rows)
+    kept = [np.zeros(0, dtype)]
+    for start in range(0, num_rows, RULE_ROWS):
+        ids = np.arange(start, min(start + RULE_ROWS, num_rows))
+        kept.append(ids[sampling.keep(ids, rate, seed)].astype(dtype))
     return np.concatenate(kept)
 
 
-def id_kind(num_rows: int) -> type[np.signedinteger]:
-    """int32 where it holds the ids of so many rows, or else int64."""
+def id_dtype(num_rows: int) -> type[np.signedinteger]:
+    """int32 if it can hold the ids of `num_rows` rows, else int64."""
     return np.int32 if num_rows <= 1 << 31 else np.int64
 
 
-@dataclasses.dataclass(frozen=True)
-class NegativeSampling:
-    """Negatives that go with each positive row.
-
-    Attributes:
-      count: negatives a positive.
-      known: sorted, distinct `negatives.pair_keys` of all training rows.
-      num_items: number of item ids, id 0 included.
-    """
-
-    count: int
-    known: np.ndarray
-    num_items: int
-
-
 def steps_per_epoch(num_rows: int, batch_rows: int) -> int:
-    """Batches it takes to see every row once."""
+    """Number of batches that hold every row once; the last one may be filled up."""
     return -(-num_rows // batch_rows)
 
 
@@ -82,119 +68,145 @@ def training_batches(
     seed: int,
     start: int = 0,
     sampler: NegativeSampling | None = None,
-    ids: np.ndarray | None = None,
     host_index: int = 0,
     host_count: int = 1,
-    stack: int | None = None,
 ) -> Iterator[Batch]:
-    """The endless stream of shuffled training batches, from step `start` on.
+    """The endless stream of shuffled training batches, starting at step `start`.
 
     Args:
-      rows: columns of the training rows (or of a written sample).
-      batch_rows: rows of the table in a batch of all hosts together, B.
-      seed: of order and negatives.
+      rows: columns of the training rows, or of a sample of them.
+      batch_rows: rows of the table in a batch, over all hosts, B.
+      seed: seed of the order and of the negatives.
       start: first step.
-      sampler: for positive-only rows, the negatives to add.
-      ids: rows to train on, such as `sampled_ids`; all by default. The stream is the one of a table
-        that holds these rows alone.
-      host_index: which part of each batch to make: rows [host_index * B / host_count,
-        (host_index + 1) * B / host_count) of it.
+      sampler: negatives to add to each row, if rows are positives only.
+      host_index: which part of each batch to make: its rows [host_index * B / host_count,
+        (host_index + 1) * B / host_count).
       host_count: number of parts.
-      stack: batches in an element of the stream, for a loop on the device: arrays get a leading
-        axis of that size, and elements are of steps start, start + stack, ...
 
     Returns:
       Batches: `user` [B] int32, `item` [B, G] int32, `label` [B, G] float32, the features `dense`
-      [B, F] float32 and `categorical` [B, C] int32, and `weight` [B] float32; B / host_count for B
-      with several hosts. G is 1 for labelled rows; with a sampler it is 1 + count, the positive
-      first. An epoch's last batch is filled up with rows of weight 0. Arrays may be read-only.
+      [B, F] float32 and `categorical` [B, C] int32, and `weight` [B] float32. With several hosts B
+      is B / host_count here. G is 1 for rows with labels; with a sampler it is 1 + count, the
+      positive first. An epoch's last batch is filled up with rows of weight 0. Arrays may be
+      read-only.
 
     Raises:
       ConfigError: if there are no rows, or host_count does not divide B.
-      ValueError: if an id or host_index is outside its range.
+      ValueError: if host_index is outside its range.
     """
-    # Whole rows are gathered, which is fast (and copies nothing first) from contiguous columns.
-    columns = {name: np.ascontiguousarray(column) for name, column in rows.items()}
-    table_rows = len(columns["user"])
-    num_rows = table_rows if ids is None else len(ids)
-    _check(table_rows, ids, batch_rows, host_index, host_count)
-    own_rows = batch_rows // host_count
-    own_places = host_index * own_rows + np.arange(own_rows)
-    epoch_steps = steps_per_epoch(num_rows, batch_rows)
-    element_steps = stack or 1
-    element_items = element_steps * own_rows * (1 if sampler is None else 1 + sampler.count)
-    block_steps = element_steps * max(1, BLOCK // element_items)
-    known = None if sampler is None else negatives.PairSet.of(sampler.known)
-
-    def make(first: np.int64) -> Batch:
-        """The batches of the steps from `first` on: arrays [block_steps, own_rows, ...]."""
-        steps = int(first) + np.arange(block_steps)[:, None]
-        epoch, step = np.divmod(steps, epoch_steps)
-        places = step * batch_rows + own_places
-        # The places that fill up the last batch repeat its last row.
-        chosen = shuffle.permute(np.minimum(places, num_rows - 1), num_rows, seed, epoch)
-        found = chosen if ids is None else ids.take(chosen).astype(np.intp)
-        # All are in range; 'clip' keeps `take` from making sure.
-        block = {name: x.take(found, axis=0, mode="clip") for name, x in columns.items()}
-        block["item"] = block["item"][..., None]
-        if sampler is None or known is None:
-            block["label"] = block["label"][..., None]
-        else:
-            draws = epoch * num_rows + chosen
-            drawn = negatives.draw_for_training(
-                block["user"].ravel(), draws.ravel(), known, sampler.num_items, sampler.count, seed
-            ).reshape(*draws.shape, sampler.count)
-            block["item"] = np.concatenate([block["item"], drawn], axis=-1)
-            block["label"] = np.zeros(block["item"].shape, np.float32)
-            block["label"][..., 0] = 1
-        block["weight"] = (places < num_rows).astype(np.float32)
-        return block
-
-    kinds = {name: x.dtype for name, x in columns.items()} | {"weight": np.dtype(np.float32)}
-    if sampler is not None:
-        kinds["label"] = np.dtype(np.float32)
-    blocks = _stream(make, kinds, start, block_steps)
-    _streams.add(blocks)
-    return (
-        {name: array[i if stack is None else slice(i, i + stack)] for name, array in block.items()}
-        for block in blocks
-        for i in range(0, block_steps, element_steps)
-    )
-
-
-def _check(
-    table_rows: int, ids: np.ndarray | None, batch_rows: int, host_index: int, host_count: int
-) -> None:
-    """Raises what `training_batches` says it does."""
-    if not table_rows or (ids is not None and not len(ids)):
+    num_rows = len(rows["user"])
+    if not num_rows:
         raise ConfigError("there are no rows to train on: raise the rate")
-    if ids is not None and not 0 <= ids.min() <= ids.max() < table_rows:
-        raise ValueError(f"ids must be in [0, {table_rows}), the rows of the table")
     if batch_rows % host_count:
         raise ConfigError(
             f"train.batch_rows={batch_rows} does not split evenly over {host_count} hosts"
         )
     if not 0 <= host_index < host_count:
         raise ValueError(f"host_index={host_index} is not in [0, {host_count})")
+    own_rows = batch_rows // host_count
+    items_per_batch = own_rows * (1 if sampler is None else 1 + sampler.count)
+    maker = _BlockMaker(
+        # Gathering whole rows is fast from contiguous columns, and copies nothing first.
+        columns={name: np.ascontiguousarray(column) for name, column in rows.items()},
+        num_rows=num_rows,
+        batch_rows=batch_rows,
+        seed=seed,
+        own_places=host_index * own_rows + np.arange(own_rows),
+        draw_negatives=None if sampler is None else _drawer(sampler, seed),
+        steps=max(1, BLOCK_ITEMS // items_per_batch),
+    )
+    blocks = _stream(maker.block, maker.dtypes, start, maker.steps)
+    _open_streams.add(blocks)
+    return (
+        {name: array[step] for name, array in block.items()}
+        for block in blocks
+        for step in range(maker.steps)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _BlockMaker:
+    """Makes blocks of batches.
+
+    Attributes:
+      columns: contiguous columns of the rows.
+      num_rows: number of rows.
+      batch_rows: rows of a batch, over all hosts.
+      seed: seed of the order and of the negatives.
+      own_places: [R] places, within a batch, of the R rows that this host makes.
+      draw_negatives: (users [n], numbers of draws [n]) -> [n, count] items; None for rows with
+        labels.
+      steps: S, batches in a block.
+    """
+
+    columns: Columns
+    num_rows: int
+    batch_rows: int
+    seed: int
+    own_places: np.ndarray
+    draw_negatives: Callable[[np.ndarray, np.ndarray], np.ndarray] | None
+    steps: int
+
+    @property
+    def dtypes(self) -> dict[str, np.dtype]:
+        """Name -> dtype of the arrays of a block."""
+        dtypes = {name: column.dtype for name, column in self.columns.items()}
+        added = ("weight",) if self.draw_negatives is None else ("weight", "label")
+        return dtypes | dict.fromkeys(added, np.dtype(np.float32))
+
+    def block(self, first_step: np.int64) -> Batch:
+        """The batches of S steps: arrays [S, R, ...]."""
+        steps = int(first_step) + np.arange(self.steps)[:, None]
+        epoch, step = np.divmod(steps, steps_per_epoch(self.num_rows, self.batch_rows))
+        places = step * self.batch_rows + self.own_places
+        # Places past the end of the epoch, which fill up its last batch, repeat its last row.
+        inside = np.minimum(places, self.num_rows - 1)
+        chosen = shuffle.permute(inside, self.num_rows, self.seed, epoch)
+        # All rows are in range; mode 'clip' saves `take` a check of that.
+        block = {name: x.take(chosen, axis=0, mode="clip") for name, x in self.columns.items()}
+        block["item"] = block["item"][..., None]
+        if self.draw_negatives is None:
+            block["label"] = block["label"][..., None]
+        else:
+            draws = epoch * self.num_rows + chosen
+            drawn = self.draw_negatives(block["user"].ravel(), draws.ravel())
+            drawn = drawn.reshape(*draws.shape, -1)
+            block["item"] = np.concatenate([block["item"], drawn], axis=-1)
+            block["label"] = np.zeros(block["item"].shape, np.float32)
+            block["label"][..., 0] = 1
+        block["weight"] = (places < self.num_rows).astype(np.float32)
+        return block
+
+
+def _drawer(sampler: NegativeSampling, seed: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """`negatives.draw_for_training` for this sampler and seed, as a function of users and draws."""
+    known = PairSet.of(sampler.known)
+
+    def draw(user: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        return negatives.draw_for_training(
+            user, draws, known, sampler.num_items, sampler.count, seed
+        )
+
+    return draw
 
 
 def _stream(
-    make: Callable[[np.int64], Batch], kinds: Mapping[str, np.dtype], start: int, stride: int
+    make: Callable[[np.int64], Batch], dtypes: Mapping[str, np.dtype], start: int, stride: int
 ) -> Generator[Batch]:
-    """make(start), make(start + stride), ... without end, made ahead of time by `tf.data`.
+    """Yields make(start), make(start + stride), ... without end; `tf.data` makes them ahead.
 
     Args:
-      make: any function that gives arrays of these kinds.
-      kinds: name -> dtype of its arrays.
+      make: a function that returns arrays of these names and dtypes.
+      dtypes: name -> dtype of its arrays.
       start: first argument.
-      stride: between arguments.
+      stride: difference between successive arguments.
     """
 
     def load(number: tf.Tensor) -> dict[str, tf.Tensor]:
         arrays = tf.numpy_function(
-            lambda number: list(map(make(number).get, kinds)), [number], list(kinds.values())
+            lambda number: list(map(make(number).get, dtypes)), [number], list(dtypes.values())
         )
-        return dict(zip(kinds, arrays, strict=True))
+        return dict(zip(dtypes, arrays, strict=True))
 
     numbers = tf.data.Dataset.range(start, np.iinfo(np.int64).max, stride)
     blocks = numbers.map(load, num_parallel_calls=2, deterministic=True).prefetch(1)
@@ -204,11 +216,11 @@ def _stream(
     yield from blocks.with_options(options).as_numpy_iterator()
 
 
-_streams: weakref.WeakSet[Generator[Batch]] = weakref.WeakSet()
+_open_streams: weakref.WeakSet[Generator[Batch]] = weakref.WeakSet()
 
 
 @atexit.register
 def _close_streams() -> None:
-    """Stops the threads of streams left open: they would wait for an interpreter that is gone."""
-    for stream in list(_streams):
+    """Stops the threads of open streams, which would otherwise wait for a finished interpreter."""
+    for stream in list(_open_streams):
         stream.close()

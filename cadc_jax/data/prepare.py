@@ -1,28 +1,31 @@
-"""Raw rows to a prepared table: splits first, then vocabularies and statistics, then encoding.
+"""Turns raw rows into a prepared table: assigns splits, counts training rows, then encodes.
 
-Whatever is learnt from rows (vocabularies, counts, means) is learnt from training rows only. The
-source is read once into chunks on disk (`staging`); these are gone through twice, to count and to
-encode. Memory is that of a few chunks and of the vocabularies, whatever the number of rows, unless
-the split needs all rows side by side: then of some 60 bytes a row.
+Everything that is learnt from rows (vocabularies, counts, means) comes from training rows only.
+`staging` reads the source once into chunks on disk, which are then read twice: `counting` counts
+their values, and an `Encoder` made from the counts encodes them. Memory holds a few chunks and the
+vocabularies, for any number of rows; splits that compare rows (all but those by place) take another
+60 bytes or so for each row.
 
-Several hosts may share the work (`hosts`): what each learns, all add up in the order of the
-rows, so that the table is the same to the last bit.
+Several hosts may share the work (`hosts`). Each adds up the results of all hosts in the order of
+the rows, so the table does not depend on the number of hosts, to the last bit.
 """
 
 import dataclasses
+import functools
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from cadc_jax.data import encoding, negatives, raw, splits, staging, vocabulary
-from cadc_jax.data.encoding import Encoder, Statistics
-from cadc_jax.data.hosts import ALONE, Hosts, exchange
-from cadc_jax.data.raw import SPLITS, TEST, TRAIN, VALIDATION, EntityTable, RawTable, ReadReport
+from cadc_jax.data import counting, encoding, negatives, raw, splits, staging
+from cadc_jax.data.content import encode_content
+from cadc_jax.data.encoding import Encoder
+from cadc_jax.data.hosts import SINGLE_HOST, Hosts, exchange
+from cadc_jax.data.raw import SPLITS, TEST, TRAIN, VALIDATION, RawTable, ReadReport
+from cadc_jax.data.staging import StagedChunk
 from cadc_jax.data.table import (
     ColumnWriter,
     Features,
@@ -32,11 +35,17 @@ from cadc_jax.data.table import (
     write_schema,
 )
 from cadc_jax.data.vocabulary import Vocabulary
-from cadc_jax.errors import ConfigError, DataError
+from cadc_jax.errors import (
+    ConfigError,
+    DataError,
+    check_at_least,
+    check_below_one,
+    check_choice,
+)
 from cadc_jax.runtime import artifacts
-from cadc_jax.runtime.progress import Progress
 
-DROPPED = -1  # the fold of a row that another one, of the same user and item, stands for
+TASKS = ("click", "ranking")
+DROPPED = -1  # the fold of a repeated row that was merged into another one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,19 +56,22 @@ class PrepareConfig:
       task: 'click' or 'ranking'.
       split: 'leave_one_out', 'order', 'time', 'random' or 'given'; see `splits.assign`.
       validation: share of all rows that validates, for 'order', 'time' and 'random'.
-      test: share of all rows that tests, likewise.
-      min_count: training rows a value needs to have an id of its own; rarer ones share id 0.
-      max_vocabulary: distinct training values a column may have before it is hashed to so many ids
-        instead; 0 for any number. It bounds memory.
-      user_features: categorical columns that name the user, in the place of a user id the source
-        may have; more than one are crossed.
-      item_features: likewise for items.
-      log_dense: replace each dense feature of rows by log(1 + max(x, 0)), as the field does for
+      test: share of all rows that tests, for 'order', 'time' and 'random'.
+      min_count: training rows a value needs to have an id of its own; rarer values share id 0.
+      max_vocabulary: distinct training values a column may have; with more it is hashed to this
+        many ids. 0 for no bound. It bounds memory.
+      user_features: categorical columns that name the user and replace a user id of the source;
+        several are crossed.
+      item_features: categorical columns that name the item, in the same way.
+      log_dense: replace each dense feature of rows by log(1 + max(x, 0)), as is customary for
         Criteo's counts (negative values become 0). Flags (0 / 1) stay as they are.
-      num_negatives: unseen items drawn for each held-out row ('1 + K' ranking protocol), where the
-        data brings none.
-      max_malformed: share of malformed rows to leave out before giving up.
-      seed: of random splits and drawn negatives.
+      num_negatives: unseen items drawn for each held-out row ('1 + K' ranking protocol), unless the
+        data brings its own.
+      max_malformed: largest share of malformed rows to leave out, in [0, 1].
+      seed: seed of random splits and of drawn negatives.
+
+    Raises:
+      ConfigError: if a value is outside its range.
     """
 
     task: str
@@ -75,9 +87,27 @@ class PrepareConfig:
     max_malformed: float = 0.0
     seed: int = 0
 
+    def __post_init__(self):
+        check_choice("data.task", self.task, TASKS)
+        check_choice("data.split", self.split, splits.RULES)
+        for name in ("min_count", "max_vocabulary", "num_negatives"):
+            check_at_least(f"data.{name}", getattr(self, name), 0)
+        if not 0 <= self.max_malformed <= 1:
+            raise ConfigError(
+                f"data.max_malformed={self.max_malformed}: must be in [0, 1], a share of the rows"
+            )
+        check_below_one("data.validation", self.validation)
+        check_below_one("data.test", self.test)
+        positive = self.validation > 0 and self.test > 0
+        if self.split in splits.BY_SHARE and not (positive and self.validation + self.test < 1):
+            raise ConfigError(
+                "data.validation and data.test must be positive shares that leave rows to train; "
+                f"not {self.validation} and {self.test}"
+            )
+
     @property
     def flag(self) -> float:
-        """What a 1 of the raw dense features is when statistics are taken."""
+        """The value of a set flag (1) among dense features, after `log_dense`."""
         return float(np.log1p(np.float32(1))) if self.log_dense else 1.0
 
 
@@ -85,24 +115,26 @@ def write_table(
     path: pathlib.Path,
     source: raw.RawData,
     config: PrepareConfig,
-    hosts: Hosts = ALONE,
+    hosts: Hosts = SINGLE_HOST,
 ) -> Mapping[str, Any]:
     """Writes the prepared table of a source into the folder `path`.
 
-    Several hosts write, byte for byte, what one writes: each reads, counts and encodes its share of
-    the source, and the first adds what is not by row. All return, or raise, the same.
+    Several hosts write the same bytes as a single one. Each reads, counts and encodes its share of
+    the source, and the first one writes everything that is not by row. All of them return the same
+    facts or raise the same error.
 
     Args:
-      path: a folder, which is there; if there are several hosts, on a file system they share.
-      source: the rows; the same for every host.
-      config: likewise.
-      hosts: those that call this together.
+      path: an existing folder; several hosts share it.
+      source: the raw rows; the same for every host.
+      config: the settings; the same for every host.
+      hosts: the hosts that call this together.
 
     Returns:
-      Facts for the manifest: rows of each split, sizes, and what the reader met.
+      Facts for the manifest: rows of each split, sizes, and what the reader found.
 
     Raises:
-      ConfigError: if user or item features are missing or unknown, or too few items are unseen.
+      ConfigError: if user or item features are missing or unknown, or a user has too few unseen
+        items.
       DataError: if the source cannot be read or a split is empty.
     """
     if source.negatives is not None and config.split != "given":
@@ -110,73 +142,36 @@ def write_table(
             "the data's own evaluation negatives belong to its own split: set data.split='given' "
             "or leave the negatives out"
         )
-
-    def change(rows: pa.Table) -> pa.Table:
-        if config.task == "click" and "label" not in rows.column_names:
-            raise ConfigError(
-                "data.task='click' needs a label (0 or 1) in each row: name its column"
-            )
-        encoding.check_finite(rows)
-        rows = encoding.named(rows, config.user_features, config.item_features)
-        return encoding.logged(rows) if config.log_dense else rows
-
     folder = path / "staging"
-    staged, report = staging.stage_rows(folder, source, config.max_malformed, change, hosts)
-    assigned = _assign(staged, report, source.negatives, config)
-    own = [chunk for chunk in staged if chunk.host == hosts.index]
-    counted = exchange(hosts, folder, "count", lambda: _count(own, assigned, config))
-    counts, statistics, rows_by_host = _total(counted)
-    rows_of = rows_by_host.sum(axis=0).tolist()
-    for name, count in zip(SPLITS, rows_of, strict=True):
-        if not count:
-            raise DataError(
-                f"the {name} split has no rows ({report.rows} rows in all, split "
-                f"'{config.split}'): use more data or another data.split"
-            )
-    known = {name: counter.vocabulary(config.min_count) for name, counter in counts.items()}
-    for kind in ("user", "item"):
-        if known[kind].size == 1:
-            raise DataError(
-                f"no {kind} has {config.min_count} training rows or more: lower data.min_count"
-            )
-    features = {
-        name.removeprefix(raw.CATEGORICAL): vocab
-        for name, vocab in known.items()
-        if name.startswith(raw.CATEGORICAL)
-    }
-    encoder = Encoder(
-        user_features=config.user_features,
-        item_features=config.item_features,
-        log_dense=config.log_dense,
-        user=known["user"],
-        item=known["item"],
-        dense={name: moments.scale(config.flag) for name, moments in statistics.items()},
-        categorical=features,
-    )
-    ends = rows_by_host.cumsum(axis=0)[hosts.index]
-    starts = ends - rows_by_host[hosts.index]
-    places: list[tuple[int, int] | None] = list(zip(starts, ends, strict=True))
-    if hosts.count == 1:
-        places = [None] * len(SPLITS)
+    change = functools.partial(_clean, config=config)
+    chunks, report = staging.stage_rows(folder, source, config.max_malformed, change, hosts)
+    assignment = _assign(chunks, report, source.negatives, config)
+    own = [chunk for chunk in chunks if chunk.host == hosts.index]
 
-    def encode() -> dict[str, np.ndarray]:
-        return _encode(path, own, assigned, encoder, rows_of, places, config.task)
+    def count() -> counting.Counts:
+        return counting.count_chunks(own, assignment.fold_of, config.max_vocabulary, config.flag)
 
-    encoded = exchange(hosts, folder, "encode", encode)
+    totals = counting.total(exchange(hosts, folder, "count", count))
+    split_rows = totals.rows_by_host.sum(axis=0).tolist()
+    _check_splits(split_rows, report.rows, config.split)
+    encoder = _make_encoder(totals, config)
+    extents = _extents(totals.rows_by_host, hosts)
+
+    def encode() -> Mapping[str, np.ndarray]:
+        return _write_rows(path, own, assignment, encoder, extents)
+
+    item_counts = exchange(hosts, folder, "encode", encode)
 
     def finish() -> Mapping[str, Any]:
         if hosts.index:
-            return {}  # those of the first host count
-        item_counts = next(encoded)
-        for part in encoded:
-            item_counts = {name: count + part[name] for name, count in item_counts.items()}
-        schema = _finish(path, source, assigned, encoder, item_counts, config)
+            return {}  # all hosts return the facts of the first one
+        schema = _write_rest(path, source, assignment, encoder, _sum(item_counts), config)
         return {
-            "rows": dict(zip(SPLITS, rows_of, strict=True)),
+            "rows": dict(zip(SPLITS, split_rows, strict=True)),
             "num_users": schema.num_users - 1,
             "num_items": schema.num_items - 1,
             "hashed": list(schema.hashed),
-            "merged_repeats": assigned.merged,
+            "merged_repeats": assignment.merged,
             "reader": dataclasses.asdict(report),
         }
 
@@ -187,118 +182,70 @@ def write_table(
     return facts
 
 
-def _finish(
-    path: pathlib.Path,
-    source: raw.RawData,
-    assigned: "_Assignment",
-    encoder: Encoder,
-    item_counts: Mapping[str, np.ndarray],
-    config: PrepareConfig,
-) -> Schema:
-    """Writes what a table has besides its rows."""
-    vocabularies = {"user": encoder.user, "item": encoder.item}
-    vocabularies |= {f"row.{name}": vocab for name, vocab in encoder.categorical.items()}
-    contents = {}
-    for kind, entities in (("user", source.users), ("item", source.items)):
-        columns, contents[kind] = _content(kind, entities, vocabularies)
-        columns |= item_counts if kind == "item" else {}
-        write_columns(path / f"{kind}s", columns)
-    if config.task == "ranking":
-        _write_known(path, encoder.user.size)
-        _write_negatives(path, assigned.negatives, encoder.item, config)
-    write_columns(
-        path / "vocabularies",
-        {encoding.file_name(name): vocab.values for name, vocab in vocabularies.items()},
-    )
-    scales = {name: dict(zip(("mean", "std"), x, strict=True)) for name, x in encoder.dense.items()}
-    artifacts.write_json(path / "statistics.json", scales)
-    sizes = tuple(vocab.size for vocab in encoder.categorical.values())
-    schema = Schema(
-        task=config.task,
-        num_users=encoder.user.size,
-        num_items=encoder.item.size,
-        context=Features(tuple(encoder.dense), tuple(encoder.categorical), sizes),
-        user_content=contents["user"],
-        item_content=contents["item"],
-        user_features=tuple(config.user_features),
-        item_features=tuple(config.item_features),
-        log_dense=config.log_dense,
-        hashed={name: vocab.hashed for name, vocab in vocabularies.items() if vocab.hashed},
-    )
-    write_schema(path, schema)
-    return schema
+def _clean(rows: pa.Table, config: PrepareConfig) -> pa.Table:
+    """Checks the rows of a chunk, names their users and items, and takes logarithms."""
+    if config.task == "click" and "label" not in rows.column_names:
+        raise ConfigError("data.task='click' needs a label (0 or 1) in each row: name its column")
+    encoding.check_finite(rows)
+    rows = encoding.add_user_and_item(rows, config.user_features, config.item_features)
+    return encoding.log_transform(rows) if config.log_dense else rows
 
 
 class _Assignment(NamedTuple):
-    """Which rows go where.
+    """The split of every row.
 
-    fold: (rows of a chunk, the chunk) -> [n] int8 of TRAIN, VALIDATION, TEST and DROPPED.
-    value: [rows in all] float32, or None if every row has its own.
-    merged: rows dropped, since others stand for them.
-    negatives: as `raw.RawData.negatives`, for the test rows that are left.
+    Attributes:
+      fold_of: (rows of a chunk, the chunk) -> [n] int8 of TRAIN, VALIDATION, TEST and DROPPED.
+      value: [all rows] float32, strength of each interaction; None for clicks.
+      merged: number of DROPPED rows.
+      negatives: `raw.RawData.negatives` of the test rows that remain.
     """
 
-    fold: Callable[[pa.Table, staging.StagedChunk], np.ndarray]
+    fold_of: counting.FoldOf
     value: np.ndarray | None = None
     merged: int = 0
     negatives: np.ndarray | None = None
 
 
 def _assign(
-    staged: Sequence[staging.StagedChunk],
+    chunks: Sequence[StagedChunk],
     report: ReadReport,
     given_negatives: np.ndarray | None,
     config: PrepareConfig,
 ) -> _Assignment:
+    """Assigns rows to splits, chunk by chunk if the split allows that."""
     if config.task == "click" and config.split in splits.BY_PLACE:
 
-        def by_place(rows: pa.Table, chunk: staging.StagedChunk) -> np.ndarray:
+        def by_place(rows: pa.Table, chunk: StagedChunk) -> np.ndarray:
             places = np.arange(chunk.start, chunk.start + chunk.rows)
             shares = (config.validation, config.test)
             return splits.by_place(places, report.rows, config.split, *shares, config.seed)
 
         return _Assignment(by_place)
-    if config.task == "click" and config.split == "given" and _validates(staged):
+    if config.task == "click" and config.split == "given" and _has_validation(chunks):
         return _Assignment(lambda rows, chunk: rows["fold"].to_numpy())
-
-    raw = _keys(staged, report, config)
-    raw = dataclasses.replace(raw, negatives=given_negatives)
-    if config.task == "ranking":
-        raw = splits.merge_repeats(raw)
-    kept = raw.categorical["place"]
-    assigned = splits.assign(raw, config.split, config.validation, config.test, config.seed)
-    fold = np.full(report.rows, DROPPED, np.int8)
-    fold[kept] = assigned
-    value = None
-    if config.task == "ranking":
-        value = np.ones(report.rows, np.float32)
-        if raw.value is not None:
-            value[kept] = raw.value
-    return _Assignment(
-        lambda rows, chunk: fold[chunk.start : chunk.start + chunk.rows],
-        value,
-        report.rows - len(kept),
-        raw.negatives,
-    )
+    keys = _read_keys(chunks, report, config.task)
+    return _assign_all(dataclasses.replace(keys, negatives=given_negatives), config)
 
 
-def _validates(staged: Sequence[staging.StagedChunk]) -> bool:
+def _has_validation(chunks: Sequence[StagedChunk]) -> bool:
     """Whether the data's own split has validation rows."""
-    tables = (chunk.read(["fold"]) for chunk in staged)
+    tables = (chunk.read(["fold"]) for chunk in chunks)
     return any(
         "fold" in rows.column_names and np.any(rows["fold"].to_numpy() == VALIDATION)
         for rows in tables
     )
 
 
-def _keys(
-    staged: Sequence[staging.StagedChunk], report: ReadReport, config: PrepareConfig
-) -> RawTable:
-    """What a split may depend on, of all rows; users and items as numbers, `place` as a feature."""
+def _read_keys(chunks: Sequence[StagedChunk], report: ReadReport, task: str) -> RawTable:
+    """The columns of all rows that a split may depend on.
+
+    Users and items are numbers, and the feature `place` is the place among all rows.
+    """
     names = ["user", "timestamp", "fold"]
-    if config.task == "ranking":
+    if task == "ranking":
         names += ["item", "value"]
-    table = pa.concat_tables([chunk.read(names) for chunk in staged]).unify_dictionaries()
+    table = pa.concat_tables([chunk.read(names) for chunk in chunks]).unify_dictionaries()
     columns = {}
     for name in table.column_names:
         column = table[name]
@@ -308,248 +255,216 @@ def _keys(
     return RawTable(report, **columns, categorical={"place": np.arange(report.rows)})
 
 
-class _Counts(NamedTuple):
-    """What some chunks hold.
+def _assign_all(keys: RawTable, config: PrepareConfig) -> _Assignment:
+    """Assigns all rows at once; rows of the ranking task are merged first."""
+    rows = keys.report.rows
+    if config.task == "ranking":
+        keys = splits.merge_repeats(keys)
+    kept = keys.categorical["place"]
+    fold = np.full(rows, DROPPED, np.int8)
+    fold[kept] = splits.assign(keys, config.split, config.validation, config.test, config.seed)
+    value = None
+    if config.task == "ranking":
+        value = np.ones(rows, np.float32)
+        if keys.value is not None:
+            value[kept] = keys.value
+    return _Assignment(
+        lambda rows, chunk: fold[chunk.places], value, rows - len(kept), keys.negatives
+    )
 
-    values: column -> the count of its values in training rows.
-    dense: names of the F dense features.
-    moments: [chunks, F, 4] float64, `Statistics` of each in training rows, as sums of floats depend
-      on their order.
-    rows: [3] int64 of each split.
+
+def _check_splits(split_rows: Sequence[int], rows: int, rule: str) -> None:
+    """Raises DataError if a split is empty."""
+    for name, count in zip(SPLITS, split_rows, strict=True):
+        if not count:
+            raise DataError(
+                f"the {name} split has no rows ({rows} rows in all, split '{rule}'): use more data "
+                "or another data.split"
+            )
+
+
+def _make_encoder(totals: counting.Totals, config: PrepareConfig) -> Encoder:
+    """Makes the encoder from the counts of training rows.
+
+    Raises:
+      DataError: if no user or no item has enough training rows.
+    """
+    known = {name: counter.vocabulary(config.min_count) for name, counter in totals.values.items()}
+    for kind in ("user", "item"):
+        if known[kind].size == 1:
+            raise DataError(
+                f"no {kind} has {config.min_count} training rows or more: lower data.min_count"
+            )
+    return Encoder(
+        user_features=config.user_features,
+        item_features=config.item_features,
+        log_dense=config.log_dense,
+        user=known["user"],
+        item=known["item"],
+        dense={name: moments.scale(config.flag) for name, moments in totals.statistics.items()},
+        categorical={
+            name.removeprefix(raw.CATEGORICAL): vocabulary
+            for name, vocabulary in known.items()
+            if name.startswith(raw.CATEGORICAL)
+        },
+    )
+
+
+class _Extent(NamedTuple):
+    """Which rows of a split a host writes.
+
+    Attributes:
+      rows: rows of the split, of all hosts.
+      own: [from, to) of this host's rows, or None if it writes all of them.
     """
 
-    values: dict[str, vocabulary.Counter]
-    dense: list[str]
-    moments: np.ndarray
-    rows: np.ndarray
+    rows: int
+    own: tuple[int, int] | None
 
 
-def _count(
-    staged: Sequence[staging.StagedChunk], assigned: _Assignment, config: PrepareConfig
-) -> _Counts:
-    """Counts the values of training rows, and the rows of each split."""
-
-    def measure(
-        chunk: staging.StagedChunk,
-    ) -> tuple[dict[str, tuple[pa.Array, np.ndarray]], dict[str, Statistics], list[int]]:
-        rows = chunk.read()
-        fold = assigned.fold(rows, chunk)
-        train = fold == TRAIN
-        everything = bool(train.all())
-        counts, moments = {}, {}
-        for name in rows.column_names:
-            if name.startswith(raw.DENSE):
-                values = rows[name].to_numpy()
-                moments[name.removeprefix(raw.DENSE)] = encoding.statistics_of(
-                    values if everything else values[train], config.flag
-                )
-            elif name in raw.CODED or name.startswith(raw.CATEGORICAL):
-                column = encoding.column(rows, name)
-                codes = column.indices.to_numpy()
-                codes = codes if everything else codes[train]
-                tally = np.bincount(codes, minlength=len(column.dictionary))
-                counts[name] = (column.dictionary, tally)
-        return counts, moments, [int(np.count_nonzero(fold == n)) for n in range(len(SPLITS))]
-
-    counters: dict[str, vocabulary.Counter] = {}
-    dense: list[str] = []
-    moments_of: list[np.ndarray] = []
-    rows_of = np.zeros(len(SPLITS), np.int64)
-    progress = Progress("prepare: count", sum(chunk.rows for chunk in staged), "rows")
-    done = 0
-    for chunk, (counts, moments, rows) in zip(
-        staged, staging.ordered_map(measure, staged), strict=True
-    ):
-        for name, (dictionary, tally) in counts.items():
-            counter = counters.setdefault(name, vocabulary.Counter(config.max_vocabulary))
-            counter.add(dictionary, tally)
-        dense = list(moments)
-        moments_of.append(
-            np.array([dataclasses.astuple(part) for part in moments.values()], np.float64)
-        )
-        rows_of += rows
-        done += chunk.rows
-        progress.update(done)
-    progress.close()
-    for counter in counters.values():
-        counter.settle()
-    all_moments = np.array(moments_of, np.float64).reshape(len(staged), len(dense), 4)
-    return _Counts(counters, dense, all_moments, rows_of)
+def _extents(rows_by_host: np.ndarray, hosts: Hosts) -> list[_Extent]:
+    """The extent of each split for this host, from the rows [hosts, 3] of all hosts."""
+    split_rows = rows_by_host.sum(axis=0).tolist()
+    if hosts.count == 1:
+        return [_Extent(rows, None) for rows in split_rows]
+    ends = rows_by_host.cumsum(axis=0)[hosts.index]
+    starts = ends - rows_by_host[hosts.index]
+    return [
+        _Extent(rows, (start, end))
+        for rows, start, end in zip(split_rows, starts, ends, strict=True)
+    ]
 
 
-def _total(
-    counted: Iterable[_Counts],
-) -> tuple[dict[str, vocabulary.Counter], dict[str, Statistics], np.ndarray]:
-    """Adds up what each host has counted; the rows of each split stay [hosts, 3]."""
-    counters: dict[str, vocabulary.Counter] = {}
-    statistics: dict[str, Statistics] = {}
-    rows = []
-    for part in counted:
-        for name, counter in part.values.items():
-            if name in counters:
-                counters[name].merge(counter)
-            else:
-                counters[name] = counter
-        for moments in part.moments:
-            for name, (count, mean, square, flags) in zip(
-                part.dense, moments.tolist(), strict=True
-            ):
-                one = Statistics(int(count), mean, square, bool(flags))
-                statistics[name] = statistics.get(name, Statistics()) + one
-        rows.append(part.rows)
-    return counters, statistics, np.stack(rows)
-
-
-def _encode(
+def _write_rows(
     path: pathlib.Path,
-    staged: Sequence[staging.StagedChunk],
-    assigned: _Assignment,
+    chunks: Sequence[StagedChunk],
+    assignment: _Assignment,
     encoder: Encoder,
-    rows_of: Sequence[int],
-    places: Sequence[tuple[int, int] | None],
-    task: str,
-) -> dict[str, np.ndarray]:
-    """Writes rows of all splits; returns the counts of items in training rows.
+    extents: Sequence[_Extent],
+) -> Mapping[str, np.ndarray]:
+    """Encodes chunks, writes their rows into all splits, and deletes the chunks.
 
-    Args:
-      path: the folder of the table.
-      staged: the chunks of the rows, consecutive.
-      assigned, encoder, task: what becomes of them.
-      rows_of: of each split, by all hosts.
-      places: of the rows in each split, [from, to), or None for all of it.
+    Returns:
+      `count` [I] int64, training rows of each item; for clicks, `clicks` [I] int64, those with
+      label 1.
     """
-    target = "label" if task == "click" else "value"
-    layout = {
+    clicks = assignment.value is None
+    writers = [
+        _open_writers(path / split, encoder, "label" if clicks else "value", extent)
+        for split, extent in zip(SPLITS, extents, strict=True)
+    ]
+    size = encoder.item.size
+    counts = {"count": np.zeros(size, np.int64)}
+    if clicks:
+        counts["clicks"] = np.zeros(size, np.int64)
+
+    def encode(chunk: StagedChunk) -> list[dict[str, np.ndarray]]:
+        return _encode_chunk(chunk, assignment, encoder)
+
+    for encoded in staging.map_chunks("prepare: encode", encode, chunks):
+        for split_writers, columns in zip(writers, encoded, strict=True):
+            for name, writer in split_writers.items():
+                writer.append(columns[name])
+        train = encoded[TRAIN]
+        counts["count"] += np.bincount(train["item"], minlength=size)
+        if clicks:
+            clicked = train["item"][train["label"] > 0]
+            counts["clicks"] += np.bincount(clicked, minlength=size)
+    for split_writers in writers:
+        for writer in split_writers.values():
+            writer.close()
+    return counts
+
+
+def _open_writers(
+    folder: pathlib.Path, encoder: Encoder, target: str, extent: _Extent
+) -> dict[str, ColumnWriter]:
+    """Opens the files of a split: name -> writer. `target` is 'label' or 'value'."""
+    layout: dict[str, tuple[type, tuple[int, ...]]] = {
         "user": (np.int32, ()),
         "item": (np.int32, ()),
         target: (np.float32, ()),
         "dense": (np.float32, (len(encoder.dense),)),
         "categorical": (np.int32, (len(encoder.categorical),)),
     }
-    writers = []
-    for split, rows, part in zip(SPLITS, rows_of, places, strict=True):
-        (path / split).mkdir(exist_ok=True)
-        writers.append(
-            {
-                name: ColumnWriter(path / split / f"{name}.npy", dtype, (rows, *shape), part)
-                for name, (dtype, shape) in layout.items()
-            }
-        )
-
-    def encode(chunk: staging.StagedChunk) -> list[dict[str, np.ndarray]]:
-        rows = chunk.read()
-        fold = assigned.fold(rows, chunk)
-        columns = encoder.encode(rows)
-        if assigned.value is not None:
-            columns["value"] = assigned.value[chunk.start : chunk.start + chunk.rows]
-        chunk.path.unlink()
-        splits_of = []
-        for number in range(len(SPLITS)):
-            here = fold == number
-            if here.all():
-                splits_of.append({name: columns[name] for name in layout})
-            else:
-                splits_of.append({name: columns[name][here] for name in layout})
-        return splits_of
-
-    size = encoder.item.size
-    counts = {"count": np.zeros(size, np.int64)}
-    if task == "click":
-        counts["clicks"] = np.zeros(size, np.int64)
-    progress = Progress("prepare: encode", sum(chunk.rows for chunk in staged), "rows")
-    done = 0
-    for chunk, encoded in zip(staged, staging.ordered_map(encode, staged), strict=True):
-        for writer, columns in zip(writers, encoded, strict=True):
-            for name, values in columns.items():
-                writer[name].append(values)
-        train = encoded[TRAIN]
-        counts["count"] += np.bincount(train["item"], minlength=size)
-        if task == "click":
-            clicked = train["item"][train["label"] > 0]
-            counts["clicks"] += np.bincount(clicked, minlength=size)
-        done += chunk.rows
-        progress.update(done)
-    progress.close()
-    for writer in writers:
-        for column in writer.values():
-            column.close()
-    return counts
+    folder.mkdir(exist_ok=True)
+    return {
+        name: ColumnWriter(folder / f"{name}.npy", dtype, (extent.rows, *shape), extent.own)
+        for name, (dtype, shape) in layout.items()
+    }
 
 
-def _content(
-    kind: str, entities: EntityTable | None, vocabularies: dict[str, Vocabulary]
-) -> tuple[dict[str, np.ndarray], Features]:
-    """Content of each user or item id, as `Table.users` / `Table.items`, and its features.
+def _encode_chunk(
+    chunk: StagedChunk, assignment: _Assignment, encoder: Encoder
+) -> list[dict[str, np.ndarray]]:
+    """The encoded rows of each split, name -> column. Deletes the chunk."""
+    rows = chunk.read()
+    fold = assignment.fold_of(rows, chunk)
+    columns = encoder.encode(rows)
+    if assignment.value is not None:
+        columns["value"] = assignment.value[chunk.places]
+    chunk.path.unlink()
+    encoded = []
+    for split in range(len(SPLITS)):
+        here = fold == split
+        selected = slice(None) if here.all() else here  # a slice copies nothing
+        encoded.append({name: column[selected] for name, column in columns.items()})
+    return encoded
 
-    Row 0 and ids without content hold zeros: the mean of dense features, id 0 of categorical ones;
-    their bags are empty.
-    """
-    size = vocabularies[kind].size
-    dense = np.zeros((size, len(entities.dense) if entities else 0), np.float32)
-    categorical = np.zeros((size, len(entities.categorical) if entities else 0), np.int32)
-    columns = {"dense": dense, "categorical": categorical}
-    if entities is None:
-        return columns, Features()
-    if entities.bags and kind == "user":
-        raise ConfigError("sets of values are for items: name no bags of users")
-    if vocabularies[kind].hashed:
-        raise ConfigError(
-            f"the {kind}s have content, and more of them than data.max_vocabulary: raise it"
-        )
-    rows = vocabularies[kind].ids(entities.ids)  # 0 where no row has the id
-    source = np.flatnonzero(rows)
-    if not len(source):
-        raise DataError(
-            f"none of the {len(rows)} ids of the {kind} content occurs among the training rows, "
-            f"whose {kind} ids are like {vocabularies[kind].values[:3].tolist()}; those of the "
-            f"content are like {entities.ids[:3].tolist()}"
-        )
-    rows = rows[source]
-    for place, values in enumerate(entities.dense.values()):
-        values = values[source]
-        scale = encoding.statistics_of(values).scale(1.0)
-        dense[rows, place] = encoding.standardise(values, *scale)
-    sizes = []
-    for place, (name, values) in enumerate(entities.categorical.items()):
-        values = values[source]
-        known = vocabularies[f"{kind}.{name}"] = vocabulary.of(values)
-        sizes.append(known.size)
-        categorical[rows, place] = known.ids(values)
-    bag_sizes = []
-    if entities.bags:
-        split = {name: _split(values[source]) for name, values in entities.bags.items()}
-        longest = max(place.max(initial=0) + 1 for _, place, _ in split.values())
-        bags = columns["bags"] = np.full((size, len(split), longest), -1, np.int32)
-        for number, (name, (row, member, values)) in enumerate(split.items()):
-            known = vocabularies[f"{kind}.{name}"] = vocabulary.of(values)
-            bag_sizes.append(known.size)
-            bags[rows[row], number, member] = known.ids(values)
-    if entities.titles is not None:
-        titles = np.full(size, "", entities.titles.dtype)
-        titles[rows] = entities.titles[source]
-        columns["titles"] = titles
-    features = Features(
-        tuple(entities.dense),
-        tuple(entities.categorical),
-        tuple(sizes),
-        tuple(entities.bags),
-        tuple(bag_sizes),
+
+def _sum(counts: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The sum of equal sets of arrays, such as the item counts of all hosts."""
+    parts = iter(counts)
+    summed = dict(next(parts))
+    for part in parts:
+        summed = {name: array + part[name] for name, array in summed.items()}
+    return summed
+
+
+def _write_rest(
+    path: pathlib.Path,
+    source: raw.RawData,
+    assignment: _Assignment,
+    encoder: Encoder,
+    item_counts: dict[str, np.ndarray],
+    config: PrepareConfig,
+) -> Schema:
+    """Writes everything of a table but its rows."""
+    users = encode_content("user", source.users, encoder.user)
+    items = encode_content("item", source.items, encoder.item)
+    write_columns(path / "users", users.columns)
+    write_columns(path / "items", items.columns | item_counts)
+    if config.task == "ranking":
+        _write_known(path, encoder.user.size)
+        _write_negatives(path, assignment.negatives, encoder.item, config)
+    vocabularies = {"user": encoder.user, "item": encoder.item}
+    vocabularies |= {f"row.{name}": known for name, known in encoder.categorical.items()}
+    vocabularies |= users.vocabularies | items.vocabularies
+    write_columns(
+        path / "vocabularies",
+        {encoding.file_name(name): known.values for name, known in vocabularies.items()},
     )
-    return columns, features
-
-
-def _split(sets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of sets [n] such as 'Comedy|Drama': row, place in its set, and value of each member: [m]."""
-    lists = pc.split_pattern(pa.array(sets, pa.string()), "|")
-    row = pc.list_parent_indices(lists).to_numpy()
-    values = pc.list_flatten(lists).to_numpy(zero_copy_only=False).astype(str)
-    there = values != ""
-    row, values = row[there], values[there]
-    return row, np.arange(len(row)) - np.searchsorted(row, row), values
+    scales = {name: dict(zip(("mean", "std"), x, strict=True)) for name, x in encoder.dense.items()}
+    artifacts.write_json(path / "statistics.json", scales)
+    sizes = tuple(known.size for known in encoder.categorical.values())
+    schema = Schema(
+        task=config.task,
+        num_users=encoder.user.size,
+        num_items=encoder.item.size,
+        context=Features(tuple(encoder.dense), tuple(encoder.categorical), sizes),
+        user_content=users.features,
+        item_content=items.features,
+        user_features=tuple(config.user_features),
+        item_features=tuple(config.item_features),
+        log_dense=config.log_dense,
+        hashed={name: known.hashed for name, known in vocabularies.items() if known.hashed},
+    )
+    write_schema(path, schema)
+    return schema
 
 
 def _write_known(path: pathlib.Path, num_users: int) -> None:
-    """Writes the items of each user's training rows."""
+    """Writes the items of each user's training rows; see `Table.known`."""
     train = read_columns(path / SPLITS[TRAIN])
     order = np.lexsort((train["item"], train["user"]))
     counts = np.bincount(train["user"], minlength=num_users)
@@ -560,19 +475,15 @@ def _write_known(path: pathlib.Path, num_users: int) -> None:
 def _write_negatives(
     path: pathlib.Path, given: np.ndarray | None, items: Vocabulary, config: PrepareConfig
 ) -> None:
-    """Writes the items that each held-out row's item is ranked against in the 1 + K protocol."""
+    """Writes the items against which each held-out row's item is ranked in the '1 + K' protocol."""
     columns = [read_columns(path / split) for split in SPLITS]
     keys = [negatives.pair_keys(rows["user"], rows["item"], items.size) for rows in columns]
     seen = np.unique(np.concatenate(keys))
-    for number in (VALIDATION, TEST):
-        if number == TEST and given is not None:
+    for split in (VALIDATION, TEST):
+        if split == TEST and given is not None:
             drawn = items.ids(given.ravel()).reshape(given.shape)
         else:
             drawn = negatives.draw_for_evaluation(
-                columns[number]["user"],
-                seen,
-                items.size,
-                config.num_negatives,
-                config.seed + number,
+                columns[split]["user"], seen, items.size, config.num_negatives, config.seed + split
             )
-        write_columns(path / SPLITS[number], {"negatives": drawn})
+        write_columns(path / SPLITS[split], {"negatives": drawn})

@@ -1,21 +1,19 @@
-"""Raw rows, as readers hand them on: in chunks, whatever the size of the data, or whole in memory.
+"""Raw rows as readers yield them: in chunks, for data of any size, or as one table in memory.
 
-Rows stay in the order of the source, which breaks the ties of every split by time.
-
-A source has parts (mostly files), a part yields tasks (blocks that were read but not decoded), and
-a task makes a chunk: an Arrow table of consecutive rows. A chunk has some of these columns:
+A source (`RawData`) has parts, mostly files. A part yields tasks: blocks that were read but not yet
+decoded. A task makes a chunk: an Arrow table of consecutive rows. Rows keep the order of the
+source, which breaks ties in splits by time. A chunk has some of these columns:
 
     user, item           raw identifiers, dictionary-encoded by `coded`
     label                float32 in {0, 1}, for click logs; without it every row is a positive
     value                float32 strength of the interaction (rating, count); without it all are 1
     timestamp            int64 seconds
-    fold                 int8 TRAIN / VALIDATION / TEST, where the data brings its own split
-    dense/<name>         float32 features of the row (its context), NaN where missing
+    fold                 int8 TRAIN / VALIDATION / TEST, if the data brings its own split
+    dense/<name>         float32 features of the row (its context), NaN if missing
     categorical/<name>   raw values of the row, dictionary-encoded by `coded`
 
-Every categorical column is a dictionary of the chunk's own distinct values, int64 or text, and
-int32 codes into it. All that is costly about values (counting, hashing, looking up) is then done
-once a distinct value and not once a row.
+A dictionary-encoded column has the distinct values of the chunk, int64 or text, and int32 codes
+into them. Counting, hashing and looking up values then cost once per distinct value, not per row.
 """
 
 import dataclasses
@@ -35,14 +33,14 @@ SPLITS = ("train", "validation", "test")
 
 @dataclasses.dataclass(frozen=True)
 class EntityTable:
-    """Content of users or of items: one row an entity.
+    """Content of users or of items, one row for each.
 
     Attributes:
       ids: [n] raw identifiers, in the same type as the column of `RawTable` they describe.
       dense: name -> [n] float32.
       categorical: name -> [n] int64 or unicode.
       bags: name -> [n] unicode, sets of values such as genres, with '|' between them.
-      titles: [n] unicode, what a person calls the entity, or None.
+      titles: [n] unicode, names for people to read, or None.
     """
 
     ids: np.ndarray
@@ -54,12 +52,12 @@ class EntityTable:
 
 @dataclasses.dataclass(frozen=True)
 class ReadReport:
-    """What a reader met: shown to the user and kept in the manifest.
+    """What a reader found, for the user and the manifest.
 
     Attributes:
       rows: data rows returned.
       padded: rows accepted after missing trailing fields were filled with 'missing'.
-      malformed: rows left out, never more than the configured share.
+      malformed: rows left out.
       examples: a few 'file:line: what is wrong' strings, for the malformed rows.
     """
 
@@ -71,22 +69,22 @@ class ReadReport:
 
 @dataclasses.dataclass(frozen=True)
 class RawTable:
-    """Raw rows of one data set.
+    """Raw rows of one data set, in memory.
 
     Attributes:
-      user: [N] raw user identifiers, or None where the source names none (click logs).
-      item: [N] raw item identifiers, or None likewise.
+      report: what the reader found; its `rows` is N.
+      user: [N] raw user identifiers, or None if the source names none (click logs).
+      item: [N] raw item identifiers, or None if the source names none.
       label: [N] float32 in {0, 1} for click logs, None for interactions (all are positive).
       value: [N] float32 strength of the interaction (rating, count), or None (all 1).
       timestamp: [N] int64 seconds, or None if the source has none.
       dense: name -> [N] float32 features of the row (its context).
       categorical: name -> [N] raw values of the row.
-      fold: [N] int8 of TRAIN / VALIDATION / TEST where the data brings its own split, else None.
+      fold: [N] int8 of TRAIN / VALIDATION / TEST if the data brings its own split, else None.
       negatives: [number of TEST rows, K] raw item ids to rank each test row's item against, in the
-        order of the TEST rows, where the data brings its own, else None.
+        order of the TEST rows, if the data brings its own, else None.
       users: content of users, or None.
       items: content of items, or None.
-      report: what the reader met.
     """
 
     report: ReadReport
@@ -103,20 +101,20 @@ class RawTable:
     items: EntityTable | None = None
 
 
-DENSE, CATEGORICAL = "dense/", "categorical/"
-CODED = ("user", "item")  # and all categorical columns
-PLAIN = {
+DENSE, CATEGORICAL = "dense/", "categorical/"  # prefixes of feature columns
+CODED = ("user", "item")  # dictionary-encoded, as all categorical features
+PLAIN = {  # other columns, with their types
     "label": pa.float32(),
     "value": pa.float32(),
     "timestamp": pa.int64(),
     "fold": pa.int8(),
 }
-CHUNK_ROWS = 1 << 16  # of data that is in memory
+CHUNK_ROWS = 1 << 16  # rows of a chunk of data that is in memory
 
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """Consecutive rows, and what the reader met in them."""
+    """Consecutive rows, and what the reader found in them."""
 
     rows: pa.Table
     report: ReadReport
@@ -124,7 +122,7 @@ class Chunk:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A piece of a source that was read, but not decoded.
+    """A piece of a source that was read but not decoded.
 
     Attributes:
       consumed: bytes of the source it took (or rows, if `RawData.size` counts rows).
@@ -137,18 +135,18 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class RawData:
-    """A raw data set.
+    """A raw data set, to be read in chunks.
 
     Attributes:
-      name: what to call it in messages.
+      name: its name in messages.
       parts: each yields the tasks of a part in order; several may be read at the same time.
-      size: bytes (or rows) in all, for the progress.
+      size: bytes (or rows) of all parts, for the progress.
       users: content of users, or None.
       items: content of items, or None.
       negatives: [number of TEST rows, K] raw item ids to rank each test row's item against, in the
-        order of the TEST rows, where the data brings its own, else None.
-      confirm: called when all was read; raises DataError if the data has changed meanwhile.
-      sizes: of each part, in the unit of `size`, for hosts that share them; None: about equal.
+        order of the TEST rows, if the data brings its own, else None.
+      confirm: called after everything was read; raises DataError if the data changed meanwhile.
+      sizes: size of each part, in the unit of `size`, by which hosts share them; None: about equal.
     """
 
     name: str
@@ -162,7 +160,7 @@ class RawData:
 
 
 def coded(values: np.ndarray | pa.Array | pa.ChunkedArray) -> pa.DictionaryArray:
-    """Dictionary of the distinct values, in order of appearance, and int32 codes.
+    """Dictionary-encodes a column: its distinct values, in order of appearance, and int32 codes.
 
     Args:
       values: [N] integers or text. Null, and NaN among text, is missing.
@@ -179,14 +177,19 @@ def coded(values: np.ndarray | pa.Array | pa.ChunkedArray) -> pa.DictionaryArray
     array = pc.dictionary_encode(array, null_encoding="encode")
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()
-        if isinstance(array, pa.ChunkedArray):  # of no chunks
+        if isinstance(array, pa.ChunkedArray):  # it has no chunks
             array = pa.DictionaryArray.from_arrays(pa.array([], pa.int32()), pa.array([], kind))
     missing = -1 if kind == pa.int64() else ""
     return distinct(array.indices, pc.fill_null(array.dictionary, missing))
 
 
 def distinct(codes: pa.Array, dictionary: pa.Array) -> pa.DictionaryArray:
-    """Codes [N] into a dictionary in which values may be there twice, without that."""
+    """The same column with a dictionary of distinct values.
+
+    Args:
+      codes: [N] int32.
+      dictionary: values, some of which may occur more than once.
+    """
     if pc.count_distinct(dictionary).as_py() == len(dictionary):
         return pa.DictionaryArray.from_arrays(codes, dictionary)
     again = pc.dictionary_encode(dictionary)
@@ -194,7 +197,7 @@ def distinct(codes: pa.Array, dictionary: pa.Array) -> pa.DictionaryArray:
 
 
 def table_of(columns: Mapping[str, np.ndarray | pa.Array]) -> pa.Table:
-    """The rows of a chunk, from arrays of raw values under the names a chunk has."""
+    """The rows of a chunk, from arrays of raw values under the column names of a chunk."""
     arrays = {}
     for name, values in columns.items():
         if name in CODED or name.startswith(CATEGORICAL):
@@ -205,18 +208,18 @@ def table_of(columns: Mapping[str, np.ndarray | pa.Array]) -> pa.Table:
     return pa.table(arrays)
 
 
-def of_table(raw: RawTable) -> RawData:
-    """A table in memory as a source."""
-    columns = {"user": raw.user, "item": raw.item, **{name: getattr(raw, name) for name in PLAIN}}
-    columns |= {DENSE + name: values for name, values in raw.dense.items()}
-    columns |= {CATEGORICAL + name: values for name, values in raw.categorical.items()}
+def of_table(table: RawTable) -> RawData:
+    """A table in memory as a source of chunks of `CHUNK_ROWS` rows."""
+    columns = {name: getattr(table, name) for name in (*CODED, *PLAIN)}
+    columns |= {DENSE + name: values for name, values in table.dense.items()}
+    columns |= {CATEGORICAL + name: values for name, values in table.categorical.items()}
     columns = {name: values for name, values in columns.items() if values is not None}
-    rows = raw.report.rows
+    rows = table.report.rows
 
     def chunk(start: int) -> Chunk:
         count = min(CHUNK_ROWS, rows - start)
-        # What the reader met belongs to the whole; it goes with the first rows.
-        report = dataclasses.replace(raw.report, rows=count) if start == 0 else ReadReport(count)
+        # The report is that of the whole table; the first chunk carries it.
+        report = dataclasses.replace(table.report, rows=count) if start == 0 else ReadReport(count)
         part = {name: values[start : start + count] for name, values in columns.items()}
         return Chunk(table_of(part), report)
 
@@ -224,40 +227,44 @@ def of_table(raw: RawTable) -> RawData:
         for start in range(0, rows, CHUNK_ROWS):
             yield Task(min(CHUNK_ROWS, rows - start), functools.partial(chunk, start))
 
-    return RawData("the table", [tasks], rows, raw.users, raw.items, raw.negatives)
+    return RawData("the table", [tasks], rows, table.users, table.items, table.negatives)
 
 
 def collect(source: RawData, max_malformed: float = 0.0) -> RawTable:
-    """The whole source in memory; text that is all plain integers becomes int64.
+    """Reads the whole source into memory; a text column of plain integers becomes int64.
+
+    Args:
+      source: what to read.
+      max_malformed: largest share of malformed rows to leave out.
 
     Raises:
-      DataError: as `check`; whatever the reader finds.
+      DataError: if the reader finds a fault, too many rows are malformed, or there are none.
     """
     chunks = []
     for chunk in (task.decode() for part in source.parts for task in part()):
         chunks.append(chunk)
         if chunk.report.malformed and not max_malformed:
-            break  # it cannot get better
+            break  # the check below fails already
     report = total([chunk.report for chunk in chunks])
-    source.confirm()  # first, as a change may be what is behind any other fault
-    check(source.name, report, max_malformed)
-    table = pa.concat_tables([chunk.rows for chunk in chunks], promote_options="permissive")
+    source.confirm()  # first, because a change may be the cause of any other fault
+    check_report(source.name, report, max_malformed)
+    rows = pa.concat_tables([chunk.rows for chunk in chunks], promote_options="permissive")
 
     def column(name: str) -> np.ndarray:
-        values = table[name]
+        values = rows[name]
         if pa.types.is_dictionary(values.type):
             return raw_values(pc.cast(values, values.type.value_type))
         return values.to_numpy()
 
-    def columns(prefix: str) -> dict[str, np.ndarray]:
-        found = [name for name in table.column_names if name.startswith(prefix)]
-        return {name.removeprefix(prefix): column(name) for name in found}
+    def features(prefix: str) -> dict[str, np.ndarray]:
+        names = [name for name in rows.column_names if name.startswith(prefix)]
+        return {name.removeprefix(prefix): column(name) for name in names}
 
     return RawTable(
         report=report,
-        **{name: column(name) for name in (*CODED, *PLAIN) if name in table.column_names},
-        dense=columns(DENSE),
-        categorical=columns(CATEGORICAL),
+        **{name: column(name) for name in (*CODED, *PLAIN) if name in rows.column_names},
+        dense=features(DENSE),
+        categorical=features(CATEGORICAL),
         negatives=source.negatives,
         users=source.users,
         items=source.items,
@@ -265,7 +272,7 @@ def collect(source: RawData, max_malformed: float = 0.0) -> RawTable:
 
 
 def total(reports: Sequence[ReadReport], examples: int = 5) -> ReadReport:
-    """One report of consecutive chunks."""
+    """The report of consecutive chunks together, with at most that many examples."""
     quoted = [example for report in reports for example in report.examples]
     return ReadReport(
         rows=sum(report.rows for report in reports),
@@ -275,11 +282,16 @@ def total(reports: Sequence[ReadReport], examples: int = 5) -> ReadReport:
     )
 
 
-def check(name: str, report: ReadReport, max_malformed: float) -> None:
-    """Checks the report of a whole source, which is called `name`.
+def check_report(name: str, report: ReadReport, max_malformed: float) -> None:
+    """Checks the report of a whole source.
+
+    Args:
+      name: name of the source.
+      report: what its reader found.
+      max_malformed: largest share of malformed rows to leave out.
 
     Raises:
-      DataError: if more than the share `max_malformed` of the rows is malformed, or there is none.
+      DataError: if a larger share of the rows is malformed, or there are no rows.
     """
     rows = report.rows + report.malformed
     if report.malformed > max_malformed * rows:
@@ -292,10 +304,10 @@ def check(name: str, report: ReadReport, max_malformed: float) -> None:
 
 
 def raw_values(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """Raw values as NumPy holds them: int64 if all are integers, else unicode.
+    """A column of raw values in NumPy: int64 if all are integers, else unicode.
 
     Text becomes int64 if every value is a plain integer (`plain_integers`) or missing, and none is
-    '-1', which is how a missing integer is written.
+    '-1', because -1 stands for a missing integer.
 
     Args:
       values: [N] int64, or string ('' is missing).
@@ -309,9 +321,15 @@ def raw_values(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
 
 
 def plain_integers(values: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Text [N] as [N] int64, and [N] bool: which of it is an integer, in just those characters.
+    """Text as integers where a number would be written in exactly these characters.
 
     Plain integers have no plus sign, no leading zero and at most 18 digits. Missing ('') is -1.
+
+    Args:
+      values: [N] string.
+
+    Returns:
+      [N] int64, -1 for other text; and [N] bool, whether it is a plain integer or missing.
     """
     plain = pc.match_substring_regex(values, r"^(0|-?[1-9][0-9]{0,17}|)$")
     text = pc.if_else(pc.and_(plain, pc.not_equal(values, "")), values, "-1")

@@ -1,12 +1,12 @@
 """The sampling rule: which training rows are kept, as a pure function of (row, rate, seed).
 
-Row i is kept iff ``mix64(i, seed) < floor(rate * 2**64)``. `mix64(i, seed)` is output i of the
-SplitMix64 generator (Steele, Lea and Flood, 'Fast splittable pseudorandom number generators',
-OOPSLA 2014) whose state starts at the finalised seed. A row's fate therefore depends on no host,
-shard, batch size, order, library version or platform, and rates nest: the rows kept at 1 % are
-among those kept at 10 %.
+Row i is kept if and only if ``mix64(i, seed) < floor(rate * 2**64)``. `mix64(i, seed)` is output i
+of the SplitMix64 generator (Steele, Lea and Flood, 'Fast splittable pseudorandom number
+generators', OOPSLA 2014), whose state starts at the finalised seed. The decision on a row does not
+depend on hosts, shards, batch size, order, library version or platform. Rates nest: the sample at
+10 % contains the sample at 1 %.
 
-The rule exists in NumPy and in TensorFlow (for `tf.data`); the two agree bit for bit.
+`keep` is the rule in NumPy, `keep_tf` in TensorFlow (for `tf.data`); they agree bit for bit.
 """
 
 from typing import TYPE_CHECKING
@@ -22,16 +22,16 @@ MASK64 = (1 << 64) - 1
 
 
 def mix64(row_ids: np.ndarray, seed: int) -> np.ndarray:
-    """The hash of the rule.
+    """The hash of each row.
 
     Args:
       row_ids: [N] integers >= 0, indices in the training split.
       seed: any integer (taken modulo 2**64).
 
     Returns:
-      [N] uint64, uniform.
+      [N] uint64, uniform over all 64-bit numbers.
     """
-    x = np.array(row_ids, np.uint64)  # a copy, changed in place: that halves the time
+    x = np.array(row_ids, np.uint64)  # a copy, changed in place, which halves the time
     x += np.uint64(1)
     x *= np.uint64(GAMMA)
     x += np.uint64(_start(seed))
@@ -39,10 +39,10 @@ def mix64(row_ids: np.ndarray, seed: int) -> np.ndarray:
 
 
 def threshold(rate: float) -> int:
-    """The hash below which rows are kept: ``floor(rate * 2**64)``, exactly.
+    """The limit of the rule, ``floor(rate * 2**64)``, exactly: rows of smaller hashes are kept.
 
     Returns:
-      An integer in [0, 2**64]; the upper end needs 65 bits, and stands for 'all'.
+      An integer in [0, 2**64]; 2**64, which needs 65 bits, keeps all rows.
 
     Raises:
       ValueError: if rate is outside (0, 1].
@@ -53,7 +53,7 @@ def threshold(rate: float) -> int:
 
 
 def keep(row_ids: np.ndarray, rate: float, seed: int) -> np.ndarray:
-    """Which rows the sample keeps: [N] row ids -> [N] bool.
+    """Whether the sample keeps each row: [N] row ids -> [N] bool.
 
     Raises:
       ValueError: if rate is outside (0, 1].
@@ -84,7 +84,7 @@ def keep_tf(row_ids: "tf.Tensor", rate: float, seed: int) -> "tf.Tensor":
 
 
 def _finalise(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser, in place."""
+    """Applies SplitMix64's finaliser in place: [N] uint64."""
     shifted = np.empty_like(x)
     np.right_shift(x, np.uint64(30), out=shifted)
     x ^= shifted
@@ -98,5 +98,5 @@ def _finalise(x: np.ndarray) -> np.ndarray:
 
 
 def _start(seed: int) -> int:
-    """The generator's first state: neighbouring seeds must not give shifted copies of a stream."""
+    """The generator's first state, hashed: near seeds must not give shifted copies of a stream."""
     return int(_finalise(np.array([int(seed) & MASK64], np.uint64))[0])

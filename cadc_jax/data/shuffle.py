@@ -1,9 +1,9 @@
-"""A stateless shuffle: position k of an epoch as a keyed bijection, with no buffer to save.
+"""A stateless shuffle: a keyed bijection maps positions of an epoch to elements, without a buffer.
 
-The bijection is a Feistel network over Z_a x Z_b with a * b just above n (Black and Rogaway,
-'Ciphers with arbitrary finite domains', CT-RSA 2002), walked until it falls inside [0, n). So any
-element of any epoch is reached in O(1), and resuming needs only the step. As b is a power of two,
-a round takes a dozen operations on 64-bit words and no division.
+The bijection is a Feistel network over Z_a x Z_b with a * b just above n, applied again until the
+result is inside [0, n) (Black and Rogaway, 'Ciphers with arbitrary finite domains', CT-RSA 2002).
+Any element of any epoch takes O(1), and resuming needs only the step. Because b is a power of two,
+a round is a dozen operations on 64-bit words, without a division.
 """
 
 import numpy as np
@@ -14,21 +14,21 @@ ROUNDS = 4  # each changes both halves
 
 
 def permute(positions: np.ndarray, n: int, seed: int, epoch: np.ndarray | int) -> np.ndarray:
-    """Where a shuffled epoch takes its elements from.
+    """Elements at the given positions of a shuffled epoch.
 
     Args:
-      positions: integers in [0, n), of any shape: places in the shuffled order.
+      positions: integers in [0, n), of any shape: positions in the shuffled order.
       n: size of the epoch, from 1 to 2**62.
       seed: key of the shuffle.
-      epoch: another permutation for each epoch; one for all positions, or an array that broadcasts
-        against them.
+      epoch: number of the epoch, each with its own permutation; a number for all positions, or an
+        array that broadcasts against them.
 
     Returns:
-      int64 in [0, n), of the shape of `positions`: a bijection of [0, n) over all positions.
+      int64 in [0, n), in the shape of `positions`. Over all positions it is a bijection of [0, n).
     """
     result = _feistel(np.asarray(positions), n, seed, epoch)
     outside = np.nonzero(result >= n)
-    while len(outside[0]):  # a * b exceeds n by less than b, so hardly any position walks on
+    while len(outside[0]):  # few positions, because a * b exceeds n by less than b
         epochs = np.broadcast_to(epoch, result.shape)[outside]
         result[outside] = _feistel(result[outside], n, seed, epochs)
         outside = tuple(axis[result[outside] >= n] for axis in outside)
@@ -36,23 +36,23 @@ def permute(positions: np.ndarray, n: int, seed: int, epoch: np.ndarray | int) -
 
 
 def _feistel(x: np.ndarray, n: int, seed: int, epoch: np.ndarray | int) -> np.ndarray:
-    """A bijection of [0, a * b), where b = 2**bits is about the root of n: uint64 of x's shape."""
+    """A bijection of [0, a * b), b = 2**bits about the square root of n: uint64 in x's shape."""
     bits = (n - 1).bit_length() // 2
     a = np.uint64(-(-n >> bits))  # n / b, rounded up
     x = x.astype(np.uint64)
     left, right = x >> np.uint64(bits), x & np.uint64((1 << bits) - 1)
-    hashed, scratch = np.empty_like(x), np.empty_like(x)  # for all rounds
+    hashed, scratch = np.empty_like(x), np.empty_like(x)  # buffers of all rounds
     numbers = np.asarray(epoch, np.int64)[..., None] * (2 * ROUNDS) + np.arange(2 * ROUNDS)
     keys = np.moveaxis(sampling.mix64(numbers, seed), -1, 0)
     for left_key, right_key in keys.reshape(ROUNDS, 2, *keys.shape[1:]):
-        # The hash's upper half, a fraction of 2**32, times a: uniform below a, with no division.
+        # The upper half of the hash times a, divided by 2**32: uniform below a.
         _hash(right, left_key, hashed, scratch)
         hashed >>= np.uint64(32)
         hashed *= a
         hashed >>= np.uint64(32)
         left += hashed
         np.subtract(left, a, out=scratch)
-        np.minimum(left, scratch, out=left)  # modulo a: left < 2a, and left - a wraps around
+        np.minimum(left, scratch, out=left)  # modulo a: if left < a, left - a wraps to above it
         _hash(left, right_key, hashed, scratch)
         hashed >>= np.uint64(64 - bits)
         right ^= hashed
@@ -62,7 +62,7 @@ def _feistel(x: np.ndarray, n: int, seed: int, epoch: np.ndarray | int) -> np.nd
 
 
 def _hash(x: np.ndarray, key: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
-    """Writes a keyed hash of x to `out`: 64 bits, of which the upper ones are good."""
+    """Writes a keyed 64-bit hash of x to `out`; only its upper bits are well mixed."""
     np.add(x, key, out=out)
     out *= np.uint64(sampling.MULTIPLIERS[0])
     np.right_shift(out, np.uint64(32), out=scratch)

@@ -1,4 +1,4 @@
-"""Which rows train, validate and test."""
+"""Assigns rows to training, validation and test, and merges repeated interactions before that."""
 
 import dataclasses
 
@@ -9,84 +9,90 @@ from cadc_jax.data.raw import TEST, TRAIN, VALIDATION, RawTable
 from cadc_jax.errors import ConfigError
 
 RULES = ("leave_one_out", "order", "time", "random", "given")
+BY_SHARE = ("order", "time", "random")  # use the shares of validation and test rows
 BY_PLACE = ("order", "random")  # a row's split is a function of its place among all rows
 
 
 def assign(raw: RawTable, rule: str, validation: float, test: float, seed: int) -> np.ndarray:
     """The split of each row.
 
-    Rules:
-      leave_one_out: each user's last interaction tests, the one before validates (ties by row
-        order); without timestamps a seeded order stands in for time. Users with fewer than three
-        interactions only train.
-      order, time: the last `test` share of all rows tests, the `validation` share before it
-        validates, in the order of the source or of the timestamp.
-      random: each row tests or validates with these probabilities, by a seeded hash of its place.
-      given: the data's own; without its own validation rows, one seeded training row of each test
-        user validates (if another one is left to train).
+    Args:
+      raw: N rows.
+      rule: one of RULES:
+        leave_one_out: each user's last interaction tests and the one before it validates (ties by
+          row order). Without timestamps a seeded order replaces time. Users with fewer than three
+          interactions only train.
+        order, time: the last `test` share of all rows tests and the `validation` share before it
+          validates, in the order of the source or of the timestamps.
+        random: each row tests or validates with these probabilities, by a seeded hash of its place.
+        given: the split of the data. If it has no validation rows, one seeded training row of each
+          test user validates, provided that the user keeps another one to train on.
+      validation: share of validation rows in (0, 1), for the rules of BY_SHARE.
+      test: share of test rows in (0, 1), for the rules of BY_SHARE.
+      seed: seed of the random choices.
 
     Returns:
       [N] int8 of TRAIN, VALIDATION, TEST.
 
     Raises:
-      ConfigError: if the rule is unknown or needs what the data lacks.
+      ConfigError: if the data lacks what the rule needs.
+      ValueError: if the rule is unknown.
     """
     if rule == "leave_one_out":
         return _leave_one_out(raw, seed)
     if rule == "given":
         return _given(raw, seed)
-    if rule not in RULES:
-        raise ConfigError(f"data.split must be one of {', '.join(RULES)}; not '{rule}'")
-    rows = raw.report.rows
-    if rule in BY_PLACE:
-        return by_place(np.arange(rows), rows, rule, validation, test, seed)
-    _check_shares(validation, test)
-    if raw.timestamp is None:
-        raise ConfigError("data.split='time' needs timestamps, which this data does not have")
-    fold = np.empty(rows, np.int8)
-    order = np.argsort(raw.timestamp, kind="stable")
-    fold[order] = by_place(np.arange(rows), rows, "order", validation, test, seed)
-    return fold
+    places = np.arange(raw.report.rows)
+    if rule == "time":
+        if raw.timestamp is None:
+            raise ConfigError("data.split='time' needs timestamps, which this data does not have")
+        places[np.argsort(raw.timestamp, kind="stable")] = np.arange(len(places))
+        rule = "order"  # of these places
+    return by_place(places, len(places), rule, validation, test, seed)
 
 
 def by_place(
     places: np.ndarray, rows: int, rule: str, validation: float, test: float, seed: int
 ) -> np.ndarray:
-    """The split of the rows at `places` [n] of `rows` in all, by a rule of BY_PLACE: [n] int8.
+    """The split of some rows, from their places alone.
+
+    Args:
+      places: [n] places among all rows, from 0.
+      rows: number of all rows.
+      rule: one of BY_PLACE.
+      validation: share of validation rows.
+      test: share of test rows.
+      seed: seed of the rule 'random'.
+
+    Returns:
+      [n] int8 of TRAIN, VALIDATION, TEST.
 
     Raises:
-      ConfigError: if the shares leave no rows to train.
+      ValueError: if the rule is another one.
     """
-    _check_shares(validation, test)
     if rule == "order":
         from_last = rows - 1 - places
         tests = from_last < round(rows * test)
         held_out = from_last < round(rows * test) + round(rows * validation)
-    else:
+    elif rule == "random":
         tests = sampling.keep(places, test, seed)
-        held_out = sampling.keep(places, test + validation, seed)  # the rates nest
+        held_out = sampling.keep(places, test + validation, seed)  # includes `tests`: rates nest
+    else:
+        raise ValueError(f"{rule!r} is not a rule of {', '.join(BY_PLACE)}")
     return np.where(tests, TEST, np.where(held_out, VALIDATION, TRAIN)).astype(np.int8)
 
 
 def merge_repeats(raw: RawTable) -> RawTable:
-    """One row a (user, item) pair: the latest of the repeats, with the sum of their values.
+    """Keeps one row for each (user, item) pair: its latest one, with the sum of all its values.
 
-    Without this a held-out item could also be among the user's training items.
+    Otherwise a held-out item could also be among the user's training items.
+
+    Raises:
+      ConfigError: if the rows name no user or no item.
     """
-    user = np.unique(_needed(raw, "user"), return_inverse=True)[1]
-    item = np.unique(_needed(raw, "item"), return_inverse=True)[1]
-    rows = len(user)
-    pair = np.unique(user * (int(item.max()) + 1) + item, return_inverse=True)[1]
-    if pair.max() + 1 == rows:
+    kept, pair = _latest_of_pairs(raw)
+    if len(kept) == len(pair):
         return raw
-    age = (
-        np.arange(rows)
-        if raw.timestamp is None
-        else np.argsort(np.argsort(raw.timestamp, kind="stable"))
-    )
-    order = np.lexsort((age, pair))
-    last = order[np.append(pair[order][1:] != pair[order][:-1], True)]
-    kept = np.sort(last)
     value = np.bincount(pair, weights=raw.value).astype(np.float32)[pair[kept]]
     columns = {
         name: getattr(raw, name)[kept]
@@ -97,15 +103,21 @@ def merge_repeats(raw: RawTable) -> RawTable:
         columns[name] = {key: values[kept] for key, values in getattr(raw, name).items()}
     if raw.negatives is not None:
         columns["negatives"] = raw.negatives[np.isin(np.flatnonzero(raw.fold == TEST), kept)]
-    return dataclasses.replace(raw, value=value, **columns)
+    report = dataclasses.replace(raw.report, rows=len(kept))
+    return dataclasses.replace(raw, report=report, value=value, **columns)
 
 
-def _check_shares(validation: float, test: float) -> None:
-    if validation <= 0 or test <= 0 or validation + test >= 1:
-        raise ConfigError(
-            "data.validation and data.test must be positive shares that leave rows to train; "
-            f"not {validation} and {test}"
-        )
+def _latest_of_pairs(raw: RawTable) -> tuple[np.ndarray, np.ndarray]:
+    """Rows [P] that are the latest of their (user, item) pair, and the pair of each row [N]."""
+    user = np.unique(_needed(raw, "user"), return_inverse=True)[1]
+    item = np.unique(_needed(raw, "item"), return_inverse=True)[1]
+    pair = np.unique(user * (int(item.max()) + 1) + item, return_inverse=True)[1]
+    age = np.arange(len(pair))
+    if raw.timestamp is not None:
+        age = np.argsort(np.argsort(raw.timestamp, kind="stable"))
+    order = np.lexsort((age, pair))
+    is_latest = np.append(pair[order][1:] != pair[order][:-1], True)
+    return np.sort(order[is_latest]), pair
 
 
 def _leave_one_out(raw: RawTable, seed: int) -> np.ndarray:
@@ -138,7 +150,7 @@ def _given(raw: RawTable, seed: int) -> np.ndarray:
 
 
 def _needed(raw: RawTable, name: str) -> np.ndarray:
-    """A column that a rule cannot do without; raises ConfigError if the data lacks it."""
+    """A column that a rule needs; raises ConfigError if the data lacks it."""
     column = getattr(raw, name)
     if column is None:
         raise ConfigError(f"the data names no {name}, which this split needs: name its column")
@@ -146,7 +158,7 @@ def _needed(raw: RawTable, name: str) -> np.ndarray:
 
 
 def _places_from_last(user: np.ndarray, when: np.ndarray) -> np.ndarray:
-    """For each row, how many rows of its user come after it (ties by row order)."""
+    """For each row, how many rows of its user come after it (ties by row order): [N] int64."""
     if not len(user):
         return np.zeros(0, np.int64)
     order = np.lexsort((np.arange(len(user)), when, user))

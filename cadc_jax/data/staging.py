@@ -1,7 +1,8 @@
-"""Reads a source once, on all cores and in bounded memory, into Arrow files quick to read again.
+"""Decodes a source once, on all cores and in bounded memory, into Arrow files that read fast.
 
-Whatever has to be known of all rows before the first can be written (their number, vocabularies,
-means) would otherwise take a second parse of the text. A chunk is a file; chunks are in order.
+The number of rows, the vocabularies and the means of all rows must be known before the first row of
+a table can be written. Staged chunks save parsing the text a second time for that. Each chunk is a
+file; the chunks are in the order of the source.
 """
 
 import concurrent.futures
@@ -10,13 +11,14 @@ import os
 import pathlib
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from cadc_jax.data import raw
-from cadc_jax.data.hosts import ALONE, Hosts, exchange, share_of
+from cadc_jax.data.hosts import SINGLE_HOST, Hosts, exchange, share_of
 from cadc_jax.data.raw import ReadReport
 from cadc_jax.errors import DataError
 from cadc_jax.runtime.progress import Progress
@@ -34,8 +36,8 @@ class StagedChunk:
     Attributes:
       path: its file.
       start: place of its first row among all rows.
-      rows: how many it has.
-      host: which host has read it, and goes on with it.
+      rows: number of its rows.
+      host: index of the host that read it and processes it further.
     """
 
     path: pathlib.Path
@@ -43,10 +45,15 @@ class StagedChunk:
     rows: int
     host: int = 0
 
-    def read(self, names: Collection[str] | None = None) -> pa.Table:
-        """Its rows: all columns, or those of `names` that there are.
+    @property
+    def places(self) -> slice:
+        """The places of its rows among all rows."""
+        return slice(self.start, self.start + self.rows)
 
-        They are read and not mapped, as mapped pages stay in memory for as long as they may.
+    def read(self, names: Collection[str] | None = None) -> pa.Table:
+        """Reads all its columns, or only its columns among `names`.
+
+        The file is read and not memory-mapped, because mapped pages would stay in memory.
         """
         with pa.OSFile(str(self.path)) as file:
             reader = pa.ipc.open_file(file)
@@ -64,158 +71,209 @@ def stage_rows(
     source: raw.RawData,
     max_malformed: float = 0.0,
     change: Callable[[pa.Table], pa.Table] = lambda rows: rows,
-    hosts: Hosts = ALONE,
+    hosts: Hosts = SINGLE_HOST,
 ) -> tuple[list[StagedChunk], ReadReport]:
-    """Decodes all chunks of a source into files of `folder`.
+    """Decodes all chunks of a source into files.
 
     Args:
-      folder: is made.
-      source: what to read. Parts are read at the same time, chunks decoded on all cores.
-      max_malformed: share of malformed rows to put up with.
+      folder: where to write the files; made if needed. Several hosts share it.
+      source: what to read. Parts are read at the same time, and chunks decoded on all cores.
+      max_malformed: largest share of malformed rows to leave out.
       change: applied to the rows of each chunk before they are written.
-      hosts: those that share the source, and `folder`.
+      hosts: the hosts that share the work.
 
     Returns:
-      The chunks of all hosts, in order, and the report of the whole.
+      The chunks of all hosts, in order, and the report of the whole source.
 
     Raises:
-      DataError: whatever the reader finds; too many malformed rows, or no row.
+      DataError: if the reader finds a fault, too many rows are malformed, or there are none. Of
+        several faults, the first one in the order of the rows.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    told = exchange(
-        hosts, folder, "read", lambda: _read_share(folder, source, max_malformed, change, hosts)
-    )
-    shares = list(told)
-    if any(share.sizes != shares[0].sizes for share in shares):
-        raise DataError(
-            f"{source.name}: not of the same size on every host; give all hosts the same raw files"
-        )
-    report = raw.total([report for share in shares for _, report in share.chunks])
-    failures = [share.changed for share in shares]  # first, as it may be behind any other fault
-    if not (report.malformed and not max_malformed):
-        failures += [share.failed for share in shares]
-    for failure in failures:
-        if failure is not None:
-            raise failure
-    raw.check(source.name, report, max_malformed)
+    reader = _ShareReader(folder, source, max_malformed, change, hosts)
+    shares = list(exchange(hosts, folder, "read", reader.read))
+    report = _check_shares(source.name, shares, max_malformed)
     staged, start = [], 0
     for host, share in enumerate(shares):
-        for name, part_report in share.chunks:
-            staged.append(StagedChunk(folder / name, start, part_report.rows, host))
-            start += part_report.rows
+        for name, chunk_report in share.chunks:
+            staged.append(StagedChunk(folder / name, start, chunk_report.rows, host))
+            start += chunk_report.rows
     return staged, report
 
 
-class _Share(NamedTuple):
-    """What one host made of its share of a source."""
-
-    chunks: list[tuple[str, ReadReport]]  # the name of each one's file, and what was met
-    changed: BaseException | None  # what `Source.confirm` raised
-    failed: BaseException | None  # what the reader raised first, in the order of the rows
-    sizes: list[int]  # of the parts
-
-
-def _read_share(
-    folder: pathlib.Path,
-    source: raw.RawData,
-    max_malformed: float,
-    change: Callable[[pa.Table], pa.Table],
-    hosts: Hosts,
-) -> _Share:
-    sizes = source.sizes or [1] * len(source.parts)
-    starts = np.concatenate([[0], np.cumsum(sizes)])
-    low, high = share_of(hosts, sizes)
-    stop = threading.Event()
-    stopped = folder / "stopped"  # tells the other hosts
-    room = threading.Semaphore(WORKERS + 1)  # blocks in memory, for all parts together
-    progress = Progress("prepare: read", source.size // hosts.count, "bytes")
-    lock = threading.Lock()
-    done = {"bytes": 0, "rows": 0}
-
-    def give_up() -> None:
-        stop.set()
-        if hosts.count > 1:
-            stopped.touch()
-
-    def given_up() -> bool:
-        return stop.is_set() or (hosts.count > 1 and stopped.exists())
-
-    def decode(part: int, number: int, task: raw.Task) -> tuple[str, ReadReport]:
-        try:
-            chunk = task.decode()
-            name = f"{part}.{number}.arrow"
-            rows = change(chunk.rows)
-            with pa.OSFile(str(folder / name), "wb") as file:
-                with pa.ipc.new_file(file, rows.schema) as out:
-                    out.write_table(rows)
-        except BaseException:
-            give_up()
-            raise
-        finally:
-            room.release()
-        if chunk.report.malformed and not max_malformed:
-            give_up()  # it cannot get better
-        with lock:
-            done["bytes"] += task.consumed
-            done["rows"] += len(rows)
-            progress.update(done["bytes"], f"{done['rows']:,} rows")
-        return name, chunk.report
-
-    def read_part(part: int) -> list[concurrent.futures.Future]:
-        futures = []
-        place, last = starts[part], max(starts[part], starts[part + 1] - 1)
-        if place >= high or last < low or given_up():
-            return []
-        try:
-            for number, task in enumerate(source.parts[part]()):
-                start = min(place, last)  # a block of what was unpacked before consumes nothing
-                place += task.consumed
-                if start < low:
-                    continue
-                if start >= high:
-                    break
-                room.acquire()
-                if given_up():
-                    room.release()
-                    break
-                futures.append(pool.submit(decode, part, number, task))
-        except BaseException:
-            give_up()
-            raise
-        return futures
-
-    with (
-        concurrent.futures.ThreadPoolExecutor(WORKERS) as pool,
-        concurrent.futures.ThreadPoolExecutor(min(WORKERS, len(source.parts))) as readers,
-    ):
-        parts = [readers.submit(read_part, part) for part in range(len(source.parts))]
-        concurrent.futures.wait(parts)
-        results, failed = [], None
-        for part in parts:  # in order, so that of several faults the first is told
-            if part.exception():
-                failed = failed or part.exception()
-                continue
-            for future in part.result():
-                if future.exception():
-                    failed = failed or future.exception()
-                else:
-                    results.append(future.result())
+def map_chunks(
+    label: str, function: Callable[[StagedChunk], R], chunks: Sequence[StagedChunk]
+) -> Iterator[R]:
+    """`ordered_map` over chunks, which shows the progress in rows under this label."""
+    progress = Progress(label, sum(chunk.rows for chunk in chunks), "rows")
+    done = 0
+    for chunk, result in zip(chunks, ordered_map(function, chunks), strict=True):
+        yield result
+        done += chunk.rows
+        progress.update(done)
     progress.close()
-    changed = None
-    try:
-        source.confirm()
-    except DataError as error:
-        changed = error
-    return _Share(results, changed, failed, list(sizes))
 
 
 def ordered_map(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
-    """`map` on all cores: results in order, and no more of them waiting than there are cores."""
-    with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
-        waiting: list[concurrent.futures.Future] = []
+    """`map` on all cores. Results keep their order; at most one per core waits to be consumed."""
+    with ThreadPoolExecutor(WORKERS) as pool:
+        waiting: list[Future[R]] = []
         for item in items:
             waiting.append(pool.submit(function, item))
             if len(waiting) > WORKERS:
                 yield waiting.pop(0).result()
         for future in waiting:
             yield future.result()
+
+
+class _Share(NamedTuple):
+    """One host's share of a source, decoded.
+
+    Attributes:
+      chunks: name of each chunk's file, and its report.
+      changed: the error that `RawData.confirm` raised, or None.
+      failed: the reader's first error in the order of the rows, or None.
+      sizes: sizes of the parts.
+    """
+
+    chunks: list[tuple[str, ReadReport]]
+    changed: BaseException | None
+    failed: BaseException | None
+    sizes: list[int]
+
+
+def _check_shares(name: str, shares: Sequence[_Share], max_malformed: float) -> ReadReport:
+    """Raises the first fault of all shares, or returns the report of the whole source `name`."""
+    if any(share.sizes != shares[0].sizes for share in shares):
+        raise DataError(
+            f"{name}: not of the same size on every host; give all hosts the same raw files"
+        )
+    report = raw.total([report for share in shares for _, report in share.chunks])
+    # A change comes first, because it may be the cause of any other fault.
+    failures = [share.changed for share in shares]
+    if max_malformed or not report.malformed:  # else the report is the fault
+        failures += [share.failed for share in shares]
+    for failure in failures:
+        if failure is not None:
+            raise failure
+    raw.check_report(name, report, max_malformed)
+    return report
+
+
+class _ShareReader:
+    """Decodes one host's share of a source into files.
+
+    A thread for each part yields its tasks, and a pool of threads decodes them. `room` bounds the
+    blocks in memory over all parts. The first fault stops all threads, and all other hosts.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        source: raw.RawData,
+        max_malformed: float,
+        change: Callable[[pa.Table], pa.Table],
+        hosts: Hosts,
+    ):
+        """Arguments as for `stage_rows`."""
+        self.folder, self.source, self.hosts = folder, source, hosts
+        self.max_malformed, self.change = max_malformed, change
+        self.sizes = list(source.sizes or [1] * len(source.parts))
+        self.starts = np.concatenate([[0], np.cumsum(self.sizes)])
+        self.low, self.high = share_of(hosts, self.sizes)
+        self.stop = threading.Event()
+        self.stop_file = folder / "stopped"  # tells the other hosts
+        self.room = threading.Semaphore(WORKERS + 1)
+        self.lock = threading.Lock()  # of the progress
+        self.progress = Progress("prepare: read", source.size // hosts.count, "bytes")
+        self.bytes_done, self.rows_done = 0, 0
+
+    def read(self) -> _Share:
+        """Decodes the share; called once."""
+        parts = range(len(self.source.parts))
+        with (
+            ThreadPoolExecutor(WORKERS) as decoders,
+            ThreadPoolExecutor(min(WORKERS, len(parts))) as readers,
+        ):
+            parts_read = [readers.submit(self._read_part, part, decoders) for part in parts]
+            concurrent.futures.wait(parts_read)
+            chunks, failed = _results_of(parts_read)
+        self.progress.close()
+        changed = None
+        try:
+            self.source.confirm()
+        except DataError as error:
+            changed = error
+        return _Share(chunks, changed, failed, self.sizes)
+
+    def _read_part(self, part: int, decoders: ThreadPoolExecutor) -> list[Future]:
+        """Hands the tasks of a part that are in the share to the decoders."""
+        futures: list[Future] = []
+        place = self.starts[part]
+        last = max(place, self.starts[part + 1] - 1)
+        if place >= self.high or last < self.low or self._stopped():
+            return futures
+        try:
+            for number, task in enumerate(self.source.parts[part]()):
+                # Text unpacked from bytes already consumed may begin at the end of the part.
+                start = min(place, last)
+                place += task.consumed
+                if start < self.low:
+                    continue
+                if start >= self.high:
+                    break
+                self.room.acquire()
+                if self._stopped():
+                    self.room.release()
+                    break
+                futures.append(decoders.submit(self._decode, f"{part}.{number}.arrow", task))
+        except BaseException:
+            self._stop()
+            raise
+        return futures
+
+    def _decode(self, name: str, task: raw.Task) -> tuple[str, ReadReport]:
+        """Writes the rows of a task to the file `name`."""
+        try:
+            chunk = task.decode()
+            rows = self.change(chunk.rows)
+            with pa.OSFile(str(self.folder / name), "wb") as file:
+                with pa.ipc.new_file(file, rows.schema) as out:
+                    out.write_table(rows)
+        except BaseException:
+            self._stop()
+            raise
+        finally:
+            self.room.release()
+        if chunk.report.malformed and not self.max_malformed:
+            self._stop()  # no later row can change that this is a fault
+        with self.lock:
+            self.bytes_done += task.consumed
+            self.rows_done += len(rows)
+            self.progress.update(self.bytes_done, f"{self.rows_done:,} rows")
+        return name, chunk.report
+
+    def _stop(self) -> None:
+        self.stop.set()
+        if self.hosts.count > 1:
+            self.stop_file.touch()
+
+    def _stopped(self) -> bool:
+        return self.stop.is_set() or (self.hosts.count > 1 and self.stop_file.exists())
+
+
+def _results_of(
+    parts: Sequence[Future[list[Future]]],
+) -> tuple[list[tuple[str, ReadReport]], BaseException | None]:
+    """All results of finished parts, and the first exception; both in the order of the rows."""
+    results, failed = [], None
+    for part in parts:
+        if part.exception():
+            failed = failed or part.exception()
+            continue
+        for future in part.result():
+            if future.exception():
+                failed = failed or future.exception()
+            else:
+                results.append(future.result())
+    return results, failed

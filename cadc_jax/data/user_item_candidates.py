@@ -1,20 +1,21 @@
-"""Which columns of a click log may stand for the user and the item: evidence from training rows.
+"""Finds columns of a click log that may serve as user and item, from evidence in training rows.
 
-Collaborative structure is what two columns say about the click *together*, beyond what each says
+Two columns have collaborative structure if together they say more about the click than each says
 alone. Three models of the click, in logits, are fitted on one half of the rows and scored on the
 other half, then the other way round:
 
   additive:  b + a_u + c_v, every effect shrunk towards 0
-  pair:      additive + d_uv, an effect of each combination, shrunk likewise
-  low rank:  additive + <x_u, z_v>, as a factorisation sees it
+  pair:      additive + d_uv, an effect of each combination, also shrunk
+  low rank:  additive + <x_u, z_v>, as a factorisation models it
 
-What the second and the third save of the first's log loss estimates, from below, the mutual
-information of the pair and the click beyond the single columns. It is in bits a row, and near 0 or
-negative where there is none, unlike the estimate from counts, which grows with the number of
-combinations. The low-rank saving, the *taste*, is what CADC can carry to combinations never seen.
+The log loss that the second and third models save over the first is a lower estimate of the mutual
+information of the pair and the click beyond the single columns. It is in bits per row. Without
+structure it is near 0 or negative, whereas an estimate from counts grows with the number of
+combinations. The saving of the low-rank model, the *taste*, is what CADC can use for combinations
+it has never seen.
 
-The variances that effects are shrunk by come from the rows themselves (empirical Bayes), so there
-is nothing to tune.
+The variances by which effects are shrunk are estimated from the rows (empirical Bayes), so there is
+nothing to tune.
 """
 
 import concurrent.futures
@@ -30,45 +31,45 @@ from cadc_jax.data import vocabulary
 from cadc_jax.errors import ConfigError
 
 CROSS = "*"  # between the columns of a cross: 'C1*C2'
-ENOUGH = 5  # rows that say something about a user
+ENOUGH_ROWS = 5  # rows of a user that are enough to learn something about it
 
-_ERRORS = 2  # standard errors above zero that make evidence
-_ADDITIVE_SWEEPS, _CELL_SWEEPS = 8, 3  # columns in turn need more than one alone
+_ERRORS = 2  # standard errors above zero that count as evidence
+_ADDITIVE_SWEEPS, _PAIR_SWEEPS = 8, 3  # two alternating columns need more sweeps than one
 _RANK = 4  # enough to tell whether there is any taste
-_VECTOR_SWEEPS = 8  # a few: the variances of weak tastes go on to shrink towards 0
-_START = 0.3  # standard deviation of the vectors at the start
+_VECTOR_SWEEPS = 8  # few, because more would shrink the variances of weak tastes towards 0
+_START = 0.3  # standard deviation of the initial vectors
 _LEGEND = (
     "mbit: thousandths of a bit a row saved on held-out rows, beyond the two columns alone, by an "
     "effect of each pair (pair) or by vectors, which carry over to unseen pairs (taste).",
     f"*: more than {_ERRORS} standard errors (+-) above zero; some of hundreds are luck, so look "
-    "at the size. Counts are of the rows studied; the column of more values is called the user.",
+    "at the size. Counts are of the rows studied; the column with more values is the user.",
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Saving:
-    """Held-out log loss saved by a model, in bits a row, and its standard error."""
+    """Held-out log loss that a model saves, in bits per row, and its standard error."""
 
     bits: float
     error: float
 
     @property
     def evident(self) -> bool:
-        """Whether it is more than two standard errors above zero."""
+        """Whether the saving is more than two standard errors above zero."""
         return self.bits > max(_ERRORS * self.error, 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What the rows say of one column as the user and another as the item.
+    """Evidence for one column as the user and another one as the item.
 
     Attributes:
       user, item: names of columns, or of crosses ('C1*C2').
-      users, items: distinct values, the sizes of the matrix.
+      users, items: numbers of distinct values, the sizes of the matrix.
       pairs: distinct combinations seen.
-      rows: rows in all.
-      median_rows_per_user: the mean is `rows / users`.
-      enough: share of the users with at least `ENOUGH` rows.
+      rows: number of rows.
+      median_rows_per_user: median number of rows of a user; the mean is `rows / users`.
+      enough: share of the users with at least `ENOUGH_ROWS` rows.
       pair: saving of the pair model.
       taste: saving of the low-rank model.
     """
@@ -86,12 +87,12 @@ class Record:
 
     @property
     def density(self) -> float:
-        """Share of the matrix that is seen."""
+        """Share of all combinations that is seen."""
         return self.pairs / (self.users * self.items)
 
     @property
     def usefulness(self) -> tuple[float, float, float]:
-        """What orders records: evident taste, then an evident pair effect, then the others."""
+        """Sort key of records: evident taste first, then evident pair effects, then the others."""
         taste, pair = (saving.bits if saving.evident else 0.0 for saving in (self.taste, self.pair))
         return taste, pair, self.pair.bits
 
@@ -103,45 +104,45 @@ def compare_pairs(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Record]:
-    """Estimates what every two candidates say together, the most useful pair first.
+    """Estimates what every two candidates say about the click together, the most useful pair first.
 
-    The candidate of more values is the user. Two candidates that share a column are no pair.
+    The candidate with more values is the user. Two candidates that share a column are not compared.
 
     Args:
       label: [N] 0 or 1, of training rows; 200,000 are enough for large effects.
       columns: name -> [N] int64 or unicode; 'missing' counts as a value.
       candidates: names of columns and of crosses such as 'C1*C2'; None: `candidate_columns`.
-      seed: of the division into halves and of the start of the low-rank fit.
-      progress: called with the pairs done and those to do.
+      seed: seed of the division into halves and of the initial vectors.
+      progress: called with the numbers of pairs done and of all pairs.
 
     Returns:
-      A record a pair.
+      A record for each pair.
 
     Raises:
-      ConfigError: a candidate names a column that is not there.
-      ValueError: labels other than 0 and 1, or all alike; a column of another length.
+      ConfigError: if a candidate names an unknown column.
+      ValueError: if labels are not 0 and 1 or do not differ, or a column has another length.
     """
     label = np.asarray(label)
-    _check(label, columns)
+    _check_rows(label, columns)
     names = candidate_columns(columns) if candidates is None else list(dict.fromkeys(candidates))
-    order = np.random.default_rng(seed).permutation(len(label))  # the halves are slices of this
+    order = np.random.default_rng(seed).permutation(len(label))  # halves are slices of this order
     label = label[order].astype(np.float64)
-    coded = {}
+    candidates_coded = []
     for name in names:
         distinct, codes = np.unique(_column(columns, name), return_inverse=True)
-        coded[name] = codes[order], len(distinct)
+        candidates_coded.append(_Coded(name, codes[order], len(distinct)))
     pairs = [
-        sorted(two, key=lambda name: -coded[name][1])
-        for two in itertools.combinations(names, 2)
-        if not set(two[0].split(CROSS)) & set(two[1].split(CROSS))
+        sorted(two, key=lambda coded: -coded.size)
+        for two in itertools.combinations(candidates_coded, 2)
+        if not set(two[0].name.split(CROSS)) & set(two[1].name.split(CROSS))
     ]
 
-    def record(pair: Sequence[str]) -> Record:
+    def record(pair: Sequence[_Coded]) -> Record:
         user, item = pair
-        return _record(label, user, item, *coded[user], *coded[item], seed)
+        return _record(label, user, item, seed)
 
-    records = []
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy frees the lock
+    records: list[Record] = []
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy releases the GIL
         for done in pool.map(record, pairs):
             records.append(done)
             if progress:
@@ -150,15 +151,15 @@ def compare_pairs(
 
 
 def candidate_columns(columns: Mapping[str, np.ndarray], max_seen_once: float = 0.95) -> list[str]:
-    """Names the columns that may stand for a user or an item.
+    """Names of the columns that may serve as a user or an item.
 
     Args:
       columns: name -> [N] raw values.
-      max_seen_once: the largest share of values that only one row has. Above it the column tells
-        rows apart, not users.
+      max_seen_once: largest share of values that occur in one row only. With a larger share the
+        column identifies rows rather than users.
 
     Returns:
-      The names of columns with two or more values, in their order.
+      The names of such columns with two or more values, in their order.
     """
     names = []
     for name, column in columns.items():
@@ -169,9 +170,9 @@ def candidate_columns(columns: Mapping[str, np.ndarray], max_seen_once: float = 
 
 
 def table(records: Sequence[Record], top: int = 20) -> str:
-    """The `top` first records as text: what the figures mean, the figures, and what to set."""
+    """The first `top` records as text: a legend, the figures, and what to set."""
     header = ["user", "item", "users", "items", "seen pairs", "density %", "rows/user", "median"]
-    header += ["rows/item", f"users >={ENOUGH} rows %", "pair mbit", "taste mbit"]
+    header += ["rows/item", f"users >={ENOUGH_ROWS} rows %", "pair mbit", "taste mbit"]
     lines = [header]
     for r in records[:top]:
         line = [r.user, r.item, f"{r.users:,}", f"{r.items:,}", f"{r.pairs:,}"]
@@ -181,7 +182,7 @@ def table(records: Sequence[Record], top: int = 20) -> str:
     return "\n".join([*_LEGEND, "", *_aligned(lines), "", _advice(records)])
 
 
-def _check(label: np.ndarray, columns: Mapping[str, np.ndarray]) -> None:
+def _check_rows(label: np.ndarray, columns: Mapping[str, np.ndarray]) -> None:
     if set(np.unique(label)) != {0, 1}:
         raise ValueError("labels must be 0 and 1, and both must occur")
     for name, column in columns.items():
@@ -190,7 +191,7 @@ def _check(label: np.ndarray, columns: Mapping[str, np.ndarray]) -> None:
 
 
 def _column(columns: Mapping[str, np.ndarray], name: str) -> np.ndarray:
-    """Returns [N] the raw values of a column or a cross."""
+    """Raw values [N] of a column or a cross."""
     parts = name.split(CROSS)
     for part in parts:
         if part not in columns:
@@ -200,61 +201,76 @@ def _column(columns: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     return vocabulary.cross([columns[part] for part in parts])
 
 
-def _record(
-    label: np.ndarray,
-    user: str,
-    item: str,
-    users: np.ndarray,
-    num_users: int,
-    items: np.ndarray,
-    num_items: int,
-    seed: int,
-) -> Record:
-    """Counts a pair and estimates its savings; `users` and `items` are [N] codes."""
-    distinct, cells = np.unique(users * num_items + items, return_inverse=True)
-    by_pair, by_taste = [], []
-    for fit, score in _halves(len(label)):
-        rate = label[fit].mean().clip(1e-6, 1 - 1e-6)
-        base = np.full(len(label), np.log(rate / (1 - rate)))
-        of_user, of_item = _effects(
-            label[fit],
-            base[fit],
-            [users[fit], items[fit]],
-            [num_users, num_items],
-            _ADDITIVE_SWEEPS,
-        )
-        base += of_user[users] + of_item[items]
-        (of_cell,) = _effects(label[fit], base[fit], [cells[fit]], [len(distinct)], _CELL_SWEEPS)
-        vectors = _vectors(
-            label[fit], base[fit], (users[fit], items[fit]), (num_users, num_items), seed
-        )
-        product = _products(vectors, (users[score], items[score]))
-        product *= _scales(label[score], base[score], product)
-        loss = _log_loss(label[score], base[score])
-        by_pair.append(loss - _log_loss(label[score], base[score] + of_cell[cells[score]]))
-        by_taste.append(loss - _log_loss(label[score], base[score] + product))
-    counts = np.bincount(users, minlength=num_users)
+@dataclasses.dataclass(frozen=True)
+class _Coded:
+    """A candidate with its values as codes.
+
+    Attributes:
+      name: name of the column or cross.
+      codes: [N] integers below `size`.
+      size: number of distinct values.
+    """
+
+    name: str
+    codes: np.ndarray
+    size: int
+
+
+def _record(label: np.ndarray, user: _Coded, item: _Coded, seed: int) -> Record:
+    """Counts a pair and estimates its savings, from labels [N] in a random order."""
+    distinct, codes = np.unique(user.codes * item.size + item.codes, return_inverse=True)
+    pair = _Coded(f"{user.name}{CROSS}{item.name}", codes, len(distinct))
+    first, second = slice(0, len(label) // 2), slice(len(label) // 2, len(label))
+    saved = [
+        _saved(label, user, item, pair, fit, score, seed)
+        for fit, score in ((first, second), (second, first))
+    ]
+    by_pair, by_taste = zip(*saved, strict=True)
+    counts = np.bincount(user.codes, minlength=user.size)
     return Record(
-        user=user,
-        item=item,
-        users=num_users,
-        items=num_items,
-        pairs=len(distinct),
+        user=user.name,
+        item=item.name,
+        users=user.size,
+        items=item.size,
+        pairs=pair.size,
         rows=len(label),
         median_rows_per_user=float(np.median(counts)),
-        enough=float((counts >= ENOUGH).mean()),
+        enough=float((counts >= ENOUGH_ROWS).mean()),
         pair=_saving(by_pair),
         taste=_saving(by_taste),
     )
 
 
-def _halves(rows: int) -> tuple[tuple[slice, slice], ...]:
-    """Returns (rows to fit, rows to score), twice."""
-    first, second = slice(0, rows // 2), slice(rows // 2, rows)
-    return (first, second), (second, first)
+def _saved(
+    label: np.ndarray,
+    user: _Coded,
+    item: _Coded,
+    pair: _Coded,
+    fit: slice,
+    score: slice,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Losses that the pair and the low-rank model save on each row of `score`, in nats.
+
+    All models are fitted on the rows of `fit`.
+    """
+    rate = label[fit].mean().clip(1e-6, 1 - 1e-6)
+    base = np.full(len(label), np.log(rate / (1 - rate)))
+    codes, sizes = (user.codes[fit], item.codes[fit]), (user.size, item.size)
+    of_user, of_item = _effects(label[fit], base[fit], codes, sizes, _ADDITIVE_SWEEPS)
+    base += of_user[user.codes] + of_item[item.codes]
+    (of_pair,) = _effects(label[fit], base[fit], [pair.codes[fit]], [pair.size], _PAIR_SWEEPS)
+    vectors = _vectors(label[fit], base[fit], codes, sizes, seed)
+    product = _products(vectors, (user.codes[score], item.codes[score]))
+    product *= _scales(label[score], base[score], product)
+    loss = _log_loss(label[score], base[score])
+    by_pair = loss - _log_loss(label[score], base[score] + of_pair[pair.codes[score]])
+    by_taste = loss - _log_loss(label[score], base[score] + product)
+    return by_pair, by_taste
 
 
-def _saving(saved: list[np.ndarray]) -> Saving:
+def _saving(saved: Sequence[np.ndarray]) -> Saving:
+    """The mean of losses saved, given in nats, and its standard error, in bits."""
     bits = np.concatenate(saved) / np.log(2)
     return Saving(float(bits.mean()), float(bits.std() / np.sqrt(len(bits))))
 
@@ -266,17 +282,17 @@ def _effects(
     sizes: Sequence[int],
     sweeps: int,
 ) -> list[np.ndarray]:
-    """Fits random effects of some columns, added to the offset, by one Newton step after another.
+    """Fits random effects of some columns, added to the offset, by Newton steps of each in turn.
 
     Args:
       label: [n] 0 or 1.
       offset: [n] logits.
       codes: for each column, [n] integers below its size.
-      sizes: of the columns.
+      sizes: sizes of the columns.
       sweeps: Newton steps of each column.
 
     Returns:
-      For each column [size] effects in logits: 0 for values that no row has.
+      For each column, [size] effects in logits; 0 for values that no row has.
     """
     logits = offset
     effects = [np.zeros(size) for size in sizes]
@@ -293,10 +309,10 @@ def _effects(
 
 
 def _variance(pull: np.ndarray, weight: np.ndarray) -> float:
-    """Returns the variance of effects whose estimates, pull / weight, have errors of 1 / weight.
+    """Estimates the variance of effects from pull / weight, their estimates of variance 1 / weight.
 
-    The fixed point is its maximum-likelihood estimate: pull^2 has mean weight + variance weight^2,
-    and every effect counts by the inverse square of that.
+    The fixed point is the maximum-likelihood estimate: pull^2 has mean weight + variance weight^2,
+    and each effect is weighted by the inverse square of this mean.
     """
     excess, square = pull**2 - weight, weight**2
     variance = 1.0
@@ -315,17 +331,18 @@ def _vectors(
     sizes: tuple[int, int],
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fits offset + <x_u, z_v> to clicks by variational Bayes, a Gaussian for each vector.
+    """Fits offset + <x_u, z_v> to clicks by variational Bayes, with a Gaussian for each vector.
 
-    The logistic function is bounded by a parabola (Jaakkola and Jordan 2000), so that every vector
-    is the solution of a linear system, as in ALS. The covariances of the other side's vectors and
-    the variance of each dimension, estimated as the fit goes on, do what a tuned ridge would.
+    A parabola bounds the logistic function (Jaakkola and Jordan 2000), which makes each vector the
+    solution of a linear system, as in ALS. The covariances of the other side's vectors and the
+    variance of each dimension, estimated during the fit, replace a tuned ridge.
 
     Args:
       label: [n] 0 or 1.
       offset: [n] logits.
       codes: [n] integers below `sizes`, of users and of items.
-      seed: of the start.
+      sizes: numbers of users and of items.
+      seed: seed of the initial vectors.
 
     Returns:
       The mean vectors [users, K] and [items, K], K = `_RANK`.
@@ -349,28 +366,31 @@ def _vectors(
 
 
 def _scales(label: np.ndarray, offset: np.ndarray, product: np.ndarray) -> np.ndarray:
-    """Returns [n] what to multiply the product of each row by, fitted to rows that are not it.
+    """Factors [n] for the products of the rows, each fitted to other rows.
 
-    Where rows are few the posterior means point the right way but are far too short. Every other
-    row gives the one number that mends it for the rest.
+    With few rows the posterior means have the right direction but are far too short. One factor is
+    fitted to every other row and applied to the remaining rows, and the other way round.
     """
     scales = np.zeros(len(label))
-    for apply in (0, 1):
-        y, base, x = (array[1 - apply :: 2] for array in (label, offset, product))
+    for applied in (0, 1):
+        y, base, x = (array[1 - applied :: 2] for array in (label, offset, product))
         scale = 0.0
         for _ in range(6):  # Newton's method
             probability = _sigmoid(base + scale * x)
             bend = _dot(x**2, probability * (1 - probability))
             scale += _dot(x, y - probability) / bend if bend else 0.0
-        scales[apply::2] = scale
+        scales[applied::2] = scale
     return scales
 
 
 def _sums_over_rows(
     codes: np.ndarray, others: np.ndarray, sizes: tuple[int, int]
 ) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """Returns a function of weights [n] and vectors [other size, M], whose value [size, M] is the
-    sum, over the rows of each code, of weight times the vector of the row's other code."""
+    """A function that sums weighted vectors over the rows of each code.
+
+    Its arguments are weights [n] and vectors [other size, M]. Its value [size, M] is the sum of
+    weight times the vector of the other code, over the rows of each code.
+    """
     order = np.argsort(codes, kind="stable")
     starts = np.concatenate([[0], np.bincount(codes, minlength=sizes[0]).cumsum()])
     others = others[order]
@@ -382,22 +402,22 @@ def _sums_over_rows(
 
 
 def _products(vectors: Sequence[np.ndarray], codes: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """Returns [n] <x_u, z_v> of each row."""
+    """<x_u, z_v> of each row: [n]."""
     return np.einsum("nk,nk->n", vectors[0][codes[0]], vectors[1][codes[1]])
 
 
 def _dot(a: np.ndarray, b: np.ndarray) -> float:
-    """Returns the inner product of two [n], without BLAS: its threads get in the way of ours."""
+    """The inner product of two [n], without BLAS, whose threads would compete with ours."""
     return np.einsum("n,n->", a, b)
 
 
 def _outer(vectors: np.ndarray) -> np.ndarray:
-    """[s, K] -> [s, K * K], each vector times itself."""
+    """The outer product of each vector with itself: [s, K] -> [s, K * K]."""
     return (vectors[:, :, None] * vectors[:, None, :]).reshape(len(vectors), -1)
 
 
 def _parabola(logits: np.ndarray) -> np.ndarray:
-    """Returns the curvature of the parabola that touches the logistic loss at these logits."""
+    """The curvature of the parabola that touches the logistic loss at these logits: [n]."""
     size = np.maximum(np.abs(logits), 1e-6)
     return np.tanh(size / 2) / (2 * size)
 
@@ -407,17 +427,18 @@ def _sigmoid(logits: np.ndarray) -> np.ndarray:
 
 
 def _log_loss(label: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """Returns [n] the loss of each row, in nats."""
+    """The loss of each row in nats: [n]."""
     return np.logaddexp(0, logits) - label * logits
 
 
 def _millibits(saving: Saving) -> str:
+    """The saving and its error in thousandths of a bit, with a star for evidence."""
     star = "*" if saving.evident else " "
     return f"{1000 * saving.bits:.2f} +- {1000 * saving.error:.2f}{star}"
 
 
 def _advice(records: Sequence[Record]) -> str:
-    """How to put the first record into the configuration, if it is worth it."""
+    """Says how to configure the first record, if there is evidence for it."""
     savings = (records[0].taste, records[0].pair) if records else ()
     if not any(saving.evident for saving in savings):
         return "No pair says more than its two columns alone: CADC has nothing to gain from them."
@@ -427,13 +448,14 @@ def _advice(records: Sequence[Record]) -> str:
         f"    config.data.user_features = {user}\n"
         f"    config.data.item_features = {item}"
     )
-    luck = np.sqrt(2 * np.log(len(records)))  # about the largest of so many standard normals
+    luck = np.sqrt(2 * np.log(len(records)))  # about the largest of as many standard normals
     if not any(saving.evident and saving.bits > luck * saving.error for saving in savings):
         advice += f"\nThe best of {len(records)} pairs may be that good by luck: study more rows."
     return advice
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table whose first row is the header."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(

@@ -1,8 +1,11 @@
-"""Raw values to ids: exactly, or hashed where there are too many to keep.
+"""Maps raw values to ids: exactly, or by a hash if there are too many values to keep.
 
-Ids of a column are 1, 2, ... in the order of its values; id 0 stands for every value that is not
-among them. A column with more distinct training values than it may have is hashed instead: the id
-of any value is then 1 + mix64(value) % size, and nothing has to be kept.
+Ids of a column are 1, 2, ... in the order of its values; id 0 stands for every other value. A
+column with more distinct training values than allowed is hashed instead: the id of any value is
+then 1 + mix64(value) % size, and no values are stored.
+
+`Counter` counts the values of a column over chunks and makes its `Vocabulary`. `cross` combines
+several columns into one.
 """
 
 import dataclasses
@@ -13,16 +16,16 @@ import pyarrow.compute as pc
 
 from cadc_jax.data import raw, sampling
 
-_LEAST_PENDING = 1 << 16  # counted values that wait to be merged
+_LEAST_PENDING = 1 << 16  # counted values that may wait before they are merged
 
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """What gives the values of a column their ids.
+    """The values of a column that have an id of their own.
 
     Attributes:
       values: [n] sorted distinct values, int64 or unicode; empty if ids are hashed.
-      hashed: number of ids that values are hashed to, or 0 if `values` are the vocabulary.
+      hashed: number of ids that values are hashed to, or 0 if `values` have the ids.
     """
 
     values: np.ndarray
@@ -40,8 +43,8 @@ class Vocabulary:
             return (1 + keys % np.uint64(self.hashed)).astype(np.int32)
         if not len(self.values) or not len(values):
             return np.zeros(len(values), np.int32)
-        values = _of_kind(values, self.values.dtype.kind)
-        # In order the search goes through a large vocabulary once instead of all over it.
+        values = _as_kind(values, self.values.dtype.kind)
+        # Sorted values are searched from one end of a large vocabulary to the other: faster.
         order = np.argsort(values)
         ordered = values[order]
         places = np.minimum(np.searchsorted(self.values, ordered), len(self.values) - 1)
@@ -50,59 +53,59 @@ class Vocabulary:
         return ids
 
     def coded_ids(self, column: pa.DictionaryArray) -> np.ndarray:
-        """Ids of a column of a chunk: [N] int32."""
-        return self.ids(raw_of(column.dictionary))[column.indices.to_numpy()]
+        """Ids of a dictionary-encoded column: [N] int32."""
+        return self.ids(dictionary_values(column.dictionary))[column.indices.to_numpy()]
 
 
 class Counter:
-    """Counts the values of a column over chunks, in memory bounded by their distinct number."""
+    """Counts the values of a column over chunks, in memory bounded by the distinct values."""
 
-    def __init__(self, most: int):
-        """`most`: distinct values to keep; beyond it the column will be hashed. 0: any number."""
-        self.most = most
+    def __init__(self, max_values: int):
+        """`max_values`: distinct values to keep; with more the column is hashed. 0: no bound."""
+        self.max_values = max_values
         self.overflowed = False
         self.merged: pa.Table | None = None
         self.pending: list[pa.Table] = []
-        self.waiting = 0
+        self.num_pending = 0
 
     def add(self, dictionary: pa.Array, counts: np.ndarray) -> None:
-        """Adds `counts` [n] of the values of a dictionary [n]; those of 0 do not count."""
+        """Adds the `counts` [n] of the values of a dictionary [n], some of which may be 0."""
         if self.overflowed:
             return
-        there = counts > 0
-        values = dictionary.filter(pa.array(there))
-        self.pending.append(pa.table({"value": values, "count": counts[there]}))
-        self.waiting += len(values)
-        if self.waiting > max(_LEAST_PENDING, len(self.merged or ())):
-            self.settle()
+        present = counts > 0
+        values = dictionary.filter(pa.array(present))
+        self.pending.append(pa.table({"value": values, "count": counts[present]}))
+        self.num_pending += len(values)
+        if self.num_pending > max(_LEAST_PENDING, len(self.merged or ())):
+            self.merge_pending()
 
     def merge(self, other: "Counter") -> None:
-        """Adds what another has counted."""
-        other.settle()
+        """Adds the counts of another counter."""
+        other.merge_pending()
         self.overflowed |= other.overflowed
         if self.overflowed:
             self.merged, self.pending = None, []
         elif other.merged is not None:
             self.pending.append(other.merged)
-            self.settle()
+            self.merge_pending()
 
-    def settle(self) -> None:
-        """Merges what waits, so that nothing is held twice."""
+    def merge_pending(self) -> None:
+        """Merges pending counts, after which each value is stored once."""
         tables = self.pending if self.merged is None else [self.merged, *self.pending]
-        self.pending, self.waiting = [], 0
+        self.pending, self.num_pending = [], 0
         if not tables:
             return
         table = pa.concat_tables(tables)
         grouped = table.group_by("value", use_threads=False).aggregate([("count", "sum")])
         self.merged = grouped.rename_columns({"count_sum": "count"})
-        if self.most and len(self.merged) > self.most:
+        if self.max_values and len(self.merged) > self.max_values:
             self.overflowed, self.merged = True, None
 
     def vocabulary(self, min_count: int) -> Vocabulary:
-        """The values of at least `min_count` rows."""
-        self.settle()
+        """The values of at least `min_count` rows, or the hash if there were too many values."""
+        self.merge_pending()
         if self.overflowed:
-            return Vocabulary(np.zeros(0, np.int64), self.most)
+            return Vocabulary(np.zeros(0, np.int64), self.max_values)
         if self.merged is None:
             return Vocabulary(np.zeros(0, np.int64))
         frequent = self.merged.filter(pc.field("count") >= min_count)["value"]
@@ -115,63 +118,63 @@ def of(values: np.ndarray, min_count: int = 1) -> Vocabulary:
     return Vocabulary(distinct[counts >= min_count])
 
 
-def raw_of(dictionary: pa.Array) -> np.ndarray:
-    """The values of a chunk's dictionary as NumPy holds them, each as it is written."""
+def dictionary_values(dictionary: pa.Array) -> np.ndarray:
+    """The values of a dictionary in NumPy: [n] int64, or unicode exactly as it is written."""
     values = dictionary.to_numpy(zero_copy_only=False)
     return values if pa.types.is_integer(dictionary.type) else np.asarray(values, str)
 
 
 def values_of(column: pa.ChunkedArray) -> np.ndarray:
-    """A column of a chunk as NumPy holds it: [N] numbers or unicode."""
+    """A column of a chunk in NumPy: [N] numbers or unicode."""
     if not pa.types.is_dictionary(column.type):
         return column.to_numpy()
-    return raw_of(column.cast(column.type.value_type).combine_chunks())
+    return dictionary_values(column.cast(column.type.value_type).combine_chunks())
 
 
 def cross(columns: list[np.ndarray]) -> np.ndarray:
-    """One int64 key >= 0 for each distinct combination of values: C columns [N] -> [N].
+    """Crosses columns into one int64 key >= 0 for each distinct combination: C columns [N] -> [N].
 
-    A single column is returned as it is; several are hashed to 63 bits.
+    Several columns are hashed to 63 bits. A single column is returned as it is.
     """
     if len(columns) == 1:
         return columns[0]
-    return cross_hashes([hash_of(column) for column in columns])
+    return _cross_hashes([hash_of(column) for column in columns])
 
 
 def cross_coded(columns: list[pa.DictionaryArray]) -> pa.DictionaryArray:
-    """`cross` of columns of a chunk."""
+    """`cross` for dictionary-encoded columns."""
     if len(columns) == 1:
         return columns[0]
-    hashes = [hash_of(raw_of(x.dictionary))[x.indices.to_numpy()] for x in columns]
-    return raw.coded(cross_hashes(hashes))
-
-
-def cross_hashes(hashes: list[np.ndarray]) -> np.ndarray:
-    """`cross` of columns that are `hash_of` values already."""
-    key = np.zeros(len(hashes[0]), np.uint64)
-    for seed, column in enumerate(hashes):
-        key = sampling.mix64(key ^ column, seed)
-    return (key >> np.uint64(1)).astype(np.int64)
+    hashes = [hash_of(dictionary_values(x.dictionary))[x.indices.to_numpy()] for x in columns]
+    return raw.coded(_cross_hashes(hashes))
 
 
 def hash_of(values: np.ndarray) -> np.ndarray:
     """Hashes of raw values: [N] integers or unicode -> [N] uint64.
 
-    A plain integer has the same hash as a number and as text, so that it does not matter whether
-    a reader could tell that a column holds integers alone.
+    A plain integer has the same hash as a number and as text, because only some chunks of a column
+    may hold integers alone.
     """
     if values.dtype.kind != "U":
         return values.astype(np.uint64)
     integers, plain = raw.plain_integers(pa.array(values))
     letters = np.ascontiguousarray(values).view(np.uint32).reshape(len(values), -1)
     key = np.zeros(len(values), np.uint64)
-    for letter in letters.T:  # trailing zeros of short strings must not depend on the width
+    for letter in letters.T:  # zeros pad short text: skipped, as the width must not matter
         key = np.where(letter == 0, key, sampling.mix64(key ^ letter.astype(np.uint64), 0))
     return np.where(plain, integers.astype(np.uint64), key)
 
 
-def _of_kind(values: np.ndarray, kind: str) -> np.ndarray:
-    """Values as a vocabulary of `kind` has them, so that '7' is found among integers."""
+def _cross_hashes(hashes: list[np.ndarray]) -> np.ndarray:
+    """Keys of C columns that are hashed already: [N] uint64 each -> [N] int64 >= 0."""
+    key = np.zeros(len(hashes[0]), np.uint64)
+    for seed, column in enumerate(hashes):
+        key = sampling.mix64(key ^ column, seed)
+    return (key >> np.uint64(1)).astype(np.int64)
+
+
+def _as_kind(values: np.ndarray, kind: str) -> np.ndarray:
+    """Values in the dtype kind of a vocabulary, which finds the text '7' among integers."""
     if values.dtype.kind == kind:
         return values
     if kind == "U":
@@ -179,4 +182,4 @@ def _of_kind(values: np.ndarray, kind: str) -> np.ndarray:
     if values.dtype.kind != "U":
         return values.astype(np.int64)
     integers, plain = raw.plain_integers(pa.array(values))
-    return np.where(plain, integers, np.iinfo(np.int64).min)  # which no vocabulary holds
+    return np.where(plain, integers, np.iinfo(np.int64).min)  # a value of no vocabulary

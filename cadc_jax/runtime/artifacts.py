@@ -1,12 +1,11 @@
-"""Artefacts: what a finished stage leaves on disk, named by a fingerprint of all it depends on.
+"""Artefacts: what a finished stage leaves on disk, found again by the next run.
 
-A stage writes into a temporary folder, which is renamed into place only when whole, with a
-`manifest.json` beside the data. The folder's name ends in the fingerprint of the stage's settings
-and inputs, so another configuration never overwrites an artefact and the same one finds it again.
-The manifest has the size and the checksum of every file, so that damage is found, and where.
+An artefact is a folder named after a fingerprint, a hash of the stage's settings and inputs. The
+same configuration finds it again; another one gets a folder of its own. A stage writes into a
+temporary folder, which gets its final name only when it is whole, with a `manifest.json` beside the
+data. The manifest holds the size and checksum of every file, by which damage is found and located.
 
-Of several processes, which share the work folder, the first one looks for artefacts and writes
-them.
+When several processes share a work folder, the first one looks for artefacts and writes them.
 """
 
 import concurrent.futures
@@ -34,6 +33,7 @@ from cadc_jax.runtime import distributed
 FORMAT = 2  # of every artefact; raise it when a layout on disk changes
 MANIFEST = "manifest.json"
 _READ_BYTES = 1 << 22
+_ADVICE = "delete the folder and run again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Artifact:
     Attributes:
       path: its folder.
       fingerprint: hash of its settings and inputs.
-      facts: what the stage reported of itself (row counts, losses, ...).
-      seconds: wall time the stage took when it ran, that of broken-off runs included as far as
-        their work was taken over.
+      facts: what the stage reported about itself (row counts, losses, ...).
+      seconds: wall time the stage took when it ran. It includes the time of interrupted runs whose
+        checkpoints it continued.
       reused: whether it was found rather than made.
     """
 
@@ -64,19 +64,19 @@ def materialize(
     verify: bool = False,
     together: bool = False,
 ) -> Artifact:
-    """Returns the artefact of a stage, running `write` only if it is not there yet.
+    """Returns the artefact of a stage; runs `write` only if there is none yet.
 
     All processes have to call it, with the same arguments.
 
     Args:
       workdir: folder of the run.
       stage: name of the stage; the artefact is `workdir/<stage>/<fingerprint>`.
-      settings: everything the result depends on, inputs' fingerprints included; JSON-able.
-      write: writes the data into the (existing, empty) folder it is given and returns facts; of
-        these, `seconds_before` is wall time that went into it earlier.
-      verify: whether to compare the checksums of an artefact that is there.
-      together: whether all processes run `write`, with the same folder, since they compute
-        together; what the first one returns counts. Otherwise the first one runs it alone.
+      settings: everything the result depends on, fingerprints of inputs included; JSON-able.
+      write: writes the data into the (existing, empty) folder it is given, and returns facts. The
+        fact `seconds_before` is wall time spent in earlier runs; it is added to `seconds`.
+      verify: whether to compare the checksums of an existing artefact.
+      together: whether all processes run `write`, with the same folder, because they compute
+        together; the facts of the first one are kept. Otherwise only the first one runs it.
 
     Raises:
       ArtifactError: if a folder of that name holds no whole artefact of this format.
@@ -90,20 +90,21 @@ def materialize(
         logging.info("%s: reused %s", stage, path)
         return artifact
 
-    def write_together(folder: pathlib.Path | None = None) -> Mapping[str, Any]:
-        return write(path.with_name(distributed.of_first(folder and folder.name)))
+    def write_together(temporary: pathlib.Path | None = None) -> Mapping[str, Any]:
+        # Only the first process knows the folder's name; the others get it here.
+        return write(path.with_name(distributed.of_first(temporary and temporary.name)))
 
     if first:
         write_artifact(path, settings, write_together if together else write)
     elif together:
         write_together()
-    distributed.of_first(None)  # the first one is through
+    distributed.of_first(None)  # waits until the first process has written everything
     distributed.wait_until_seen(path)
     return dataclasses.replace(open_artifact(path), reused=False)
 
 
 def fingerprint(stage: str, settings: Mapping[str, Any]) -> str:
-    """What names the artefact of a stage with these settings."""
+    """The name of the artefact of a stage with these settings."""
     return hash_of({"stage": stage, "format": FORMAT, **settings})
 
 
@@ -112,43 +113,72 @@ def write_artifact(
     settings: Mapping[str, Any],
     write: Callable[[pathlib.Path], Mapping[str, Any]],
 ) -> None:
-    """Writes an artefact with its manifest to `path`, whole or not at all: see `materialize`.
+    """Writes an artefact and its manifest to `path`, either whole or not at all.
 
-    If another process has finished the same artefact meanwhile, that one stays.
+    If another process finishes the same artefact first, that one is kept.
+
+    Args:
+      path: folder to make.
+      settings: of the stage, for the manifest; JSON-able.
+      write: as for `materialize`.
+
+    Raises:
+      OSError: if it cannot be written; the error names a file.
     """
-    own = f".{path.name}.{socket.gethostname()}."
-    for left in path.parent.glob(f"{own}*.tmp"):
-        if not _is_running(int(left.name.removeprefix(own).removesuffix(".tmp"))):
-            shutil.rmtree(left, ignore_errors=True)  # of a killed run
-    temporary = path.with_name(f"{own}{os.getpid()}.tmp")
+    temporary = _temporary_folder(path)
     temporary.mkdir(parents=True)
     try:
         start = time.perf_counter()
         facts = dict(write(temporary))
         seconds = time.perf_counter() - start + facts.pop("seconds_before", 0.0)
-        manifest = {
-            "settings": settings,
-            "facts": facts,
-            "seconds": round(seconds, 3),
-            "versions": {
-                "cadc_jax": __version__,
-                "jax": jax.__version__,
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-            },
-            "files": checksums(temporary),
-        }
-        write_json(temporary / MANIFEST, manifest)
+        _write_manifest(temporary, settings, facts, seconds)
         try:
             temporary.rename(path)
         except OSError:
-            if not path.exists():
+            if not path.exists():  # otherwise another process was faster
                 raise
     except OSError as error:
-        error.filename = error.filename or str(path)  # libraries do not always tell
+        error.filename = error.filename or str(path)  # some libraries leave it out
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary_folder(path: pathlib.Path) -> pathlib.Path:
+    """Name of a folder for this process beside `path`; deletes the folders of killed processes."""
+    prefix = f".{path.name}.{socket.gethostname()}."
+    for folder in path.parent.glob(f"{prefix}*.tmp"):
+        if not _is_running(int(folder.name.removeprefix(prefix).removesuffix(".tmp"))):
+            shutil.rmtree(folder, ignore_errors=True)
+    return path.with_name(f"{prefix}{os.getpid()}.tmp")
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it runs, but belongs to another user
+        return True
+    return True
+
+
+def _write_manifest(
+    folder: pathlib.Path, settings: Mapping[str, Any], facts: Mapping[str, Any], seconds: float
+) -> None:
+    manifest = {
+        "settings": settings,
+        "facts": facts,
+        "seconds": round(seconds, 3),
+        "versions": {
+            "cadc_jax": __version__,
+            "jax": jax.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "files": checksums(folder),
+    }
+    write_json(folder / MANIFEST, manifest)
 
 
 def open_artifact(path: pathlib.Path, verify: bool = False) -> Artifact:
@@ -156,47 +186,54 @@ def open_artifact(path: pathlib.Path, verify: bool = False) -> Artifact:
 
     Args:
       path: its folder.
-      verify: whether to read all files and compare their checksums; sizes are always compared.
+      verify: whether to read all files and compare their checksums. Sizes are always compared.
 
     Raises:
       ArtifactError: if its manifest is missing, unreadable or of another format version, or a file
         is missing or damaged.
     """
-    advice = "delete the folder and run again"
     if not path.is_dir():
         raise ArtifactError(f"{path}: no such folder")
     if not (path / MANIFEST).exists():
         raise ArtifactError(
             f"{path}: not a whole artefact, as it has no {MANIFEST}; name another folder, or, if a "
-            f"stage made this one, {advice}"
+            f"stage made this one, {_ADVICE}"
         )
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         version = manifest["settings"]["format"]
         files = manifest["files"] if version == FORMAT else {}
         artifact = Artifact(path, path.name, manifest["facts"], manifest["seconds"], reused=True)
-    except PermissionError:  # nothing to delete for
+    except PermissionError:  # deleting the folder would be the wrong advice
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path}: not a whole artefact ({error!r}); {advice}") from None
+        raise ArtifactError(f"{path}: not a whole artefact ({error!r}); {_ADVICE}") from None
     if version != FORMAT:
         raise ArtifactError(
-            f"{path}: artefact format {version}, this version reads {FORMAT}; {advice}"
+            f"{path}: artefact format {version}, this version reads {FORMAT}; {_ADVICE}"
         )
+    _check_sizes(path, files)
+    if verify:
+        _check_checksums(path, files)
+    return artifact
+
+
+def _check_sizes(path: pathlib.Path, files: Mapping[str, list]) -> None:
     for name, (size, _) in files.items():
         found = (path / name).stat().st_size if (path / name).is_file() else None
         if found != size:
             fault = "is missing" if found is None else f"has {found} bytes instead of {size}"
-            raise ArtifactError(f"{path / name}: the file {fault}; {advice}")
-    if verify:
-        now = checksums(path, files)
-        for name, expected in files.items():
-            if now[name] != expected:
-                raise ArtifactError(
-                    f"{path / name}: the file is damaged (its checksum is {now[name][1]} instead "
-                    f"of {expected[1]}); {advice}"
-                )
-    return artifact
+            raise ArtifactError(f"{path / name}: the file {fault}; {_ADVICE}")
+
+
+def _check_checksums(path: pathlib.Path, files: Mapping[str, list]) -> None:
+    found = checksums(path, files)
+    for name, expected in files.items():
+        if found[name] != expected:
+            raise ArtifactError(
+                f"{path / name}: the file is damaged (its checksum is {found[name][1]} instead "
+                f"of {expected[1]}); {_ADVICE}"
+            )
 
 
 def settings_of(path: pathlib.Path) -> Mapping[str, Any]:
@@ -205,7 +242,15 @@ def settings_of(path: pathlib.Path) -> Mapping[str, Any]:
 
 
 def checksums(path: pathlib.Path, names: Iterable[str] | None = None) -> dict[str, list]:
-    """Name -> [size in bytes, CRC-32 in hexadecimal] of the files under a folder (default: all)."""
+    """Sizes and checksums of the files in a folder and below it.
+
+    Args:
+      path: the folder.
+      names: files to read, relative to it; all files by default.
+
+    Returns:
+      Name -> [size in bytes, CRC-32 in hexadecimal].
+    """
     if names is None:
         names = sorted(str(x.relative_to(path)) for x in path.rglob("*") if x.is_file())
     names = list(names)
@@ -227,7 +272,11 @@ def size_of(path: pathlib.Path) -> int:
 
 
 def file_identity(paths: Iterable[str | pathlib.Path]) -> list[list]:
-    """What stands for raw files in a fingerprint: path, size in bytes and time of change."""
+    """What represents raw files in a fingerprint.
+
+    Returns:
+      [absolute path, size in bytes, time of the last change in nanoseconds] of each file.
+    """
     identities = []
     for path in paths:
         stat = os.stat(path)
@@ -236,23 +285,18 @@ def file_identity(paths: Iterable[str | pathlib.Path]) -> list[list]:
 
 
 def hash_of(value: Any) -> str:
-    """A short stable hash of a JSON-able value."""
+    """A short stable hash of a JSON-able value: 12 hexadecimal digits."""
     text = json.dumps(value, sort_keys=True, default=list)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def plain(value: Any) -> Any:
+    """A JSON-able value as JSON gives it back: tuples become lists, keys become strings."""
+    return json.loads(json.dumps(value))
+
+
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes `value` as indented JSON, whole or not at all."""
+    """Writes `value` as indented JSON, either whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(value, indent=2, default=list) + "\n")
     temporary.replace(path)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it is there, but another user's
-        return True
-    return True

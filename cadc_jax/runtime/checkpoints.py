@@ -1,80 +1,109 @@
-"""Checkpoints: where long work stands, saved now and then, so that a crash costs little of it.
+"""Checkpoints: the state of long work, saved from time to time, to limit what a crash costs.
 
-A checkpoint is a folder that Orbax writes in the background, under another name until it is whole.
-Its `manifest.json` holds what is no array, and the checksum of every file, by which damage is
-found before anything is read. Of several, the newest that is whole counts.
+A checkpoint is a folder that Orbax writes in the background; it gets its final name when it is
+whole. Its `manifest.json` holds the facts that are not arrays and the checksums of all files.
+Restoring compares the checksums first and takes the newest checkpoint without damage.
 
     with Checkpoints(folder) as checkpoints:
-        factors, losses = als.fit(interactions, config, key, checkpoints=checkpoints)
+        factors, losses = als.fit(interactions, config, key, saved=checkpoints)
 """
 
+import dataclasses
 import json
 import logging as python_logging
 import pathlib
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
 
+from cadc_jax.errors import check_at_least
 from cadc_jax.runtime import artifacts, distributed
 from cadc_jax.runtime.interrupts import Stopped
 
 FORMAT = 1  # raise it when what a stage saves changes
 _TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that Orbax is writing
-_CHANGES = "_CHECKPOINT_METADATA"  # Orbax adds the time to it after the checksums are taken
+_ORBAX_METADATA = "_CHECKPOINT_METADATA"  # Orbax changes it after the checksums are taken
 
 # What Orbax and TensorStore raise for a disk that fails or is full, and for damaged files.
 _SAVE_FAULTS = (OSError, ValueError, RuntimeError)
 _RESTORE_FAULTS = (*_SAVE_FAULTS, KeyError, TypeError)
 
 Facts = Mapping[str, Any]
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """How often checkpoints are saved, and how many are kept.
+
+    Attributes:
+      seconds: wall time between saves. 0 saves at every chance, infinity only when the run is asked
+        to stop.
+      keep: checkpoints to keep, at least 2: if the newest is damaged, the one before it is used.
+    """
+
+    seconds: float = 300.0
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        check_at_least("checkpoints.seconds", self.seconds, 0)
+        check_at_least("checkpoints.keep", self.keep, 2)
 
 
 def like(tree: Any, sharding: jax.sharding.Sharding) -> Any:
-    """Shapes and dtypes of a tree of arrays, or of their shapes, all of them to lie so."""
+    """The tree's shapes and dtypes with `sharding`, as a target for `Checkpoints.restore`.
+
+    Args:
+      tree: a pytree of arrays, or of their shapes and dtypes.
+      sharding: where all restored arrays are to lie.
+    """
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
 class Checkpoints:
-    """The checkpoints of one piece of work.
+    """The checkpoints of one piece of work, in a folder of their own.
 
-    A save that fails, as on a full disk, is a warning: the work goes on, and the last good
+    A failed save, for example on a full disk, is only a warning: work continues, and the last good
     checkpoint stays.
 
     Attributes:
-      newest: step of the newest checkpoint of the folder that is known to be good, or None.
-      seconds_before: wall time that went into the restored checkpoint; 0 for a fresh start.
+      newest: step of the newest checkpoint known to be good, or None.
+      seconds_before: wall time that went into the restored checkpoint; 0 after a fresh start.
     """
 
     def __init__(
         self,
         folder: pathlib.Path,
-        seconds: float = 300.0,
-        keep: int = 2,
+        config: CheckpointConfig | float = CheckpointConfig(),
         stop: Callable[[], bool] = lambda: False,
         say: Callable[[str], None] = print,
+        **settings: Any,
     ):
         """Opens a folder, which need not exist.
 
         Args:
-          folder: of this work alone: nothing but its path tells whose checkpoints they are.
-          seconds: wall time between saves; 0 saves whenever it can be done, infinity only on
-            `stop`.
-          keep: how many to keep, at least 2, so that a damaged one has one before it.
-          stop: whether the work is to save and end.
-          say: shows the user a line.
+          folder: for this work alone, since only its path tells whose checkpoints it holds.
+          config: how often to save, and how many checkpoints to keep.
+          stop: whether the work has been asked to save and end.
+          say: shows the user a line of text.
+          **settings: fields of `CheckpointConfig` that replace those of `config`.
+
+        Raises:
+          ConfigError: if a setting is outside its range.
         """
-        if keep < 2:
-            raise ValueError(f"keep={keep}: must be at least 2")
+        if not isinstance(config, CheckpointConfig):
+            config = CheckpointConfig(seconds=config)
         self.newest: int | None = None
         self.seconds_before = 0.0
         self._folder = pathlib.Path(folder).resolve()
-        self._seconds, self._keep, self._stop, self._say = seconds, keep, stop, say
+        self._config = dataclasses.replace(config, **settings)
+        self._stop, self._say = stop, say
         self._opened = self._saved = time.monotonic()
-        self._pending: tuple[int, Facts] | None = None  # what the background is writing
+        self._pending: tuple[int, Facts] | None = None  # step and manifest of the save under way
         options = ocp.options.AsyncOptions(post_finalization_callback=self._complete)
         self._writer = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler(), async_options=options)
 
@@ -88,96 +117,100 @@ class Checkpoints:
         python_logging.getLogger("absl").removeFilter(_is_not_orbax_error)
 
     def restore(self, target: Any) -> tuple[Any, Facts] | None:
-        """The newest checkpoint that is whole; those found damaged are told of and removed.
+        """Restores the newest undamaged checkpoint; reports damaged ones and deletes them.
 
         Args:
-          target: as `like` makes it: what was saved, and where it is to lie now. Rows of zeros that
-            are missing are added, and those that are too many are left out: the padding of a split
-            table differs by the number of devices.
+          target: shapes, dtypes and shardings of the saved arrays, as `like` makes them. A table
+            may have other rows of padding than the saved one, as their number depends on the
+            number of devices: missing rows are filled with zeros, surplus rows are cut off.
 
         Returns:
-          (state, facts) as they were saved, or None if there is none.
+          (state, facts) as they were saved, or None if there is no usable checkpoint.
         """
         if distributed.is_first():
-            for left in self._folder.glob(f"*{_TEMPORARY}*"):
-                shutil.rmtree(left, ignore_errors=True)  # of a killed run
+            for half_written in self._folder.glob(f"*{_TEMPORARY}*"):  # by a killed run
+                shutil.rmtree(half_written, ignore_errors=True)
         steps = distributed.on_first(self._steps)
         for step in reversed(steps):
             path = self._folder / str(step)
-            state, fault = None, ""
-            manifest: Mapping[str, Any] = {}
             try:
-                manifest = _read_manifest(path)
-            except _RESTORE_FAULTS as error:
-                fault = _one_line(error)
-            if not distributed.in_any(bool(fault)):  # reading needs all processes
-                try:
-                    args = ocp.args.StandardRestore(target, strict=False)
-                    state = self._writer.restore(path, args=args)
-                except _RESTORE_FAULTS as error:
-                    fault = _one_line(error)
-            if not distributed.in_any(bool(fault)):
-                self.newest, self.seconds_before = step, manifest["seconds"]
-                self._say(f"         goes on from step {step} ({path})")
-                return state, manifest["facts"]
-            self._say(f"*** CHECKPOINT LEFT OUT: {path} is not usable: {fault} ***")
-            if distributed.is_first():
-                shutil.rmtree(path, ignore_errors=True)
+                manifest = _in_all_processes(_read_manifest, path)
+                state = _in_all_processes(self._read_state, path, target)
+            except _Unusable as error:
+                self._say(f"*** CHECKPOINT SKIPPED: {path} is not usable: {error} ***")
+                if distributed.is_first():
+                    shutil.rmtree(path, ignore_errors=True)
+                continue
+            self.newest, self.seconds_before = step, manifest["seconds"]
+            self._say(f"         Resuming from step {step} ({path})")
+            return state, manifest["facts"]
         if steps:
-            self._say(f"*** NO CHECKPOINT LEFT in {self._folder}: starting over ***")
+            self._say(f"*** NO USABLE CHECKPOINT in {self._folder}: starting over ***")
         return None
 
     def maybe_save(self, step: int, make: Callable[[], tuple[Any, Facts]]) -> None:
-        """Saves if it is time to; waits for a copy of the arrays, and for the save before.
+        """Saves if the time has come; waits only for the previous save and a copy of the arrays.
 
-        Of several processes all call it at the same steps. The first one's clock decides, or a
-        `stop` of any of them, of which the first one hears in time.
+        All processes have to call it at the same steps. It saves when the clock of the first
+        process says so, or when any process is asked to stop.
 
         Args:
-          step: number of the work done so far.
-          make: gives the state, a pytree of arrays, and the facts, JSON-able; called only if it is
-            time. The arrays may be donated afterwards.
+          step: how much of the work is done.
+          make: returns the state, a pytree of arrays, and the facts, JSON-able; called only if
+            there is something to save. The arrays may be donated afterwards.
 
         Raises:
           Stopped: after saving, if `stop` asks to end.
         """
-        late = time.monotonic() - self._saved >= self._seconds
-        late, stop = distributed.of_first(
-            [late, distributed.any_process_has_said("stop", self._stop())]
-        )
+        late = time.monotonic() - self._saved >= self._config.seconds
+        stop = distributed.reported_by_any("stop", self._stop())
+        late, stop = distributed.of_first([late, stop])
         if not (late or stop):
             return
         self._wait()
-        if step != self.newest:  # there is none yet, or work was done since
+        if step != self.newest:  # something was done since the newest checkpoint
             self._save(step, *make())
         if stop:
             self._wait()
             kept = "nothing of this stage" if self.newest is None else f"step {self.newest}"
             raise Stopped(f"{kept} is saved")
 
+    def _steps(self) -> list[int]:
+        """Steps that have a checkpoint, in order."""
+        if not self._folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdigit())
+
+    def _read_state(self, path: pathlib.Path, target: Any) -> Any:
+        return self._writer.restore(path, args=ocp.args.StandardRestore(target, strict=False))
+
     def _save(self, step: int, state: Any, facts: Facts) -> None:
+        """Starts a save in the background."""
         seconds = self.seconds_before + time.monotonic() - self._opened
-        facts = json.loads(json.dumps(facts))  # a copy: the work may go on changing its own
+        facts = artifacts.plain(facts)  # a copy, as the work may change its own meanwhile
         self._pending = step, {"format": FORMAT, "seconds": seconds, "facts": facts}
         try:
-            # A folder of that name can only be what another run of the same work has left.
+            # `force` replaces a folder of that name: another run of the same work left it.
             path = self._folder / str(step)
             self._writer.save(path, args=ocp.args.StandardSave(state), force=True)
         except _SAVE_FAULTS as error:
-            self._failed(step, error)
+            self._give_up_save(step, error)
         self._saved = time.monotonic()
 
     def _complete(self) -> None:
-        """Ends a save, in the background of process 0, just before the folder is given its name."""
-        assert self._pending is not None  # it is what is being saved
+        """Adds the manifest and deletes old checkpoints.
+
+        Orbax calls it in the background of process 0, just before it renames the folder.
+        """
+        assert self._pending is not None
         step, manifest = self._pending
         (temporary,) = self._folder.glob(f"{step}{_TEMPORARY}*")
         names = [str(x.relative_to(temporary)) for x in temporary.rglob("*") if x.is_file()]
-        files = artifacts.checksums(temporary, [name for name in names if name != _CHANGES])
+        files = artifacts.checksums(temporary, [x for x in names if x != _ORBAX_METADATA])
         manifest = {**manifest, "files": files}
         manifest["hash"] = artifacts.hash_of(manifest)
         artifacts.write_json(temporary / artifacts.MANIFEST, manifest)
-        for old in self._steps()[: 1 - self._keep]:
+        for old in self._steps()[: 1 - self._config.keep]:
             shutil.rmtree(self._folder / str(old), ignore_errors=True)
 
     def _wait(self) -> None:
@@ -188,32 +221,48 @@ class Checkpoints:
         try:
             self._writer.wait_until_finished()
         except _SAVE_FAULTS as error:
-            self._failed(step, error)
+            self._give_up_save(step, error)
         else:
             self.newest, self._pending = step, None
 
-    def _failed(self, step: int, error: Exception) -> None:
+    def _give_up_save(self, step: int, error: Exception) -> None:
         self._pending = None
-        for half in self._folder.glob(f"{step}{_TEMPORARY}*"):
-            shutil.rmtree(half, ignore_errors=True)
+        for half_written in self._folder.glob(f"{step}{_TEMPORARY}*"):
+            shutil.rmtree(half_written, ignore_errors=True)
+        last = "there is none yet" if self.newest is None else f"the last good one is {self.newest}"
         self._say(
             f"*** CHECKPOINT OF STEP {step} NOT SAVED in {self._folder}: {_one_line(error)}; "
-            f"going on, the last one is {'none' if self.newest is None else self.newest} ***"
+            f"work continues, {last} ***"
         )
 
-    def _steps(self) -> list[int]:
-        """Steps that have a checkpoint, in order."""
-        if not self._folder.is_dir():
-            return []
-        return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdigit())
+
+class _Unusable(Exception):
+    """A checkpoint cannot be used; the text says why."""
+
+
+def _in_all_processes(read: Callable[..., T], *arguments: Any) -> T:
+    """Reads part of a checkpoint in all processes at once.
+
+    Raises:
+      _Unusable: in all of them, if it fails in any.
+    """
+    value: Any = None
+    fault = ""
+    try:
+        value = read(*arguments)
+    except _RESTORE_FAULTS as error:
+        fault = _one_line(error)
+    if distributed.in_any(bool(fault)):
+        raise _Unusable(fault or "another process cannot read it")
+    return value
 
 
 def _read_manifest(path: pathlib.Path) -> Mapping[str, Any]:
-    """The manifest of a checkpoint that is whole.
+    """Reads the manifest of a checkpoint, and compares the checksums of its files.
 
     Raises:
-      ValueError: if it is of another format, or a file is missing or damaged.
-      OSError: if it cannot be read.
+      ValueError: if it is of another format, or a file is damaged.
+      OSError: if a file is missing or cannot be read.
     """
     manifest = json.loads((path / artifacts.MANIFEST).read_text())
     if artifacts.hash_of({k: v for k, v in manifest.items() if k != "hash"}) != manifest["hash"]:
@@ -229,11 +278,11 @@ def _read_manifest(path: pathlib.Path) -> Mapping[str, Any]:
 
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
-    if len(text) > 240:  # TensorStore tells what it was at first, and the cause at last
+    if len(text) > 240:  # TensorStore begins with what it tried to do and ends with the cause
         text = f"{text[:80]} ... {text[-150:]}"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _is_not_orbax_error(record: python_logging.LogRecord) -> bool:
-    """Orbax logs the traceback of a failed save, which `_failed` tells in a line."""
+    """Drops the traceback that Orbax logs for a failed save, which is reported in one line."""
     return not ("orbax" in record.pathname and record.levelno >= python_logging.ERROR)

@@ -1,18 +1,18 @@
-"""One run on several processes, usually one a host, by `jax.distributed`.
+"""One run on several processes, usually one on each host, by `jax.distributed`.
 
-All processes run the same program. Devices form one mesh, and whatever they compute together they
-compute in the same order. All else is decided by the first process (index 0): what is on disk, what
-is written there, what is printed. The others get its decisions from the key-value store of JAX's
-coordination service, where waiting costs nothing and has no limit.
+All processes run the same program. Their devices form one mesh, and they all start the same
+computations in the same order. The first process (index 0) decides everything else: which files
+exist, which are written, what is printed. The others get its decisions from the key-value store of
+JAX's coordination service, where they can wait without a time limit.
 
 When one process fails, all end:
 
-  an error that Python sees      its process says so in the store, which the others look into every
+  an error that Python sees      the process reports it in the store, where the others look every
                                  second (`fail`, `_watch`);
-  a process that is just gone    misses its heartbeats, for which JAX ends the others.
+  a process that disappears      misses its heartbeats, and JAX ends the others.
 
-JAX ends a process by a fatal message of many lines on stderr and an abort. `last_words` makes
-one line of it.
+JAX ends a process with a fatal message of many lines on stderr and an abort. `last_words` turns the
+message into one line.
 """
 
 import contextlib
@@ -29,20 +29,19 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jax
-from jax._src import distributed as _engine  # its client, the key-value store, has no public name
+from jax._src import distributed as _jax_distributed  # the store has no public name
 
 from cadc_jax.errors import CadcError, ConfigError
 
-HEARTBEAT_SECONDS = 30  # a process not heard of for so long counts as gone, and the others end
-_FOREVER = 7 * 24 * 3600 * 1000  # milliseconds; a peer that fails meanwhile ends the wait
+HEARTBEAT_SECONDS = 30  # a process silent for this long counts as gone, and the others end
+_FOREVER_MS = 7 * 24 * 3600 * 1000  # a wait ends earlier if the process waited for is gone
 _SHARED_SECONDS = 15  # in which a file of one host must show up on the others
 _FAILURE = "cadc/failure"
-_KEPT = 10_000  # values that the store keeps: the processes are never that far apart
+_KEPT_VALUES = 10_000  # in the store; the processes are never that many calls apart
 _LAST_WORDS = pathlib.Path(__file__).with_name("last_words.py")
-_FIELDS = ("coordinator", "num_processes", "process_id")
 
 _stopped = threading.Event()
-_calls = itertools.count()
+_calls = itertools.count()  # numbers the keys in the store; the same in all processes
 
 
 class DistributedError(CadcError):
@@ -50,13 +49,13 @@ class DistributedError(CadcError):
 
 
 def count() -> int:
-    """Number of processes; asks no device."""
-    return _engine.global_state.num_processes
+    """Number of processes; does not initialise devices."""
+    return _jax_distributed.global_state.num_processes
 
 
 def index() -> int:
-    """Which of the processes this is; asks no device."""
-    return _engine.global_state.process_id
+    """Index of this process; does not initialise devices."""
+    return _jax_distributed.global_state.process_id
 
 
 def is_first() -> bool:
@@ -71,49 +70,88 @@ def initialize(
     detect: bool = False,
     join_seconds: int = 300,
 ) -> None:
-    """Joins the other processes, if any are asked for; must come before any use of a device.
+    """Joins the other processes of the run, if there are any; call it before any use of a device.
 
-    Nothing is detected unless `detect`: a shell in a Slurm allocation or on a single TPU host would
-    otherwise wait for processes that nobody has started.
+    A cluster is detected only with `detect`. Otherwise a shell in a Slurm allocation or on a single
+    TPU host would wait for processes that nobody has started.
 
     Args:
-      coordinator: host:port of the first process, which listens there; None for a run of one.
-      num_processes: how many there are.
-      process_id: which this one is.
-      detect: take all three from Cloud TPU, GKE, Slurm or Open MPI, as JAX does.
+      coordinator: host:port of the first process, which listens there; None in a run of one.
+      num_processes: number of processes.
+      process_id: index of this process.
+      detect: whether JAX takes all three from Cloud TPU, GKE, Slurm or Open MPI.
       join_seconds: how long to wait for the others.
 
     Raises:
-      ConfigError: if some but not all of the three are given, or are out of range, or nothing is
-        detected.
+      ConfigError: if some but not all of the three are given, one is out of range, or JAX detects
+        no cluster.
+      DistributedError: if this process cannot connect to the coordinator.
     """
-    given = dict(zip(_FIELDS, (coordinator, num_processes, process_id), strict=True))
-    missing = [f"--{name}" for name, value in given.items() if value is None]
-    if len(missing) == len(given) and not detect:
+    if not detect and coordinator is None and num_processes is None and process_id is None:
         return
-    if missing and not detect:
+    _check_arguments(coordinator, num_processes, process_id, detect)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # JAX's own handler would keep SIGTERM from ending the process.
+    jax.config.update("jax_enable_preemption_service", False)
+    _redirect_stderr()
+    _connect(coordinator, num_processes, process_id, join_seconds)
+    jax.devices()  # all processes have to ask for their devices at about the same time
+    if not is_first():
+        sys.stdout = open(os.devnull, "w")
+    threading.Thread(target=_watch, daemon=True).start()
+
+
+def _check_arguments(
+    coordinator: str | None, num_processes: int | None, process_id: int | None, detect: bool
+) -> None:
+    if coordinator is None or num_processes is None or process_id is None:
+        if detect:
+            return
+        values = {
+            "--coordinator": coordinator,
+            "--num_processes": num_processes,
+            "--process_id": process_id,
+        }
+        missing = " and ".join(name for name, value in values.items() if value is None)
         raise ConfigError(
-            f"{' and '.join(missing)} not given: several processes need all of "
+            f"{missing} not given: several processes need all of "
             "--coordinator=HOST:PORT, --num_processes=N and --process_id=K (or --distributed alone)"
         )
-    if coordinator is not None and num_processes is not None and process_id is not None:
-        _check(coordinator, num_processes, process_id)
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # Its handler would keep SIGTERM from ending the process.
-    jax.config.update("jax_enable_preemption_service", False)
-    _filter_output()
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError(f"--coordinator={coordinator}: write HOST:PORT, such as host0:8476")
+    if not 0 <= process_id < num_processes:
+        raise ConfigError(
+            f"--process_id={process_id}: must be in [0, {num_processes}), as --num_processes is "
+            f"{num_processes}"
+        )
+    if process_id == 0:  # jaxlib would crash on a port that is taken
+        try:
+            socket.create_server(("", int(port))).close()
+        except (OSError, OverflowError) as error:
+            raise ConfigError(
+                f"--coordinator={coordinator}: process 0 cannot listen on port {port} ({error}); "
+                "choose a free one"
+            ) from None
+
+
+def _connect(
+    coordinator: str | None, num_processes: int | None, process_id: int | None, join_seconds: int
+) -> None:
+    """Calls `jax.distributed.initialize`, which detects the arguments that are None."""
+    detect = None in (coordinator, num_processes, process_id)
     try:
         jax.distributed.initialize(
             coordinator,
             num_processes,
             process_id,
-            cluster_detection_method=None if missing else "deactivate",
+            cluster_detection_method=None if detect else "deactivate",
             initialization_timeout=join_seconds,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=2 * HEARTBEAT_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
-        if missing:
+        if detect:
             raise ConfigError(
                 f"--distributed: JAX finds no cluster here ({error}); on other machines give "
                 "--coordinator=HOST:PORT, --num_processes=N and --process_id=K"
@@ -121,14 +159,27 @@ def initialize(
         raise DistributedError(
             f"process {process_id} cannot start with the coordinator {coordinator}: {error}"
         ) from None
-    jax.devices()  # which all have to ask for at about the same time
-    if not is_first():
-        sys.stdout = open(os.devnull, "w")
-    threading.Thread(target=_watch, daemon=True).start()
+
+
+def _redirect_stderr() -> None:
+    """Sends stderr through a small process, `last_words`, which survives an abort of this one.
+
+    Output of C++ libraries on stdout goes the same way (Gloo reports every connection there).
+    Python's own stdout is unaffected.
+    """
+    sys.stdout.flush()
+    command = [sys.executable, "-I", "-S", str(_LAST_WORDS), str(HEARTBEAT_SECONDS)]
+    # In a session of its own, Ctrl-C does not reach it; it ends when this process does.
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)
+    assert process.stdin is not None
+    for target in (1, 2):
+        os.dup2(process.stdin.fileno(), target)
+    process.stdin.close()
 
 
 def finish() -> None:
-    """Leaves the others, all of which have to come here; does nothing in a run of one process."""
+    """Leaves the other processes, which have to call it too; does nothing in a run of one."""
     if jax.distributed.is_initialized():
         barrier("finish")
         _stopped.set()
@@ -136,14 +187,14 @@ def finish() -> None:
 
 
 def fail(text: str) -> NoReturn:
-    """Ends all processes with exit code 1; the first of them to fail prints its text."""
+    """Ends all processes with exit code 1; only the first one to fail prints its text."""
     _stopped.set()
     text = " ".join(text.split())
     where = "" if is_first() else f"process {index()} on {socket.gethostname()}: "
     try:
         _store().key_value_set(_FAILURE, f"{where}{text}")
         is_news = True
-    except Exception as error:  # another one was first, or the store is gone with its process
+    except Exception as error:  # another process failed earlier, or the store is gone
         is_news = "ALREADY_EXISTS" not in str(error)
     if is_news:
         print(f"cadc: error: {where}{text}", file=sys.stderr, flush=True)
@@ -151,73 +202,80 @@ def fail(text: str) -> NoReturn:
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Whether an error of a collective says no more than that a process is gone."""
+    """Whether an error of a collective only means that another process is gone."""
     return count() > 1 and any(word in str(error) for word in ("Gloo", "UNAVAILABLE"))
 
 
 def wait_for_verdict() -> None:
-    """Waits until JAX, or a failing process, says why a process is gone, and ends this one."""
+    """Waits until JAX or a failing process reports why a process is gone, which ends this one."""
     time.sleep(HEARTBEAT_SECONDS + 10)
 
 
 def of_first(value: Any) -> Any:
-    """The first process's value (JSON-able), in all of them; all have to call it."""
+    """Returns the first process's value (JSON-able) in all processes; all have to call it."""
     if count() == 1:
         return value
     key = f"cadc/{next(_calls)}"
     if is_first():
         _store().key_value_set(key, json.dumps(value))
-        if (old := int(key.rpartition("/")[2]) - _KEPT) >= 0:
+        if (old := int(key.rpartition("/")[2]) - _KEPT_VALUES) >= 0:
             _store().key_value_delete(f"cadc/{old}")
         return value
-    return json.loads(_store().blocking_key_value_get(key, _FOREVER))
+    return json.loads(_store().blocking_key_value_get(key, _FOREVER_MS))
+
+
+def on_first(make: Callable[[], Any]) -> Any:
+    """Calls `make` in the first process only, and returns its value (JSON-able) in all of them."""
+    return of_first(make() if is_first() else None)
 
 
 def in_any(holds: bool) -> bool:
-    """Whether it holds in any process; all have to call it."""
+    """Whether `holds` is true in any process; all have to call it."""
     if count() == 1:
         return holds
     key = f"cadc/{next(_calls)}"
     _store().key_value_set(f"{key}/{index()}", json.dumps(holds))
-    answers = [_store().blocking_key_value_get(f"{key}/{k}", _FOREVER) for k in range(count())]
+    answers = [_store().blocking_key_value_get(f"{key}/{k}", _FOREVER_MS) for k in range(count())]
     return any(map(json.loads, answers))
 
 
-def any_process_has_said(what: str, holds: bool) -> bool:
-    """Whether it holds here, or in the first process, has been known to hold in any before."""
-    if count() == 1 or (holds and is_first()):
-        return holds
+def reported_by_any(event: str, happened: bool) -> bool:
+    """Whether an event has happened here or, in the first process, been reported by any other.
+
+    It does not wait for the other processes: their reports may arrive some calls later.
+
+    Args:
+      event: name of the event.
+      happened: whether it has happened in this process, which is then reported to the first one.
+    """
+    if count() == 1 or (happened and is_first()):
+        return happened
     if is_first():
-        with contextlib.suppress(Exception):  # there is no such key, as long as nobody has said so
-            _store().key_value_try_get(f"cadc/heard/{what}")
+        with contextlib.suppress(Exception):  # raised while there is no report
+            _store().key_value_try_get(f"cadc/reported/{event}")
             return True
-    elif holds:
-        _store().key_value_set(f"cadc/heard/{what}", "", allow_overwrite=True)
-    return holds
+    elif happened:
+        _store().key_value_set(f"cadc/reported/{event}", "", allow_overwrite=True)
+    return happened
+
+
+def barrier(name: str) -> None:
+    """Waits until all processes have come to the barrier of that name."""
+    if count() > 1:
+        _store().wait_at_barrier(f"cadc/{name}/{next(_calls)}", _FOREVER_MS)
 
 
 def leave(code: int) -> NoReturn:
-    """Ends this process with an exit code, others being about to end as well."""
+    """Ends this process with an exit code, when the others are about to end as well."""
     _stopped.set()
     _end(code)
 
 
-def on_first(make: Callable[[], Any]) -> Any:
-    """`make()` as the first process alone calls it, in all of them; the others wait."""
-    return of_first(make() if is_first() else None)
-
-
-def barrier(name: str) -> None:
-    """Returns when all processes have come to the barrier of that name."""
-    if count() > 1:
-        _store().wait_at_barrier(f"cadc/{name}/{next(_calls)}", _FOREVER)
-
-
 def check_shared(folder: pathlib.Path) -> None:
-    """Makes sure that all processes see what the first one writes into `folder`, made if needed.
+    """Makes `folder` if needed, and checks that all processes see what the first one writes there.
 
     Raises:
-      DistributedError: in a process that does not.
+      DistributedError: in a process that does not see it.
     """
     if count() == 1:
         return
@@ -235,7 +293,7 @@ def check_shared(folder: pathlib.Path) -> None:
 
 
 def wait_until_seen(path: pathlib.Path) -> None:
-    """Waits for what the first process has written; a network file system may show it late.
+    """Waits for a file of the first process, which a network file system may show late.
 
     Raises:
       DistributedError: if it does not show up.
@@ -249,61 +307,25 @@ def wait_until_seen(path: pathlib.Path) -> None:
             )
         time.sleep(0.2)
         with contextlib.suppress(OSError):
-            os.listdir(path.parent)  # has NFS look anew
-
-
-def _check(coordinator: str, num_processes: int, process_id: int) -> None:
-    host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdigit():
-        raise ConfigError(f"--coordinator={coordinator}: write HOST:PORT, such as host0:8476")
-    if not 0 <= process_id < num_processes:
-        raise ConfigError(
-            f"--process_id={process_id}: must be in [0, {num_processes}), as --num_processes is "
-            f"{num_processes}"
-        )
-    if process_id == 0:  # jaxlib would crash
-        try:
-            socket.create_server(("", int(port))).close()
-        except (OSError, OverflowError) as error:
-            raise ConfigError(
-                f"--coordinator={coordinator}: process 0 cannot listen on port {port} ({error}); "
-                "choose a free one"
-            ) from None
+            os.listdir(path.parent)  # makes NFS look again
 
 
 def _store() -> Any:
-    return _engine.global_state.client
+    return _jax_distributed.global_state.client
 
 
 def _watch() -> None:
-    """Ends this process when another one says that it has failed."""
+    """Ends this process when another one reports a failure."""
     while not _stopped.wait(1.0):
-        with contextlib.suppress(Exception):  # there is no such key, as long as all goes well
+        with contextlib.suppress(Exception):  # raised while there is no failure
             _store().key_value_try_get(_FAILURE)
             _end()
 
 
 def _end(code: int = 1) -> NoReturn:
-    """Ends this process at once: JAX would first wait for the others to end in good order."""
+    """Ends this process at once; a normal exit would first wait for the other processes."""
     sys.stderr.flush()
     sys.stdout.flush()
     if is_first():
-        time.sleep(3)  # it holds the store, which the others have to read first
+        time.sleep(3)  # the store ends with this process, and the others have to read it first
     os._exit(code)
-
-
-def _filter_output() -> None:
-    """Sends stderr by way of a small process, `last_words`, which outlives an abort.
-
-    Python's stdout stays as it is; what libraries in C++ write there (Gloo tells of every
-    connection) goes the same way.
-    """
-    sys.stdout.flush()
-    command = [sys.executable, "-I", "-S", str(_LAST_WORDS), str(HEARTBEAT_SECONDS)]
-    # A session of its own, as Ctrl-C is not for it: it ends when this process does.
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-    sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)
-    assert process.stdin is not None  # a pipe, as asked for
-    for target in (1, 2):
-        os.dup2(process.stdin.fileno(), target)
-    process.stdin.close()

@@ -1,7 +1,8 @@
 """Requests to end a run from outside: SIGTERM, as on preemption, and Ctrl-C.
 
-Work that leaves nothing half-written when it breaks off ends at once. Work that can save where it
-stands is `deferred`: it asks from time to time, saves, and ends by itself.
+A signal normally raises `Stopped` at once, since finished stages are always whole on disk. Work
+that can save its state runs inside `Stop.deferred`: it asks from time to time whether to stop,
+saves, and raises `Stopped` itself.
 """
 
 import contextlib
@@ -13,12 +14,13 @@ from collections.abc import Iterator
 class Stopped(BaseException):
     """The run ends because it was asked to; the text says what was kept.
 
-    Like `KeyboardInterrupt` no `Exception`, so that nothing on the way takes it for a failure.
+    Like `KeyboardInterrupt` it is no `Exception`, because code that handles failures must not catch
+    it.
     """
 
 
 class Stop:
-    """Calling it tells whether the run has been asked to end.
+    """Tells, when called, whether the run has been asked to end.
 
     Attributes:
       signal: the signal that asked, or None.
@@ -32,16 +34,16 @@ class Stop:
         return self.signal is not None
 
     def install(self) -> None:
-        """Listens to SIGTERM and SIGINT, in the main thread of a program."""
+        """Handles SIGTERM and SIGINT; call it in the main thread of a program."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._ask)
+            signal.signal(number, self._handle)
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """What runs inside ends by itself once asked; if it gets done instead, it ends here.
+        """Lets the work inside end by itself when asked to; a second signal ends it at once.
 
         Raises:
-          Stopped: on leaving, if the run was asked to end meanwhile.
+          Stopped: on leaving, if the run was asked to end but the work finished normally.
         """
         self._deferred = True
         try:
@@ -51,10 +53,10 @@ class Stop:
         if self():
             raise Stopped("this stage is finished")
 
-    def _ask(self, number: int, frame: object) -> None:
+    def _handle(self, number: int, frame: object) -> None:
         del frame
         again, self.signal = self(), signal.Signals(number)
         if again or not self._deferred:
             raise Stopped("finished stages are kept")
-        text = f"\ncadc: {self.signal.name}: saving after this step; once more to end at once\n"
-        os.write(2, text.encode())  # printing is not safe inside a signal handler
+        text = f"\ncadc: {self.signal.name}: saving after this step; a second signal ends at once\n"
+        os.write(2, text.encode())  # `print` is not safe inside a signal handler

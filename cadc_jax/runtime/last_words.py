@@ -1,7 +1,7 @@
-"""Copies stdin to stderr, and makes one line of what JAX says when it aborts a process.
+"""Copies stdin to stderr, and replaces JAX's messages before an abort by one line.
 
-A program of its own, run by `distributed`, without any other module: it must start at once, and
-still be there when the process that writes to it is not.
+A program of its own, which `distributed` starts. It imports only a few standard modules, since it
+must start at once, and it outlives the process whose output it copies.
 """
 
 import os
@@ -9,14 +9,19 @@ import re
 import select
 import sys
 
-_ENGINE = re.compile(rb"[EFW]\d{4} .*(coordination_service|client\.h:|distributed_runtime)")
+_JAX_MESSAGE = re.compile(rb"[EFW]\d{4} .*(coordination_service|client\.h:|distributed_runtime)")
 _FATAL = re.compile(rb"F\d{4} ")
 _HOLD_SECONDS = 20
-_ADVICE = "the run ends; that process's log says more; a new run goes on from the finished stages"
+_ADVICE = "the run ends; see the log of that process; a new run continues from the finished stages"
 
 
 def verdict(text: str, heartbeat_seconds: str) -> str:
-    """What the last words of JAX's coordination service mean, in one line."""
+    """What a fatal message of JAX's coordination service means, in one line.
+
+    Args:
+      text: all lines of the message.
+      heartbeat_seconds: time without heartbeats after which a process counts as gone.
+    """
     for pattern in (r"stopped sending heartbeats\):\s*(\d+)", r"[Tt]ask (\d+) heartbeat timeout"):
         lost = re.search(pattern, text)
         if lost:
@@ -24,8 +29,8 @@ def verdict(text: str, heartbeat_seconds: str) -> str:
             return f"{gone} (no heartbeat for {heartbeat_seconds} s): {_ADVICE}"
     if "RegisterTask" in text:
         return (
-            "not all processes have come together in time (--join_seconds): --coordinator must be "
-            "the address of process 0, reachable from all hosts, and all --num_processes must run"
+            "not all processes have joined in time (--join_seconds): --coordinator must be the "
+            "address of process 0, reachable from all hosts, and all --num_processes must run"
         )
     if "Failed to send RPC" in text or "Socket closed" in text:
         return f"process 0 has ended or cannot be reached: {_ADVICE}"
@@ -33,7 +38,15 @@ def verdict(text: str, heartbeat_seconds: str) -> str:
 
 
 def copy(reader: int, writer: int, heartbeat_seconds: str) -> None:
-    """Copies lines until the end, but holds back what the engine says on its way to an abort."""
+    """Copies lines until the end of the input; JAX's messages are held back in case it aborts.
+
+    Held lines are copied after all if no fatal message follows within some seconds.
+
+    Args:
+      reader: file descriptor of the input.
+      writer: file descriptor of the output.
+      heartbeat_seconds: as for `verdict`.
+    """
     rest, fatal = b"", False
     held: list[bytes] = []
     while True:
@@ -41,12 +54,12 @@ def copy(reader: int, writer: int, heartbeat_seconds: str) -> None:
         block = os.read(reader, 1 << 16) if ready else b""
         if ready and not block:
             break
-        if not ready:  # it was no last word
+        if not ready:  # the process did not abort
             os.write(writer, b"".join(held))
             held = []
         *lines, rest = (rest + block).split(b"\n")
         for line in lines:
-            if held or _ENGINE.match(line):
+            if held or _JAX_MESSAGE.match(line):
                 held.append(line + b"\n")
                 fatal = fatal or bool(_FATAL.match(line))
             elif not line.startswith(b"[Gloo]"):

@@ -1,4 +1,4 @@
-"""Progress of long work: a line that renews itself on a terminal, a line now and then in a pipe."""
+"""Progress of long work: a line that is redrawn on a terminal, or a new line now and then."""
 
 import sys
 import time
@@ -7,12 +7,12 @@ from cadc_jax.runtime import distributed
 
 
 class Progress:
-    """Shows how far a loop is, its rate and the time left, on stderr of the first process.
+    """Shows progress, rate and remaining time of a loop on stderr, in the first process only.
 
     Attributes:
       label: what is being done.
       total: amount of work.
-      unit: what is counted.
+      unit: what is counted, in the plural.
     """
 
     def __init__(self, label: str, total: int, unit: str):
@@ -21,7 +21,12 @@ class Progress:
         self.interval = 0.5 if sys.stderr.isatty() else 20.0
 
     def update(self, done: int, note: str = "") -> None:
-        """Says that `done` of the total is done, if it is time to say so."""
+        """Shows how much is done, unless that was shown a short time ago.
+
+        Args:
+          done: amount of work done so far.
+          note: text to add, such as the best result so far.
+        """
         now = time.monotonic()
         if now - self.shown < self.interval or not distributed.is_first():
             return
@@ -35,6 +40,6 @@ class Progress:
         print(f"\r\033[K{text}" if not end else text, end=end, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Clears the line."""
+        """Clears the line on a terminal."""
         if sys.stderr.isatty():
             print("\r\033[K", end="", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Drawn negatives: uniform, seeded, and unknown to the user."""
+"""Sets of known pairs, and negatives: uniform, seeded and unknown to the user."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ KNOWN = negatives.PairSet.of(SEEN)
 
 
 def keys_of(user, items, num_items):
-    """Everything a single user has seen."""
+    """The pairs of one user."""
     return np.unique(negatives.pair_keys(np.full(len(items), user), np.array(items), num_items))
 
 
@@ -30,7 +30,7 @@ def test_pair_keys_order_by_user_and_then_item_beyond_32_bits():
 
 
 @given(st.sets(st.integers(0, 50), min_size=1), st.lists(st.integers(-5, 60)))
-def test_contains_finds_exactly_the_known_pairs(known, wanted):
+def test_contains_finds_exactly_the_known_keys(known, wanted):
     keys = np.array(sorted(known), np.int64)
     expected = [key in known for key in wanted]
     assert negatives.contains(keys, np.array(wanted, np.int64)).tolist() == expected
@@ -38,19 +38,19 @@ def test_contains_finds_exactly_the_known_pairs(known, wanted):
 
 @pytest.fixture(params=[3, 4, 30])
 def filter_bits(request, monkeypatch):
-    """Filters that share bits among keys, and one that is exact."""
+    """Two filters in which keys share bits, and an exact one."""
     monkeypatch.setattr(negatives, "FILTER_BITS", request.param)
 
 
 @given(st.sets(st.integers(0, 50)), st.lists(st.integers(0, 300)))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_pair_set_holds_exactly_its_pairs(filter_bits, known, wanted):
+def test_a_pair_set_contains_exactly_its_pairs(filter_bits, known, wanted):
     pairs = negatives.PairSet.of(np.array(sorted(known), np.int64))
     expected = [key in known for key in wanted]
     assert pairs.contains(np.array(wanted, np.int64)).tolist() == expected
 
 
-def test_a_pair_set_holds_pairs_beyond_its_filter():
+def test_a_pair_set_contains_keys_above_the_size_of_its_filter():
     keys = np.array([5, 2**30 + 7, 2**40, 2**62])
     pairs = negatives.PairSet.of(keys)
     assert len(pairs.filter) == 2**27
@@ -75,27 +75,27 @@ def test_evaluation_negatives_are_uniform():
         assert scipy.stats.chisquare(np.bincount(column)[4:]).pvalue > 1e-3
 
 
-def test_evaluation_negatives_depend_on_the_row_and_the_seed_alone():
+def test_evaluation_negatives_depend_on_row_and_seed_only():
     user = np.array([0, 1, 0, 1])
     first, again, other = (
         negatives.draw_for_evaluation(user, SEEN, ITEMS, 5, seed) for seed in (0, 0, 1)
     )
     np.testing.assert_array_equal(first, again)
     assert np.all(np.any(first != other, axis=1))
-    assert np.any(first[0] != first[2])  # two rows of one user draw for themselves
+    assert np.any(first[0] != first[2])  # two rows of the same user
     np.testing.assert_array_equal(
         negatives.draw_for_evaluation(user[:2], SEEN, ITEMS, 5, 0), first[:2]
     )
 
 
 @pytest.mark.parametrize("count", [18, 10**12])
-def test_too_few_unseen_items_say_what_to_lower(count):
+def test_too_few_unseen_items_are_refused(count):
     with pytest.raises(ConfigError, match="data.num_negatives"):
         negatives.draw_for_evaluation(np.array([0]), SEEN, ITEMS, count, seed=0)
 
 
-def test_enough_unseen_items_are_found_however_rare_they_are():
-    """A user of 900 among 1000 items has a hundred unseen ones, so 99 of them can be drawn."""
+def test_rare_unseen_items_are_found():
+    """A user who has seen 900 of 1000 items draws 99 of the other hundred."""
     seen = keys_of(0, range(1, 901), 1001)
     drawn = negatives.draw_for_evaluation(np.array([0]), seen, 1001, 99, seed=0)
     assert len(set(drawn[0])) == 99 and drawn.min() > 900
@@ -104,7 +104,7 @@ def test_enough_unseen_items_are_found_however_rare_they_are():
 # For training.
 
 
-def test_training_negatives_are_never_known_to_a_user_of_few_items():
+def test_training_negatives_are_uniform_over_unknown_items():
     draws = np.arange(5000)
     drawn = negatives.draw_for_training(np.zeros(5000, int), draws, KNOWN, ITEMS, 4, seed=0)
     assert drawn.shape == (5000, 4) and drawn.dtype == np.int32
@@ -118,7 +118,7 @@ def test_each_user_avoids_only_their_own_items():
     assert set(np.unique(drawn)) == set(range(1, 20))  # 1, 2 and 3 are known to user 0 only
 
 
-def test_a_training_negative_depends_on_its_draw_and_the_seed_alone():
+def test_training_negatives_depend_on_user_draw_and_seed_only():
     user = np.array([0, 1, 0, 0])
     draws = np.array([5, 6, 7, 5])
     whole = negatives.draw_for_training(user, draws, KNOWN, ITEMS, 3, seed=2)
@@ -130,7 +130,7 @@ def test_a_training_negative_depends_on_its_draw_and_the_seed_alone():
 
 
 @given(st.sets(st.integers(1, 9), min_size=1), st.integers(0, 10**12), st.integers(0, 2**64))
-def test_a_training_negative_is_the_first_unknown_of_its_attempts(known, draw, seed):
+def test_a_training_negative_is_the_first_unknown_item_of_its_attempts(known, draw, seed):
     expected = []
     for place in range(3):
         first = (draw * 3 + place) * negatives.ATTEMPTS
@@ -143,7 +143,7 @@ def test_a_training_negative_is_the_first_unknown_of_its_attempts(known, draw, s
     assert drawn.tolist() == [expected]
 
 
-def test_a_user_of_half_the_items_keeps_a_known_one_in_256():
+def test_one_negative_in_256_is_known_if_the_user_knows_half_the_items():
     known = known_to(0, range(1, 11), ITEMS)
     drawn = negatives.draw_for_training(
         np.zeros(20_000, int), np.arange(20_000), known, ITEMS, 4, 0
@@ -152,7 +152,7 @@ def test_a_user_of_half_the_items_keeps_a_known_one_in_256():
     assert share == pytest.approx(0.5**negatives.ATTEMPTS, rel=0.25)  # 4 standard errors
 
 
-def test_a_user_of_all_items_draws_known_ones_rather_than_for_ever():
+def test_a_user_who_knows_all_items_draws_known_ones():
     known = known_to(0, range(1, ITEMS), ITEMS)
     drawn = negatives.draw_for_training(np.zeros(500, int), np.arange(500), known, ITEMS, 2, 0)
     assert set(np.unique(drawn)) == set(range(1, ITEMS))

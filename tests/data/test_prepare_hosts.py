@@ -1,10 +1,9 @@
-"""Several hosts, here processes, that prepare one table: it is the one that a single host makes."""
+"""Several hosts, here threads, prepare the same table as a single host."""
 
 import concurrent.futures
+import dataclasses
 import gzip
-import multiprocessing
-import pathlib
-import time
+import threading
 
 import numpy as np
 import pyarrow as pa
@@ -13,13 +12,13 @@ import pyarrow.parquet
 import pytest
 
 from cadc_jax.data import prepare
-from cadc_jax.data import raw as raw_rows
-from cadc_jax.data.hosts import ALONE, Hosts
+from cadc_jax.data.hosts import SINGLE_HOST, Hosts
 from cadc_jax.data.prepare import PrepareConfig
+from cadc_jax.data.raw import Task
 from cadc_jax.data.readers import criteo, synthetic, tabular
-from cadc_jax.errors import CadcError
+from cadc_jax.errors import CadcError, DataError
 
-BLOCK = 4096  # bytes, so that there are many of them, and pieces of a plain file
+BLOCK = 1 << 14  # bytes: small, for many blocks and for several pieces of a plain file
 CLICK = {"user_features": ("C7",), "item_features": ("C11", "C15"), "log_dense": True}
 DAYS = [f"day_{day}.gz" for day in range(5)]
 EVENTS = tabular.ColumnNames(
@@ -62,7 +61,6 @@ FAULTS = {
         log(["malformed"]),
         PrepareConfig("click", "order", 0.2, 0.2, max_malformed=0.001, **CLICK),
     ),
-    "a malformed row": (log(["malformed"]), CASES["a plain log"][1]),
     "no label": (events("ratings.parquet", RATINGS), CASES["events by time"][1]),
     "nobody has content": (events("events.csv", EVENTS, users=NOBODY), CASES["events by time"][1]),
     "negatives are too many": (
@@ -102,58 +100,37 @@ def raw(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def processes():
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(3, context) as pool:
-        yield pool
-
-
-def barrier(folder, index, count):
-    """A barrier of files."""
-
-    def wait(name):
-        place = folder / name.replace("/", "-")
-        place.mkdir(exist_ok=True)
-        (place / str(index)).touch()
-        end = time.monotonic() + 60
-        while len(list(place.iterdir())) < count:
-            if time.monotonic() > end:
-                raise TimeoutError(f"{name}: not all of {count} hosts came")
-            time.sleep(0.002)
-
-    return wait
-
-
-def work(raw, path, case, index=0, count=1):
-    """Prepares the case as one of some hosts; returns its facts or its error, and bytes decoded."""
-    hosts = ALONE
-    if count > 1:
-        (path.parent / "barrier").mkdir(exist_ok=True)
-        hosts = Hosts(index, count, barrier(path.parent / "barrier", index, count))
-    make, config = (CASES | FAULTS)[case]
+def prepare_on(source, path, config, hosts=SINGLE_HOST):
+    """Prepares a table; returns its facts, or the type and text of the error, and bytes decoded."""
     decoded = []
 
-    def counted(part):
-        for task in part():
-            yield raw_rows.Task(
-                task.consumed, lambda task=task: decoded.append(task) or task.decode()
-            )
+    def noted(task):
+        decoded.append(task.consumed)
+        return task.decode()
 
-    source = make(raw)
-    parts = [lambda part=part: counted(part) for part in source.parts]
-    source = raw_rows.RawData(**{**vars(source), "parts": parts})
+    def noting(part):
+        return lambda: (Task(task.consumed, lambda task=task: noted(task)) for task in part())
+
+    source = dataclasses.replace(source, parts=[noting(part) for part in source.parts])
     try:
-        result = prepare.write_table(path, source, config, hosts=hosts)
+        result = prepare.write_table(path, source, config, hosts)
     except CadcError as error:
-        result = (type(error).__name__, str(error))
-    return result, sum(task.consumed for task in decoded)
+        result = type(error), str(error)
+    return result, sum(decoded)
 
 
-def together(processes, raw, path, case, count):
+def prepare_together(sources, path, config):
+    """Prepares one table on as many hosts as there are sources; returns what each host returns."""
     path.mkdir(parents=True)
-    futures = [processes.submit(work, raw, path, case, index, count) for index in range(count)]
-    return [future.result(timeout=100) for future in futures]
+    barrier = threading.Barrier(len(sources))
+
+    def run(index, source):
+        hosts = Hosts(index, len(sources), lambda name: barrier.wait(60))
+        return prepare_on(source, path, config, hosts)
+
+    with concurrent.futures.ThreadPoolExecutor(len(sources)) as pool:
+        futures = [pool.submit(run, index, source) for index, source in enumerate(sources)]
+        return [future.result(timeout=100) for future in futures]
 
 
 def contents(path):
@@ -161,40 +138,43 @@ def contents(path):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_several_hosts_write_the_table_of_one_byte_for_byte(raw, processes, tmp_path, case):
-    facts, _ = work(raw, tmp_path / "alone", case)
-    expected = contents(tmp_path / "alone")
+def test_several_hosts_write_the_same_bytes_as_one(raw, tmp_path, case):
+    make, config = CASES[case]
+    facts, _ = prepare_on(make(raw), tmp_path / "one", config)
+    expected = contents(tmp_path / "one")
     assert isinstance(facts, dict) and len(expected) > 15
     for count in (2, 3):
-        path = tmp_path / str(count) / "table"
-        results = together(processes, raw, path, case, count)
-        assert [each for each, _ in results] == [facts] * count
+        path = tmp_path / str(count)
+        results = prepare_together([make(raw) for _ in range(count)], path, config)
+        assert [found for found, _ in results] == [facts] * count
         found = contents(path)
         assert sorted(found) == sorted(expected)
         assert [name for name in expected if found[name] != expected[name]] == []
-        print(f"{case}: bytes decoded by each host: {[decoded for _, decoded in results]}")
-        assert all(decoded for _, decoded in results)
+        assert all(decoded for _, decoded in results)  # each host has done a part
 
 
-@pytest.mark.parametrize("case", [case for case in FAULTS if case != "a malformed row"])
-def test_a_fault_that_one_host_meets_is_told_by_all_as_by_one(raw, processes, tmp_path, case):
-    error, _ = work(raw, tmp_path / "alone", case)
+@pytest.mark.parametrize("case", FAULTS)
+def test_all_hosts_raise_the_error_that_one_host_raises(raw, tmp_path, case):
+    make, config = FAULTS[case]
+    error, _ = prepare_on(make(raw), tmp_path / "one", config)
     assert isinstance(error, tuple)
     for count in (2, 3):
-        results = together(processes, raw, tmp_path / str(count) / "table", case, count)
-        assert [each for each, _ in results] == [error] * count
+        sources = [make(raw) for _ in range(count)]
+        results = prepare_together(sources, tmp_path / str(count), config)
+        assert [found for found, _ in results] == [error] * count
 
 
-def test_the_first_malformed_row_stops_all_hosts(raw, processes, tmp_path):
-    """How many rows were read by then is a matter of time."""
-    results = together(processes, raw, tmp_path / "table", "a malformed row", 2)
+def test_the_first_malformed_row_stops_all_hosts(raw, tmp_path):
+    """The number of rows read before that varies, and with it the message."""
+    make, config = log(["malformed"]), CASES["a plain log"][1]
+    results = prepare_together([make(raw), make(raw)], tmp_path / "table", config)
     assert results[0][0] == results[1][0]
     kind, message = results[0][0]
-    assert kind == "DataError" and message.startswith(f"{raw / 'malformed'}:")
+    assert kind is DataError and message.startswith(f"{raw / 'malformed'}:")
     assert "of the" in message and "rows read are malformed" in message
 
 
-def test_a_host_that_does_not_come_is_the_callers_affair(raw, tmp_path):
+def test_the_error_of_the_barrier_reaches_the_caller(raw, tmp_path):
     def wait(name):
         raise TimeoutError(name)
 
@@ -203,16 +183,10 @@ def test_a_host_that_does_not_come_is_the_callers_affair(raw, tmp_path):
         prepare.write_table(tmp_path, make(raw), config, hosts=Hosts(0, 2, wait))
 
 
-def test_hosts_that_see_other_files_are_told_so(raw, processes, tmp_path):
-    """Each process has a raw folder of its own here."""
-    other = pathlib.Path(tmp_path / "raw")
-    other.mkdir()
-    (other / "log").write_bytes((raw / "log").read_bytes()[:-100_000])
-    (tmp_path / "table").mkdir()
-    futures = [
-        processes.submit(work, folder, tmp_path / "table", "a plain log", index, 2)
-        for index, folder in enumerate((raw, other))
-    ]
-    for future in futures:
-        kind, message = future.result(timeout=100)[0]
-        assert kind == "DataError" and "not of the same size on every host" in message
+def test_hosts_with_different_raw_files_are_told(raw, tmp_path):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "log").write_bytes((raw / "log").read_bytes()[:-100_000])
+    make, config = CASES["a plain log"]
+    sources = [make(raw), make(tmp_path / "raw")]
+    for (kind, message), _ in prepare_together(sources, tmp_path / "table", config):
+        assert kind is DataError and "not of the same size on every host" in message

@@ -1,4 +1,4 @@
-"""The sampling rule: published hash, three forms that agree, and the statistics of what is kept."""
+"""The sampling rule: its published hash, two forms that agree, and statistics of kept rows."""
 
 from fractions import Fraction
 
@@ -49,7 +49,7 @@ def keep_in_tensorflow(ids, rate, seed):
 
 
 FORMS = {"numpy": sampling.keep, "tensorflow": keep_in_tensorflow}
-any_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
+in_both_forms = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
 
 
 # The hash.
@@ -78,7 +78,7 @@ def test_golden_hashes_never_change(place, value):
     assert sampling.mix64(np.array([row]), seed).tolist() == [value]
 
 
-@any_form
+@in_both_forms
 def test_golden_rows_never_change(form):
     kept = [i for i in range(100) if reference_hash(i, 0) < 2**64 // 10]
     assert kept == KEPT
@@ -86,7 +86,7 @@ def test_golden_rows_never_change(form):
 
 
 @given(rows, seeds)
-def test_the_hash_of_any_row_and_seed_is_the_references(row, seed):
+def test_the_hash_of_any_row_and_seed_is_that_of_the_reference(row, seed):
     assert sampling.mix64(np.array([row]), seed).tolist() == [reference_hash(row, seed)]
 
 
@@ -96,7 +96,7 @@ def test_the_type_of_row_ids_does_not_matter(kind):
     assert sampling.mix64(ids, 3).tolist() == sampling.mix64(np.arange(100), 3).tolist()
 
 
-def test_seeds_that_are_equal_modulo_2_to_the_64_are_the_same():
+def test_seeds_count_modulo_2_to_the_64():
     ids = np.arange(100)
     assert sampling.mix64(ids, -5).tolist() == sampling.mix64(ids, 2**64 - 5).tolist()
 
@@ -107,13 +107,13 @@ def test_a_seed_may_be_a_numpy_integer(seed):
     assert sampling.mix64(ids, np.int64(seed)).tolist() == sampling.mix64(ids, seed).tolist()
 
 
-# The three forms.
+# Both forms.
 
 
-@any_form
+@in_both_forms
 @pytest.mark.parametrize("seed", SEEDS)
-def test_every_form_has_all_64_bits_of_the_hash(monkeypatch, form, seed):
-    """Each row is kept if the limit is just above its own hash, and dropped if it is that hash."""
+def test_the_limit_is_compared_with_all_64_bits_of_the_hash(monkeypatch, form, seed):
+    """A row is kept if the limit is just above its hash, and dropped if it equals the hash."""
     for row in (0, 1, 2**31, 2**32 - 1, 2**32, 5 * 10**9, 2**63 - 1):
         own = reference_hash(row, seed)
         monkeypatch.setattr(sampling, "threshold", lambda rate, own=own: own + 1)
@@ -131,8 +131,8 @@ def test_numpy_and_tensorflow_agree(rate, seed):
 
 
 @given(st.lists(rows, min_size=1, max_size=20), st.floats(1e-19, 1.0), seeds)
-def test_every_form_keeps_exactly_the_hashes_below_the_rate(ids, rate, seed):
-    limit = int(Fraction(rate) * 2**64)  # floor, without any rounding
+def test_exactly_the_rows_of_hashes_below_the_limit_are_kept(ids, rate, seed):
+    limit = int(Fraction(rate) * 2**64)  # the floor, without rounding
     expected = [reference_hash(row, seed) < limit for row in ids]
     for form in FORMS.values():
         assert form(np.array(ids), rate, seed).tolist() == expected
@@ -141,18 +141,25 @@ def test_every_form_keeps_exactly_the_hashes_below_the_rate(ids, rate, seed):
 # The rate.
 
 
-@any_form
+@in_both_forms
 def test_a_rate_of_1_keeps_all_rows(form):
     assert form(np.arange(10_000), 1.0, 4).all()
     assert form(np.arange(10_000), 1, 4).all()
 
 
-def test_a_rate_that_rounds_down_to_no_hash_keeps_nothing():
-    for form in FORMS.values():  # floor(1e-30 * 2**64) is 0
-        assert not form(np.arange(1000), 1e-30, 0).any()
+@in_both_forms
+def test_a_rate_below_one_hash_keeps_nothing(form):
+    assert sampling.threshold(1e-30) == 0
+    assert not form(np.arange(1000), 1e-30, 0).any()
 
 
-@any_form
+def test_the_limit_is_the_exact_floor():
+    assert sampling.threshold(0.5) == 2**63
+    assert sampling.threshold(1.0) == 2**64
+    assert sampling.threshold(1 / 3) == int(Fraction(1 / 3) * 2**64)
+
+
+@in_both_forms
 @pytest.mark.parametrize("rate", [0, -0.1, 1.0001, 10, float("nan"), float("inf")])
 def test_a_rate_outside_its_range_is_refused(form, rate):
     with pytest.raises(ValueError, match="rate must be in"):
@@ -160,30 +167,30 @@ def test_a_rate_outside_its_range_is_refused(form, rate):
 
 
 @given(st.floats(1e-6, 1.0), st.floats(1e-6, 1.0), seeds)
-def test_keep_is_nested_across_rates(a, b, seed):
+def test_a_larger_rate_keeps_all_rows_of_a_smaller_one(a, b, seed):
     ids = np.arange(2000)
     smaller, larger = (sampling.keep(ids, rate, seed) for rate in sorted((a, b)))
     assert np.all(larger[smaller])
 
 
-@any_form
-def test_a_rows_fate_does_not_depend_on_the_batch_it_is_judged_in(form):
+@in_both_forms
+def test_the_decision_on_a_row_does_not_depend_on_its_batch(form):
     ids = np.arange(1000)
     parts = [form(part, 0.2, 1) for part in np.array_split(ids, 7)]
     np.testing.assert_array_equal(np.concatenate(parts), form(ids, 0.2, 1))
 
 
-# Statistics. Hashes are fixed numbers, so that none of these tests can fail by chance.
+# Statistics. Hashes are fixed numbers, so these tests cannot fail by chance.
 
 
 def chi_square(kept, group, rate):
-    """Statistic of the kept rows of each group against `rate`; its degrees are the groups."""
+    """Chi-square of the kept rows of each group against `rate`, a degree of freedom per group."""
     size, count = np.bincount(group), np.bincount(group, weights=kept)
     return np.sum((count - rate * size) ** 2 / (size * rate * (1 - rate)))
 
 
-def assert_p_values_of_chance(p):
-    """No more of them are small than by chance, and all of them together are uniform."""
+def assert_p_values_are_uniform(p):
+    """Checks that few are small, and that all together are uniform."""
     assert np.sum(np.array(p) < 0.01) <= scipy.stats.binom.ppf(0.999, len(p), 0.01)
     assert scipy.stats.kstest(p, "uniform").pvalue > 1e-3
 
@@ -197,11 +204,11 @@ def test_kept_rows_are_uniform_over_positions_for_a_hundred_seeds(rate):
         )
         for s in range(100)
     ]
-    assert_p_values_of_chance(p)
+    assert_p_values_are_uniform(p)
 
 
 def test_kept_rows_are_uniform_over_users_for_a_hundred_seeds():
-    """Users of few and of many rows: each has its share of the sample."""
+    """Users with few and with many rows keep the same share."""
     user = np.sort(np.random.default_rng(0).zipf(1.5, 200_000).clip(max=400)) - 1
     size = np.bincount(user)
     assert size.max() > 50_000 and size.min() < 40
@@ -209,7 +216,7 @@ def test_kept_rows_are_uniform_over_users_for_a_hundred_seeds():
         scipy.stats.chi2.sf(chi_square(sampling.keep(np.arange(200_000), 0.2, s), user, 0.2), 400)
         for s in range(100)
     ]
-    assert_p_values_of_chance(p)
+    assert_p_values_are_uniform(p)
 
 
 def test_the_number_of_kept_rows_is_binomial_over_a_hundred_seeds():
@@ -226,7 +233,7 @@ def test_neighbouring_rows_are_independent(rate):
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
-def test_neighbouring_seeds_are_independent_even_of_shifted_rows(rate):
+def test_near_seeds_are_independent_even_for_shifted_rows(rate):
     ids = np.arange(200_000)
     kept = sampling.keep(ids, rate, 10)
     for seed in (-10, 9, 11, 12, 10 + 2**32):

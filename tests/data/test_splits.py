@@ -1,4 +1,4 @@
-"""Which rows train, validate and test, and how repeated pairs become one."""
+"""The split of each row, and how repeated pairs are merged."""
 
 import numpy as np
 import pytest
@@ -16,29 +16,33 @@ def raw(user, item=None, **columns):
     return RawTable(ReadReport(len(user)), user=user, item=item, **columns)
 
 
+def split(table, rule, seed=0):
+    return splits.assign(table, rule, 0.1, 0.1, seed)
+
+
 # Leave one out.
 
 
 def test_the_last_interaction_tests_and_the_one_before_validates():
     table = raw([1, 1, 1, 2, 2, 2, 2], timestamp=np.array([30, 10, 20, 1, 2, 3, 4]))
-    fold = splits.assign(table, "leave_one_out", 0, 0, 0)
+    fold = split(table, "leave_one_out")
     assert fold.tolist() == [TEST, TRAIN, VALIDATION, TRAIN, TRAIN, VALIDATION, TEST]
     assert fold.dtype == np.int8
 
 
 def test_equal_times_keep_the_order_of_rows():
     table = raw([1, 2, 1, 2, 1, 2], timestamp=np.array([5, 7, 5, 7, 5, 6]))
-    fold = splits.assign(table, "leave_one_out", 0, 0, 0)
+    fold = split(table, "leave_one_out")
     assert fold.tolist() == [TRAIN, VALIDATION, VALIDATION, TEST, TEST, TRAIN]
 
 
-def test_users_of_fewer_than_three_interactions_only_train():
+def test_users_with_fewer_than_three_interactions_only_train():
     table = raw([1, 1, 2], timestamp=np.array([1, 2, 3]))
-    assert splits.assign(table, "leave_one_out", 0, 0, 0).tolist() == [TRAIN] * 3
+    assert split(table, "leave_one_out").tolist() == [TRAIN] * 3
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5)), min_size=1, max_size=40))
-def test_leave_one_out_is_what_sorting_each_users_rows_gives(rows):
+def test_leave_one_out_takes_the_last_rows_of_each_user_in_sorted_order(rows):
     expected = [TRAIN] * len(rows)
     for user in {user for user, _ in rows}:
         own = sorted((when, row) for row, (u, when) in enumerate(rows) if u == user)
@@ -46,12 +50,12 @@ def test_leave_one_out_is_what_sorting_each_users_rows_gives(rows):
             expected[own[-1][1]], expected[own[-2][1]] = TEST, VALIDATION
     names = np.array([f"u{user}" for user, _ in rows])
     table = raw(names, timestamp=np.array([when for _, when in rows]))
-    assert splits.assign(table, "leave_one_out", 0, 0, 0).tolist() == expected
+    assert split(table, "leave_one_out").tolist() == expected
 
 
-def test_without_times_a_seeded_order_stands_in():
+def test_without_timestamps_a_seeded_order_replaces_time():
     table = raw(np.repeat(np.arange(50), 10))
-    first, again, other = (splits.assign(table, "leave_one_out", 0, 0, s) for s in (0, 0, 1))
+    first, again, other = (split(table, "leave_one_out", s) for s in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert np.any(first != other)
     for rows in first.reshape(50, 10):
@@ -81,9 +85,9 @@ def test_by_time_the_latest_rows_test_and_equal_times_keep_the_order_of_rows():
     assert (train, validation, test) == ([6, 7, 8, 9], [2, 3, 4], [0, 1, 5])
 
 
-def test_at_random_rows_test_by_the_seed_alone():
+def test_random_rows_depend_on_the_seed_only():
     table = raw(np.zeros(1000, int))
-    first, again, other = (splits.assign(table, "random", 0.1, 0.1, s) for s in (0, 0, 1))
+    first, again, other = (split(table, "random", s) for s in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert 5 <= np.sum((first == TEST) & (other == TEST)) <= 25  # 10 by chance
     assert np.all(np.bincount(np.flatnonzero(first == TEST) // 200, minlength=5) > 5)  # of 20
@@ -91,7 +95,7 @@ def test_at_random_rows_test_by_the_seed_alone():
 
 
 @pytest.mark.parametrize("rule", splits.BY_PLACE)
-def test_a_split_by_place_is_the_same_in_pieces(rule):
+def test_a_split_by_place_is_the_same_chunk_by_chunk(rule):
     table = raw(np.zeros(1000, int))
     whole = splits.assign(table, rule, 0.1, 0.2, 3)
     pieces = [
@@ -101,23 +105,23 @@ def test_a_split_by_place_is_the_same_in_pieces(rule):
     np.testing.assert_array_equal(np.concatenate(pieces), whole)
 
 
-# The data's own.
+# The data's own split.
 
 
 def test_a_given_split_without_validation_takes_one_training_row_of_each_test_user():
     user = [1, 1, 1, 2, 2, 3, 1, 3]
     fold = np.array([TRAIN] * 6 + [TEST] * 2, np.int8)
-    given = splits.assign(raw(user, fold=fold), "given", 0, 0, 0)
+    given = split(raw(user, fold=fold), "given")
     assert np.bincount(given[:3]).tolist() == [2, 1]  # one of user 1's
     assert given[3:6].tolist() == [TRAIN] * 3  # 2 is not tested; 3 has only one row to train on
     assert given[6:].tolist() == [TEST] * 2
     assert fold.tolist() == [TRAIN] * 6 + [TEST] * 2  # the data's own stays as it was
 
 
-def test_the_seed_says_which_training_row_of_a_given_split_validates():
+def test_the_seed_chooses_the_training_rows_of_a_given_split_that_validate():
     user = np.r_[np.repeat(np.arange(30), 5), np.arange(30)]
     table = raw(user, fold=np.repeat([TRAIN, TEST], [150, 30]).astype(np.int8))
-    first, again, other = (splits.assign(table, "given", 0, 0, s) for s in (0, 0, 1))
+    first, again, other = (split(table, "given", s) for s in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert np.any(first != other)
     assert np.all(np.sum(first[:150].reshape(30, 5) == VALIDATION, axis=1) == 1)
@@ -126,38 +130,38 @@ def test_the_seed_says_which_training_row_of_a_given_split_validates():
 
 def test_a_given_split_with_validation_stays_as_it_is():
     fold = np.array([TRAIN, TRAIN, VALIDATION, TEST], np.int8)
-    given = splits.assign(raw([1, 1, 1, 1], fold=fold), "given", 0, 0, 0)
+    given = split(raw([1, 1, 1, 1], fold=fold), "given")
     np.testing.assert_array_equal(given, fold)
 
 
 @pytest.mark.parametrize(
-    ("rule", "validation", "test", "message"),
+    ("rule", "message"),
     [
-        ("time", 0.1, 0.1, "needs timestamps"),
-        ("given", 0.1, 0.1, "a test file"),
-        ("order", 0.0, 0.1, "positive shares"),
-        ("order", 0.1, 0.0, "positive shares"),
-        ("time", -0.1, 0.1, "positive shares"),
-        ("random", 0.5, 0.5, "leave rows to train"),
-        ("last", 0.1, 0.1, "must be one of leave_one_out, order, time, random, given; not 'last'"),
+        ("time", "data.split='time' needs timestamps, which this data does not have"),
+        ("given", "data.split='given' needs data with a split of its own .a test file."),
     ],
 )
-def test_a_rule_that_cannot_work_is_refused(rule, validation, test, message):
+def test_rules_that_need_more_columns_say_so(rule, message):
     with pytest.raises(ConfigError, match=message):
-        splits.assign(raw([1, 2, 3]), rule, validation, test, 0)
+        split(raw([1, 2, 3]), rule)
 
 
-def test_rules_that_go_by_user_refuse_data_without_users():
+@pytest.mark.parametrize("rule", ["leave_one_out", "given"])
+def test_rules_by_user_refuse_data_without_users(rule):
     clicks = RawTable(ReadReport(3), fold=np.array([TRAIN, TRAIN, TEST], np.int8))
-    for rule in ("leave_one_out", "given"):
-        with pytest.raises(ConfigError, match="the data names no user, which this split needs"):
-            splits.assign(clicks, rule, 0, 0, 0)
+    with pytest.raises(ConfigError, match="the data names no user, which this split needs"):
+        split(clicks, rule)
+
+
+def test_an_unknown_rule_is_an_error():
+    with pytest.raises(ValueError, match="'last' is not a rule of order, random"):
+        split(raw([1, 2, 3]), "last")
 
 
 # Repeats.
 
 
-def test_repeats_become_their_latest_row_with_the_sum_of_values():
+def test_repeats_become_the_latest_row_with_the_sum_of_values():
     table = raw(
         [1, 2, 1],
         [7, 7, 7],
@@ -173,16 +177,27 @@ def test_repeats_become_their_latest_row_with_the_sum_of_values():
     assert merged.categorical["c"].tolist() == ["a", "b"]
 
 
-def test_without_times_the_last_row_is_the_latest_and_without_values_each_counts_1():
+def test_without_timestamps_the_last_row_is_the_latest_and_each_row_counts_1():
     merged = splits.merge_repeats(raw(["a", "b", "a", "a"], [7, 7, 7, 8], fold=np.arange(4)))
     assert merged.user.tolist() == ["b", "a", "a"] and merged.item.tolist() == [7, 7, 8]
     assert merged.value.tolist() == [1, 2, 1]
     assert merged.fold.tolist() == [1, 2, 3]
 
 
-def test_of_repeats_at_the_same_time_the_last_row_stays():
+def test_the_last_of_repeats_at_the_same_time_is_kept():
     table = raw([1, 1, 1], [7, 7, 7], timestamp=np.array([5, 5, 4]), fold=np.arange(3))
     assert splits.merge_repeats(table).fold.tolist() == [1]
+
+
+@pytest.mark.parametrize("rule", splits.BY_SHARE)
+def test_merged_rows_can_be_split_by_shares(rule):
+    user, item = np.repeat(np.arange(20), 10), np.tile(np.arange(5), 40)
+    merged = splits.merge_repeats(raw(user, item, timestamp=np.arange(200)))
+    assert merged.report.rows == 100
+    fold = splits.assign(merged, rule, 0.1, 0.2, 0)
+    assert len(fold) == 100
+    if rule != "random":
+        assert np.bincount(fold).tolist() == [70, 10, 20]
 
 
 def test_a_table_without_repeats_stays_as_it_is():
@@ -197,7 +212,7 @@ def test_a_table_without_repeats_stays_as_it_is():
         max_size=40,
     )
 )
-def test_merging_is_what_a_dictionary_of_pairs_gives(rows):
+def test_merging_keeps_what_a_dictionary_of_pairs_keeps(rows):
     latest, total = {}, {}
     for row, (user, item, when, value) in enumerate(rows):
         latest[user, item] = max(latest.get((user, item), (-1, -1)), (when, row))
@@ -224,7 +239,7 @@ def test_negatives_stay_with_their_test_rows_when_repeats_merge():
     assert merged.negatives.tolist() == [[20], [30]]
 
 
-def test_a_test_row_that_trains_again_later_goes_with_its_negatives():
+def test_the_negatives_of_a_test_row_that_was_merged_away_are_dropped():
     table = raw(
         [1, 1, 2],
         [7, 7, 9],

@@ -31,7 +31,7 @@ def labels(staged):
     return np.concatenate([chunk.read()["label"].to_numpy() for chunk in staged]).tolist()
 
 
-def test_rows_keep_the_order_of_parts_and_chunks_however_long_each_takes(tmp_path):
+def test_rows_keep_the_order_of_parts_and_chunks(tmp_path):
     rng = np.random.default_rng(0)
 
     def slowly(rows):
@@ -43,9 +43,10 @@ def test_rows_keep_the_order_of_parts_and_chunks_however_long_each_takes(tmp_pat
     assert labels(staged) == list(range(1, 10)) and report.rows == 9
     assert [chunk.start for chunk in staged] == [0, 2, 3, 4, 6, 7, 8]
     assert [chunk.rows for chunk in staged] == [2, 1, 1, 2, 1, 1, 1]
+    assert staged[3].places == slice(4, 6)
 
 
-def test_rows_may_be_changed_on_their_way(tmp_path):
+def test_rows_may_be_changed_before_they_are_written(tmp_path):
     def change(rows):
         return rows.append_column("value", pa.array(rows["label"].to_numpy() * 2))
 
@@ -53,7 +54,7 @@ def test_rows_may_be_changed_on_their_way(tmp_path):
     assert [chunk.read()["value"].to_pylist() for chunk in staged] == [[2.0], [4.0]]
 
 
-def test_some_columns_may_be_read_alone(tmp_path):
+def test_a_chunk_can_be_read_by_columns(tmp_path):
     def change(rows):
         return rows.append_column("user", raw.coded(np.array(["a"] * len(rows))))
 
@@ -64,7 +65,7 @@ def test_some_columns_may_be_read_alone(tmp_path):
     assert chunk.read(["fold"]).column_names == []
 
 
-def test_few_blocks_are_in_memory_at_a_time(tmp_path):
+def test_only_a_few_blocks_are_in_memory_at_a_time(tmp_path):
     lock, waiting, most = threading.Lock(), 0, 0
 
     def tasks():
@@ -87,13 +88,13 @@ def test_few_blocks_are_in_memory_at_a_time(tmp_path):
     assert most <= staging.WORKERS + 2
 
 
-def test_of_several_faults_the_first_is_told_and_reading_stops(tmp_path):
+def test_the_first_of_several_faults_is_raised_and_reading_stops(tmp_path):
     decoded = []
 
     def fail(rows):
         decoded.append(rows)
         if rows[0] in (3, 4):
-            time.sleep(0.05 * (4 - rows[0]))  # so that the second fault happens first
+            time.sleep(0.05 * (4 - rows[0]))  # the fault in row 4 happens first
             raise DataError(f"bad {rows[0]}")
         return rows
 
@@ -103,7 +104,7 @@ def test_of_several_faults_the_first_is_told_and_reading_stops(tmp_path):
     assert len(decoded) < 100
 
 
-def test_a_fault_of_the_reader_is_told(tmp_path):
+def test_a_fault_of_the_reader_is_raised(tmp_path):
     def tasks():
         yield from ()
         raise DataError("truncated")
@@ -112,7 +113,7 @@ def test_a_fault_of_the_reader_is_told(tmp_path):
         staging.stage_rows(tmp_path / "s", raw.RawData("here", [tasks], 1))
 
 
-def test_malformed_rows_stop_the_reading_past_their_share(tmp_path):
+def test_malformed_rows_are_left_out_up_to_a_share(tmp_path):
     bad = source([[[1], [2]]], malformed=1, examples=("here:7: bad",))
     with pytest.raises(DataError, match=r"here:7: bad \((1 of the 2|2 of the 4) rows"):
         staging.stage_rows(tmp_path / "a", bad)
@@ -133,7 +134,17 @@ def test_a_source_that_changed_meanwhile_is_refused(tmp_path):
         staging.stage_rows(tmp_path / "s", source([[[1]]], confirm=changed))
 
 
-def test_an_ordered_map_keeps_order_and_runs_little_ahead():
+def test_results_over_chunks_keep_their_order(tmp_path):
+    staged, _ = staging.stage_rows(tmp_path / "s", source([[[1, 2], [3], [4]]]))
+
+    def count(chunk):
+        time.sleep(0.01 * chunk.rows)
+        return len(chunk.read())
+
+    assert list(staging.map_chunks("test", count, staged)) == [2, 1, 1]
+
+
+def test_an_ordered_map_keeps_the_order_and_runs_only_a_little_ahead():
     started = []
 
     def double(x):

@@ -1,4 +1,4 @@
-"""The prepared table on disk: what is written is what is read."""
+"""The prepared table on disk: what is written is what is read back."""
 
 import itertools
 
@@ -39,10 +39,18 @@ def test_large_columns_are_mapped_and_read_only(tmp_path):
         user[0] = 1
 
 
-def test_other_files_are_no_columns(tmp_path):
+def test_other_files_are_not_columns(tmp_path):
     table.write_columns(tmp_path, {"user": np.arange(3)})
     (tmp_path / "notes.txt").write_text("x")
     assert set(table.read_columns(tmp_path)) == {"user"}
+
+
+def test_known_pairs_are_the_user_and_item_of_each_training_row():
+    opened = table.Table(
+        SCHEMA, {}, {}, {}, {"offsets": np.array([0, 0, 2, 3]), "items": np.array([4, 7, 4])}
+    )
+    users, items = opened.known_pairs()
+    assert (users.tolist(), items.tolist()) == ([1, 1, 2], [4, 7, 4])
 
 
 def test_a_table_opens_with_its_schema_splits_and_content(tmp_path):
@@ -60,7 +68,7 @@ def test_a_table_opens_with_its_schema_splits_and_content(tmp_path):
     assert opened.known["x"].tolist() == [5]
 
 
-def test_a_column_is_written_some_rows_at_a_time(tmp_path):
+def test_a_column_can_be_written_some_rows_at_a_time(tmp_path):
     rows = np.arange(12, dtype=np.int32).reshape(6, 2)
     writer = table.ColumnWriter(tmp_path / "x.npy", np.int32, (6, 2))
     for part in (rows[:1], rows[1:1], rows[1:]):
@@ -69,14 +77,14 @@ def test_a_column_is_written_some_rows_at_a_time(tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), rows, strict=True)
 
 
-def test_several_writers_write_a_column_each_its_rows(tmp_path):
+def test_several_writers_write_parts_of_one_column(tmp_path):
     for name, shape in {"x": (7, 2), "nothing": (7, 0), "no rows": (0, 2)}.items():
         expected = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
         table.write_columns(tmp_path / "alone", {name: expected})
         (tmp_path / "together").mkdir(exist_ok=True)
         file = tmp_path / "together" / f"{name}.npy"
         borders = [0, 0, 3, 3, 7, 7] if shape[0] else [0, 0, 0]
-        for rows in reversed(list(itertools.pairwise(borders))):  # in whatever order
+        for rows in reversed(list(itertools.pairwise(borders))):  # the order does not matter
             writer = table.ColumnWriter(file, np.float32, shape, rows)
             writer.append(expected[slice(*rows)])
             writer.close()
@@ -94,7 +102,7 @@ def test_chosen_rows_are_copied(tmp_path, monkeypatch):
     assert table.read_columns(tmp_path / "b")["x"].shape == (0, 2)
 
 
-def test_a_column_of_other_rows_than_were_promised_is_an_error(tmp_path):
+def test_rows_of_another_type_shape_or_number_are_an_error(tmp_path):
     writer = table.ColumnWriter(tmp_path / "x.npy", np.int32, (3,))
     with pytest.raises(ValueError, match="float64"):
         writer.append(np.zeros(3))

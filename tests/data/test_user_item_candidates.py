@@ -1,4 +1,4 @@
-"""Evidence for a user and an item column: found where it is, absent where not, and in bits."""
+"""Evidence for a user and an item column: found where it was planted, absent elsewhere."""
 
 import numpy as np
 import pytest
@@ -19,12 +19,13 @@ def column(values: int, seed: int, rows: int = ROWS) -> np.ndarray:
 
 
 def study_two(label, u, v) -> user_item_candidates.Record:
+    """The record of two columns."""
     (record,) = user_item_candidates.compare_pairs(label, {"u": u, "v": v})
     return record
 
 
 def one_of_two_bits(strength: float) -> float:
-    """Bits a click says of a fair coin that moves its logit from -strength to strength."""
+    """Mutual information, in bits, of a click and a coin that sets its logit to +-strength."""
     p = 1 / (1 + np.exp(-strength))
     return 1 + p * np.log2(p) + (1 - p) * np.log2(1 - p)
 
@@ -50,7 +51,7 @@ def test_independent_columns_give_no_evidence(sizes):
 
 
 @pytest.mark.parametrize("sizes", [(50, 20), (1000, 300)])
-def test_effects_of_single_columns_are_no_effect_of_the_pair(sizes):
+def test_effects_of_single_columns_are_not_an_effect_of_the_pair(sizes):
     u, v = column(sizes[0], 1), column(sizes[1], 2)
     rng = np.random.default_rng(3)
     label = clicks(rng.normal(size=sizes[0])[u] + rng.normal(size=sizes[1])[v] - 1)
@@ -60,7 +61,7 @@ def test_effects_of_single_columns_are_no_effect_of_the_pair(sizes):
         assert abs(saving.bits) < 2e-3
 
 
-def test_correlated_columns_are_no_effect_of_the_pair():
+def test_correlated_columns_are_not_an_effect_of_the_pair():
     u = column(300, 1)
     v = (u + column(3, 2)) % 300  # almost the same
     record = study_two(clicks(np.random.default_rng(3).normal(size=300)[u]), u, v)
@@ -83,7 +84,7 @@ def test_a_weak_effect_is_estimated_within_its_standard_error():
         assert abs(saving.bits - one_of_two_bits(0.1)) < 4 * saving.error
 
 
-def test_taste_carries_over_to_pairs_that_are_seen_once():
+def test_taste_is_found_even_if_each_pair_is_seen_once():
     u, v = column(2000, 1), column(2000, 2)
     rng = np.random.default_rng(3)
     likes = rng.choice([-1, 1], 2000)[u] * rng.choice([-1, 1], 2000)[v]
@@ -103,28 +104,28 @@ def test_the_standard_error_is_the_spread_over_samples():
     assert 0.6 < spread / np.mean([saving.error for saving in savings]) < 1.6
 
 
-def test_a_cross_says_what_its_columns_do_not():
+def test_a_cross_is_found_if_its_columns_alone_say_nothing():
     columns = {name: column(4, seed) for seed, name in enumerate("abc")}
     label = clicks(np.where(sum(columns.values()) % 2, 1, -1))
     records = user_item_candidates.compare_pairs(label, columns, ["a", "b", "c", "a*b"])
     assert [(r.user, r.item) for r in records if r.pair.evident] == [("a*b", "c")]
-    assert len(records) == 4  # 'a*b' is no pair with its own columns
+    assert len(records) == 4  # 'a*b' is not paired with its own columns
     assert records[0].users == 16
 
 
-def test_counts_are_those_of_the_rows():
+def test_a_record_counts_rows_values_and_pairs():
     u = np.array(["x"] * 6 + ["y", "y", "z", ""])
     v = np.array([1, 1, 1, 1, 1, -1, 1, 1, 1, 1])
     label = np.array([0, 1] * 5)
     (record,) = user_item_candidates.compare_pairs(label, {"few": v, "many": u}, ["few", "many"])
-    assert (record.user, record.item) == ("many", "few")  # the larger vocabulary is the user
+    assert (record.user, record.item) == ("many", "few")  # the user has more values
     assert (record.users, record.items, record.pairs, record.rows) == (4, 2, 5, 10)
     assert record.density == 5 / 8
     assert record.median_rows_per_user == 1.5
     assert record.enough == 1 / 4
 
 
-def test_the_order_of_usefulness_is_taste_then_pair_effect_then_none():
+def test_taste_is_more_useful_than_a_pair_effect_and_that_more_than_none():
     def record(pair, taste):
         savings = (user_item_candidates.Saving(pair, 0.1), user_item_candidates.Saving(taste, 0.1))
         return user_item_candidates.Record("u", "v", 2, 2, 4, 9, 4.5, 0.5, *savings)
@@ -134,7 +135,7 @@ def test_the_order_of_usefulness_is_taste_then_pair_effect_then_none():
     assert ordered == best_first
 
 
-def test_the_same_seed_gives_the_same_records_and_progress_is_told():
+def test_the_seed_determines_the_records_and_progress_is_reported():
     label, columns = column(2, 0), {name: column(9, seed) for seed, name in enumerate("abcd", 1)}
     told = []
     first = user_item_candidates.compare_pairs(
@@ -145,7 +146,7 @@ def test_the_same_seed_gives_the_same_records_and_progress_is_told():
     assert first != user_item_candidates.compare_pairs(label, columns, seed=2)
 
 
-def test_candidates_are_neither_constant_nor_row_numbers():
+def test_constant_columns_and_row_numbers_are_not_candidates():
     columns = {
         "constant": np.zeros(1000, int),
         "row": np.arange(1000),
@@ -161,7 +162,7 @@ def test_candidates_are_neither_constant_nor_row_numbers():
     ]
 
 
-def test_the_table_says_what_to_set():
+def test_the_table_says_how_to_configure_the_best_pair():
     u, v, w = column(10, 1), column(6, 2), column(3, 3)
     label = clicks(np.where((u + v) % 2, 0.8, -0.8))
     records = user_item_candidates.compare_pairs(
@@ -178,7 +179,7 @@ def test_the_table_says_what_to_set():
     assert "luck:" not in text
 
 
-def test_the_table_warns_of_the_best_of_many():
+def test_the_table_warns_if_the_best_of_many_pairs_may_be_luck():
     nothing, something = (
         user_item_candidates.Saving(0.0, 0.1),
         user_item_candidates.Saving(0.25, 0.1),
@@ -195,7 +196,7 @@ def test_the_table_warns_of_the_best_of_many():
     assert "config.data.item_features = ('a', 'b')" in user_item_candidates.table([best])
 
 
-def test_the_table_advises_nothing_where_there_is_no_evidence():
+def test_without_evidence_the_table_advises_nothing():
     records = user_item_candidates.compare_pairs(
         column(2, 0), {"a": column(5, 1), "b": column(5, 2)}
     )
@@ -204,7 +205,7 @@ def test_the_table_advises_nothing_where_there_is_no_evidence():
         assert "nothing to gain" in user_item_candidates.table(some)
 
 
-def test_wrong_input_is_refused():
+def test_wrong_labels_and_columns_are_refused():
     u, v = column(5, 1), column(5, 2)
     with pytest.raises(ValueError, match="0 and 1"):
         user_item_candidates.compare_pairs(np.full(ROWS, 2), {"u": u, "v": v})

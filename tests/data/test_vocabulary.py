@@ -1,4 +1,4 @@
-"""Values to ids: which ones have an id, which share one, and what too many of them come to."""
+"""Values to ids: which values have an id, which share id 0, and which are hashed."""
 
 import numpy as np
 import pyarrow as pa
@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from cadc_jax.data import raw, vocabulary
 from cadc_jax.data.vocabulary import Counter, Vocabulary
 
+# Vocabularies.
 
-def test_ids_are_places_in_the_vocabulary_and_0_is_everything_else():
+
+def test_ids_are_places_in_the_vocabulary_and_0_is_every_other_value():
     numbers = vocabulary.of(np.array([7, 3, 7, 9, 3]), min_count=2)
     assert numbers.values.tolist() == [3, 7] and numbers.size == 3
     assert numbers.ids(np.array([7, 3, 9, 100, -1])).tolist() == [2, 1, 0, 0, 0]
@@ -23,7 +25,7 @@ def two_columns(values):
 
 
 @given(two_columns(st.integers(-3, 6)) | two_columns(st.text("ab", max_size=3)), st.integers(1, 3))
-def test_encoding_is_what_a_dictionary_of_counts_gives(columns, min_count):
+def test_ids_are_what_a_dictionary_of_counts_gives(columns, min_count):
     train, other = columns
     kind = np.array(train).dtype.kind
     known = sorted(value for value in set(train) if train.count(value) >= min_count)
@@ -39,6 +41,14 @@ def test_a_number_is_found_as_text_and_text_as_a_number():
     assert numbers.ids(np.array(["30", "7", "07", "7.0", "", "x"])).tolist() == [3, 2, 0, 0, 1, 0]
     text = Vocabulary(np.array(["30", "7", "x"]))
     assert text.ids(np.array([7, 30, 5])).tolist() == [2, 1, 0]
+
+
+def test_an_empty_vocabulary_gives_every_value_id_0():
+    empty = Vocabulary(np.zeros(0, np.int64))
+    assert empty.size == 1 and empty.ids(np.array([3, 4])).tolist() == [0, 0]
+
+
+# Counting.
 
 
 def test_values_of_chunks_are_counted_together():
@@ -65,7 +75,7 @@ def test_counters_merged_are_the_counter_of_all(most):
         assert found.hashed == expected.hashed == (5 if most == 5 else 0)
 
 
-def test_text_that_is_all_plain_integers_becomes_integers():
+def test_a_column_of_plain_integers_in_text_becomes_integers():
     def values(*texts):
         counter = Counter(0)
         counter.add(pa.array(texts), np.ones(len(texts), int))
@@ -74,7 +84,7 @@ def test_text_that_is_all_plain_integers_becomes_integers():
     assert values("10", "9", "").tolist() == [-1, 9, 10]
     assert values("10", "9", "x").tolist() == ["10", "9", "x"]
     assert values("10", "09").tolist() == ["09", "10"]
-    assert values("-1", "").tolist() == ["", "-1"]  # as a number, missing would be the same
+    assert values("-1", "").tolist() == ["", "-1"]  # -1 would be a missing integer
 
 
 def test_a_column_of_too_many_values_is_hashed(monkeypatch):
@@ -91,20 +101,26 @@ def test_a_column_of_too_many_values_is_hashed(monkeypatch):
     assert np.sum((counts - 100) ** 2 / 100) < 149  # chi-square of 99 degrees, p = 0.001
 
 
-def test_as_many_values_as_allowed_are_kept():
+def test_a_column_of_just_as_many_values_is_not_hashed():
     counter = Counter(3)
     for _ in range(2):
         counter.add(pa.array([4, 5, 6]), np.ones(3, int))
     assert counter.vocabulary(1).values.tolist() == [4, 5, 6]
 
 
+# Chunks and hashes.
+
+
+def test_a_number_and_its_text_have_the_same_hash():
+    numbers, texts = np.array([7, -3, -1, 0]), np.array(["7", "-3", "", "0"])
+    np.testing.assert_array_equal(vocabulary.hash_of(numbers), vocabulary.hash_of(texts))
+
+
 @pytest.mark.parametrize("texts", [["7", "-3", "", "0"], ["ab", "a", ""]])
-def test_hashed_ids_do_not_depend_on_how_a_value_is_held(texts):
+def test_hashed_ids_do_not_depend_on_the_width_of_a_column(texts):
     hashed = Vocabulary(np.zeros(0, np.int64), 1000)
     ids = hashed.ids(np.array(texts))
     np.testing.assert_array_equal(hashed.ids(np.array(texts, "U20")), ids)
-    if "7" in texts:
-        np.testing.assert_array_equal(hashed.ids(np.array([7, -3, -1, 0])), ids)
     assert len(set(ids.tolist())) == len(texts)
 
 
@@ -113,17 +129,62 @@ def test_ids_of_a_chunk_are_those_of_its_values():
     assert vocabulary.of(np.array(["a", "b"])).coded_ids(column).tolist() == [2, 1, 2, 0]
 
 
-def test_a_column_of_a_chunk_comes_back_as_raw_values():
+def test_the_raw_values_of_a_chunk_are_those_it_was_made_of():
     rows = raw.table_of({"user": np.array(["b", "a", "b"]), "label": [1, 0, 1]})
     assert vocabulary.values_of(rows["user"]).tolist() == ["b", "a", "b"]
     assert vocabulary.values_of(rows["label"]).tolist() == [1, 0, 1]
 
 
+@pytest.mark.parametrize("values", [np.array([3, -1]), np.array(["03", ""])])
+def test_the_values_of_a_dictionary_stay_as_they_are_written(values):
+    found = vocabulary.dictionary_values(pa.array(values))
+    np.testing.assert_array_equal(found, values, strict=True)
+
+
+# Crosses.
+
+
+def test_a_cross_has_one_key_for_each_combination():
+    a, b = np.array([1, 1, 2, 2, 1]), np.array(["x", "y", "x", "y", "x"])
+    key = vocabulary.cross([a, b])
+    assert len(np.unique(key)) == 4 and key[0] == key[4] and np.all(key >= 0)
+    assert key.dtype == np.int64
+
+
+def test_a_single_column_is_not_crossed():
+    column = np.array(["b", "a"])
+    assert vocabulary.cross([column]) is column
+    coded = raw.coded(column)
+    assert vocabulary.cross_coded([coded]) is coded
+
+
+def test_columns_cross_in_their_order():
+    a, b = np.array([1, 2]), np.array([2, 1])
+    key = vocabulary.cross([a, b])
+    assert key[0] != key[1] and key[0] != vocabulary.cross([b, a])[0]
+
+
+pairs = st.lists(
+    st.tuples(st.integers(-1, 5), st.text(min_size=0, max_size=6)), min_size=2, max_size=30
+)
+
+
+@given(pairs, st.integers(6, 20))
+def test_the_key_of_a_row_depends_on_its_own_values_only(rows, width):
+    """It depends neither on the width of the text column nor on other rows."""
+    rows = [(number, text.replace("\0", "")) for number, text in rows]
+    numbers, texts = (np.array(column) for column in zip(*rows, strict=True))
+    key = vocabulary.cross([numbers, texts])
+    assert (key[:, None] == key).tolist() == [[a == b for b in rows] for a in rows]
+    np.testing.assert_array_equal(vocabulary.cross([numbers, texts.astype(f"U{width}")]), key)
+    np.testing.assert_array_equal(vocabulary.cross([numbers[1:], texts[1:]]), key[1:])
+
+
 @given(st.lists(st.tuples(st.integers(-1, 5), st.sampled_from(["", "a", "7"])), min_size=1))
-def test_columns_of_a_chunk_cross_like_those_in_memory(rows):
+def test_columns_of_a_chunk_cross_like_columns_in_memory(rows):
     columns = [np.array(column) for column in zip(*rows, strict=True)]
     crossed = vocabulary.cross_coded([raw.coded(column) for column in columns])
     expected = vocabulary.cross(columns)
     np.testing.assert_array_equal(
-        vocabulary.raw_of(crossed.dictionary)[crossed.indices.to_numpy()], expected
+        vocabulary.dictionary_values(crossed.dictionary)[crossed.indices.to_numpy()], expected
     )

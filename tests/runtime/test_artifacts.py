@@ -1,4 +1,4 @@
-"""Finished stages on disk: found again, never half written, never another's."""
+"""Finished stages on disk are found again, and are never half written or mixed up."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def test_a_finished_stage_is_found_again_and_not_repeated(tmp_path):
     assert (again.path, again.facts, again.seconds) == (made.path, {"rows": 3}, made.seconds)
 
 
-def test_seconds_include_those_that_went_into_it_before(tmp_path):
+def test_seconds_include_those_of_earlier_runs(tmp_path):
     made = artifacts.materialize(tmp_path, "x", {}, lambda folder: {"seconds_before": 1000.0})
     assert 1000 <= made.seconds < 1100
 
@@ -56,7 +56,7 @@ def test_a_stage_writes_into_an_empty_folder_that_is_not_yet_the_artefact(tmp_pa
     assert sorted(path.name for path in made.path.parent.iterdir()) == [made.fingerprint]
 
 
-def test_the_manifest_tells_settings_facts_and_versions(tmp_path):
+def test_the_manifest_holds_settings_facts_files_and_versions(tmp_path):
     made = artifacts.materialize(tmp_path, "prepare", {"a": 1}, write_text)
     manifest = json.loads((made.path / "manifest.json").read_text())
     assert manifest["settings"] == {"stage": "prepare", "format": artifacts.FORMAT, "a": 1}
@@ -70,7 +70,7 @@ def test_the_manifest_tells_settings_facts_and_versions(tmp_path):
     ("stage", "settings"),
     [("prepare", {"a": 2}), ("prepare", {"a": 1, "b": None}), ("x", {"a": 1})],
 )
-def test_other_settings_make_another_artefact_beside_it(tmp_path, stage, settings):
+def test_other_settings_or_stages_make_another_artefact(tmp_path, stage, settings):
     first = artifacts.materialize(tmp_path, "prepare", {"a": 1}, write_text)
     second = artifacts.materialize(tmp_path, stage, settings, write_text)
     assert first.fingerprint != second.fingerprint and not second.reused
@@ -99,13 +99,13 @@ def test_a_stage_that_fails_leaves_nothing_behind(tmp_path, error):
     assert not artifacts.materialize(tmp_path, "prepare", {}, write_text).reused
 
 
-def test_facts_that_cannot_be_kept_leave_nothing_behind(tmp_path):
+def test_facts_that_are_not_jsonable_leave_nothing_behind(tmp_path):
     with pytest.raises(TypeError):
         artifacts.materialize(tmp_path, "prepare", {}, lambda folder: {"rows": object()})
     assert list((tmp_path / "prepare").iterdir()) == []
 
 
-def test_what_a_killed_run_left_is_never_taken_for_an_artefact(tmp_path):
+def test_a_folder_of_a_killed_run_is_deleted_and_never_used(tmp_path):
     made = artifacts.materialize(tmp_path / "a", "prepare", {}, write_text)
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
@@ -116,12 +116,12 @@ def test_what_a_killed_run_left_is_never_taken_for_an_artefact(tmp_path):
         (folder / name / "data").write_text("half")
     again = artifacts.materialize(tmp_path / "b", "prepare", {}, write_text)
     assert not again.reused and (again.path / "data").read_text() == "x"
-    # What a running process is writing stays; what an ended one left does not.
-    left = {path.name for path in folder.iterdir()}
-    assert left == {made.fingerprint, f"{own}.{os.getppid()}.tmp"}
+    # The folder of the running process stays, that of the ended one does not.
+    found = {path.name for path in folder.iterdir()}
+    assert found == {made.fingerprint, f"{own}.{os.getppid()}.tmp"}
 
 
-def test_of_two_runs_that_finish_the_same_stage_the_first_one_stays(tmp_path):
+def test_when_two_runs_make_the_same_artefact_the_first_one_is_kept(tmp_path):
     def write_while_another_finishes(folder):
         artifacts.materialize(tmp_path / "other", "prepare", {}, write_text)
         (tmp_path / "other" / "prepare").rename(tmp_path / "moved")
@@ -138,7 +138,7 @@ def test_of_two_runs_that_finish_the_same_stage_the_first_one_stays(tmp_path):
 @pytest.mark.parametrize(
     "content", [None, "", "{", "{}", "[]", "null", '{"settings": {}, "facts": {}, "seconds": 1}']
 )
-def test_a_damaged_manifest_says_what_to_do(tmp_path, content):
+def test_the_error_for_a_damaged_manifest_says_what_to_do(tmp_path, content):
     made = artifacts.materialize(tmp_path, "prepare", {}, write_text)
     if content is None:
         (made.path / "manifest.json").unlink()
@@ -149,6 +149,21 @@ def test_a_damaged_manifest_says_what_to_do(tmp_path, content):
     assert "\n" not in str(caught.value)
 
 
+def test_the_settings_of_an_artefact_are_in_its_manifest(tmp_path):
+    made = artifacts.materialize(tmp_path, "prepare", {"a": (1,)}, write_text)
+    settings = {"stage": "prepare", "format": artifacts.FORMAT, "a": [1]}
+    assert artifacts.settings_of(made.path) == settings
+
+
+def test_an_error_of_the_disk_names_the_artefact_if_it_names_no_file(tmp_path):
+    def fail(folder):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError) as caught:
+        artifacts.write_artifact(tmp_path / "x", {}, fail)
+    assert caught.value.filename == str(tmp_path / "x")
+
+
 def test_a_folder_that_is_no_artefact_is_not_called_damaged(tmp_path):
     with pytest.raises(ArtifactError, match="has no manifest.json; name another folder"):
         artifacts.open_artifact(tmp_path)
@@ -156,11 +171,11 @@ def test_a_folder_that_is_no_artefact_is_not_called_damaged(tmp_path):
         artifacts.open_artifact(tmp_path / "x")
 
 
-def test_what_may_not_be_read_is_not_called_damaged(tmp_path):
+def test_a_forbidden_manifest_is_not_called_damaged(tmp_path):
     made = artifacts.materialize(tmp_path, "prepare", {}, write_text)
     (made.path / "manifest.json").chmod(0)
     user = os.geteuid()
-    tmp_path.parent.parent.chmod(0o755)  # of this session's folders, which are the user's alone
+    tmp_path.parent.parent.chmod(0o755)  # pytest opens its folders to one user only
     tmp_path.parent.chmod(0o755)
     tmp_path.chmod(0o755)
     try:
@@ -198,9 +213,7 @@ def test_a_flipped_bit_is_found_and_its_file_named(tmp_path):
         file.write_bytes(damaged)
         with pytest.raises(ArtifactError, match=f"{file}: the file is damaged .*delete the folder"):
             artifacts.materialize(tmp_path, "prepare", {}, must_not_run, verify=True)
-        artifacts.open_artifact(
-            made.path
-        )  # of the right size, which is all that is looked at by default
+        artifacts.open_artifact(made.path)  # compares sizes only
     file.write_bytes(content)
     assert artifacts.materialize(tmp_path, "prepare", {}, must_not_run, verify=True).reused
 
@@ -217,7 +230,7 @@ def test_a_missing_or_shortened_file_is_found_at_once(tmp_path):
         artifacts.materialize(tmp_path, "prepare", {}, must_not_run)
 
 
-def test_checksums_are_those_of_whole_files(tmp_path, monkeypatch):
+def test_checksums_and_sizes_cover_whole_files(tmp_path, monkeypatch):
     monkeypatch.setattr(artifacts, "_READ_BYTES", 7)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "x").write_bytes(b"0123456789")
@@ -227,13 +240,21 @@ def test_checksums_are_those_of_whole_files(tmp_path, monkeypatch):
     assert artifacts.size_of(tmp_path) == 10
 
 
-def test_a_changed_raw_file_has_another_identity(tmp_path):
+def test_a_changed_raw_file_has_a_new_identity(tmp_path):
     path = tmp_path / "raw"
     path.write_text("a")
     first = artifacts.file_identity([path])
     assert artifacts.file_identity([path]) == first
     path.write_text("ab")
     assert artifacts.file_identity([path]) != first
+
+
+def test_a_plain_value_is_a_copy_as_json_gives_it_back():
+    value = {"a": (1, 2.5), 3: [None, "x"], "b": {"c": ()}}
+    plain = artifacts.plain(value)
+    assert plain == {"a": [1, 2.5], "3": [None, "x"], "b": {"c": []}}
+    value[3].append("later")
+    assert plain["3"] == [None, "x"]
 
 
 def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path):

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, found damaged before use, and never in the way of the work."""
+"""Checkpoints are whole or absent, their damage is found, and a failed save stops no work."""
 
 import json
 import time
@@ -11,29 +11,31 @@ from jax.sharding import NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from cadc_jax import sharding
+from cadc_jax.errors import ConfigError
 from cadc_jax.runtime import checkpoints
-from cadc_jax.runtime.checkpoints import Checkpoints
+from cadc_jax.runtime.checkpoints import CheckpointConfig, Checkpoints
 from cadc_jax.runtime.interrupts import Stopped
 
 HERE = SingleDeviceSharding(jax.devices()[0])
 TARGET = checkpoints.like({"table": jnp.zeros((6, 2)), "count": jnp.zeros((), jnp.int32)}, HERE)
+ALWAYS = CheckpointConfig(seconds=0)
 
 
 def state(step):
     return {"table": jnp.arange(12.0).reshape(6, 2) + step, "count": jnp.int32(step)}
 
 
-def save(folder, *steps, **options):
-    """Checkpoints of these steps; returns what was said."""
+def save(folder, *steps, keep=2):
+    """Saves checkpoints of these steps; returns the messages."""
     said = []
-    with Checkpoints(folder, seconds=0, say=said.append, **options) as saved:
+    with Checkpoints(folder, CheckpointConfig(0, keep), say=said.append) as saved:
         for step in steps:
             saved.maybe_save(step, lambda step=step: (state(step), {"losses": [0.1] * step}))
     return said
 
 
 def restore(folder, target=TARGET):
-    """The state and the facts that are found, or None, and what was said."""
+    """Returns ((state, facts) or None, messages)."""
     said = []
     with Checkpoints(folder, say=said.append) as saved:
         return saved.restore(target), said
@@ -48,24 +50,24 @@ def assert_is(found, step):
     assert found[1] == {"losses": [0.1] * step}
 
 
-def test_the_newest_comes_back_and_so_many_are_kept(tmp_path):
+def test_the_newest_is_restored_and_the_configured_number_is_kept(tmp_path):
     assert save(tmp_path, 1, 2, 3, 4) == []
     assert steps(tmp_path) == [3, 4]
     found, said = restore(tmp_path)
     assert_is(found, 4)
-    assert said == [f"         goes on from step 4 ({tmp_path / '4'})"]
+    assert said == [f"         Resuming from step 4 ({tmp_path / '4'})"]
     save(tmp_path, 5, 6, keep=3)
     assert steps(tmp_path) == [4, 5, 6]
 
 
-def test_without_checkpoints_there_is_nothing_to_say(tmp_path):
+def test_without_checkpoints_there_is_no_message(tmp_path):
     assert restore(tmp_path / "none") == (None, [])
 
 
 def test_arrays_and_facts_may_change_while_they_are_saved(tmp_path):
     add = jax.jit(lambda x: jax.tree.map(lambda leaf: leaf + 1, x), donate_argnums=0)
     x, losses = {"table": jnp.zeros((1 << 20, 2)), "count": jnp.int32(0)}, []
-    with Checkpoints(tmp_path, seconds=0) as saved:
+    with Checkpoints(tmp_path, ALWAYS) as saved:
         for step in range(4):
             saved.maybe_save(step, lambda x=x: (x, {"losses": losses}))
             x = add(x)
@@ -75,28 +77,29 @@ def test_arrays_and_facts_may_change_while_they_are_saved(tmp_path):
     assert (found["table"] == 3).all()
 
 
-def test_a_save_is_made_when_its_time_has_come(tmp_path):
-    def offered(seconds):
+def test_a_save_is_made_once_the_configured_seconds_have_passed(tmp_path):
+    def saved_steps(seconds):
         made = []
-        with Checkpoints(tmp_path / str(seconds), seconds=seconds) as saved:
+        with Checkpoints(tmp_path / str(seconds), CheckpointConfig(seconds)) as saved:
             for step in range(3):
                 saved.maybe_save(step, lambda step=step: made.append(step) or (state(step), {}))
         return made
 
-    assert offered(0) == [0, 1, 2]
-    assert offered(3600.0) == offered(float("inf")) == []
+    assert saved_steps(0) == [0, 1, 2]
+    assert saved_steps(3600.0) == saved_steps(float("inf")) == []
 
 
 def test_a_stop_saves_and_ends_the_work(tmp_path):
     asked = iter([False, True, True])
-    with Checkpoints(tmp_path, float("inf"), stop=lambda: next(asked)) as saved:
+    only_on_stop = CheckpointConfig(float("inf"))
+    with Checkpoints(tmp_path, only_on_stop, stop=lambda: next(asked)) as saved:
         saved.maybe_save(1, lambda: (state(1), {"losses": []}))
         with pytest.raises(Stopped, match="step 2 is saved"):
             saved.maybe_save(2, lambda: (state(2), {"losses": []}))
     assert steps(tmp_path) == [2]
 
 
-def test_a_stop_right_after_restoring_saves_nothing_anew(tmp_path):
+def test_a_stop_right_after_restoring_saves_nothing_again(tmp_path):
     save(tmp_path, 7)
     with Checkpoints(tmp_path, stop=lambda: True) as saved:
         saved.restore(TARGET)
@@ -108,7 +111,7 @@ def test_wall_time_adds_up_over_the_runs(tmp_path):
     first = time.monotonic()
     save(tmp_path, 1)
     spent = time.monotonic() - first
-    with Checkpoints(tmp_path, seconds=0) as saved:
+    with Checkpoints(tmp_path, ALWAYS) as saved:
         saved.restore(TARGET)
         before = saved.seconds_before
         saved.maybe_save(2, lambda: (state(2), {}))
@@ -118,12 +121,12 @@ def test_wall_time_adds_up_over_the_runs(tmp_path):
 
 
 def files(path):
-    """Those that hold something of the checkpoint; two hold only that and when it was written."""
-    marks = ("commit_success.txt", "_CHECKPOINT_METADATA")
-    return sorted(x for x in path.rglob("*") if x.is_file() and x.name not in marks)
+    """Files with data; two others only record that and when the checkpoint was written."""
+    records = ("commit_success.txt", "_CHECKPOINT_METADATA")
+    return sorted(x for x in path.rglob("*") if x.is_file() and x.name not in records)
 
 
-def test_a_flipped_bit_in_any_file_is_found_and_the_one_before_used(tmp_path):
+def test_a_flipped_bit_in_any_file_is_found_and_the_checkpoint_before_is_used(tmp_path):
     save(tmp_path / "whole", 1, 2)
     for number in range(len(files(tmp_path / "whole" / "2"))):
         folder = tmp_path / str(number)
@@ -139,13 +142,13 @@ def test_a_flipped_bit_in_any_file_is_found_and_the_one_before_used(tmp_path):
 
 
 @pytest.mark.parametrize("lost", ["manifest.json", "_METADATA", "manifest.ocdbt", "d"])
-def test_a_checkpoint_that_lacks_a_part_is_left_out(tmp_path, lost):
+def test_a_checkpoint_that_lacks_a_part_is_skipped(tmp_path, lost):
     save(tmp_path, 1, 2)
     path = tmp_path / "2" / lost
     path.rename(tmp_path.parent / f"{tmp_path.name}-{lost}")
     found, said = restore(tmp_path)
     assert_is(found, 1)
-    assert "is not usable" in said[0]
+    assert said[0].startswith(f"*** CHECKPOINT SKIPPED: {tmp_path / '2'} is not usable: ")
 
 
 def test_if_all_are_damaged_the_work_starts_over_and_says_so(tmp_path):
@@ -154,11 +157,13 @@ def test_if_all_are_damaged_the_work_starts_over_and_says_so(tmp_path):
         (tmp_path / str(step) / "manifest.json").write_text("{")
     found, said = restore(tmp_path)
     assert found is None
-    assert len(said) == 3 and said[2] == f"*** NO CHECKPOINT LEFT in {tmp_path}: starting over ***"
+    assert (
+        len(said) == 3 and said[2] == f"*** NO USABLE CHECKPOINT in {tmp_path}: starting over ***"
+    )
     assert steps(tmp_path) == []
 
 
-def test_what_a_kill_left_half_written_is_not_a_checkpoint(tmp_path):
+def test_a_half_written_folder_of_a_killed_run_is_not_a_checkpoint(tmp_path):
     save(tmp_path, 1)
     half = tmp_path / "2.orbax-checkpoint-tmp"
     half.mkdir()
@@ -183,12 +188,12 @@ def test_other_arrays_than_are_looked_for_are_never_used(tmp_path):
 
 
 @pytest.mark.parametrize("devices", [2, 4, 8])
-def test_rows_are_split_anew_over_other_devices(tmp_path, devices):
+def test_rows_are_split_again_over_another_number_of_devices(tmp_path, devices):
     """Six rows, padded for one number of devices, are padded for another."""
     padded = jnp.pad(state(1)["table"], ((0, 2), (0, 0)))
     mesh = sharding.make_mesh(8)
     split = jax.device_put(padded, sharding.named(mesh, sharding.TABLE))
-    with Checkpoints(tmp_path, seconds=0) as saved:
+    with Checkpoints(tmp_path, ALWAYS) as saved:
         saved.maybe_save(1, lambda: ({"table": split}, {}))
     mesh = sharding.make_mesh(devices, jax.devices()[:devices])
     where = NamedSharding(mesh, P(sharding.MODEL))
@@ -203,18 +208,26 @@ def test_a_full_disk_is_a_warning_and_the_last_good_checkpoint_stays(small_disk,
     folder = small_disk / "checkpoints"
     random = np.random.default_rng(0).random((1 << 20, 1), np.float32)  # does not compress
     said = []
-    with Checkpoints(folder, seconds=0, say=said.append) as saved:
+    with Checkpoints(folder, ALWAYS, say=said.append) as saved:
         saved.maybe_save(1, lambda: (state(1), {"losses": [0.1]}))
         saved.maybe_save(2, lambda: ({"table": jnp.asarray(random)}, {}))
         saved.maybe_save(3, lambda: (state(3), {"losses": [0.1] * 3}))
     assert len(said) == 1 and "\n" not in said[0]
     assert f"CHECKPOINT OF STEP 2 NOT SAVED in {folder}" in said[0]
-    assert "No space left on device" in said[0] and "the last one is 1" in said[0]
+    assert "No space left on device" in said[0] and "the last good one is 1" in said[0]
     assert steps(folder) == [1, 3]
     assert_is(restore(folder)[0], 3)
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_at_least_two_are_kept(tmp_path):
-    with pytest.raises(ValueError, match="keep=1: must be at least 2"):
-        Checkpoints(tmp_path, keep=1)
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"keep": 1}, "checkpoints.keep=1: must be at least 2"),
+        ({"seconds": -1.0}, "checkpoints.seconds=-1.0: must be at least 0"),
+        ({"seconds": float("nan")}, "checkpoints.seconds=nan: must be at least 0"),
+    ],
+)
+def test_settings_outside_their_range_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        CheckpointConfig(**settings)

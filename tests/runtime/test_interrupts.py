@@ -1,4 +1,4 @@
-"""A request to end is taken at once, or by the work itself where it can save first."""
+"""A signal ends work at once, or work that can save its state ends by itself."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from cadc_jax.runtime.interrupts import Stop, Stopped
 
 @pytest.fixture
 def stop():
-    """Listening to this process' signals, as long as the test runs."""
+    """A `Stop` that handles the signals of this process during the test."""
     before = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
     stop = Stop()
     stop.install()
@@ -27,7 +27,7 @@ def test_work_that_cannot_save_ends_at_once(stop, number):
     assert stop() and stop.signal == number
 
 
-def test_work_that_can_save_is_asked_and_not_broken_off(stop, capfd):
+def test_work_that_can_save_is_asked_and_not_interrupted(stop, capfd):
     with pytest.raises(Stopped, match="the checkpoint"), stop.deferred():
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop()
@@ -35,7 +35,7 @@ def test_work_that_can_save_is_asked_and_not_broken_off(stop, capfd):
     assert "SIGTERM: saving after this step" in capfd.readouterr().err
 
 
-def test_work_that_gets_done_meanwhile_ends_the_run_afterwards(stop):
+def test_work_that_finishes_after_a_signal_ends_the_run(stop):
     done = []
     with pytest.raises(Stopped), stop.deferred():
         os.kill(os.getpid(), signal.SIGINT)
@@ -43,11 +43,11 @@ def test_work_that_gets_done_meanwhile_ends_the_run_afterwards(stop):
     assert done
 
 
-def test_a_second_signal_breaks_off_at_once(stop):
+def test_a_second_signal_ends_at_once(stop):
     with pytest.raises(Stopped), stop.deferred():
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
-        pytest.fail("went on")
+        pytest.fail("was not interrupted")
 
 
 def test_an_error_of_the_work_is_not_hidden(stop):
@@ -56,7 +56,7 @@ def test_an_error_of_the_work_is_not_hidden(stop):
         raise ValueError("its own")
 
 
-def test_without_handlers_nothing_is_ever_asked():
+def test_without_a_signal_nothing_is_asked():
     stop = Stop()
     with stop.deferred():
         assert not stop()

@@ -1,4 +1,4 @@
-"""Progress of long work, on a terminal and in a pipe, under a clock that the tests turn."""
+"""Progress of long work, on a terminal and in a pipe, with a clock that the tests set."""
 
 import io
 import types
@@ -9,7 +9,7 @@ from cadc_jax.runtime import progress
 
 
 class Stream(io.StringIO):
-    """A standard error stream that may say that it is a terminal."""
+    """A stream that can pretend to be a terminal."""
 
     terminal = False
 
@@ -38,7 +38,7 @@ def terminal(stderr):
     return stderr
 
 
-def test_short_work_in_a_pipe_says_nothing(clock, stderr):
+def test_short_work_in_a_pipe_prints_nothing(clock, stderr):
     shown = progress.Progress("train", 100, "steps")
     for done in range(10):
         clock[0] += 1
@@ -47,7 +47,7 @@ def test_short_work_in_a_pipe_says_nothing(clock, stderr):
     assert stderr.getvalue() == ""
 
 
-def test_long_work_in_a_pipe_says_a_plain_line_now_and_then(clock, stderr):
+def test_long_work_in_a_pipe_prints_a_line_every_twenty_seconds(clock, stderr):
     shown = progress.Progress("train", 4000, "steps")
     for second in range(1, 46):
         clock[0] = 1000 + second
@@ -58,7 +58,7 @@ def test_long_work_in_a_pipe_says_a_plain_line_now_and_then(clock, stderr):
     ]
 
 
-def test_a_terminal_shows_one_line_that_renews_itself_and_is_cleared(clock, terminal):
+def test_a_terminal_shows_one_line_that_is_redrawn_and_cleared(clock, terminal):
     shown = progress.Progress("read", 10, "files")
     for done in range(1, 9):
         clock[0] += 0.25
@@ -73,7 +73,7 @@ def test_a_terminal_shows_one_line_that_renews_itself_and_is_cleared(clock, term
     assert terminal.getvalue() == text + "\r\033[K"
 
 
-def test_work_that_has_not_begun_has_no_end_in_sight(clock, stderr):
+def test_before_the_first_result_no_remaining_time_is_shown(clock, stderr):
     shown = progress.Progress("train", 10, "steps")
     clock[0] += 60
     shown.update(0)

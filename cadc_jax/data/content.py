@@ -1,0 +1,129 @@
+"""Encodes the content of users and items: one row for each id of the vocabulary."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cadc_jax.data import encoding, vocabulary
+from cadc_jax.data.raw import EntityTable
+from cadc_jax.data.table import Features
+from cadc_jax.data.vocabulary import Vocabulary
+from cadc_jax.errors import ConfigError, DataError
+
+
+class EncodedContent(NamedTuple):
+    """Content of all users or of all items.
+
+    Attributes:
+      columns: `dense` [ids, F] float32, `categorical` [ids, C] int32, and if there are any, `bags`
+        [ids, Cb, L] int32 and `titles` [ids] unicode; see `table.Table`.
+      features: names and sizes of the features.
+      vocabularies: '<kind>.<feature>' -> vocabulary.
+    """
+
+    columns: dict[str, np.ndarray]
+    features: Features
+    vocabularies: dict[str, Vocabulary]
+
+
+def encode_content(kind: str, entities: EntityTable | None, known: Vocabulary) -> EncodedContent:
+    """Encodes content by id.
+
+    Statistics and vocabularies come from the entities that have an id. Id 0 and ids without content
+    get the mean of dense features, id 0 of categorical ones, empty bags and empty titles.
+
+    Args:
+      kind: 'user' or 'item'.
+      entities: the content, or None.
+      known: the vocabulary of the users or items.
+
+    Raises:
+      ConfigError: if users have bags, or the ids are hashed.
+      DataError: if no entity has an id.
+    """
+    num_dense, num_categorical = (
+        (len(entities.dense), len(entities.categorical)) if entities else (0, 0)
+    )
+    dense = np.zeros((known.size, num_dense), np.float32)
+    categorical = np.zeros((known.size, num_categorical), np.int32)
+    columns = {"dense": dense, "categorical": categorical}
+    if entities is None:
+        return EncodedContent(columns, Features(), {})
+    found = _find_entities(kind, entities, known)
+    ids = known.ids(entities.ids[found])
+    for place, values in enumerate(entities.dense.values()):
+        values = values[found]
+        scale = encoding.statistics_of(values).scale(1.0)
+        dense[ids, place] = encoding.standardise(values, *scale)
+    categories: dict[str, Vocabulary] = {}
+    members: dict[str, Vocabulary] = {}
+    for place, (name, values) in enumerate(entities.categorical.items()):
+        values = values[found]
+        categories[name] = vocabulary.of(values)
+        categorical[ids, place] = categories[name].ids(values)
+    if entities.bags:
+        sets = {name: values[found] for name, values in entities.bags.items()}
+        columns["bags"], members = _encode_bags(sets, ids, known.size)
+    if entities.titles is not None:
+        columns["titles"] = np.full(known.size, "", entities.titles.dtype)
+        columns["titles"][ids] = entities.titles[found]
+    features = Features(
+        dense=tuple(entities.dense),
+        categorical=tuple(categories),
+        vocabulary_sizes=tuple(values.size for values in categories.values()),
+        bags=tuple(members),
+        bag_sizes=tuple(values.size for values in members.values()),
+    )
+    vocabularies = {f"{kind}.{name}": values for name, values in (categories | members).items()}
+    return EncodedContent(columns, features, vocabularies)
+
+
+def _find_entities(kind: str, entities: EntityTable, known: Vocabulary) -> np.ndarray:
+    """Places [n] of the entities that have an id."""
+    if entities.bags and kind == "user":
+        raise ConfigError("sets of values are for items: name no bags of users")
+    if known.hashed:
+        raise ConfigError(
+            f"the {kind}s have content, and more of them than data.max_vocabulary: raise it"
+        )
+    found = np.flatnonzero(known.ids(entities.ids))
+    if not len(found):
+        raise DataError(
+            f"none of the {len(entities.ids)} ids of the {kind} content occurs among the training "
+            f"rows, whose {kind} ids are like {known.values[:3].tolist()}; the ids of the content "
+            f"are like {entities.ids[:3].tolist()}"
+        )
+    return found
+
+
+def _encode_bags(
+    sets: Mapping[str, np.ndarray], ids: np.ndarray, size: int
+) -> tuple[np.ndarray, dict[str, Vocabulary]]:
+    """Encodes sets of values: [size, Cb, L] int32, and the vocabulary of each of the Cb features.
+
+    Args:
+      sets: name -> [n] unicode, such as 'Comedy|Drama'.
+      ids: [n] the ids whose sets they are.
+      size: number of ids.
+    """
+    members = {name: _split(values) for name, values in sets.items()}
+    longest = max(place.max(initial=0) + 1 for _, place, _ in members.values())
+    bags = np.full((size, len(members), longest), -1, np.int32)
+    vocabularies = {}
+    for number, (name, (row, place, values)) in enumerate(members.items()):
+        vocabularies[name] = vocabulary.of(values)
+        bags[ids[row], number, place] = vocabularies[name].ids(values)
+    return bags, vocabularies
+
+
+def _split(sets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Splits sets [n] into their M members: row, place in the set, and value of each, [M]."""
+    lists = pc.split_pattern(pa.array(sets, pa.string()), "|")
+    row = pc.list_parent_indices(lists).to_numpy()
+    values = pc.list_flatten(lists).to_numpy(zero_copy_only=False).astype(str)
+    present = values != ""
+    row, values = row[present], values[present]
+    return row, np.arange(len(row)) - np.searchsorted(row, row), values

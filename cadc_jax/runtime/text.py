@@ -1,0 +1,41 @@
+"""Text for people: aligned columns, and a hint at the name that was probably meant."""
+
+import difflib
+from collections.abc import Collection, Iterable, Sequence
+
+
+def aligned(
+    lines: Sequence[Sequence[str]], right: Collection[int] = (), least: Sequence[int] = ()
+) -> list[str]:
+    """Lines of a table whose columns are padded to their widest cell, two spaces between them.
+
+    Args:
+      lines: cells of each line; all lines have the same number.
+      right: indices of the columns that are aligned to the right, as numbers are.
+      least: widths that the first columns have at least.
+
+    Returns:
+      A string for each line, without spaces at its end.
+    """
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    widths = [max(pair) for pair in zip(widths, least, strict=False)] + widths[len(least) :]
+    padded = (
+        [
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        for line in lines
+    )
+    return ["  ".join(cells).rstrip() for cells in padded]
+
+
+def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """A hint at the known word most like `word`: ", did you mean 'x'?", or '' if none is close.
+
+    Args:
+      word: a misspelt word.
+      known: the words there are.
+      prefix: shown before the known word, such as '--' of an option.
+    """
+    match = difflib.get_close_matches(word, list(known), n=1)
+    return f", did you mean '{prefix}{match[0]}'?" if match else ""
