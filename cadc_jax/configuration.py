@@ -37,10 +37,10 @@ METHODS: Mapping[str, type[ALSConfig] | type[SGDConfig]] = {"als": ALSConfig, "s
 def default_config() -> ConfigDict:
     """Every field there is, with defaults. The files in `configs/` start from it."""
     config = ConfigDict()
-    config.name = "default"  # of the run's folder and of the report
-    config.seed = 0  # of everything random
+    config.name = "default"  # name of the run's folder and of the report
+    config.seed = 0  # seed of everything random
     config.rate = 0.1  # share of the training rows that the sample keeps, in (0, 1]
-    config.models = ("two_tower",)  # of 'dlrm', 'dcn' and 'two_tower'
+    config.models = ("two_tower",)  # any of 'dlrm', 'dcn' and 'two_tower'
     config.arms = tuple(TRAINED)  # what to compare
 
     data = config.data = ConfigDict()
@@ -55,9 +55,9 @@ def default_config() -> ConfigDict:
     data.user_features = ()  # columns that name the user, where there is no user id
     data.item_features = ()
     data.log_dense = False  # log(1 + x) of dense features, for counts
-    data.num_negatives = 99  # of the '1 + K' ranking protocol
+    data.num_negatives = 99  # K of the '1 + K' ranking protocol
     data.max_malformed = 0.0  # share of malformed rows to leave out before giving up
-    data.max_vocabulary = 0  # values a column may have before it is hashed to so many ids; 0: any
+    data.max_vocabulary = 0  # a column with more values is hashed to so many ids; 0: never
     data.block_bytes = 1 << 23  # raw text decoded at a time on each core; bounds memory
     data.synthetic_rows = 200_000  # criteo: rows made up where there is no file; 0: an error
     data.tfds_name = ""  # tfds: name of the data set, such as 'movielens/100k-ratings'
@@ -95,15 +95,15 @@ def default_config() -> ConfigDict:
     data.item_content = ConfigDict(content | dict(bags=()))
 
     config.factorization = "als"  # 'als' or 'sgd', with the settings of the section of that name
-    # Rows whose factors a frozen arm trains on: 'all', or 'unsampled', all but the sample. Factors
-    # have seen the rows they come from and score them too well, which a model trained on the same
-    # rows takes for granted. It predicts with the factors of all rows either way, and they are what
-    # a trainable arm starts from.
+    # Rows whose factors a frozen arm trains on: 'all', or 'unsampled', all rows except the sample.
+    # Factors score the rows they come from too well, and a model that trains on the same rows
+    # learns to trust them too much. In both cases it predicts with the factors of all rows, and a
+    # trainable arm starts from these.
     config.factor_rows = "all"
     config.als = ConfigDict(_fields_of(ALSConfig))
     config.sgd = ConfigDict(_fields_of(SGDConfig))
     config.train = ConfigDict(_fields_of(TrainConfig))
-    config.dlrm = ConfigDict(_fields_of(DLRM))  # other models' features have its embedding_dim, too
+    config.dlrm = ConfigDict(_fields_of(DLRM))  # its embedding_dim holds for all models' features
     config.dcn = ConfigDict(_fields_of(DCN))
     config.two_tower = ConfigDict(_fields_of(TwoTower))
 

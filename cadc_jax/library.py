@@ -1,4 +1,4 @@
-"""The method on plain arrays, without files and configurations: factorise, sample, train, score.
+"""The method on plain arrays, without files or configurations: factorise, sample, train, score.
 
     import cadc_jax as cadc
 
@@ -14,8 +14,8 @@
     )
     scores, items = cadc.recommend(model, users, k=10, seen=(user, item))
 
-Ids count from 0. Item 0 is what prepared tables keep for unknown items: it is never drawn as a
-negative. Everything is deterministic in `seed`.
+Ids count from 0. Prepared tables use item 0 for unknown items: it is never drawn as a negative.
+Results depend on `seed` and the arguments alone.
 """
 
 import dataclasses
@@ -53,16 +53,16 @@ Pairs = tuple[np.ndarray, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A trained network with all that scoring takes.
+    """A trained network and everything that scoring needs.
 
     Attributes:
       network: the flax module.
       params: its parameters.
       tables: `user` [U, D], `item` [I, D] and `features` [V, E].
       content: features of users and items, and offsets of the stacked categorical features.
-      history: of each evaluation the step, the mean loss since the last one, and the validation
+      history: for each evaluation the step, the mean loss since the last one, and the validation
         result (higher is better).
-      best_step: step of the parameters; 0 if no step bettered the start.
+      best_step: step of the parameters; 0 if no step improved on the start.
     """
 
     network: nn.Module
@@ -107,24 +107,24 @@ def factorize(
       config: an `ALSConfig` (the default) or an `SGDConfig`.
       value: [N] strength of each row, for ALS; None: all 1.
       label: [N] in {0, 1}, for SGD on clicks and impressions; None: every row is a positive.
-      seed: of the start and of drawn negatives.
+      seed: seed of the start and of drawn negatives.
 
     Returns:
-      `user` [U, D] and `item` [I, D]; of explicit ALS and of SGD also biases.
+      `user` [U, D] and `item` [I, D]; explicit ALS and SGD also give biases.
 
     Raises:
-      ConfigError: if `value` or `label` do not go with the method, or there are no rows.
+      ConfigError: if the method does not take `value` or `label`, or there are no rows.
       DataError: if ids are outside their range.
     """
     config = config or als.ALSConfig()
     key = jax.random.key(seed)
     if isinstance(config, als.ALSConfig):
         if label is not None:
-            raise ConfigError("ALS takes positives: give those, or labels with an SGDConfig")
+            raise ConfigError("ALS takes positives only: leave the others out, or use an SGDConfig")
         matrix = Interactions.from_rows(user, item, num_users, num_items, value)
         return als.fit(matrix, config, key, mesh=sharding.make_mesh())[0]
     if value is not None:
-        raise ConfigError("logistic SGD takes labels: values go with an ALSConfig")
+        raise ConfigError("logistic SGD takes labels, not values: use an ALSConfig for values")
     rows = sgd.TrainingRows(np.asarray(user), np.asarray(item), num_users, num_items, label)
     return sgd.fit(rows, config, key)[0]
 
@@ -155,28 +155,29 @@ def train(
     known: Pairs | None = None,
     seed: int = 0,
 ) -> Model:
-    """Trains a network on kept rows until the validation result stops getting better.
+    """Trains a network on kept rows until the validation result stops improving.
 
     Args:
       network: `DLRM`, `DCN` or `TwoTower`.
       rows: `user` [N] and `item` [N] int; `label` [N] in {0, 1} if there are impressions (without
-        it every row is a positive, and `config.negatives` others are drawn); optional features of
-        the row, `dense` [N, F] float and `categorical` [N, C] int.
-      validation: held-out rows of the same columns. With labels the log loss decides; without, the
-        NDCG@10 of each row's item among 99 others.
+        it every row is a positive, and `config.negatives` negatives are drawn for it); optional
+        features of the row, `dense` [N, F] float and `categorical` [N, C] int.
+      validation: held-out rows with the same columns. With labels the log loss decides, without
+        labels the NDCG@10 of each row's item among 99 others.
       config: how to train.
-      factors: of all training rows; needed unless `embeddings` is 'random'.
+      factors: factors of all training rows; needed unless `embeddings` is 'random'.
       embeddings: 'frozen', 'trainable' (they start from the factors) or 'random'.
       num_users: U, if there are no factors.
-      num_items: I, likewise.
-      vocabulary_sizes: [C] ids of each column of `categorical`.
-      embedding_dim: E, width of their embeddings, and D of random ones; that of a DLRM.
+      num_items: I, if there are no factors.
+      vocabulary_sizes: [C] number of ids of each column of `categorical`.
+      embedding_dim: E, width of their embeddings and of random user and item embeddings; a DLRM
+        must have the same `embedding_dim`.
       content: features of users and items, as `embeddings.content_of` makes them of a prepared
         table; None for none.
       num_features: V, with `content`: rows of the stacked table of all categorical features.
-      known: user and item of all training rows, kept or not: none of them is drawn as a negative.
-        None: those of `rows`.
-      seed: of initialisation, order, negatives and dropout.
+      known: user and item of all training rows, kept or not; these pairs are never drawn as
+        negatives. None: the pairs in `rows`.
+      seed: seed of initialisation, order, negatives and dropout.
 
     Raises:
       ConfigError: if the arguments contradict each other.
@@ -188,7 +189,7 @@ def train(
     if factors is not None:
         num_users, num_items = len(factors.user), len(factors.item)
     if not (num_users and num_items):
-        raise ConfigError("without factors num_users and num_items have to be given")
+        raise ConfigError("without factors, give num_users and num_items")
     clicks = "label" in rows
     if clicks == (config.negatives > 0):
         why = "rows with labels have theirs" if clicks else "rows without labels need some"
@@ -288,7 +289,7 @@ def load(folder: str | pathlib.Path) -> CompressedData:
     """Opens a compressed data set.
 
     Raises:
-      ArtifactError: if the folder is none, or is damaged.
+      ArtifactError: if the folder is no compressed data set, or is damaged.
     """
     _, inputs = compressed.open_inputs(pathlib.Path(folder))
     return CompressedData(

@@ -1,4 +1,8 @@
-"""Quality: AUC, log loss and calibration of clicks, hit rate and NDCG of rankings."""
+"""Metrics: AUC, log loss and calibration for clicks, hit rate and NDCG for rankings.
+
+`auc` sorts all scores at once. For more rows than fit in memory, `click_stats` reduces each block
+of rows to statistics of fixed size, and `merge` adds them up.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +15,20 @@ from jax import lax
 def auc(labels: jax.Array | np.ndarray, scores: jax.Array | np.ndarray) -> jax.Array:
     """Area under the ROC curve: P(score of a click > score of a non-click), ties counted half.
 
-    Exact up to the rounding of float32, about 1e-7. For rows too many to sort see `click_stats`.
+    Exact up to the rounding of float32, about 1e-7.
 
     Args:
       labels: [N] in {0, 1}; N < 2^30.
       scores: [N] float.
 
     Returns:
-      [] float32; NaN when all labels are equal or any score is NaN.
+      [] float32; NaN if all labels are equal or any score is NaN.
     """
     order = jnp.argsort(scores)
     ordered = scores[order]
     positive = labels[order] > 0
-    # Each click beats the non-clicks strictly below it and half of those at its own score. Both
-    # counts grow along the order: each row takes them from the ends of its run of equal scores.
+    # A click beats all non-clicks with lower scores, and half of those with the same score. Both
+    # counts grow along the order. Each row takes them from the ends of its run of equal scores.
     starts = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])
     ends = jnp.concatenate([starts[1:], jnp.ones(1, bool)])
     others = jnp.cumsum(~positive)
@@ -37,14 +41,14 @@ def auc(labels: jax.Array | np.ndarray, scores: jax.Array | np.ndarray) -> jax.A
 
 @struct.dataclass
 class ClickStats:
-    """What a set of scored rows comes down to: of fixed size, and added up by `merge`.
+    """Statistics of a set of scored rows. Their size does not depend on the number of rows.
 
-    Scores are counted in bins around K `edges`: bin i + j holds the scores of which i edges are
-    smaller and j edges are no greater. So scores equal to an edge have a bin of their own (i < j),
-    apart from those between two edges (i = j).
+    Scores are counted in bins around K `edges`. If i edges are smaller than a score and j edges are
+    smaller or equal, it belongs to bin i + j. So scores equal to an edge (i < j) and scores between
+    two edges (i = j) have separate bins.
 
-    Counts are exact up to 2^31 - 1 rows a bin. Sums are pairs of float32, the second number being
-    what rounding took from the first: no number of merges loses more than single blocks do.
+    Counts are exact up to 2^31 - 1 rows in a bin. Sums are pairs of float32; the second number is
+    what rounding lost from the first. So merging loses nothing, however many blocks there are.
 
     Attributes:
       edges: [K] float32, sorted, with repeats.
@@ -61,11 +65,11 @@ class ClickStats:
     predicted: jax.Array
 
     def auc(self) -> tuple[float, float]:
-        """AUC and the most by which it may differ from that of the scores themselves.
+        """The AUC, and a bound on its difference from the AUC of the scores themselves.
 
-        Only pairs of different scores in one bin, counted half here, are in doubt: the bound is
-        half the share of such pairs, 0 where every score is an edge. Both are NaN when all labels
-        are equal or any score is NaN.
+        Pairs in the same bin count half. That is wrong only for pairs of different scores, so the
+        bound is half the share of pairs in the bins between edges. It is 0 if every score is an
+        edge. Both are NaN if all labels are equal or any score is NaN.
         """
         clicks, others = np.asarray(self.clicks, np.float64), np.asarray(self.others, np.float64)
         pairs = clicks.sum() * others.sum()
@@ -82,9 +86,9 @@ class ClickStats:
         return _total(self.loss) / (_total(self.clicks) + _total(self.others))
 
     def calibration(self) -> float:
-        """Mean predicted probability of a click over the share of clicks: 1 is right on average.
+        """Mean predicted probability of a click / share of clicks: 1 is right on average.
 
-        NaN where there is no click.
+        NaN if there is no click.
         """
         clicks = _total(self.clicks)
         return _total(self.predicted) / clicks if clicks else np.nan
@@ -97,18 +101,18 @@ def click_stats(
     weight: jax.Array | np.ndarray | None = None,
     edges: jax.Array | np.ndarray | None = None,
 ) -> ClickStats:
-    """The statistics of one block of rows.
+    """Statistics of one block of rows.
 
     Args:
       labels: [N] in {0, 1}.
-      scores: [N] float; logits, if log loss and calibration are to mean anything.
-      weight: [N], 0 for padding and anything above it for rows that count; None if all do.
-      edges: [K] sorted scores at which bins begin and end. The scores of a sample of the rows make
-        bins of about equal content whatever the distribution, so that the bound on the AUC is
-        about 1 / K or less. None leaves the AUC open.
+      scores: [N] float; they have to be logits for log loss and calibration.
+      weight: [N], 0 for padding, above 0 for rows that count; None if all rows count.
+      edges: [K] sorted scores at which bins begin and end. With the scores of a sample of the rows
+        all bins hold about as many rows, for any distribution, and the bound on the AUC is about
+        1 / K or less. Without edges the AUC is not known.
 
     Returns:
-      Statistics, the same on every device where rows are split over devices.
+      Statistics; the same on every device if rows are split over devices.
     """
     scores = jnp.asarray(scores, jnp.float32)
     edges = jnp.zeros(0) if edges is None else jnp.asarray(edges, jnp.float32)
@@ -128,7 +132,7 @@ def click_stats(
 
 @jax.jit
 def merge(a: ClickStats, b: ClickStats) -> ClickStats:
-    """The statistics of the rows of both, which have the same edges."""
+    """Statistics of the rows of both; `a` and `b` must have the same edges."""
     return ClickStats(
         edges=a.edges,
         clicks=a.clicks + b.clicks,
@@ -139,25 +143,41 @@ def merge(a: ClickStats, b: ClickStats) -> ClickStats:
 
 
 def hit_rate(ranks: jax.Array | np.ndarray, k: int) -> jax.Array:
-    """HR@k: share of rows whose held-out item is among the first k. `ranks` [N], best is 0."""
+    """HR@k: share of rows whose held-out item is among the first k.
+
+    Args:
+      ranks: [N] int, rank of each row's held-out item; 0 is the best.
+      k: the cut-off.
+
+    Returns:
+      [] float32.
+    """
     return jnp.mean(ranks < k)
 
 
 def ndcg(ranks: jax.Array | np.ndarray, k: int) -> jax.Array:
-    """NDCG@k for one relevant item a row: mean of 1 / log2(rank + 2) within the first k."""
+    """NDCG@k with one relevant item a row: mean of 1 / log2(rank + 2) for ranks below k, else 0.
+
+    Args:
+      ranks: [N] int, rank of each row's held-out item; 0 is the best.
+      k: the cut-off.
+
+    Returns:
+      [] float32.
+    """
     return jnp.mean(jnp.where(ranks < k, 1 / jnp.log2(ranks + 2.0), 0.0))
 
 
 def _bins(edges: jax.Array, scores: jax.Array) -> jax.Array:
-    """Bin [N] int32 of each score: edges below it plus edges not above it."""
+    """Bin [N] int32 of each score: number of edges below it + number of edges not above it."""
     return jnp.searchsorted(edges, scores) + jnp.searchsorted(edges, scores, side="right")
 
 
 def _add(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Sum of two [2] pairs of a number and what rounding took from it (two-sum, Knuth 1969)."""
+    """Sum of two [2] pairs of a number and its lost rounding (two-sum, Knuth 1969)."""
     total = a[0] + b[0]
-    taken = total - a[0]
-    lost = (a[0] - (total - taken)) + (b[0] - taken)
+    added = total - a[0]  # b[0], but for rounding
+    lost = (a[0] - (total - added)) + (b[0] - added)
     return jnp.stack([total, a[1] + b[1] + lost])
 
 

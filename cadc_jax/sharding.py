@@ -1,12 +1,13 @@
 """The device mesh and every PartitionSpec of the package, in one place.
 
-The mesh has two axes. `data` splits the rows that ALS is solving; `model` splits the rows of
-embedding tables too large for one device. Training batches are split over both, so that no device
-repeats another's network. Everything small is replicated.
+The mesh has two axes. `data` splits the rows that ALS solves. `model` splits the rows of embedding
+tables that are too large for one device. Training batches are split over both axes, so that no two
+devices do the same work. Everything small is replicated.
 
-With several processes a mesh has devices of all of them, each process's next to each other. An
-array on such a mesh is made and computed with by all processes at once, and no process sees all of
-it unless it is replicated: `put` and `local` are the ways in and out.
+With several processes a mesh has the devices of all of them, and the devices of one process are
+next to each other. All processes together create an array on such a mesh and compute with it. A
+process can only read an array as a whole if it is replicated. `put` places arrays on the mesh, and
+`local` reads them back.
 """
 
 import functools
@@ -30,30 +31,34 @@ BATCH = P((DATA, MODEL))  # leading axis of every array in a batch
 BATCHES = P(None, (DATA, MODEL))  # second axis of every array in a stack of batches
 TABLE = P(MODEL)  # rows of a sharded embedding table
 
-_LOCAL_BYTES = 1 << 28  # of an array that `local` replicates at a time
+_LOCAL_BYTES = 1 << 28  # bytes of an array that `local` replicates at a time
 
 
 def make_mesh(model: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A ('data', 'model') mesh over `devices` (default: all), `model` of them to a table.
+    """A ('data', 'model') mesh.
+
+    Args:
+      model: size of the axis `model`: the number of devices that share a split table.
+      devices: the devices; None for all.
 
     Raises:
       ConfigError: if `model` does not divide the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
-    devices.sort(key=lambda device: device.process_index)  # each makes one part of a batch
+    devices.sort(key=lambda device: device.process_index)  # each process makes one part of a batch
     check_division(model, len(devices))
     return Mesh(np.array(devices).reshape(-1, model), (DATA, MODEL))
 
 
-@functools.cache  # later calls give the answer of the first
+@functools.cache  # later calls return the result of the first call
 def split_cores() -> bool:
-    """Makes the CPU one device a core, for ALS, which keeps about one core busy with each device.
+    """Makes each core of the CPU a device. ALS keeps only about one core busy with each device.
 
-    It must come before any use of a device, and does nothing where it has been said how many
-    devices the CPU is to be.
+    Call it before any use of a device. It does nothing if the number of CPU devices is already set
+    by $JAX_NUM_CPU_DEVICES or $XLA_FLAGS.
 
     Returns:
-      Whether it did.
+      Whether it changed the number of devices.
     """
     devices = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
     if devices >= 0 or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
@@ -63,7 +68,7 @@ def split_cores() -> bool:
 
 
 def check_division(model: int, devices: int) -> None:
-    """Raises ConfigError unless so many devices can be divided into groups of `model`."""
+    """Raises ConfigError unless `devices` devices can be divided into groups of `model`."""
     if model < 1 or devices < 1 or devices % model:
         raise ConfigError(
             f"devices.model={model}: must be a divisor of the number of devices, {devices}"
@@ -76,21 +81,25 @@ def named(mesh: Mesh | AbstractMesh, spec: P) -> NamedSharding:
 
 
 def mesh_of(array: jax.Array) -> Mesh:
-    """The mesh of an array that `put`, or a computation with such arrays, has made."""
+    """The mesh of an array that was made by `put` or computed from such arrays."""
     where = array.sharding
     assert isinstance(where, NamedSharding) and isinstance(where.mesh, Mesh)
     return where.mesh
 
 
 def put(tree: Any, where: Sharding) -> Any:
-    """Places arrays, which every process has whole (NumPy or on a device of its own)."""
+    """Places a tree of arrays on the devices of `where`.
+
+    With several processes all of them call it, and each has the whole arrays, as NumPy arrays or on
+    one of its own devices.
+    """
     if jax.process_count() == 1:
         return jax.device_put(tree, where)
     return jax.tree.map(lambda x: _put(x, where), tree)
 
 
 def _put(array: Any, where: Sharding) -> jax.Array:
-    """`put` one array; a process sends its own devices no more than their parts."""
+    """`put` for one array. A process sends only the parts of its own devices."""
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         return jax.device_put(array, where)
     if jnp.issubdtype(jax.dtypes.result_type(array), jax.dtypes.prng_key):
@@ -100,10 +109,10 @@ def _put(array: Any, where: Sharding) -> jax.Array:
 
 
 def local(array: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
-    """The array itself, if this process can read it, or else a copy of all of it on the host.
+    """The array itself if this process can read all of it, otherwise a copy on the host.
 
-    All processes have to call it. The copy is made in blocks of rows, so that it needs no device on
-    which the whole array fits.
+    All processes have to call it. The copy is made in blocks of rows: no device needs room for the
+    whole array.
     """
     if isinstance(array, np.ndarray) or array.is_fully_addressable:
         return array
@@ -112,7 +121,9 @@ def local(array: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
     whole = np.empty(array.shape, array.dtype)
     rows = max(1, _LOCAL_BYTES // max(1, whole[:1].nbytes))
     for start in range(0, len(whole), rows):
-        start = min(start, max(0, len(whole) - rows))  # blocks of one size share a program
+        start = min(
+            start, max(0, len(whole) - rows)
+        )  # all blocks have the same size and share a program
         block = _block(array, start, min(rows, len(whole)), mesh_of(array))
         whole[start : start + rows] = np.asarray(block)
     return whole
@@ -120,6 +131,6 @@ def local(array: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
 
 @functools.partial(jax.jit, static_argnames=("rows", "mesh"))
 def _block(array: jax.Array, start: int, rows: int, mesh: Mesh) -> jax.Array:
-    """Some rows of a split array, on every device."""
+    """A block of rows of a split array, replicated."""
     block = jax.lax.dynamic_slice_in_dim(array, start, rows)
     return jax.lax.with_sharding_constraint(block, named(mesh, REPLICATED))

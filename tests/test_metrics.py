@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn, plain references and values by hand."""
+"""Metrics against scikit-learn, plain references, and values by hand."""
 
 import functools
 
@@ -11,8 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cadc_jax import metrics, sharding
-
-# AUC.
 
 
 def pairwise_auc(labels, scores):
@@ -39,14 +37,14 @@ def test_auc_is_the_share_of_pairs_in_order(rows):
         assert found == pytest.approx(pairwise_auc(labels, scores), abs=1e-6)
 
 
-def test_auc_by_hand():
+def test_auc_equals_values_by_hand():
     assert metrics.auc(jnp.array([0, 1, 0, 1]), jnp.array([0.1, 0.2, 0.3, 0.4])) == 0.75
     assert metrics.auc(jnp.array([0, 1]), jnp.array([5.0, 5.0])) == 0.5
     assert metrics.auc(jnp.array([0, 1]), jnp.array([1.0, 2.0])) == 1
     assert metrics.auc(jnp.array([0, 1]), jnp.array([2.0, 1.0])) == 0
 
 
-def test_auc_takes_labels_of_any_type():
+def test_labels_of_the_auc_may_have_any_type():
     scores = jnp.array([0.1, 0.2, 0.3, 0.4])
     for kind in (bool, np.int8, np.int64, np.float32):
         assert metrics.auc(np.array([0, 1, 0, 1], kind), scores) == 0.75
@@ -60,24 +58,21 @@ def test_auc_counts_more_pairs_than_32_bits_hold():
     assert float(metrics.auc(labels, scores + labels * half)) == pytest.approx(1, abs=1e-6)
 
 
-def test_auc_of_infinite_scores_is_that_of_their_order():
+def test_auc_of_infinite_scores_follows_their_order():
     scores = jnp.array([-jnp.inf, jnp.inf, 0.2, 0.1])
     assert metrics.auc(jnp.array([0, 1, 0, 1]), scores) == 0.75
 
 
-def test_auc_of_one_class_is_not_a_number():
+def test_auc_is_not_a_number_if_all_labels_are_equal():
     assert np.isnan(metrics.auc(jnp.array([1, 1]), jnp.array([0.0, 1.0])))
     assert np.isnan(metrics.auc(jnp.array([0, 0]), jnp.array([0.0, 1.0])))
 
 
-def test_auc_of_a_score_that_is_no_number_is_not_a_number():
-    """A model that has diverged must not look like a coin, or better."""
+def test_auc_is_not_a_number_if_a_score_is_not():
+    """A model that has diverged must not look like a random one, or a better one."""
     labels = jnp.array([0, 1, 0, 1])
     assert np.isnan(metrics.auc(labels, jnp.full(4, jnp.nan)))
     assert np.isnan(metrics.auc(labels, jnp.array([0.1, jnp.nan, 0.2, 0.3])))
-
-
-# Statistics of clicks.
 
 
 def stats_of(labels, scores, edges=None, block=None, weight=None):
@@ -124,15 +119,15 @@ def test_the_streamed_auc_is_within_its_bound_of_scikit_learns(name):
     assert error < 1 / 1000  # one over the edges, whatever the distribution
 
 
-def test_scores_that_are_all_edges_have_an_exact_auc():
-    """However few bins there are: ties count half, as in the AUC itself."""
+def test_the_streamed_auc_is_exact_if_every_score_is_an_edge_or_alone_in_its_bin():
+    """Ties count half, as in the AUC itself."""
     labels = np.array([0, 1, 1, 0, 1, 0])
     scores = np.array([1.0, 1, 2, 2, 3, 0])
-    for edges in ([0, 1, 2, 3], [3, 0, 1, 1, 2, 2, 2, 7], [1, 2]):  # 0 and 3 are alone in theirs
+    for edges in ([0, 1, 2, 3], [3, 0, 1, 1, 2, 2, 2, 7], [1, 2]):  # alone: 0 and 3
         assert stats_of(labels, scores, edges).auc() == (pytest.approx(7 / 9), 0.0)
 
 
-def test_the_bound_is_half_the_share_of_pairs_that_share_a_bin():
+def test_the_bound_is_half_the_share_of_pairs_in_the_same_bin():
     labels, scores = np.array([1, 0, 0, 1, 0]), np.array([0.1, 0.2, 0.3, 0.6, 0.7])
     # Below 0.5: one click and two others; above: one each.
     value, error = stats_of(labels, scores, edges=[0.5]).auc()
@@ -140,7 +135,7 @@ def test_the_bound_is_half_the_share_of_pairs_that_share_a_bin():
     assert error == pytest.approx((2 + 1) / 2 / 6)
 
 
-def test_the_bound_is_reached():
+def test_the_error_can_be_as_large_as_the_bound():
     low_first = stats_of([1, 0], [0.0, 1.0], edges=[])
     assert low_first.auc() == (0.5, 0.5)
 
@@ -164,16 +159,16 @@ def test_the_streamed_auc_is_within_its_bound_for_any_scores_and_edges(rows, edg
         assert abs(value - pairwise_auc(labels, scores)) <= error + 1e-12
 
 
-def test_without_edges_the_auc_is_open():
+def test_without_edges_the_bound_of_the_auc_is_a_half():
     assert stats_of([0, 1, 1], [0.0, 1.0, 2.0]).auc() == (0.5, 0.5)
 
 
-def test_a_streamed_auc_with_a_score_that_is_no_number_is_not_a_number():
+def test_the_streamed_auc_is_not_a_number_if_a_score_is_not():
     for scores in ([np.nan, 1.0], [0.0, np.nan]):
         assert np.isnan(stats_of([0, 1], scores, edges=[0.5], block=1).auc()).all()
 
 
-def test_log_loss_and_calibration_equal_scikit_learns_and_numpys():
+def test_log_loss_and_calibration_equal_those_of_scikit_learn_and_numpy():
     rng = np.random.default_rng(0)
     labels, logits = rng.integers(0, 2, 5000), rng.normal(size=5000) * 3 - 1
     probability = 1 / (1 + np.exp(-logits))
@@ -185,7 +180,7 @@ def test_log_loss_and_calibration_equal_scikit_learns_and_numpys():
         assert stats.calibration() == pytest.approx(expected, rel=1e-6)
 
 
-def test_log_loss_and_calibration_by_hand():
+def test_log_loss_and_calibration_equal_values_by_hand():
     stats = stats_of([1, 1, 0], np.log([1.0, 3.0, 3.0]))  # probabilities 1/2, 3/4 and 3/4
     assert stats.log_loss() == pytest.approx(-(np.log(1 / 2) + np.log(3 / 4) + np.log(1 / 4)) / 3)
     assert stats.calibration() == pytest.approx(1)
@@ -195,36 +190,36 @@ def test_log_loss_of_a_certain_mistake_is_finite():
     assert stats_of([1, 0], [-200.0, 400.0]).log_loss() == pytest.approx(300)
 
 
-def test_log_loss_of_a_logit_that_is_no_number_is_not_a_number():
+def test_log_loss_and_calibration_are_not_numbers_if_a_logit_is_not():
     stats = stats_of([1, 0, 1], [0.0, np.nan, 1.0], block=1)
     assert np.isnan(stats.log_loss()) and np.isnan(stats.calibration())
 
 
-def test_calibration_without_a_click_is_not_a_number():
+def test_calibration_is_not_a_number_without_a_click():
     assert np.isnan(stats_of([0, 0], [0.0, 1.0]).calibration())
 
 
-def test_rows_of_weight_zero_count_nowhere():
+def test_rows_of_weight_zero_do_not_count():
     labels, scores = np.array([0, 1, 1, 0]), np.array([0.3, 0.1, np.nan, np.inf])
     masked = stats_of(labels, scores, edges=[0.2], weight=np.array([1, 1, 0, 0]))
     jax.tree.map(np.testing.assert_array_equal, masked, stats_of(labels[:2], scores[:2], [0.2]))
 
 
-def test_scores_of_half_the_bits_are_summed_in_float32():
+def test_bfloat16_scores_are_summed_in_float32():
     labels = np.arange(4096) % 2
     scores = jnp.full(4096, 1.0, jnp.bfloat16)
     stats = metrics.click_stats(labels, scores)
     assert stats.calibration() == pytest.approx(2 / (1 + np.exp(-1)), rel=1e-6)
 
 
-def test_counts_past_the_integers_of_float32_lose_no_row():
+def test_counts_beyond_the_integers_of_float32_are_exact():
     one = stats_of([1, 0], [0.0, 0.0], edges=[0.0])
     many = jax.tree.map(lambda x: x * (1 << 24), one).replace(edges=one.edges)
     stats = functools.reduce(metrics.merge, [one] * 3, many)
     assert stats.clicks.sum() == stats.others.sum() == (1 << 24) + 3
 
 
-def test_sums_past_the_integers_of_float32_lose_nothing():
+def test_sums_beyond_the_integers_of_float32_are_exact():
     one = stats_of([1], [0.0]).replace(predicted=jnp.array([1.0, 0.0]))
     many = one.replace(predicted=jnp.array([2.0**24, 0.0]), clicks=one.clicks << 24)
     assert many.calibration() == 1
@@ -250,15 +245,12 @@ def test_rows_split_over_eight_devices_count_as_on_one():
     np.testing.assert_array_equal(merged.others, 2 * one.others)
 
 
-# Rankings.
-
-
 def test_hit_rate_counts_ranks_before_the_cut():
     assert metrics.hit_rate(np.array([0, 9, 10, 500]), 10) == 0.5
     assert metrics.hit_rate(np.array([0, 1]), 1) == 0.5
 
 
-def test_ndcg_by_hand():
+def test_ndcg_equals_values_by_hand():
     assert float(metrics.ndcg(np.array([0]), 1)) == 1
     assert float(metrics.ndcg(np.array([1]), 2)) == pytest.approx(1 / np.log2(3))
     assert float(metrics.ndcg(np.array([2]), 2)) == 0

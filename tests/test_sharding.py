@@ -1,3 +1,5 @@
+"""Meshes, and arrays that are put on them and read back."""
+
 import os
 import subprocess
 import sys
@@ -5,18 +7,27 @@ import sys
 import jax
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from cadc_jax import sharding
 from cadc_jax.errors import ConfigError
 
 
-def test_the_axis_model_must_divide_the_devices():
-    with pytest.raises(ConfigError, match="devices.model=3.*divisor.*8"):
-        sharding.make_mesh(3)
+def test_the_axis_model_has_its_size_and_data_the_rest():
+    assert dict(sharding.make_mesh(2).shape) == {"data": 4, "model": 2}
+    assert dict(sharding.make_mesh(devices=jax.devices()[:3]).shape) == {"data": 3, "model": 1}
+
+
+@pytest.mark.parametrize("model", [0, 3, 16])
+def test_the_axis_model_must_divide_the_devices(model):
+    with pytest.raises(ConfigError, match=f"devices.model={model}: must be a divisor .* 8"):
+        sharding.make_mesh(model)
+    with pytest.raises(ConfigError, match=f"devices.model={model}: must be a divisor .* 8"):
+        sharding.check_division(model, 8)
 
 
 def test_a_mesh_keeps_the_devices_of_a_process_together():
-    class Device:  # of two hosts whose devices alternate in the order of ids
+    class Device:  # of two processes whose devices alternate
         def __init__(self, number):
             self.id, self.process_index = number, number % 2
 
@@ -24,7 +35,7 @@ def test_a_mesh_keeps_the_devices_of_a_process_together():
     assert [device.process_index for device in mesh.devices.flat] == [0, 0, 1, 1]
 
 
-def test_what_is_put_comes_back_whole_with_its_keys():
+def test_arrays_and_keys_that_are_put_on_a_mesh_are_read_back_whole():
     mesh = sharding.make_mesh()
     tree = {"x": np.arange(16.0).reshape(8, 2), "key": jax.random.key(1)}
     table = sharding.put(tree["x"], sharding.named(mesh, sharding.BATCH))
@@ -34,21 +45,33 @@ def test_what_is_put_comes_back_whole_with_its_keys():
     assert jax.random.bits(key) == jax.random.bits(tree["key"])
 
 
+def test_the_mesh_of_an_array_is_the_one_that_it_was_put_on():
+    mesh = sharding.make_mesh(4)
+    x = sharding.put(np.zeros((8, 2)), sharding.named(mesh, P(sharding.DATA)))
+    assert sharding.mesh_of(x) == mesh
+    assert sharding.mesh_of(jax.jit(lambda x: x + 1)(x)) == mesh
+
+
+def test_an_array_on_the_host_is_read_as_it_is():
+    x = np.arange(3)
+    assert sharding.local(x) is x
+
+
 @pytest.mark.parametrize(
-    "said, devices",
+    "settings, devices",
     [
         ({}, len(os.sched_getaffinity(0))),
         ({"JAX_NUM_CPU_DEVICES": "3"}, 3),
         ({"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}, 3),
     ],
 )
-def test_the_cpu_is_a_device_a_core_unless_it_is_said_how_many(said, devices):
+def test_each_core_becomes_a_device_unless_their_number_is_set(settings, devices):
     code = (
         "from cadc_jax import sharding; import jax; print(sharding.split_cores(), "
         "len(jax.devices()), sharding.split_cores())"
     )
     env = {n: x for n, x in os.environ.items() if n not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")}
     ran = subprocess.run(
-        [sys.executable, "-c", code], env=env | said, check=True, capture_output=True, text=True
+        [sys.executable, "-c", code], env=env | settings, check=True, capture_output=True, text=True
     )
-    assert ran.stdout.split() == [str(not said), str(devices), str(not said)]
+    assert ran.stdout.split() == [str(not settings), str(devices), str(not settings)]

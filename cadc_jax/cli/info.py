@@ -17,6 +17,6 @@ def main(folder: str | None = None) -> None:
     """Runs the command."""
     if folder is None:
         raise ConfigError("this command needs a folder: cadc info DIR")
-    from cadc_jax.run import folder_info
+    from cadc_jax.serving import folder_info
 
     print(folder_info.explain(pathlib.Path(folder), VERIFY.value))

@@ -1,11 +1,11 @@
-"""What a run needs, on paper: memory, bytes between devices, arithmetic and time. A model.
+"""An estimate of what a run needs: memory, bytes between devices, arithmetic and time.
 
-Nothing is computed on a device. Shapes of parameters, optimizer state and tables are those that the
-training step itself would make (`jax.eval_shape`), placed by the planner that training uses; matrix
-products are counted in the traced step, and residuals in its traced gradient. What is left is
-arithmetic on shapes, said beside each formula. All figures are of one device, the fullest one.
+Nothing is computed on a device. Parameters, optimizer state and tables have the shapes that the
+training step itself would make (`jax.eval_shape`), and the placement that training would choose.
+Matrix products are counted in the traced step, and activations in its traced gradient. Everything
+else is arithmetic on shapes. All figures are of one device, the fullest one.
 
-`docs/scale.md` tells how to read the result, and how near compiled programs come to it.
+`docs/scale.md` explains how to read the result, and how close compiled programs come to it.
 """
 
 from cadc_jax.cost.factorization import als, sgd_factorization

@@ -1,5 +1,6 @@
-"""The cost of a pass of ALS and of logistic SGD."""
+"""The cost of an ALS iteration, and of a step of logistic SGD."""
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -12,30 +13,33 @@ from cadc_jax.cost.arithmetic import all_reduce, f32, tree_bytes, up
 from cadc_jax.cost.model import Cost, Sizes
 from cadc_jax.factorization import interactions, sgd
 from cadc_jax.factorization.als import ALSConfig
+from cadc_jax.factorization.als_solver import ELIMINATION_BLOCK
 from cadc_jax.factorization.sgd import SGDConfig
 
 
 def als(sizes: Sizes, config: ALSConfig, devices: int = 1) -> Cost:
-    """An ALS iteration, both half-steps, over so many devices."""
-    width = config.factors + (config.feedback == "explicit")
+    """The cost of an ALS iteration, which is two half-steps.
+
+    Args:
+      sizes: sizes of the data.
+      config: settings of the factorisation.
+      devices: number of devices.
+    """
     both = ((sizes.num_users, sizes.user_counts), (sizes.num_items, sizes.item_counts))
-    chunk = config.chunk or max(256, 2**17 // config.factors)
+    chunk = config.chunk_entries
     sides = [_side(rows, counts, sizes.entries, chunk, devices) for rows, counts in both]
-    itemsize = jnp.dtype(config.dtype).itemsize
-    halves = [
-        _half_step(solved, fixed, config, width, itemsize, devices)
-        for solved, fixed in (sides, sides[::-1])
-    ]
+    halves = [_HalfStep(solved, fixed, config, devices) for solved, fixed in (sides, sides[::-1])]
     held = sum(side.table_rows for side in sides) / devices
     cell = 8  # an index and a value; the program leaves values out if every one of them is 1
     entries = sum(
         (side.chunks + side.long_chunks) * side.segments * (side.segment * cell + 8)
         for side in sides
     )
+    received = [half.received for half in halves]
     return Cost(
         name=f"factorize, als: {config.factors} factors, fixed side {config.fixed_side}",
         memory={
-            "tables of users and items": held * width * itemsize,
+            "tables of users and items": held * config.width * halves[0].itemsize,
             "regularization of their rows": held * 4,
             "entries, by user and by item": entries / devices,
             "copy of the fixed side": max(half.copied for half in halves),
@@ -45,14 +49,14 @@ def als(sizes: Sizes, config: ALSConfig, devices: int = 1) -> Cost:
         flops=sum(half.flops for half in halves),
         precision="highest",
         traffic=sum(half.traffic for half in halves),
-        received={kind: sum(half.received[kind] for half in halves) for kind in halves[0].received},
+        received={kind: sum(half[kind] for half in received) for kind in received[0]},
         units=config.iterations,
         whole="factorisation",
     )
 
 
 class _Side(NamedTuple):
-    """What `interactions.Layout` and `pack` make of users or items, in numbers."""
+    """Sizes of the `Layout` and the chunks of users or items."""
 
     rows: int
     table_rows: int
@@ -69,7 +73,7 @@ def _side(rows: int, counts: np.ndarray | None, entries: int, chunk: int, device
         return _even_side(rows, entries, chunk, devices)
     layout = interactions.make_layout(counts, chunk, devices)
     need = -(-counts // layout.segment)
-    of_long = int(need[layout.chunk == layout.chunks].sum())
+    long_segments = int(need[layout.chunk == layout.chunks].sum())
     return _Side(
         rows=rows,
         table_rows=layout.table_rows,
@@ -78,16 +82,16 @@ def _side(rows: int, counts: np.ndarray | None, entries: int, chunk: int, device
         segments=layout.segments,
         segment=layout.segment,
         long_rows=layout.long_rows,
-        long_chunks=up(of_long, layout.segments * devices) * devices,
+        long_chunks=up(long_segments, layout.segments * devices) * devices,
     )
 
 
 def _even_side(rows: int, entries: int, chunk: int, devices: int) -> _Side:
-    """As `make_layout` would deal rows that all have as many entries; it holds none of them."""
+    """The layout of rows that all have the same number of entries, without a list of them."""
     count = max(1, up(entries, rows))
-    few = interactions.make_layout(np.array([count]), chunk, 1)  # chooses the segment for us
-    segment, is_long = few.segment, few.long_rows > 0
-    need, target = up(count, segment), max(1, chunk // few.segment)
+    single = interactions.make_layout(np.array([count]), chunk, 1)
+    segment, is_long = single.segment, single.long_rows > 0
+    need, target = up(count, segment), max(1, chunk // segment)
     if is_long:
         long_rows = up(rows, devices) * devices
         chunks = up(rows * need, devices) * devices  # of one segment: no short row sets it
@@ -98,69 +102,125 @@ def _even_side(rows: int, entries: int, chunk: int, devices: int) -> _Side:
     return _Side(rows, chunks * chunk_rows, chunks, chunk_rows, segments, segment, 0, 0)
 
 
-class _HalfStep(NamedTuple):
-    copied: float
-    working: float
-    flops: float
-    traffic: float
-    received: dict[str, float]
+@dataclasses.dataclass(frozen=True)
+class _HalfStep:
+    """The solve of one side, on one device. K is the width of a table."""
 
+    solved: _Side
+    fixed: _Side
+    config: ALSConfig
+    devices: int
 
-def _half_step(
-    solved: _Side, fixed: _Side, config: ALSConfig, width: int, itemsize: int, devices: int
-) -> _HalfStep:
-    """Solving one side, for one device; K is the width of a row."""
-    implicit, cg = config.feedback == "implicit", config.solver == "cg"
-    gathered = config.fixed_side == "gathered"
-    passes = 1 + config.cg_steps if cg else 1  # over the entries
-    short, long = solved.chunks / devices, solved.long_chunks / devices
-    places = solved.segments * solved.segment  # of a chunk, padding included
-    entries = (short + long) * places
-    rows = solved.table_rows / devices
-    # A pass of conjugate gradients: a score and a sum for each entry, and the shared K x K matrix
-    # for each row. Cholesky: an outer product for each entry, and elimination in blocks of 8 rows.
-    square = width * width
-    if cg:
-        flops = passes * (4 * entries * width + 2 * rows * square)
-    else:
-        padded = up(width, 8) * 8
-        flops = 2 * entries * (square + width) + 2 * rows * padded * (padded + 1) * (padded + 8)
-    flops += 2 * fixed.table_rows / devices * square if implicit else 0
-    chunk_rows = places * width * 4
-    matrices = 0 if cg else 3 * max(solved.chunk_rows, 1) * width * (width + 1) * 4
-    fetches = short + long * passes
-    index, found = places * 4, places * width * itemsize
-    received = {
-        "fixed side": (devices - 1) / devices * fixed.table_rows * width * itemsize,
-        "K x K matrix": all_reduce(4 * square, devices) if implicit else 0,
-        # The solution goes round, and the parts of the sums come back.
-        "rows of many entries": passes
-        * (devices - 1)
-        / devices
-        * solved.long_rows
-        * width
-        * 4
-        * (2 if cg else width + 1),
-    }
-    exchange = 0
-    if not gathered:
-        received["fixed side"] = (devices - 1) * fetches * (index + found)
-        exchange = devices * (index + found)
-    return _HalfStep(
-        copied=fixed.table_rows * width * itemsize if gathered else 0,
-        working=rows * width * 4 + 2 * chunk_rows + matrices + exchange,
-        flops=flops,
-        # Rows of the fixed side read and written once a fetch, then read in each pass.
-        traffic=fetches * places * width * (itemsize + 4)
-        + passes * entries * width * 4
-        + entries * 4
-        + rows * width * (4 * passes * 4 + 2 * itemsize),
-        received=received if devices > 1 else dict.fromkeys(received, 0.0),
-    )
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number in a table."""
+        return jnp.dtype(self.config.dtype).itemsize
+
+    @property
+    def passes(self) -> int:
+        """Passes over the entries."""
+        return 1 + self.config.cg_steps if self.config.solver == "cg" else 1
+
+    @property
+    def rows(self) -> float:
+        """Table rows of the device."""
+        return self.solved.table_rows / self.devices
+
+    @property
+    def places(self) -> int:
+        """Entries of a chunk, padding included."""
+        return self.solved.segments * self.solved.segment
+
+    @property
+    def entries(self) -> float:
+        """Entries of the device, padding included."""
+        short, long = self.solved.chunks / self.devices, self.solved.long_chunks / self.devices
+        return (short + long) * self.places
+
+    @property
+    def fetches(self) -> float:
+        """Chunks for which rows of the fixed side are read: once if short, in each pass if long."""
+        short, long = self.solved.chunks / self.devices, self.solved.long_chunks / self.devices
+        return short + long * self.passes
+
+    @property
+    def copied(self) -> int:
+        """Bytes of the copy of the fixed side."""
+        if self.config.fixed_side == "sharded":
+            return 0
+        return self.fixed.table_rows * self.config.width * self.itemsize
+
+    @property
+    def exchanged(self) -> int:
+        """Bytes between two devices for a chunk, if the fixed side is split: ids and rows."""
+        return self.places * 4 + self.places * self.config.width * self.itemsize
+
+    @property
+    def working(self) -> float:
+        """Bytes of the solved rows, and of a chunk while it is solved."""
+        width = self.config.width
+        matrices = 0
+        if self.config.solver == "exact":
+            matrices = 3 * max(self.solved.chunk_rows, 1) * width * (width + 1) * 4
+        exchange = self.devices * self.exchanged if self.config.fixed_side == "sharded" else 0
+        return self.rows * width * 4 + 2 * (self.places * width * 4) + matrices + exchange
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of matrix products."""
+        width, entries, rows = self.config.width, self.entries, self.rows
+        square = width * width
+        # A pass of conjugate gradients: a score and a sum for each entry, and the shared K x K
+        # matrix for each row. Exact: an outer product for each entry, and block elimination.
+        if self.config.solver == "cg":
+            flops = self.passes * (4 * entries * width + 2 * rows * square)
+        else:
+            padded = up(width, ELIMINATION_BLOCK) * ELIMINATION_BLOCK
+            flops = 2 * entries * (square + width)
+            flops += 2 * rows * padded * (padded + 1) * (padded + ELIMINATION_BLOCK)
+        if self.config.feedback == "implicit":
+            flops += 2 * self.fixed.table_rows / self.devices * square
+        return flops
+
+    @property
+    def traffic(self) -> float:
+        """Bytes read from and written to the device's memory."""
+        width, passes = self.config.width, self.passes
+        # Rows of the fixed side are read and written once a fetch, then read in each pass.
+        return (
+            self.fetches * self.places * width * (self.itemsize + 4)
+            + passes * self.entries * width * 4
+            + self.entries * 4
+            + self.rows * width * (4 * passes * 4 + 2 * self.itemsize)
+        )
+
+    @property
+    def received(self) -> dict[str, float]:
+        """What for -> bytes from other devices."""
+        width, devices = self.config.width, self.devices
+        share = (devices - 1) / devices
+        fixed = share * self.fixed.table_rows * width * self.itemsize
+        if self.config.fixed_side == "sharded":
+            fixed = (devices - 1) * self.fetches * self.exchanged
+        implicit, cg = self.config.feedback == "implicit", self.config.solver == "cg"
+        # For long rows, each pass gathers the solution and reduce-scatters the sums.
+        numbers = 2 if cg else width + 1
+        long = self.passes * (devices - 1) / devices * self.solved.long_rows * width * 4 * numbers
+        received = {
+            "fixed side": fixed,
+            "K x K matrix": all_reduce(4 * width * width, devices) if implicit else 0,
+            "rows of many entries": long,
+        }
+        return received if devices > 1 else dict.fromkeys(received, 0.0)
 
 
 def sgd_factorization(sizes: Sizes, config: SGDConfig) -> Cost:
-    """An epoch of `factorization.sgd`, which runs on one device."""
+    """The cost of a step of logistic SGD, which runs on one device.
+
+    Args:
+      sizes: sizes of the data.
+      config: settings of the factorisation.
+    """
     width = config.factors + 1
     labelled = sizes.task == "click"
     items = 1 if labelled else 1 + config.negatives
@@ -174,7 +234,7 @@ def sgd_factorization(sizes: Sizes, config: SGDConfig) -> Cost:
     known = 0 if labelled else 4 * (sizes.entries + sizes.num_users)
     touched = batch * (1 + items)
     return Cost(
-        name=f"factorize, sgd: {config.factors} factors, on one device whatever their number",
+        name=f"factorize, sgd: {config.factors} factors, always on one device",
         memory={
             "tables of users and items": tree_bytes(tables),
             "their optimizer's state": tree_bytes(slots),
@@ -186,6 +246,6 @@ def sgd_factorization(sizes: Sizes, config: SGDConfig) -> Cost:
         precision="float32",
         traffic=touched * (9 * width * 4 + 2 * 8),
         received={},
-        units=-(-sizes.rows // batch) * config.epochs,
+        units=up(sizes.rows, batch) * config.epochs,
         whole=f"{config.epochs} epochs",
     )

@@ -1,6 +1,6 @@
-"""What an optimised program says of itself: bytes between devices and matrix products.
+"""Counts in the text of an optimised program: bytes between devices and FLOPs of matrix products.
 
-XLA's own cost analysis counts the body of a loop once; here it counts as often as it runs.
+XLA's own cost analysis counts the body of a loop once. Here it counts as often as it runs.
 """
 
 import math
@@ -18,10 +18,10 @@ _TRIPS = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
 
 
 def received_bytes(text: str) -> dict[str, float]:
-    """Bytes that a device receives in one run of the program, by kind of collective.
+    """Bytes that a device receives in one run of a program, by kind of collective.
 
     Args:
-      text: `compiled.as_text()`. A loop without a known number of turns counts once.
+      text: `compiled.as_text()`. A loop without a known trip count counts once.
     """
     found = dict.fromkeys(_KINDS, 0.0)
     for times, _, result, name, rest in _instructions(text):
@@ -43,7 +43,14 @@ def received_bytes(text: str) -> dict[str, float]:
 
 
 def product_flops(text: str) -> float:
-    """FLOPs of all matrix products (`dot`) in one run of the program."""
+    """FLOPs of all matrix products (`dot`) in one run of a program.
+
+    Args:
+      text: `compiled.as_text()`. A loop without a known trip count counts once.
+
+    Raises:
+      ValueError: if a `dot` has no shape or no axes.
+    """
     total = 0.0
     shapes: dict[str, str] = {}
     for times, instruction, result, name, rest in _instructions(text):
@@ -62,7 +69,7 @@ def product_flops(text: str) -> float:
 
 
 def _instructions(text: str) -> Iterator[tuple[int, str, str, str, str]]:
-    """How often it runs, name, result's shape, operation and the rest, of every instruction."""
+    """Every instruction: how often it runs, name, shape of the result, operation and the rest."""
     bodies: dict[str, list[tuple[str, ...]]] = {}
     current: list[tuple[str, ...]] | None = None
     entry = ""
@@ -81,19 +88,19 @@ def _run(
     for instruction, result, operation, rest in bodies.get(name, ()):
         yield times, instruction, result, operation, rest
         trips = _TRIPS.search(rest)
-        turns = int(trips[1]) if operation == "while" and trips else 1
+        runs = int(trips[1]) if operation == "while" and trips else 1
         called = _CALLED.findall(rest)
         if branches := re.search(r"branch_computations=\{([^}]*)\}", rest):
             called += [x.strip().lstrip("%") for x in branches[1].split(",")]
         for inner in called:
-            yield from _run(bodies, inner, times * turns)
+            yield from _run(bodies, inner, times * runs)
 
 
 def _group_size(rest: str) -> int:
-    """Devices that take part in a collective together, in any of the notations of XLA."""
+    """Number of devices in each group of a collective, in any of XLA's notations."""
     if found := re.search(r"replica_groups=mesh\[([^]]*)\].*?\{('[^}]*)\}", rest):
         axes = dict(re.findall(r"('\w+')=(\d+)", found[1]))
-        used = re.findall(r"('\w+')(?::\(\d+\)(\d+))?", found[2])  # 'x':(1)2 is a part of an axis
+        used = re.findall(r"('\w+')(?::\(\d+\)(\d+))?", found[2])  # 'x':(1)2 is part of an axis
         return math.prod(int(part or axes[axis]) for axis, part in used)
     if found := re.search(r"replica_groups=\[\d+,(\d+)\]", rest):
         return int(found[1])

@@ -1,4 +1,4 @@
-"""Hardware, sizes of data, and what a cost is."""
+"""Hardware, sizes of data, and costs as numbers and as text."""
 
 import dataclasses
 import math
@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from cadc_jax.data.table import Table
-from cadc_jax.errors import ConfigError
+from cadc_jax.errors import check_choice
 from cadc_jax.models import embeddings
 
-EFFICIENCY = 0.4  # assumed share of each peak that a step reaches; nothing here measures it
+EFFICIENCY = 0.4  # share of each peak that a step is assumed to reach; it is not measured
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,9 +20,9 @@ class Hardware:
     Attributes:
       memory: bytes.
       bandwidth: of its memory, bytes a second.
-      link: what it can receive from the others, bytes a second over all its links.
-      products: 'bfloat16', 'float32' (JAX's default precision) and 'highest' (float32 throughout)
-        -> FLOPs a second.
+      link: bytes a second that it can receive from other devices over all its links.
+      products: precision -> FLOPs a second: 'bfloat16', 'float32' (JAX's default precision) and
+        'highest' (float32 throughout).
     """
 
     memory: float
@@ -32,15 +32,15 @@ class Hardware:
 
 
 def _tpu(memory: float, bandwidth: float, link: float, peak: float) -> Hardware:
-    # By default a TPU multiplies float32 as bfloat16, in one pass; 'highest' takes six.
+    # By default a TPU multiplies float32 as bfloat16 in one pass; 'highest' takes six passes.
     products = {"bfloat16": peak, "float32": peak, "highest": peak / 6}
     return Hardware(memory, bandwidth, link, products)
 
 
-# TPUs: docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}, 'key specifications'. Links are stated for
-# both directions together; half of that is received. H100 (SXM): NVIDIA's data sheet, dense; by
-# default JAX multiplies float32 as TF32 there. 'cpu' is nominal: one core of a server, and its
-# share of the memory's bandwidth.
+# TPUs: docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}, 'key specifications'. They state links for
+# both directions together, and half of that is received. H100 (SXM): NVIDIA's data sheet, dense; by
+# default JAX multiplies float32 as TF32 there. 'cpu' is nominal: one core of a server and its share
+# of the memory bandwidth.
 HARDWARE = {
     "v5e": _tpu(16e9, 819e9, 400e9 / 2, 197e12),
     "v5p": _tpu(95e9, 2765e9, 1200e9 / 2, 459e12),
@@ -54,19 +54,19 @@ HARDWARE = {
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What the cost of a run depends on of its data.
+    """The sizes of the data that the cost of a run depends on.
 
     Attributes:
       task: 'click' or 'ranking'.
       rows: training rows.
       num_users: U.
       num_items: I.
-      feature_rows: V, of the stacked table of other categorical features.
-      dense: numbers of dense features of (users, rows, items).
-      categorical: likewise of categorical ones.
-      entries: of the interaction matrix.
-      user_counts: [U] entries of each user, or None: all alike.
-      item_counts: [I] likewise.
+      feature_rows: V, rows of the stacked table of other categorical features.
+      dense: numbers of dense features of (users, training rows, items).
+      categorical: numbers of categorical features of (users, training rows, items).
+      entries: entries of the interaction matrix.
+      user_counts: [U] entries of each user; None if all have the same number.
+      item_counts: [I] entries of each item; None if all have the same number.
     """
 
     task: str
@@ -83,18 +83,18 @@ class Sizes:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one device is asked for.
+    """The cost of one piece of work, on one device.
 
     Attributes:
-      name: what this is the cost of.
+      name: of the work.
       memory: what for -> bytes.
-      unit: what the work below is that of, such as 'step'.
-      flops: of matrix products.
-      precision: of these, a key of `Hardware.products`.
+      unit: the unit of work, such as 'step', that the next four figures are for.
+      flops: FLOPs of matrix products.
+      precision: precision of the matrix products, a key of `Hardware.products`.
       traffic: bytes read from and written to the device's memory.
       received: what for -> bytes from other devices.
-      units: how many there are in `whole`.
-      whole: such as 'epoch'.
+      units: number of units in `whole`.
+      whole: name of the whole work, such as 'epoch'.
       notes: lines for the reader.
     """
 
@@ -110,10 +110,10 @@ class Cost:
     notes: tuple[str, ...] = ()
 
     def seconds(self, hardware: Hardware) -> dict[str, float]:
-        """Time of a unit: for products, for memory, for receiving, and in all at two bounds.
+        """Seconds of a unit: its parts 'products', 'memory' and 'receiving', and two totals.
 
-        'least' is the slowest of the three at its peak, as if all went on at once. 'expected' is
-        their sum at EFFICIENCY of the peaks, as if nothing did.
+        'least' is the slowest part at its peak, as if all parts overlapped. 'expected' is the sum
+        of the parts at EFFICIENCY of their peaks, as if none overlapped.
         """
         parts = {
             "products": self.flops / hardware.products[self.precision],
@@ -125,22 +125,21 @@ class Cost:
 
 
 def hardware(name: str) -> Hardware:
-    """The device of that name.
+    """The device with this name.
 
     Raises:
-      ConfigError: if it is not known.
+      ConfigError: if the name is not in HARDWARE.
     """
-    if name not in HARDWARE:
-        raise ConfigError(f"hardware={name!r}: must be one of {', '.join(HARDWARE)}")
+    check_choice("hardware", name, HARDWARE)
     return HARDWARE[name]
 
 
 def sizes_of(table: Table) -> Sizes:
-    """The sizes of a prepared table."""
+    """The sizes of the data of a prepared table."""
     schema = table.schema
     user, row, item = schema.user_content, schema.context, schema.item_content
     rows = len(table.splits["train"]["user"])
-    if schema.task == "click":  # its matrix holds clicks; how they spread over users is not stored
+    if schema.task == "click":  # the matrix holds clicks; clicks of each user are not stored
         user_counts, item_counts = None, np.asarray(table.items["clicks"])
     else:
         user_counts, item_counts = np.diff(table.known["offsets"]), np.asarray(table.items["count"])
@@ -160,38 +159,34 @@ def sizes_of(table: Table) -> Sizes:
 
 def text(costs: Iterable[Cost], device: Hardware) -> str:
     """Costs as tables for people to read."""
-    blocks = []
-    for cost in costs:
-        total = sum(cost.memory.values())
-        fits = "fits" if total <= device.memory else "DOES NOT FIT"
-        room = "" if math.isinf(device.memory) else f" of {_bytes(device.memory)}: {fits}"
-        lines = [cost.name, "  memory of a device"]
-        lines += [f"    {what:36} {_bytes(size):>10}" for what, size in cost.memory.items() if size]
-        lines.append(f"    {'in all':36} {_bytes(total):>10}{room}")
-        time = cost.seconds(device)
-        lines.append(f"  {'for each ' + cost.unit:47} {'at peak':>10}")
-        received = sum(cost.received.values())
-        for what, amount, part in (
-            ("matrix products", f"{cost.flops / 1e9:,.2f} GFLOP", "products"),
-            ("memory read and written", _bytes(cost.traffic), "memory"),
-            ("received from other devices", _bytes(received), "receiving"),
-        ):
-            lines.append(f"    {what:30} {amount:>14} {_time(time[part]):>10}")
-        if received:
-            lines += [
-                f"      {what:28} {_bytes(size):>14}"
-                for what, size in cost.received.items()
-                if size
-            ]
-        lines.append(
-            f"  {cost.unit}: at least {_time(time['least'])}, "
-            f"{_time(time['expected'])} at {EFFICIENCY:.0%} of the peaks; "
-            f"{cost.whole} of {cost.units:,}: {_time(time['least'] * cost.units)} to "
-            f"{_time(time['expected'] * cost.units)}"
-        )
-        lines += [f"  {note}" for note in cost.notes]
-        blocks.append("\n".join(lines))
-    return "\n\n".join(blocks)
+    return "\n\n".join(_table(cost, device) for cost in costs)
+
+
+def _table(cost: Cost, device: Hardware) -> str:
+    total, time = sum(cost.memory.values()), cost.seconds(device)
+    fits = "fits" if total <= device.memory else "DOES NOT FIT"
+    room = "" if math.isinf(device.memory) else f" of {_bytes(device.memory)}: {fits}"
+    lines = [cost.name, "  memory of a device"]
+    lines += [f"    {what:36} {_bytes(size):>10}" for what, size in cost.memory.items() if size]
+    lines.append(f"    {'in all':36} {_bytes(total):>10}{room}")
+    lines.append(f"  {'for each ' + cost.unit:47} {'at peak':>10}")
+    received = sum(cost.received.values())
+    for what, amount, part in (
+        ("matrix products", f"{cost.flops / 1e9:,.2f} GFLOP", "products"),
+        ("memory read and written", _bytes(cost.traffic), "memory"),
+        ("received from other devices", _bytes(received), "receiving"),
+    ):
+        lines.append(f"    {what:30} {amount:>14} {_time(time[part]):>10}")
+    parts = cost.received.items()
+    lines += [f"      {what:28} {_bytes(size):>14}" for what, size in parts if size]
+    lines.append(
+        f"  {cost.unit}: at least {_time(time['least'])}, "
+        f"{_time(time['expected'])} at {EFFICIENCY:.0%} of the peaks; "
+        f"{cost.whole} of {cost.units:,}: {_time(time['least'] * cost.units)} to "
+        f"{_time(time['expected'] * cost.units)}"
+    )
+    lines += [f"  {note}" for note in cost.notes]
+    return "\n".join(lines)
 
 
 def _bytes(size: float) -> str:

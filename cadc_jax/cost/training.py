@@ -1,24 +1,32 @@
-"""The cost of a training step."""
+"""The cost of a training step.
 
+The step is traced with shapes instead of arrays, on devices that need not exist. Matrix products
+and activations are counted in the trace; the rest follows from shapes and placement.
+"""
+
+import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from flax import linen as nn
 from jax.sharding import AbstractMesh
 
 from cadc_jax import sharding
-from cadc_jax.cost.arithmetic import all_reduce, f32, i32, tree_bytes
+from cadc_jax.cost.arithmetic import all_reduce, f32, i32, tree_bytes, up
 from cadc_jax.cost.model import Cost, Sizes
 from cadc_jax.errors import ConfigError
 from cadc_jax.models import embeddings
 from cadc_jax.models.embeddings import Content
 from cadc_jax.training import placement, step
-from cadc_jax.training.step import TrainConfig
+from cadc_jax.training.placement import DeviceConfig
+from cadc_jax.training.step import TrainConfig, TrainState
 
-_STACKS = 3  # of batches on a device: in use, waiting, and on the way
+_STACKS = 3  # stacks of batches on a device: in use, waiting, and being sent
+
+Shapes = Mapping[str, jax.ShapeDtypeStruct]
 
 
 def training(
@@ -26,98 +34,54 @@ def training(
     model: nn.Module,
     config: TrainConfig,
     sizes: Sizes,
-    rank: int,
-    embedding_dim: int,
+    tables: Shapes,
     frozen: frozenset[str] = frozenset(),
     devices: int = 1,
-    group: int = 1,
-    table_bytes: float = math.inf,
+    limits: DeviceConfig | None = None,
 ) -> Cost:
-    """A step of training.
+    """The cost of a training step.
 
     Args:
-      name: of the cost.
+      name: name of the cost.
       model: DLRM, DCN or TwoTower.
-      config: how it is trained.
-      sizes: of the data; `rows` are those trained on.
-      rank: D, width of the user and item tables.
-      embedding_dim: E, width of the stacked table of other features.
-      frozen: names of the tables that stay as they are.
-      devices: over which a batch is split.
-      group: how many of them a split table is spread over.
-      table_bytes: memory of a device for tables; past it they are split.
+      config: settings of training.
+      sizes: sizes of the data; `rows` are the rows to train on.
+      tables: shapes of the embedding tables, as `table_shapes` returns them.
+      frozen: names of the tables that are not trained.
+      devices: number of devices that a batch is split over.
+      limits: how tables may be placed on the devices; None for the defaults.
 
     Raises:
-      ConfigError: if `group` does not divide `devices`, `devices` do not divide a batch, or the
-        tables do not fit even if split.
+      ConfigError: if `devices` does not divide a batch, `limits.model` does not divide `devices`,
+        or the tables do not fit even when all of them are split.
     """
     if config.batch_rows % devices:
         raise ConfigError(
             f"train.batch_rows={config.batch_rows}: must be a multiple of the {devices} devices"
         )
-    content, batch = content_shapes(sizes), batch_shapes(sizes, config)
-    tables = table_shapes(sizes, rank, embedding_dim)
-    ids = {k: len(x) for k, x in jax.eval_shape(embeddings.lookup_ids, content, batch).items()}
-    placed = place(tables, config, frozen, ids, devices, group, table_bytes)
-    constant = {k: x for k, x in tables.items() if k in frozen}
-    trained = {k: x for k, x in tables.items() if k not in frozen}
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    init = functools.partial(step.init_state, model, config)
-    state = jax.eval_shape(init, trained, constant, content, batch, key)
-    one = functools.partial(step.train_step, model, config, placed=placed)
-    traced = jax.make_jaxpr(one)(state, constant, content, batch, key)
-    parts = config.batch_rows // (config.microbatch_rows or config.batch_rows)
-    activations = _residual_bytes(model, config, tables, state.params, content, batch) / devices
-    network = tree_bytes(state.params)
-    weights = network // 4  # float32
-    held = {k: placed[k].device_bytes for k in tables}
-    only_tables = {
-        k: -(-x.shape[0] // (group if placed[k].split else 1)) * x.shape[1] * x.dtype.itemsize
-        for k, x in tables.items()
-    }
-    of_rows = sum(_row_gradient_bytes(placed[k], x, ids[k], devices) for k, x in trained.items())
-    traffic = sum(
-        _table_traffic(placed[k], x, ids[k], k in trained, held[k] - only_tables[k], devices, group)
-        for k, x in tables.items()
-    )
-    memory = {
-        "tables": sum(only_tables.values()),
-        "their optimizer's state": sum(held.values()) - sum(only_tables.values()),
-        "network and its optimizer's state": network + tree_bytes(state.opt_state),
-        "copy of the best state": sum(only_tables[k] for k in trained) + network,
-        "content of users and items": tree_bytes(content),
-        "batches": _STACKS * config.steps_per_call * tree_bytes(batch) / devices,
-        "activations": activations / parts,
-        "rows of the batch and gradients": of_rows + network,
-    }
-    received = {f"table '{k}'": float(placed[k].sent_bytes) for k in tables}
-    received["gradients of the network"] = parts * all_reduce(4 * weights, devices)
-    if config.loss == "in_batch":  # all items' vectors and biases forward, their gradients back
-        vectors = config.batch_rows * 4 * (rank + 2)
-        received["items of the batch"] = 1.5 * all_reduce(vectors, devices)
-    split = [f"'{t.name}' split over {group}" for t in placed.tables if t.split]
-    notes = f"tables: {', '.join(split) or 'replicated'}; " + ", ".join(
-        f"'{t.name}' {t.rows:,} rows x {tables[t.name].shape[1]}" for t in placed.tables
-    )
+    traced = _trace(model, config, sizes, tables, frozen, devices, limits or DeviceConfig())
+    activations = _residual_bytes(traced) / devices
+    weights = traced.network_bytes // 4  # float32
+    traffic = sum(table.traffic for table in traced.tables)
     return Cost(
         name=name,
-        memory=memory,
+        memory=_memory(traced, activations),
         unit="step",
         flops=product_flops(traced.jaxpr) / devices,
         precision=config.compute_dtype,
         # Weights: read forward and backward, gradients written and read, Adam's two moments and
         # the weights read and written. Activations: written forward, read backward, and again for
         # their gradients.
-        traffic=traffic + 10 * 4 * weights + 4 * activations + tree_bytes(batch) / devices,
-        received=received,
-        units=-(-sizes.rows // config.batch_rows),
+        traffic=traffic + 10 * 4 * weights + 4 * activations + tree_bytes(traced.batch) / devices,
+        received=_received(traced),
+        units=up(sizes.rows, config.batch_rows),
         whole="epoch",
-        notes=(notes,),
+        notes=(_placement_note(traced),),
     )
 
 
 def content_shapes(sizes: Sizes) -> Content:
-    """The content of users and items, as shapes."""
+    """Shapes of the content of users and items."""
     users, items = sizes.num_users, sizes.num_items
     shapes: dict[str, Any] = {
         "user_dense": f32(users, sizes.dense[0]),
@@ -130,7 +94,7 @@ def content_shapes(sizes: Sizes) -> Content:
 
 
 def batch_shapes(sizes: Sizes, config: TrainConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """A training batch of all devices, as shapes."""
+    """Shapes of a training batch of all devices."""
     rows, items = config.batch_rows, 1 + config.negatives
     batch = {
         "user": i32(rows),
@@ -144,7 +108,13 @@ def batch_shapes(sizes: Sizes, config: TrainConfig) -> dict[str, jax.ShapeDtypeS
 
 
 def table_shapes(sizes: Sizes, rank: int, embedding_dim: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The embedding tables, as `loop.initial_tables` makes them."""
+    """Shapes of the embedding tables.
+
+    Args:
+      sizes: of the data.
+      rank: D, width of the user and item tables.
+      embedding_dim: E, width of the stacked table of other features.
+    """
     return {
         "user": f32(sizes.num_users, rank),
         "item": f32(sizes.num_items, rank),
@@ -158,30 +128,36 @@ def place(
     frozen: frozenset[str],
     ids: Mapping[str, int],
     devices: int,
-    group: int,
-    table_bytes: float,
+    limits: DeviceConfig,
 ) -> placement.Placement:
-    """Where training would put the tables on so many devices, which need not be there.
+    """The placement of tables that training would choose on devices that need not exist.
+
+    Args:
+      tables: name -> shape, as `table_shapes` returns it.
+      config: settings of training.
+      frozen: names of the tables that are not trained.
+      ids: name -> ids in a batch of all devices.
+      devices: number of devices.
+      limits: how tables may be placed.
 
     Raises:
-      ConfigError: as `training`.
+      ConfigError: if `limits.model` does not divide `devices`, or the tables do not fit even when
+        all of them are split.
     """
-    sharding.check_division(group, devices)
-    mesh = AbstractMesh((devices // group, group), (sharding.DATA, sharding.MODEL))
+    sharding.check_division(limits.model, devices)
+    shape = (devices // limits.model, limits.model)
+    mesh = AbstractMesh(shape, (sharding.DATA, sharding.MODEL))
     typed = {
         name: x if name in frozen else jax.ShapeDtypeStruct(x.shape, config.table_dtype)
         for name, x in tables.items()
     }
-    try:
-        return placement.plan_placement(
-            mesh, typed, set(typed) - frozen, config.table_optimizer, ids, table_bytes
-        )
-    except ValueError as error:
-        raise ConfigError(f"devices.table_bytes: {error}") from None
+    return placement.plan_placement(
+        mesh, typed, set(typed) - frozen, config.table_optimizer, ids, limits.table_bytes
+    )
 
 
 def product_flops(jaxpr: Any) -> float:
-    """FLOPs of all matrix products of a jaxpr: two for each multiplication and addition."""
+    """FLOPs of all matrix products in a jaxpr: two for each multiplication with its addition."""
     total = 0.0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -197,23 +173,166 @@ def product_flops(jaxpr: Any) -> float:
 def _inner_jaxprs(params: Mapping[str, Any]) -> Iterator[Any]:
     for value in params.values():
         for one in value if isinstance(value, tuple | list) else (value,):
-            one = getattr(one, "jaxpr", one)  # a closed one
+            one = getattr(one, "jaxpr", one)  # of a closed jaxpr
             if hasattr(one, "eqns"):
                 yield one
 
 
-def _residual_bytes(
+class _Trace(NamedTuple):
+    """A training step on all devices, as shapes."""
+
+    model: nn.Module
+    config: TrainConfig
+    content: Content
+    batch: Shapes
+    state: TrainState
+    jaxpr: Any
+    tables: tuple["_TableStep", ...]
+    devices: int
+
+    @property
+    def network_bytes(self) -> int:
+        """Bytes of the weights of the network."""
+        return tree_bytes(self.state.params)
+
+    @property
+    def microbatches(self) -> int:
+        """Parts of a batch that go through the network one after another."""
+        return self.config.batch_rows // (self.config.microbatch_rows or self.config.batch_rows)
+
+
+def _trace(
     model: nn.Module,
     config: TrainConfig,
-    tables: Mapping[str, jax.ShapeDtypeStruct],
-    params: Any,
-    content: Content,
-    batch: Mapping[str, jax.ShapeDtypeStruct],
-) -> float:
-    """What the forward pass of a whole batch keeps for the backward pass, weights left out.
+    sizes: Sizes,
+    tables: Shapes,
+    frozen: frozenset[str],
+    devices: int,
+    limits: DeviceConfig,
+) -> _Trace:
+    content, batch = content_shapes(sizes), batch_shapes(sizes, config)
+    ids = {k: len(x) for k, x in jax.eval_shape(embeddings.lookup_ids, content, batch).items()}
+    placed = place(tables, config, frozen, ids, devices, limits)
+    constant = {k: x for k, x in tables.items() if k in frozen}
+    trained = {k: x for k, x in tables.items() if k not in frozen}
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    init = functools.partial(step.init_state, model, config)
+    state = jax.eval_shape(init, trained, constant, content, batch, key)
+    one = functools.partial(step.train_step, model, config, placed=placed)
+    jaxpr = jax.make_jaxpr(one)(state, constant, content, batch, key).jaxpr
+    steps = tuple(
+        _TableStep(placed[k], x, ids[k], k in trained, devices, limits.model)
+        for k, x in tables.items()
+    )
+    return _Trace(model, config, content, batch, state, jaxpr, steps, devices)
 
-    An upper bound: XLA computes some of it again rather than keep it.
+
+@dataclasses.dataclass(frozen=True)
+class _TableStep:
+    """One table in a training step, on one device.
+
+    Attributes:
+      plan: its placement.
+      shape: [V, D].
+      ids: ids in a batch of all devices.
+      trained: whether it is trained.
+      devices: number of devices.
+      group: number of devices that share a split table.
     """
+
+    plan: placement.TablePlan
+    shape: jax.ShapeDtypeStruct
+    ids: int
+    trained: bool
+    devices: int
+    group: int
+
+    @property
+    def parts(self) -> int:
+        """Number of devices that the table is split over."""
+        return self.group if self.plan.split else 1
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of the table itself."""
+        rows, width = self.shape.shape
+        return up(rows, self.parts) * width * self.shape.dtype.itemsize
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of its optimizer's state."""
+        return self.plan.device_bytes - self.table_bytes
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Bytes of its gradients in an update: as they are sent, and summed by row."""
+        if not self.trained:
+            return 0
+        ids, width = self.ids, self.shape.shape[1]
+        if self.plan.by_table:
+            return 2 * self.plan.rows * (4 + 4 * width)
+        return ids * (4 + 4 * width) + (ids * 4 * width if self.devices > 1 else 0)
+
+    @property
+    def traffic(self) -> float:
+        """Bytes that the device reads and writes in its own memory."""
+        row = 4 * self.shape.shape[1]
+        local = self.ids / self.devices
+        looked_up = local * self.parts  # for the other devices of its group too
+        traffic = 2 * looked_up * row + (2 * local * row if self.plan.split else 0)
+        if not self.trained:
+            return traffic
+        slot = self.slot_bytes / max(1, self.plan.rows / self.parts)  # bytes a row
+        if self.plan.by_table:  # zeros, sum, and an update of every row
+            return traffic + self.plan.rows * (5 * row + 2 * slot)
+        # Gradients of all devices: written, read, summed by row (written, added to, read). The
+        # device updates only the rows that it holds.
+        touched = self.ids / self.parts
+        return traffic + self.ids * 5 * row + touched * (2 * row + 2 * slot)
+
+
+def _memory(traced: _Trace, activations: float) -> dict[str, float]:
+    """What for -> bytes on a device."""
+    network, config = traced.network_bytes, traced.config
+    batch = tree_bytes(traced.batch)
+    return {
+        "tables": sum(table.table_bytes for table in traced.tables),
+        "their optimizer's state": sum(table.slot_bytes for table in traced.tables),
+        "network and its optimizer's state": network + tree_bytes(traced.state.opt_state),
+        "copy of the best state": sum(x.table_bytes for x in traced.tables if x.trained) + network,
+        "content of users and items": tree_bytes(traced.content),
+        "batches": _STACKS * config.steps_per_call * batch / traced.devices,
+        "activations": activations / traced.microbatches,
+        "rows of the batch and gradients": sum(x.gradient_bytes for x in traced.tables) + network,
+    }
+
+
+def _received(traced: _Trace) -> dict[str, float]:
+    """What for -> bytes from other devices in a step."""
+    plans = {table.plan.name: table.plan for table in traced.tables}
+    received = {f"table '{name}'": float(plan.sent_bytes) for name, plan in plans.items()}
+    weights = traced.network_bytes // 4
+    gradients = traced.microbatches * all_reduce(4 * weights, traced.devices)
+    received["gradients of the network"] = gradients
+    if traced.config.loss == "in_batch":  # items' vectors and biases forward, gradients backward
+        (rank,) = (x.shape.shape[1] for x in traced.tables if x.plan.name == "item")
+        vectors = traced.config.batch_rows * 4 * (rank + 2)
+        received["items of the batch"] = 1.5 * all_reduce(vectors, traced.devices)
+    return received
+
+
+def _placement_note(traced: _Trace) -> str:
+    split = [f"'{x.plan.name}' split over {x.group}" for x in traced.tables if x.plan.split]
+    sizes = (f"'{x.plan.name}' {x.plan.rows:,} rows x {x.shape.shape[1]}" for x in traced.tables)
+    return f"tables: {', '.join(split) or 'replicated'}; {', '.join(sizes)}"
+
+
+def _residual_bytes(traced: _Trace) -> float:
+    """Bytes that the forward pass of a whole batch keeps for the backward pass, except weights.
+
+    An upper bound: XLA recomputes some of them instead.
+    """
+    model, config = traced.model, traced.config
 
     def residuals(params, tables, content, batch, key):
         ids = embeddings.lookup_ids(content, batch)
@@ -225,44 +344,11 @@ def _residual_bytes(
 
         return jax.vjp(apply, cast(params), cast(inputs))[1]
 
-    batch = {name: x for name, x in batch.items() if name != "weight"}
+    batch = {name: x for name, x in traced.batch.items() if name != "weight"}
     if config.loss == "in_batch":
         batch["item"] = i32(1, len(batch["user"]))
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    kept = jax.tree.leaves(jax.eval_shape(residuals, params, tables, content, batch, key))
+    tables = {table.plan.name: table.shape for table in traced.tables}
+    params, key = traced.state.params, jax.eval_shape(lambda: jax.random.key(0))
+    kept = jax.eval_shape(residuals, params, tables, traced.content, batch, key)
     weights = {x.shape for x in jax.tree.leaves(params)}
-    return sum(x.size * x.dtype.itemsize for x in kept if x.shape not in weights)
-
-
-def _row_gradient_bytes(
-    plan: placement.TablePlan, table: jax.ShapeDtypeStruct, ids: int, devices: int
-) -> int:
-    """Gradients of a table as an update holds them: as sent, and summed up by row."""
-    if plan.by_table:
-        return 2 * plan.rows * (4 + 4 * table.shape[1])
-    return ids * (4 + 4 * table.shape[1]) + (ids * 4 * table.shape[1] if devices > 1 else 0)
-
-
-def _table_traffic(
-    plan: placement.TablePlan,
-    table: jax.ShapeDtypeStruct,
-    ids: int,
-    trained: bool,
-    slots: int,
-    devices: int,
-    group: int,
-) -> float:
-    """Bytes a device reads and writes in its memory for one table in a step."""
-    row = 4 * table.shape[1]
-    local = ids / devices
-    looked_up = local * (group if plan.split else 1)  # for the others of its group too
-    traffic = 2 * looked_up * row + (2 * local * row if plan.split else 0)
-    if not trained:
-        return traffic
-    slot = slots / max(1, plan.rows / (group if plan.split else 1))  # bytes a row
-    if plan.by_table:  # zeros, sum, and an update of every row
-        return traffic + plan.rows * (5 * row + 2 * slot)
-    # Gradients of all devices: written, read, summed up by row (written, added to, read). Rows of a
-    # split table that others hold are left out of the table itself.
-    touched = ids / (group if plan.split else 1)
-    return traffic + ids * 5 * row + touched * (2 * row + 2 * slot)
+    return sum(tree_bytes(x) for x in jax.tree.leaves(kept) if x.shape not in weights)

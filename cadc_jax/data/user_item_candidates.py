@@ -29,6 +29,7 @@ from scipy import sparse
 
 from cadc_jax.data import vocabulary
 from cadc_jax.errors import ConfigError
+from cadc_jax.runtime.text import aligned
 
 CROSS = "*"  # between the columns of a cross: 'C1*C2'
 ENOUGH_ROWS = 5  # rows of a user that are enough to learn something about it
@@ -179,7 +180,9 @@ def table(records: Sequence[Record], top: int = 20) -> str:
         line += [f"{100 * r.density:.3g}", f"{r.rows / r.users:.1f}"]
         line += [f"{r.median_rows_per_user:g}", f"{r.rows / r.items:.1f}", f"{100 * r.enough:.0f}"]
         lines.append([*line, _millibits(r.pair), _millibits(r.taste)])
-    return "\n".join([*_LEGEND, "", *_aligned(lines), "", _advice(records)])
+    names, *rows = aligned(lines, right=range(2, len(header)))
+    rule = "-" * max(map(len, [names, *rows]))
+    return "\n".join([*_LEGEND, "", names, rule, *rows, "", _advice(records)])
 
 
 def _check_rows(label: np.ndarray, columns: Mapping[str, np.ndarray]) -> None:
@@ -452,16 +455,3 @@ def _advice(records: Sequence[Record]) -> str:
     if not any(saving.evident and saving.bits > luck * saving.error for saving in savings):
         advice += f"\nThe best of {len(records)} pairs may be that good by luck: study more rows."
     return advice
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table whose first row is the header."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if place < 2 else cell.rjust(width)  # names left, numbers right
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]

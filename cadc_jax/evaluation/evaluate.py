@@ -44,7 +44,7 @@ class EvaluationConfig:
 
 
 def validation_quality(scorer: Scorer, table: Table, config: EvaluationConfig) -> float:
-    """What training maximises: of clicks minus the log loss, of rankings the NDCG@k."""
+    """What training maximises: minus the log loss of clicks, or the NDCG@k of rankings."""
     rows = table.splits["validation"]
     if table.schema.task == "click":
         return -evaluate_clicks(scorer, rows)["logloss"]

@@ -1,7 +1,8 @@
 """A half-step of ALS, implicit or explicit, on one device or many.
 
-One side's factors x are found with the other side's, y, fixed: each row is a small least-squares
-problem with matrix A and right-hand side b, solved by conjugate gradients or exactly.
+A half-step solves for the factors x of one side while the factors y of the other side stay fixed.
+Each row is a small least-squares problem with a matrix A and a right-hand side b. It is solved by
+conjugate gradients or exactly.
 
 Implicit (Hu, Koren & Volinsky 2008, eq. 4): every pair of user and item has a preference p (1 if
 seen, else 0) and a confidence c = 1 + alpha * value, and
@@ -12,13 +13,14 @@ Explicit (Zhou et al. 2008, sec. 3.1, with biases): only ratings count, and
 
     A = sum_seen y y' + lambda n I                    b = sum_seen (rating - mean - bias of y) y
 
-where y has a 1 appended and x its own bias, so that both are found in the same solve.
+Here y has a 1 appended and x has its own bias appended. One solve finds both.
 """
 
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -34,8 +36,19 @@ _einsum = functools.partial(
 )
 
 
-class Form(NamedTuple):
-    """What of a half-step is fixed when it is compiled."""
+ELIMINATION_BLOCK = 8  # rows of a matrix that an exact solve eliminates at a time
+
+
+class HalfStepConfig(NamedTuple):
+    """Compile-time constants of a half-step.
+
+    Attributes:
+      feedback: 'implicit' or 'explicit'.
+      solver: 'cg' or 'exact'.
+      cg_steps: steps of conjugate gradients.
+      fixed_side: 'gathered' or 'sharded'; see `ALSConfig`.
+      chunk_rows: R, table rows of each chunk of short rows.
+    """
 
     feedback: str
     solver: str
@@ -44,82 +57,74 @@ class Form(NamedTuple):
     chunk_rows: int
 
 
-@functools.partial(jax.jit, static_argnames=("form", "mesh"), donate_argnums=0)
+@flax.struct.dataclass
+class SideData:
+    """The side to solve: its entries, and the regularisation of its rows."""
+
+    regularization: jax.Array  # [N] float32
+    short: Chunks
+    long: Chunks
+
+
+@functools.partial(jax.jit, static_argnames=("config", "mesh"), donate_argnums=0)
 def half_step(
-    table: jax.Array,  # [N, K] to be solved; K is D, and one more for the bias if explicit
-    regularization: jax.Array,  # [N]
-    short: Chunks,
-    long: Chunks,
-    fixed: jax.Array,  # [M, K]
-    fixed_regularization: jax.Array,  # [M]
+    table: jax.Array,
+    side: SideData,
+    fixed: jax.Array,
+    fixed_regularization: jax.Array,
     alpha: jax.Array,
     mean: jax.Array,
-    form: Form,
+    config: HalfStepConfig,
     mesh: Mesh,
 ) -> tuple[jax.Array, jax.Array]:
-    """Solves every row of `table`; each device those that it stores."""
+    """Solves every row of `table`. Each device solves the rows that it stores.
+
+    Args:
+      table: [N, K] factors to solve, where conjugate gradients start. K is D for implicit feedback
+        and D + 1 for explicit feedback: the bias is the last column. Its memory is reused.
+      side: entries of the same rows.
+      fixed: [M, K] factors of the other side.
+      fixed_regularization: [M] float32.
+      alpha: [] float32; see `ALSConfig`.
+      mean: [] float32, mean rating; unused for implicit feedback.
+      config: compile-time constants.
+      mesh: devices. All arrays but the scalars are split over them by their leading axis.
+
+    Returns:
+      The solved table [N, K] and the objective there, [] float32.
+    """
     rows, whole = P(mesh.axis_names), P()
-    local = functools.partial(_on_one_device, form=form, axes=mesh.axis_names)
+    local = functools.partial(_local_half_step, config=config, axes=mesh.axis_names)
     return jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(rows, rows, rows, rows, rows, rows, whole, whole),
+        in_specs=(rows, rows, rows, rows, whole, whole),
         out_specs=(rows, whole),
         check_vma=False,
-    )(table, regularization, short, long, fixed, fixed_regularization, alpha, mean)
+    )(table, side, fixed, fixed_regularization, alpha, mean)
 
 
-def _on_one_device(
-    table, regularization, short, long, fixed, fixed_regularization, alpha, mean, *, form, axes
-):
-    """`half_step` on this device's rows of every argument."""
+def _local_half_step(table, side, fixed, fixed_regularization, alpha, mean, *, config, axes):
+    """`half_step` on this device's part of each argument."""
     width = table.shape[1]
     wide = fixed.astype(jnp.float32)
     penalty = jnp.sum(fixed_regularization * jnp.sum(wide**2, 1))
     gram = jnp.zeros((width, width))
-    if form.feedback == "implicit":
+    if config.feedback == "implicit":
         gram = lax.psum(_einsum("nk,nl->kl", wide, wide), axes)
-    fetch = _fetcher(fixed, form.fixed_side, axes)
+    fetch = _fetcher(fixed, config.fixed_side, axes)
 
     def read(chunk: Chunks) -> _Entries:
-        return _entries(chunk, fetch(chunk.index), form.feedback, alpha, mean)
+        return _entries(chunk, fetch(chunk.index), config.feedback, alpha, mean)
 
-    def solve_chunk(arguments):
-        chunk, x, penalties = arguments
-        entries = read(chunk)
-
-        def total(terms, x):
-            parts, loss = terms(entries, x[chunk.row])
-            parts = jax.ops.segment_sum(parts, chunk.row, form.chunk_rows, indices_are_sorted=True)
-            return parts, loss
-
-        return _solve_rows(x.astype(jnp.float32), penalties, gram, total, form)
-
-    def total_of_long(terms, x):
-        everyone = lax.all_gather(x, axes, tiled=True)
-
-        def add(carry, chunk):
-            parts, loss = terms(read(chunk), everyone[chunk.row])
-            return (carry[0].at[chunk.row].add(parts), carry[1] + loss), None
-
-        one = jax.tree.map(lambda leaf: leaf[0], long)
-        parts, _ = jax.eval_shape(lambda: terms(read(one), everyone[one.row]))
-        zeros = jnp.zeros((len(everyone), *parts.shape[1:])), jnp.zeros(())
-        (parts, loss), _ = lax.scan(add, zeros, long)
-        return lax.psum_scatter(parts, axes, tiled=True), loss
-
-    chunks = len(short.index)
-    num_long = len(table) - chunks * form.chunk_rows  # stored on this device
-
-    def by_chunk(array):
-        return array[num_long:].reshape(chunks, form.chunk_rows, *array.shape[1:])
-
-    solved, losses = lax.map(solve_chunk, (short, by_chunk(table), by_chunk(regularization)))
-    solved, loss = solved.reshape(-1, width), penalty + losses.sum()
+    solver = _Solver(config, axes, gram, read)
+    num_long = len(table) - len(side.short.index) * config.chunk_rows  # stored on this device
+    penalties = side.regularization
+    solved, loss = _solve_short(solver, table[num_long:], penalties[num_long:], side.short)
+    loss = penalty + loss
     if num_long:
-        x = table[:num_long].astype(jnp.float32)
-        x, of_long = _solve_rows(x, regularization[:num_long], gram, total_of_long, form)
-        solved, loss = jnp.concatenate([x, solved]), loss + of_long
+        x, long_loss = _solve_long(solver, table[:num_long], penalties[:num_long], side.long)
+        solved, loss = jnp.concatenate([x, solved]), loss + long_loss
     return solved.astype(table.dtype), lax.psum(loss, axes)
 
 
@@ -132,7 +137,7 @@ def _fetcher(
         return lambda index: whole.at[index].get(mode="promise_in_bounds").astype(jnp.float32)
 
     def fetch(index: Array) -> jax.Array:
-        wanted = lax.all_gather(index, axes)  # [devices, S, L]: what each of them asks for
+        wanted = lax.all_gather(index, axes)  # [devices, S, L]: the places each device asks for
         own = wanted - lax.axis_index(axes) * len(fixed)
         inside = (own >= 0) & (own < len(fixed))
         found = jnp.where(inside[..., None], fixed.at[own].get(mode="clip"), 0)
@@ -144,8 +149,8 @@ def _fetcher(
 class _Entries(NamedTuple):
     """The entries of a chunk, as terms (factors . x)^2 - 2 target (factors . x) + constant.
 
-    The square root of an entry's weight is multiplied into its factors, so that no later step
-    needs it; padding has weight 0.
+    The factors of an entry are already multiplied by the square root of its weight. Padding has
+    weight 0.
     """
 
     factors: jax.Array  # [S, L, K]
@@ -153,8 +158,18 @@ class _Entries(NamedTuple):
     constant: jax.Array  # [S, L]
 
 
-_Sums = tuple[jax.Array, jax.Array]  # [S, ...] of each segment, or [n, ...] of each row; [] of all
-_Terms = Callable[[_Entries, jax.Array], _Sums]  # entries, x of each segment [S, K]
+_Sums = tuple[jax.Array, jax.Array]  # [S, ...] for each segment or [n, ...] for each row; a scalar
+_SegmentSums = Callable[[_Entries, jax.Array], _Sums]  # entries, x of each segment [S, K]
+_RowSums = Callable[[_SegmentSums, jax.Array], _Sums]  # x of each row [n, K]
+
+
+class _Solver(NamedTuple):
+    """What the solves of short and of long rows share on one device."""
+
+    config: HalfStepConfig
+    axes: tuple[str, ...]  # of the mesh
+    gram: jax.Array  # [K, K], the part of the matrix A that all rows share
+    read: Callable[[Chunks], _Entries]
 
 
 def _entries(
@@ -174,27 +189,81 @@ def _entries(
     return _Entries(factors * real[..., None], target, target**2)
 
 
+def _solve_short(
+    solver: _Solver, table: jax.Array, regularization: jax.Array, chunks: Chunks
+) -> tuple[jax.Array, jax.Array]:
+    """Solves the rows of one chunk after another: `table` [C * R, K] -> the same, and their loss.
+
+    All entries of such a row are in its chunk.
+    """
+    chunk_rows = solver.config.chunk_rows
+
+    def solve_chunk(arguments):
+        chunk, x, penalties = arguments
+        entries = solver.read(chunk)
+
+        def row_sums(segment_sums, x):
+            parts, loss = segment_sums(entries, x[chunk.row])
+            parts = jax.ops.segment_sum(parts, chunk.row, chunk_rows, indices_are_sorted=True)
+            return parts, loss
+
+        return _solve_rows(x.astype(jnp.float32), penalties, solver.gram, row_sums, solver.config)
+
+    def by_chunk(array):
+        return array.reshape(len(chunks.index), chunk_rows, *array.shape[1:])
+
+    solved, losses = lax.map(solve_chunk, (chunks, by_chunk(table), by_chunk(regularization)))
+    return solved.reshape(-1, table.shape[1]), losses.sum()
+
+
+def _solve_long(
+    solver: _Solver, table: jax.Array, regularization: jax.Array, chunks: Chunks
+) -> tuple[jax.Array, jax.Array]:
+    """Solves the long rows of all devices together: `table` [n, K] -> the same, and their loss.
+
+    Each device adds up the entries in its chunks, which may belong to any long row. A
+    reduce-scatter then sums the results and returns to each device those of its own rows.
+    """
+
+    def row_sums(segment_sums, x):
+        everyone = lax.all_gather(x, solver.axes, tiled=True)
+
+        def add(carry, chunk):
+            parts, loss = segment_sums(solver.read(chunk), everyone[chunk.row])
+            return (carry[0].at[chunk.row].add(parts), carry[1] + loss), None
+
+        one = jax.tree.map(lambda leaf: leaf[0], chunks)
+        parts, _ = jax.eval_shape(lambda: segment_sums(solver.read(one), everyone[one.row]))
+        zeros = jnp.zeros((len(everyone), *parts.shape[1:])), jnp.zeros(())
+        (parts, loss), _ = lax.scan(add, zeros, chunks)
+        return lax.psum_scatter(parts, solver.axes, tiled=True), loss
+
+    x = table.astype(jnp.float32)
+    return _solve_rows(x, regularization, solver.gram, row_sums, solver.config)
+
+
 def _solve_rows(
     x: jax.Array,
     regularization: jax.Array,
     gram: jax.Array,
-    total: Callable[[_Terms, jax.Array], _Sums],
-    form: Form,
+    row_sums: _RowSums,
+    config: HalfStepConfig,
 ) -> tuple[jax.Array, jax.Array]:
-    """Minimises over x, [n, K], the rows' share of the objective.
+    """Minimises the rows' share of the objective over x.
 
     Args:
       x: [n, K] where to start.
       regularization: [n].
-      gram: [K, K], the part of the matrix that all rows share.
-      total: (terms, x [n, K]) -> ([n, ...], scalar): calls terms(entries, x of each segment
-        [S, K]) -> ([S, ...], scalar) on all entries, and adds up by row.
+      gram: [K, K], the part of the matrix A that all rows share.
+      row_sums: (segment_sums, x [n, K]) -> ([n, ...], scalar). It calls segment_sums(entries, x of
+        each segment [S, K]) -> ([S, ...], scalar) on all entries, and adds up the results by row.
+      config: solver and number of steps.
 
     Returns:
       x, and the objective there: the constants of the entries + x'Ax - 2 b'x.
     """
-    if form.solver == "exact":
-        parts, loss = total(_normal_equations, x)
+    if config.solver == "exact":
+        parts, loss = row_sums(_normal_equations, x)
         matrix = parts[..., :-1] + gram
         matrix += regularization[:, None, None] * jnp.eye(x.shape[1])
         b = parts[..., -1]
@@ -202,13 +271,13 @@ def _solve_rows(
         return x, loss - jnp.sum(b * x)
 
     def apply(p):
-        parts, _ = total(_products, p)
+        parts, _ = row_sums(_products, p)
         return parts + _einsum("nk,kl->nl", p, gram) + regularization[:, None] * p
 
-    parts, loss = total(_residuals, x)
+    parts, loss = row_sums(_residuals, x)
     residual = parts - _einsum("nk,kl->nl", x, gram) - regularization[:, None] * x
     loss -= jnp.sum(x * residual)
-    x, gain = _conjugate_gradients(x, residual, apply, form.cg_steps)
+    x, gain = _conjugate_gradients(x, residual, apply, config.cg_steps)
     return x, loss - jnp.sum(gain)
 
 
@@ -236,13 +305,13 @@ def _normal_equations(entries: _Entries, x: jax.Array) -> _Sums:
 def _conjugate_gradients(
     x: jax.Array, residual: jax.Array, apply: Callable[[jax.Array], jax.Array], steps: int
 ) -> tuple[jax.Array, jax.Array]:
-    """`steps` of conjugate gradients on every row of A x = b at once.
+    """`steps` of conjugate gradients on A x = b for every row at once.
 
     Returns:
-      x [n, K], and by how much x'Ax - 2 b'x has fallen, [n]: alpha |residual|^2 a step.
+      x [n, K], and the decrease of x'Ax - 2 b'x, [n]: alpha |residual|^2 a step.
     """
 
-    def ratio(above, below):  # 0 once a row is solved, as an empty one is from the start
+    def ratio(above, below):  # 0 once a row is solved; an empty row is solved from the start
         return jnp.where(below > 0, above / jnp.where(below > 0, below, 1), 0)
 
     def step(_, state):
@@ -261,14 +330,15 @@ def _conjugate_gradients(
     return x, gain
 
 
-def _solve_positive_definite(matrix: jax.Array, b: jax.Array, block: int = 8) -> jax.Array:
-    """Solves matrix [n, K, K] x = b [n, K], each symmetric and positive definite.
+def _solve_positive_definite(matrix: jax.Array, b: jax.Array) -> jax.Array:
+    """Solves matrix [n, K, K] x = b [n, K]; each matrix is symmetric and positive definite.
 
-    Block Gauss-Jordan elimination: like Cholesky's it needs no pivoting on such matrices, and it is
-    made of small matrix products. (A LAPACK call in a program with collectives can deadlock on the
-    CPU backend, for both wait in the same thread pool.)
+    Block Gauss-Jordan elimination. Like Cholesky's it needs no pivoting on such matrices, and it
+    consists of small matrix products. (A LAPACK call in a program with collectives can deadlock on
+    the CPU backend, because both wait in the same thread pool.)
     """
     n, width = b.shape
+    block = ELIMINATION_BLOCK
     size = width + -width % block
     system = jnp.zeros((n, size, size + 1)) + jnp.eye(size, size + 1)  # [matrix | b], padded by 1
     system = system.at[:, :width, :width].set(matrix).at[:, :width, -1].set(b)

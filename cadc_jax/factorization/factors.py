@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cadc_jax.errors import ConfigError
+
 Array = jax.Array | np.ndarray
 
 
 @flax.struct.dataclass
 class Factors:
-    """User and item factors, and the biases if the model has any (else all three are None).
+    """User and item factors, with biases if the model has any (otherwise all three are None).
 
     The score of user u and item i is user[u] . item[i] + user_bias[u] + item_bias[i] + global_bias.
     """
@@ -25,10 +27,18 @@ class Factors:
 
     @property
     def biases(self) -> tuple[Array, Array, Array] | None:
-        """Those of users and of items, and the global one, if there are any."""
+        """(user_bias, item_bias, global_bias), or None."""
         if self.user_bias is None or self.item_bias is None or self.global_bias is None:
             return None
         return self.user_bias, self.item_bias, self.global_bias
+
+
+def check_sizes(factors: Factors, num_users: int, num_items: int, rank: int) -> None:
+    """Raises ConfigError unless `factors` have the sizes of the fit that starts from them."""
+    found = factors.user.shape, factors.item.shape
+    wanted = (num_users, rank), (num_items, rank)
+    if found != wanted:
+        raise ConfigError(f"init has factors of shapes {found}; this fit needs {wanted}")
 
 
 def scores(factors: Factors, user_ids: Array, item_ids: Array) -> jax.Array:
@@ -52,7 +62,7 @@ def scores(factors: Factors, user_ids: Array, item_ids: Array) -> jax.Array:
 
 
 def with_bias_columns(factors: Factors) -> tuple[jax.Array, jax.Array]:
-    """Tables whose plain dot product is the biased score.
+    """Tables whose plain dot product is the score, biases included.
 
     Returns:
       user [U, D + 2]: factors, bias + global bias, 1; item [I, D + 2]: factors, 1, bias. Without
@@ -65,9 +75,9 @@ def with_bias_columns(factors: Factors) -> tuple[jax.Array, jax.Array]:
         bias = bias.astype(user.dtype)
         return jnp.broadcast_to(bias, size)[:, None], jnp.ones((size, 1), user.dtype)
 
-    of_users, of_items, of_all = factors.biases or (zero, zero, zero)
-    user_bias, user_one = columns(of_users + of_all, len(user))
-    item_bias, item_one = columns(of_items, len(item))
+    user_bias, item_bias, global_bias = factors.biases or (zero, zero, zero)
+    user_bias, user_one = columns(user_bias + global_bias, len(user))
+    item_bias, item_one = columns(item_bias, len(item))
     return (
         jnp.concatenate([user, user_bias, user_one], 1),
         jnp.concatenate([item, item_one, item_bias], 1),
@@ -75,24 +85,24 @@ def with_bias_columns(factors: Factors) -> tuple[jax.Array, jax.Array]:
 
 
 def dot_tables(factors: Factors) -> tuple[Array, Array]:
-    """User and item tables whose plain dot product is the score: `with_bias_columns`, if biased."""
+    """User and item tables whose plain dot product is the score, with bias columns if needed."""
     if factors.biases is None:
         return factors.user, factors.item
     return with_bias_columns(factors)
 
 
 def principal_axes(factors: Factors) -> Factors:
-    """The same model with its factors turned to the principal axes of the items, largest first.
+    """The same model, rotated to the principal axes of the items, the largest first.
 
-    A factorisation leaves the basis open: users and items may be turned together without changing
-    a score. In this basis the entries of a vector are directions of falling importance, which a
-    model trained on them can weigh one by one.
+    Rotating users and items together changes no score: the basis of a factorisation is arbitrary.
+    In this basis the entries of a vector are directions of decreasing importance. A model trained
+    on them can weigh each one.
     """
     item = np.asarray(factors.item, np.float64)
     _, axes = np.linalg.eigh(item.T @ item)
     axes = axes[:, ::-1]
 
-    def turned(table: Array) -> jax.Array:
+    def rotated(table: Array) -> jax.Array:
         return jnp.asarray(np.asarray(table, np.float64) @ axes, table.dtype)
 
-    return dataclasses.replace(factors, user=turned(factors.user), item=turned(factors.item))
+    return dataclasses.replace(factors, user=rotated(factors.user), item=rotated(factors.item))

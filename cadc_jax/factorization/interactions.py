@@ -1,6 +1,8 @@
-"""Interactions between users and items, and their packing into arrays of one static shape.
+"""Interactions between users and items, and their packing into arrays of static shape.
 
-Everything here is NumPy on the host, without a Python loop over rows or entries.
+`Interactions.from_rows` builds the sparse matrix of a log, by user and by item. `make_layout`
+assigns the rows of one side to chunks of equal size, and `pack` fills the chunks with entries.
+All of it is NumPy on the host, without a Python loop over rows or entries.
 """
 
 import dataclasses
@@ -15,9 +17,9 @@ from cadc_jax.errors import DataError
 
 @dataclasses.dataclass(frozen=True)
 class SparseRows:
-    """A sparse matrix by rows (CSR). Column ids ascend within a row, and are distinct."""
+    """A sparse matrix by rows (CSR). Column ids are distinct and ascend within a row."""
 
-    offsets: np.ndarray  # [N + 1] int64; row i is entries offsets[i] to offsets[i + 1]
+    offsets: np.ndarray  # [N + 1] int64; row i has the entries offsets[i] to offsets[i + 1] - 1
     columns: np.ndarray  # [nnz] int32
     values: np.ndarray  # [nnz] float32
 
@@ -29,17 +31,19 @@ class SparseRows:
 
 @dataclasses.dataclass(frozen=True)
 class Interactions:
-    """All training interactions, by user and by item."""
+    """The interaction matrix, by user and by item."""
 
     by_user: SparseRows  # U rows
     by_item: SparseRows  # I rows
 
     @property
     def num_users(self) -> int:
+        """U."""
         return len(self.by_user.offsets) - 1
 
     @property
     def num_items(self) -> int:
+        """I."""
         return len(self.by_item.offsets) - 1
 
     @property
@@ -56,17 +60,17 @@ class Interactions:
         num_items: int,
         value: np.ndarray | None = None,
     ) -> "Interactions":
-        """Builds both orders from a log; the values of a repeated pair are added.
+        """Builds the matrix from the rows of a log. The values of a repeated pair are added.
 
         Args:
           user: [N] integer in [0, num_users).
           item: [N] integer in [0, num_items).
-          num_users: U. Users without a row are allowed, as are items.
-          num_items: I.
-          value: [N] float (a rating, or a weight), or None for 1 a row.
+          num_users: U. Users without a row are allowed.
+          num_items: I. Items without a row are allowed.
+          value: [N] float, a rating or a weight; None counts each row as 1.
 
         Raises:
-          DataError: if lengths differ, an id is outside its range, or a value is not finite.
+          DataError: if the lengths differ, an id is out of range, or a value is not finite.
         """
         user, item = np.asarray(user), np.asarray(item)
         value = np.ones(len(user), np.float32) if value is None else np.asarray(value, np.float32)
@@ -84,10 +88,10 @@ class Interactions:
         matrix = scipy.sparse.coo_matrix((value, (user, item)), shape=(num_users, num_items))
         matrix = matrix.tocsr()  # adds repeats
         matrix.sort_indices()
-        return cls(_rows(matrix), _rows(matrix.T.tocsr()))
+        return cls(_sparse_rows(matrix), _sparse_rows(matrix.T.tocsr()))
 
 
-def _rows(matrix: scipy.sparse.csr_matrix) -> SparseRows:
+def _sparse_rows(matrix: scipy.sparse.csr_matrix) -> SparseRows:
     values = matrix.data
     if np.all(values == 1):
         values = np.broadcast_to(np.float32(1), values.shape)  # takes no memory
@@ -98,12 +102,12 @@ def _rows(matrix: scipy.sparse.csr_matrix) -> SparseRows:
 
 @flax.struct.dataclass
 class Chunks:
-    """Entries of some rows, cut into segments of L entries, S segments a chunk, C chunks.
+    """Entries of some rows, cut into segments of L entries, with S segments a chunk and C chunks.
 
-    With L = 4, S = 5, a chunk of three rows of 6, 3 and 5 entries (. is padding):
+    With L = 4 and S = 5, a chunk with three rows of 6, 3 and 5 entries (. is padding):
 
         row  length  index
-        0    4       a b c d      index: where the other side's factors stand in its table
+        0    4       a b c d      index: places of the other side's factors in its table
         0    2       e f . .
         1    3       g h i .
         2    4       j k l m
@@ -112,26 +116,27 @@ class Chunks:
 
     index: jax.Array | np.ndarray  # [C, S, L] int32
     row: jax.Array | np.ndarray  # [C, S] int32, ascending within a chunk
-    length: jax.Array | np.ndarray  # [C, S] int32: how many entries of the segment are real
+    length: jax.Array | np.ndarray  # [C, S] int32: number of entries of the segment
     value: jax.Array | np.ndarray | None  # [C, S, L] float32; None if every value is 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where each row of one side stands in its table, and in which chunk it is solved.
+    """The place of each row of one side in its table, and the chunk that solves it.
 
-    A row of at most half a chunk is *short*: it is dealt, with its whole entries, to one of C
-    chunks of R rows each, in such a way that all chunks hold nearly as many segments. The others
-    are *long*: their segments run on through further chunks, and are summed across them.
+    A row is *short* if it has at most half a chunk of entries. It is assigned as a whole to one of
+    C chunks of at most R rows each, which all hold nearly the same number of segments. Other rows
+    are *long*: their segments continue through further chunks, and their sums are added up over
+    these chunks.
 
-    The table of each of the devices is its share of the long rows, then R rows for each of its
-    chunks; unused places hold zeros. So a device solves the rows that it stores.
+    Each device solves the rows that it stores. Its part of the table has its share of the long
+    rows first, then R rows for each of its chunks. Unused places hold zeros.
     """
 
     counts: np.ndarray  # [N] int64: entries of each row
     position: np.ndarray  # [N] int32: place of the row in the table
     chunk: np.ndarray  # [N] int32: chunk of a short row; C if the row is long
-    slot: np.ndarray  # [N] int32: which of the R rows of its chunk; or which long row
+    slot: np.ndarray  # [N] int32: number of the row in its chunk, or among the long rows
     devices: int
     chunks: int  # C, a multiple of `devices`
     chunk_rows: int  # R
@@ -141,43 +146,31 @@ class Layout:
 
     @property
     def table_rows(self) -> int:
+        """Rows of the table of all devices, unused places included."""
         return self.long_rows + self.chunks * self.chunk_rows
 
 
 def make_layout(counts: np.ndarray, chunk: int, devices: int = 1) -> Layout:
-    """Deals rows of the given lengths to chunks of about `chunk` entries.
+    """Assigns the rows of one side to chunks of about `chunk` entries.
 
     Args:
       counts: [N] entries of each row.
-      chunk: entries gathered at once; a row of more than half of it is long.
-      devices: over how many devices the chunks are spread.
+      chunk: entries gathered at once; a row with more than half of it is long.
+      devices: number of devices that the chunks are split over.
     """
     segment = _segment_length(counts)
-    target = max(1, chunk // segment)  # segments a chunk should hold
-    need = -(-counts // segment)
+    need = -(-counts // segment)  # segments of each row
     is_long = counts > chunk // 2
     long, short = np.flatnonzero(is_long), np.flatnonzero(~is_long)
 
+    target = max(1, chunk // segment)  # segments that a chunk should hold
     chunks = max(1, -(-int(need[short].sum()) // target), -(-len(short) // target))
     chunks = -(-chunks // devices) * devices
     chunk_of = np.full(len(counts), chunks)
     slot = np.zeros(len(counts), np.int64)
     slot[long] = np.arange(len(long))
-    load = np.zeros(chunks, np.int64)
-    capacity = -(-int(need[short].sum()) // chunks)
-    short = short[np.argsort(-need[short], kind="stable")]
-    chunk_rows = 0
-    while len(short):  # a turn gives the longest rows left to the emptiest chunks, one each
-        emptiest = np.argsort(load, kind="stable")[: len(short)]
-        emptiest = emptiest[load[emptiest] + need[short[0]] <= capacity]
-        if not len(emptiest):
-            capacity += 1 + capacity // 100
-            continue
-        dealt, short = short[: len(emptiest)], short[len(emptiest) :]
-        load[emptiest] += need[dealt]
-        chunk_of[dealt] = emptiest
-        slot[dealt] = chunk_rows
-        chunk_rows += 1
+    chunk_of[short], slot[short], load = _deal(need[short], chunks)
+    chunk_rows = int(slot[short].max(initial=-1)) + 1
 
     local_chunks, local_long = chunks // devices, -(-len(long) // devices)
     local_rows = local_long + local_chunks * chunk_rows
@@ -199,32 +192,63 @@ def make_layout(counts: np.ndarray, chunk: int, devices: int = 1) -> Layout:
     )
 
 
+def _deal(need: np.ndarray, chunks: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Deals short rows to chunks in turns, so that all chunks hold nearly as many segments.
+
+    Each turn gives the longest remaining rows to the emptiest chunks, at most one row to each.
+
+    Args:
+      need: [n] segments of each short row.
+      chunks: C.
+
+    Returns:
+      chunk [n] and slot [n] of each row, and the segments that each chunk holds [C], all int64.
+    """
+    chunk, slot = np.zeros((2, len(need)), np.int64)
+    load = np.zeros(chunks, np.int64)
+    capacity = -(-int(need.sum()) // chunks)
+    left = np.argsort(-need, kind="stable")
+    turn = 0
+    while len(left):
+        emptiest = np.argsort(load, kind="stable")[: len(left)]
+        emptiest = emptiest[load[emptiest] + need[left[0]] <= capacity]
+        if not len(emptiest):
+            capacity += 1 + capacity // 100
+            continue
+        dealt, left = left[: len(emptiest)], left[len(emptiest) :]
+        load[emptiest] += need[dealt]
+        chunk[dealt], slot[dealt] = emptiest, turn
+        turn += 1
+    return chunk, slot, load
+
+
 def _segment_length(counts: np.ndarray) -> int:
-    """The L for which padding, and the work a segment adds to that of its entries, cost least."""
+    """The L with the lowest cost. A segment costs its entries, padding included, plus about 4."""
     lengths = (1, 2, 4, 8, 16, 32)
     return min(lengths, key=lambda length: (length + 4) * (-(-counts // length)).sum())
 
 
 def pack(rows: SparseRows, layout: Layout, fixed_position: np.ndarray) -> tuple[Chunks, Chunks]:
-    """Lays the entries of `rows` out in chunks.
+    """Fills the chunks of a layout with the entries of `rows`.
 
     Args:
-      rows: the side to be solved, N rows.
+      rows: the side to solve, N rows.
       layout: `make_layout(rows.counts, ...)`.
       fixed_position: [number of columns] int32, `position` of the other side's layout.
 
     Returns:
-      The chunks of the short rows (C of them; `row` counts within the chunk), and those of the
-      long rows (as many as they fill, a multiple of `devices`; `row` counts all long rows).
+      The C chunks of the short rows, with `row` numbered within the chunk, and the chunks of the
+      long rows, with `row` numbered over all long rows. Both numbers of chunks are multiples of
+      `devices`.
     """
     segments, width = layout.segments, layout.segment
     need = -(-layout.counts // width)
     order = np.lexsort((layout.slot, layout.chunk))
-    before = np.zeros_like(need)  # segments of all rows that come first in this order
+    before = np.zeros_like(need)  # segments of all rows that come earlier in this order
     before[order] = np.cumsum(need[order]) - need[order]
     load = np.bincount(layout.chunk, need, layout.chunks + 1).astype(np.int64)
     long_chunks = -(-load[-1] // (segments * layout.devices)) * layout.devices
-    # A chunk's rows begin where the chunk does; those of the long chunks run on.
+    # First segment of each row. Long rows follow each other without regard to chunks.
     first = layout.chunk * segments + before - (np.cumsum(load) - load)[layout.chunk]
 
     total = layout.chunks + long_chunks
@@ -258,7 +282,7 @@ def pack(rows: SparseRows, layout: Layout, fixed_position: np.ndarray) -> tuple[
 def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """starts[0], starts[0] + 1, ... (counts[0] of them), starts[1], ..."""
     end = int((starts + counts).max(initial=0))
-    dtype = np.int32 if end < 2**31 else np.int64  # half the memory where the log is largest
+    dtype = np.int32 if end < 2**31 else np.int64  # half the memory, if it fits
     ranges = np.repeat((starts - (np.cumsum(counts) - counts)).astype(dtype), counts)
     ranges += np.arange(len(ranges), dtype=dtype)
     return ranges

@@ -2,15 +2,16 @@
 
     P(click of user u on item v) = sigmoid(u . v + b_u + b_v + b)
 
-Rows either bring labels (clicks against impressions), or are all positive, and then each goes with
-fresh negatives every epoch, drawn uniformly over the items; a draw that is a positive of the same
-user counts for nothing. Updates are row-sparse, so that a step costs what its batch costs.
+If the training rows have labels, they are clicks and impressions. Without labels every row is a
+positive, and each epoch draws new negatives for it, uniformly over the items; drawn items that are
+positives of the same user are ignored. Updates are row-sparse: the cost of a step depends on the
+batch and not on the size of the tables.
 """
 
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.struct
 import jax
@@ -19,28 +20,27 @@ import numpy as np
 import optax
 
 from cadc_jax import sparse_optimizers
-from cadc_jax.errors import ConfigError, DataError
-from cadc_jax.factorization.factors import Factors
+from cadc_jax.errors import ConfigError, DataError, check_above, check_at_least, check_choice
+from cadc_jax.factorization.factors import Factors, check_sizes
 from cadc_jax.factorization.interactions import Interactions, SparseRows
 from cadc_jax.runtime import checkpoints
 from cadc_jax.runtime.checkpoints import Checkpoints, Facts
 
 BLOCK_ROWS = 1 << 24  # labelled rows that are on the device at a time
-_Gradients = tuple[jax.Array, jax.Array, jax.Array]  # of user rows, of item rows, of the bias
 
 
 @dataclasses.dataclass(frozen=True)
 class SGDConfig:
-    """What `fit` computes.
+    """Settings of `fit`.
 
     Attributes:
       factors: D, the rank.
-      regularization: l2 penalty on the factors and biases of each row's user and item.
-      learning_rate: of `optimizer`; the global bias follows plain SGD.
-      learning_rate_decay: share of the learning rate lost by the last epoch, linearly.
+      regularization: L2 penalty on the factors and biases of each row's user and item.
+      learning_rate: of `optimizer`. The global bias is updated by plain SGD at the same rate.
+      learning_rate_decay: share of the learning rate that is lost by the last epoch, linearly.
       optimizer: 'adagrad' (row-wise), 'adam' (lazy) or 'sgd'.
-      batch_rows: B, rows of the log in a step.
-      negatives: drawn for each row, where rows bring no labels.
+      batch_rows: B, training rows in a step.
+      negatives: negatives drawn for each row, if the rows have no labels.
       epochs: passes over the rows.
     """
 
@@ -55,18 +55,15 @@ class SGDConfig:
 
     def __post_init__(self) -> None:
         for name in ("factors", "learning_rate", "batch_rows", "negatives", "epochs"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"sgd.{name}={getattr(self, name)}: must be above 0")
-        if self.regularization < 0:
-            raise ConfigError(f"sgd.regularization={self.regularization}: must not be negative")
+            check_above(f"sgd.{name}", getattr(self, name), 0)
+        check_at_least("sgd.regularization", self.regularization, 0)
         if not 0 <= self.learning_rate_decay <= 1:
-            raise ConfigError(f"sgd.learning_rate_decay={self.learning_rate_decay}: not in [0, 1]")
-        if self.optimizer not in sparse_optimizers.OPTIMIZERS:
-            known = ", ".join(sparse_optimizers.OPTIMIZERS)
-            raise ConfigError(f"sgd.optimizer={self.optimizer!r}: choose one of {known}")
+            decay = self.learning_rate_decay
+            raise ConfigError(f"sgd.learning_rate_decay={decay}: must be in [0, 1]")
+        check_choice("sgd.optimizer", self.optimizer, sparse_optimizers.OPTIMIZERS)
 
     def refreshing(self, epochs: int) -> "SGDConfig":
-        """These settings for a `fit` that goes on from other factors, at the last epoch's rate."""
+        """These settings for a `fit` that starts from other factors, at the last epoch's rate."""
         last = 1 - self.learning_rate_decay * (1 - 1 / self.epochs)
         return dataclasses.replace(
             self,
@@ -74,6 +71,101 @@ class SGDConfig:
             learning_rate=self.learning_rate * last,
             learning_rate_decay=0.0,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingRows:
+    """Training rows on the host. The arrays may be memory-mapped.
+
+    Attributes:
+      user: [N] int user ids in [0, num_users).
+      item: [N] int item ids in [0, num_items).
+      num_users: U.
+      num_items: I.
+      label: [N] in {0, 1}; None if all rows are positive and negatives are to be drawn.
+    """
+
+    user: np.ndarray
+    item: np.ndarray
+    num_users: int
+    num_items: int
+    label: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+
+OnEpoch = Callable[[int, float, float], None]
+
+
+def fit(
+    rows: TrainingRows,
+    config: SGDConfig,
+    key: jax.Array,
+    *,
+    progress: OnEpoch | None = None,
+    saved: Checkpoints | None = None,
+    init: Factors | None = None,
+) -> tuple[Factors, np.ndarray]:
+    """Factorises the training rows.
+
+    Args:
+      rows: training rows. If they are labelled, only BLOCK_ROWS of them are in memory at a time:
+        the blocks change their order in each epoch, and rows are shuffled within their block.
+      config: see `SGDConfig`.
+      key: PRNG key of the initial factors, the order of rows and the negatives.
+      progress: called after each epoch with its number (from 1), its mean loss, and the seconds
+        since `fit` was called.
+      saved: checkpoints to resume from, and to save to between blocks of rows. A resumed fit gives
+        bit for bit the result of an uninterrupted one, on the same machine and device.
+      init: factors of these users and items to start from, instead of random ones.
+
+    Returns:
+      factors: float32, with biases. Rows of users and items that do not occur stay near 0.
+      losses: [epochs] float64, mean log loss of each epoch in nats, measured before each update.
+
+    Raises:
+      ConfigError: if there are no rows, or if `init` has other shapes or no biases.
+      DataError: if an id is out of range, or a label is neither 0 nor 1.
+      Stopped: by `saved`, after saving, if it was asked to stop.
+    """
+    if not len(rows):
+        raise ConfigError("there are no interactions to factorise")
+    start = time.perf_counter()
+    blocks = _Blocks(rows, config)
+    init_key, order_key, key = jax.random.split(key, 3)
+    if init is None:
+        start_state = functools.partial(_random_state, rows, config, blocks.click_share, init_key)
+    else:
+        start_state = functools.partial(_state_of, init, rows, config)
+    state, done = _start(start_state, order_key, saved)
+
+    def snapshot() -> tuple[_State, Facts]:
+        return state, done.facts()
+
+    for epoch in range(len(done.losses), config.epochs):
+        done.start_epoch(blocks.starts)
+        blocks_before = epoch * len(blocks.starts)
+        decay = 1 - config.learning_rate_decay * epoch / config.epochs
+        for first in done.blocks[done.count :]:
+            if saved is not None:
+                saved.maybe_save(blocks_before + done.count, snapshot)
+            order, count = blocks.order(first, done.shuffle)
+            state, loss = _train_block(
+                state,
+                blocks.on_device(first),
+                order,
+                jnp.float32(config.learning_rate * decay),
+                jnp.float32(config.regularization),
+                jax.random.fold_in(key, blocks_before + first // blocks.size),
+                optimizer=config.optimizer,
+                negatives=config.negatives,
+            )
+            done.add_block(float(loss) * count)
+        done.end_epoch(len(rows))
+        if progress is not None:
+            progress(epoch + 1, done.losses[-1], time.perf_counter() - start)
+    return _factors(state), np.array(done.losses)
 
 
 @flax.struct.dataclass
@@ -86,8 +178,8 @@ class _State:
 
 
 @flax.struct.dataclass
-class _Rows:
-    """The log on the device, and for rows without labels what users are known to have touched."""
+class _Block:
+    """Training rows on the device and, if they have no labels, the known items of each user."""
 
     user: jax.Array  # [N] int32
     item: jax.Array  # [N] int32
@@ -96,214 +188,192 @@ class _Rows:
     items: jax.Array | None  # [nnz] int32, ascending within a user
 
 
-def fit(
-    user: np.ndarray,
-    item: np.ndarray,
-    num_users: int,
-    num_items: int,
-    config: SGDConfig,
-    key: jax.Array,
-    label: np.ndarray | None = None,
-    *,
-    progress: Callable[[int, float, float], None] | None = None,
-    saved: Checkpoints | None = None,
-    init: Factors | None = None,
-) -> tuple[Factors, np.ndarray]:
-    """Factorises.
+class _Blocks:
+    """The training rows as blocks of one size, so that all blocks share a program.
 
-    Args:
-      user: [N] int user ids in [0, num_users).
-      item: [N] int item ids in [0, num_items).
-        Both may be memory-mapped; of labelled rows, BLOCK_ROWS are in memory at a time, blocks in
-        another order each epoch and rows shuffled within their block.
-      num_users: U.
-      num_items: I.
-      config: see `SGDConfig`.
-      key: PRNG key of the start, the order of rows and the negatives.
-      label: [N] in {0, 1}, or None if all rows are positive and negatives are to be drawn.
-      progress: called after each epoch with its number (from 1), its mean loss, and the seconds
-        since `fit` was called.
-      saved: checkpoints to go on from, and to save to between blocks of rows. The result is bit for
-        bit that of a fit without a break, on the same machine and device.
-      init: factors to go on from, of these users and items, instead of random ones.
+    Rows without labels are a single block: negatives need the known items of all users.
 
-    Returns:
-      factors: float32, with biases. Rows of users and items that do not occur stay near 0.
-      losses: [epochs] float64, mean log loss of each epoch, in nats, before each update.
-
-    Raises:
-      ConfigError: by `SGDConfig`, if there are no rows, or if `init` has another shape or no
-        biases.
-      DataError: if ids are outside their range, or a label is neither 0 nor 1.
-      Stopped: by `saved`, once it is asked to end.
+    Attributes:
+      size: rows of a block; the last block is padded.
+      starts: first row of each block.
+      click_share: share of clicks, negatives included.
     """
-    if not len(user):
-        raise ConfigError("there are no interactions to factorise")
-    start = time.perf_counter()
-    size = len(user) if label is None else min(len(user), BLOCK_ROWS)
-    starts = np.arange(0, len(user), size)
-    if label is None:  # negatives need all that users are known to have touched
-        known = Interactions.from_rows(user, item, num_users, num_items).by_user
-        blocks = {0: _block(user, item, None, size, known)}
-        share = 1 / (1 + config.negatives)
-    else:
-        blocks = {}
-        share = _check_rows(user, item, label, num_users, num_items, size)
-    init_key, order_key, key = jax.random.split(key, 3)
-    # The order is drawn on the host: the sort behind jax.random.permutation takes as long as an
-    # epoch on a CPU.
-    shuffle = np.random.default_rng(np.asarray(jax.random.key_data(order_key)))
-    batch = min(config.batch_rows, size)
-    if init is None:
-        start_state = functools.partial(_init, num_users, num_items, config, share, init_key)
-    else:
-        start_state = functools.partial(_given, init, num_users, num_items, config)
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    found = None
-    if saved is not None:
-        found = saved.restore(checkpoints.like(jax.eval_shape(start_state), here))
-    losses, total, order_of_blocks, done = [], 0.0, [], 0
-    if found is None:
-        state = start_state()
-    else:
-        state, facts = found
-        losses, total = facts["losses"], facts["total"]
-        order_of_blocks, done = facts["order_of_blocks"], facts["done"]
-        shuffle.bit_generator.state = facts["shuffle"]
 
-    def snapshot() -> tuple[_State, Facts]:
-        return state, {
-            "losses": losses,
-            "total": total,
-            "order_of_blocks": order_of_blocks,
-            "done": done,
-            "shuffle": shuffle.bit_generator.state,
-        }
+    def __init__(self, rows: TrainingRows, config: SGDConfig):
+        """Checks the rows; raises DataError as `fit`."""
+        self._rows = rows
+        self._known: SparseRows | None = None
+        self._loaded: tuple[int, _Block] | None = None
+        if rows.label is None:
+            self.size = len(rows)
+            shape = rows.num_users, rows.num_items
+            self._known = Interactions.from_rows(rows.user, rows.item, *shape).by_user
+            self.click_share = 1 / (1 + config.negatives)
+        else:
+            self.size = min(len(rows), BLOCK_ROWS)
+            self.click_share = _check_labelled(rows, rows.label, self.size)
+        self.starts = range(0, len(rows), self.size)
+        self._batch = min(config.batch_rows, self.size)
 
-    for epoch in range(len(losses), config.epochs):
-        decay = 1 - config.learning_rate_decay * epoch / config.epochs
-        if not order_of_blocks:  # drawn already if resumed
-            several = len(starts) > 1
-            order_of_blocks = (shuffle.permutation(starts) if several else starts).tolist()
-        for first in order_of_blocks[done:]:
-            if saved is not None:
-                saved.maybe_save(epoch * len(starts) + done, snapshot)
-            part = slice(first, first + size)
-            count = len(user[part])
-            if label is not None and (len(starts) > 1 or not blocks):
-                blocks = {first: _block(user[part], item[part], label[part], size)}
-            order = shuffle.permutation(count).astype(np.int32)
-            order = np.pad(order, (0, size - count + -size % batch), constant_values=-1)
-            state, loss = _epoch(
-                state,
-                blocks[first],
-                order.reshape(-1, batch),
-                jnp.float32(config.learning_rate * decay),
-                jnp.float32(config.regularization),
-                jax.random.fold_in(key, epoch * len(starts) + first // size),
-                optimizer=config.optimizer,
-                negatives=config.negatives,
-            )
-            total += float(loss) * count
-            done += 1
-        losses.append(total / len(user))
-        total, order_of_blocks, done = 0.0, [], 0
-        if progress is not None:
-            progress(epoch + 1, losses[-1], time.perf_counter() - start)
-    factors = Factors(
-        user=state.user[:, :-1],
-        item=state.item[:, :-1],
-        user_bias=state.user[:, -1],
-        item_bias=state.item[:, -1],
-        global_bias=state.bias,
-    )
-    return factors, np.array(losses)
+    def order(self, first: int, shuffle: np.random.Generator) -> tuple[np.ndarray, int]:
+        """A random order of the block from row `first` on: [steps, B] int32; and its row count.
+
+        It is drawn on the host: the sort behind jax.random.permutation takes as long as an epoch on
+        a CPU.
+        """
+        count = min(self.size, len(self._rows) - first)
+        order = shuffle.permutation(count).astype(np.int32)
+        padding = self.size - count + -self.size % self._batch
+        return np.pad(order, (0, padding), constant_values=-1).reshape(-1, self._batch), count
+
+    def on_device(self, first: int) -> _Block:
+        """The block from row `first` on. The last block stays on the device."""
+        if self._loaded is None or self._loaded[0] != first:
+            self._loaded = first, self._load(first)
+        return self._loaded[1]
+
+    def _load(self, first: int) -> _Block:
+        rows, known, part = self._rows, self._known, slice(first, first + self.size)
+        padding = (0, self.size - len(rows.user[part]))
+        label = None if rows.label is None else np.pad(rows.label[part], padding)
+        return _Block(
+            user=jnp.asarray(np.pad(rows.user[part], padding), jnp.int32),
+            item=jnp.asarray(np.pad(rows.item[part], padding), jnp.int32),
+            label=None if label is None else jnp.asarray(label, jnp.float32),
+            offsets=None if known is None else jnp.asarray(known.offsets, jnp.int32),
+            items=None if known is None else jnp.asarray(known.columns),
+        )
 
 
-def _check_rows(
-    user: np.ndarray,
-    item: np.ndarray,
-    label: np.ndarray,
-    num_users: int,
-    num_items: int,
-    size: int,
-) -> float:
+def _check_labelled(rows: TrainingRows, label: np.ndarray, size: int) -> float:
     """Checks labelled rows, `size` at a time; returns the share of clicks."""
     clicks = 0.0
-    for first in range(0, len(user), size):
+    for first in range(0, len(rows), size):
         part = slice(first, first + size)
-        for name, ids, most in (("user", user[part], num_users), ("item", item[part], num_items)):
-            if ids.min() < 0 or ids.max() >= most:
+        for name, ids, end in (
+            ("user", rows.user[part], rows.num_users),
+            ("item", rows.item[part], rows.num_items),
+        ):
+            if ids.min() < 0 or ids.max() >= end:
                 raise DataError(
-                    f"{name} ids must lie in [0, {most}); they go from {ids.min()} to {ids.max()}"
+                    f"{name} ids must be in [0, {end}); they go from {ids.min()} to {ids.max()}"
                 )
         if not ((label[part] == 0) | (label[part] == 1)).all():
             raise DataError("labels must be 0 or 1: a rating or a count is not a click")
         clicks += float(np.sum(label[part], dtype=np.float64))
-    return clicks / len(user)
+    return clicks / len(rows)
 
 
-def _block(
-    user: np.ndarray,
-    item: np.ndarray,
-    label: np.ndarray | None,
-    size: int,
-    known: SparseRows | None = None,
-) -> _Rows:
-    """Rows on the device, filled up to `size` so that all blocks share a program."""
-    fill = (0, size - len(user))
-    return _Rows(
-        user=jnp.asarray(np.pad(user, fill), jnp.int32),
-        item=jnp.asarray(np.pad(item, fill), jnp.int32),
-        label=None if label is None else jnp.asarray(np.pad(label, fill), jnp.float32),
-        offsets=None if known is None else jnp.asarray(known.offsets, jnp.int32),
-        items=None if known is None else jnp.asarray(known.columns),
-    )
+@dataclasses.dataclass
+class _Done:
+    """What a fit has done so far, as a checkpoint keeps it.
+
+    Attributes:
+      shuffle: order of blocks, and of rows within a block.
+      losses: mean loss of each finished epoch.
+      total: summed loss of the current epoch.
+      blocks: first rows of the current epoch's blocks, in order; empty between epochs.
+      count: how many of these blocks are done.
+    """
+
+    shuffle: np.random.Generator
+    losses: list[float] = dataclasses.field(default_factory=list)
+    total: float = 0.0
+    blocks: list[int] = dataclasses.field(default_factory=list)
+    count: int = 0
+
+    def start_epoch(self, starts: Sequence[int]) -> None:
+        """Draws the order of blocks, unless the epoch was resumed."""
+        if not self.blocks:
+            several = len(starts) > 1
+            self.blocks = self.shuffle.permutation(starts).tolist() if several else list(starts)
+
+    def add_block(self, loss: float) -> None:
+        self.total += loss
+        self.count += 1
+
+    def end_epoch(self, rows: int) -> None:
+        self.losses.append(self.total / rows)
+        self.total, self.blocks, self.count = 0.0, [], 0
+
+    def facts(self) -> Facts:
+        return {
+            "losses": self.losses,
+            "total": self.total,
+            "order_of_blocks": self.blocks,
+            "done": self.count,
+            "shuffle": self.shuffle.bit_generator.state,
+        }
+
+    def restore(self, facts: Facts) -> None:
+        self.losses, self.total = facts["losses"], facts["total"]
+        self.blocks, self.count = facts["order_of_blocks"], facts["done"]
+        self.shuffle.bit_generator.state = facts["shuffle"]
 
 
-def _init(
-    num_users: int, num_items: int, config: SGDConfig, share: float, key: jax.Array
+def _start(
+    start_state: Callable[[], _State], order_key: jax.Array, saved: Checkpoints | None
+) -> tuple[_State, _Done]:
+    """The state to start from, and what is done already: from a checkpoint if there is one."""
+    done = _Done(np.random.default_rng(np.asarray(jax.random.key_data(order_key))))
+    if saved is not None:
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        found = saved.restore(checkpoints.like(jax.eval_shape(start_state), here))
+        if found is not None:
+            state, facts = found
+            done.restore(facts)
+            return state, done
+    return start_state(), done
+
+
+def _random_state(
+    rows: TrainingRows, config: SGDConfig, click_share: float, key: jax.Array
 ) -> _State:
-    """Factors normal with standard deviation 0.1; biases 0, the global one the log-odds of 1."""
-    share = np.clip(share, 1e-6, 1 - 1e-6)
+    """Normal factors with standard deviation 0.1, biases 0, global bias the log-odds of a click."""
+    share = np.clip(click_share, 1e-6, 1 - 1e-6)
     user_key, item_key = jax.random.split(key)
 
     def table(key: jax.Array, size: int) -> jax.Array:
         factors = 0.1 * jax.random.normal(key, (size, config.factors))
         return jnp.pad(factors, ((0, 0), (0, 1)))
 
-    user, item = table(user_key, num_users), table(item_key, num_items)
-    return _State(
-        user=user,
-        item=item,
-        bias=jnp.float32(np.log(share / (1 - share))),
-        user_slots=sparse_optimizers.init(config.optimizer, user),
-        item_slots=sparse_optimizers.init(config.optimizer, item),
-    )
+    user, item = table(user_key, rows.num_users), table(item_key, rows.num_items)
+    return _new_state(user, item, jnp.float32(np.log(share / (1 - share))), config)
 
 
-def _given(init: Factors, num_users: int, num_items: int, config: SGDConfig) -> _State:
-    """The state of these factors; the optimiser's starts anew."""
-    found = init.user.shape, init.item.shape
-    wanted = (num_users, config.factors), (num_items, config.factors)
-    if found != wanted:
-        raise ConfigError(f"init has factors of shapes {found}; this fit has {wanted}")
+def _state_of(init: Factors, rows: TrainingRows, config: SGDConfig) -> _State:
+    """The state that starts from factors, with a new optimiser state."""
+    check_sizes(init, rows.num_users, rows.num_items, config.factors)
     if init.biases is None:
-        raise ConfigError("init has no biases, as this fit has: take factors that it has made")
+        raise ConfigError("init has no biases, but this fit needs them: use factors of an SGD fit")
     user_bias, item_bias, global_bias = init.biases
     user = jnp.concatenate([init.user, user_bias[:, None]], 1)
     item = jnp.concatenate([init.item, item_bias[:, None]], 1)
-    slots = (
-        sparse_optimizers.init(config.optimizer, user),
-        sparse_optimizers.init(config.optimizer, item),
+    return _new_state(user, item, jnp.array(global_bias), config)
+
+
+def _new_state(user: jax.Array, item: jax.Array, bias: jax.Array, config: SGDConfig) -> _State:
+    slots = (sparse_optimizers.init(config.optimizer, table) for table in (user, item))
+    return _State(user, item, bias, *slots)
+
+
+def _factors(state: _State) -> Factors:
+    return Factors(
+        user=state.user[:, :-1],
+        item=state.item[:, :-1],
+        user_bias=state.user[:, -1],
+        item_bias=state.item[:, -1],
+        global_bias=state.bias,
     )
-    return _State(user, item, jnp.array(global_bias), *slots)
+
+
+_Gradients = tuple[jax.Array, jax.Array, jax.Array]  # of user rows, item rows and the bias
 
 
 @functools.partial(jax.jit, static_argnames=("optimizer", "negatives"), donate_argnames="state")
-def _epoch(
+def _train_block(
     state: _State,
-    rows: _Rows,
+    rows: _Block,
     order: jax.Array,  # [steps, B] int32 row numbers; -1 for padding
     learning_rate: jax.Array,
     regularization: jax.Array,
@@ -312,7 +382,7 @@ def _epoch(
     optimizer: str,
     negatives: int,
 ) -> tuple[_State, jax.Array]:
-    """All rows once, in the order given. Returns the state and the mean loss."""
+    """One pass over a block in the given order. Returns the state and the mean loss."""
 
     def step(
         state: _State, x: tuple[jax.Array, jax.Array]
@@ -324,10 +394,10 @@ def _epoch(
             drawn = jax.random.randint(
                 jax.random.fold_in(key, number), (len(ids), negatives), 0, len(state.item)
             )
-            fair = ~_contains(rows, user[:, None], drawn)
+            negative = ~_contains(rows, user[:, None], drawn)
             label = jnp.zeros((len(ids), 1 + negatives)).at[:, 0].set(1)
             item = jnp.concatenate([item, drawn], axis=1)
-            weight = jnp.concatenate([weight, weight * fair], axis=1)
+            weight = jnp.concatenate([weight, weight * negative], axis=1)
         else:
             label = rows.label[ids][:, None]
         gradients, loss = _gradients(
@@ -352,24 +422,24 @@ def _gradients(
 
     Args:
       user: [B, D + 1] the users' rows, each with its bias last.
-      item: [B, G, D + 1] the rows of the items that go with each.
+      item: [B, G, D + 1] the rows of each user's G items.
       bias: [].
       label: [B, G] in {0, 1}.
-      weight: [B, G], 0 for what is to be left out.
+      weight: [B, G], 0 for pairs that do not count.
       regularization: [].
 
     Returns:
-      (of user, of item, of bias), and the loss without the penalty.
+      Gradients of the user rows, the item rows and the bias; and the loss without the penalty.
     """
     is_bias = jnp.arange(user.shape[1]) == user.shape[1] - 1
-    ones = jnp.where(is_bias, 1, user)  # so that the item's bias meets a 1
+    ones = jnp.where(is_bias, 1, user)  # multiplies the item's bias by 1
     logits = jnp.einsum("bd,bgd->bg", ones, item) + user[:, -1:] + bias
     loss = jnp.sum(weight * optax.sigmoid_binary_cross_entropy(logits, label))
     error = weight * (jax.nn.sigmoid(logits) - label)
-    of_item = error[..., None] * ones[:, None] + regularization * weight[..., None] * item
-    of_user = jnp.where(is_bias, error.sum(1)[:, None], jnp.einsum("bg,bgd->bd", error, item))
-    of_user += regularization * weight.sum(1)[:, None] * user
-    return (of_user, of_item, error.sum()), loss
+    item_grads = error[..., None] * ones[:, None] + regularization * weight[..., None] * item
+    user_grads = jnp.where(is_bias, error.sum(1)[:, None], jnp.einsum("bg,bgd->bd", error, item))
+    user_grads += regularization * weight.sum(1)[:, None] * user
+    return (user_grads, item_grads, error.sum()), loss
 
 
 def _update(
@@ -381,7 +451,7 @@ def _update(
     optimizer: str,
     learning_rate: jax.Array,
 ) -> _State:
-    """One step on the rows of a batch, and one of plain SGD on the global bias."""
+    """One optimiser step on the rows of a batch, and a plain SGD step on the global bias."""
     user_grads, item_grads, bias_grad = gradients
     user_table, user_slots = sparse_optimizers.update(
         optimizer,
@@ -401,15 +471,18 @@ def _update(
         learning_rate,
         mask=weight.reshape(-1) > 0,
     )
-    # A batch may be all padding, in the last block of rows.
+    # In the last block a batch may be all padding.
     bias = state.bias - learning_rate * bias_grad / jnp.maximum(weight.sum(), 1)
     return _State(user_table, item_table, bias, user_slots, item_slots)
 
 
-def _contains(rows: _Rows, user: jax.Array, item: jax.Array) -> jax.Array:
-    """Whether each item is among its user's: [B, 1], [B, n] -> [B, n] bool, by binary search."""
+def _contains(rows: _Block, user: jax.Array, item: jax.Array) -> jax.Array:
+    """Whether each item is a known item of its user: [B, 1], [B, n] -> [B, n] bool.
+
+    By binary search.
+    """
     offsets, items = rows.offsets, rows.items
-    assert offsets is not None and items is not None  # rows without labels have them
+    assert offsets is not None and items is not None  # set if there are no labels
     low = jnp.broadcast_to(offsets[user], item.shape)
     end = jnp.broadcast_to(offsets[user + 1], item.shape)
     high = end

@@ -1,9 +1,11 @@
-"""Exact top-k retrieval by inner product, in blocks of items, on one device or many."""
+"""The k items with the highest scores, exact, scored a block of items at a time."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
@@ -19,9 +21,9 @@ def retrieve(
     block: int = 8192,
     mesh: Mesh | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """The k items of largest inner product with each query, best first.
+    """The k items with the largest inner product with each query, best first, in one program.
 
-    No more than `block` scores of a query exist at a time. Among equal scores the lower id wins.
+    Among equal scores the lower id wins.
 
     Args:
       queries: [B, D] float.
@@ -29,7 +31,7 @@ def retrieve(
       k: at most I.
       exclude: [B, L] int32, ids that must not be returned to that query, padded with -1; or None.
       block: items scored at once.
-      mesh: devices to spread the items over (all its axes); None for no spreading.
+      mesh: devices to spread the items over (all its axes); None for one device.
 
     Returns:
       scores [B, k] float32 and ids [B, k] int32. If a query has fewer than k items left, the rest
@@ -39,8 +41,7 @@ def retrieve(
       ValueError: if k is not in [1, I].
     """
     num_items = len(items)
-    if not 1 <= k <= num_items:
-        raise ValueError(f"k={k} is not between 1 and the number of items, {num_items}")
+    _check(k, num_items)
     if exclude is None:
         exclude = jnp.zeros((len(queries), 0), jnp.int32)
     devices = 1 if mesh is None else mesh.size
@@ -66,9 +67,43 @@ def retrieve(
     )(queries, items, exclude)
 
 
+def search(
+    score: Callable[[np.ndarray], jax.Array],
+    items: range,
+    k: int,
+    exclude: np.ndarray,
+    block: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k items with the highest scores for each query, by any scoring function.
+
+    The host goes through the blocks. Among equal scores the lower id wins.
+
+    Args:
+      score: ids [block] int32 -> scores [B, block] of all queries. Scores of ids that repeat at the
+        end of the last block are ignored.
+      items: ids of the candidates.
+      k: at most the number of items.
+      exclude: [B, L] int32, ids that must not be returned to that query, padded with -1.
+      block: items scored at once.
+
+    Returns:
+      scores [B, k] float32 and ids [B, k] int32, as `retrieve`.
+
+    Raises:
+      ValueError: if k is not in [1, number of items].
+    """
+    _check(k, len(items))
+    best = _nothing(len(exclude), k)
+    block = min(block, len(items))
+    for start in items[::block]:
+        ids = np.minimum(np.arange(start, start + block, dtype=np.int32), items[-1])
+        best = _merge(best, score(ids), start, items.stop, exclude)
+    scores, ids = (np.asarray(x) for x in best)
+    return scores, ids
+
+
 def _search(queries, items, exclude, first, *, k, block, num_items):
-    """The best of `items`, whose ids count from `first`; those past `num_items` are padding."""
-    batch = jnp.arange(len(queries))[:, None]
+    """The best of `items`, whose ids count from `first`; ids from `num_items` on are padding."""
 
     def step(best, chunk):
         start, rows = chunk
@@ -79,18 +114,31 @@ def _search(queries, items, exclude, first, *, k, block, num_items):
             precision=lax.Precision.HIGHEST,
             preferred_element_type=jnp.float32,
         )
-        ids = jnp.broadcast_to(start + jnp.arange(block, dtype=jnp.int32), scores.shape)
-        inside = (exclude >= start) & (exclude < start + block)
-        column = jnp.where(inside, exclude - start, block)
-        scores = scores.at[batch, column].set(-jnp.inf, mode="drop")
-        scores = jnp.where(ids < num_items, scores, -jnp.inf)
-        scores, ids = (jnp.concatenate(pair, 1) for pair in zip(best, (scores, ids), strict=True))
-        return _best(scores, ids, k), None
+        return _with_block(best, scores, start, num_items, exclude), None
 
     starts = first + jnp.arange(0, len(items), block, dtype=jnp.int32)
-    empty = jnp.full((len(queries), k), -jnp.inf), jnp.full((len(queries), k), -1, jnp.int32)
-    best, _ = lax.scan(step, empty, (starts, items.reshape(-1, block, items.shape[1])))
+    chunks = items.reshape(-1, block, items.shape[1])
+    best, _ = lax.scan(step, _nothing(len(queries), k), (starts, chunks))
     return best
+
+
+def _with_block(best, scores, start, end, exclude):
+    """The k best of those so far [B, k] and of a block of scores [B, G], for ids from `start` on.
+
+    Ids from `end` on are padding.
+    """
+    block = scores.shape[1]
+    rows = jnp.arange(len(scores))[:, None]
+    ids = jnp.broadcast_to(start + jnp.arange(block, dtype=jnp.int32), scores.shape)
+    inside = (exclude >= start) & (exclude < start + block)
+    column = jnp.where(inside, exclude - start, block)
+    scores = scores.astype(jnp.float32).at[rows, column].set(-jnp.inf, mode="drop")
+    scores = jnp.where(ids < end, scores, -jnp.inf)
+    scores, ids = (jnp.concatenate(pair, 1) for pair in zip(best, (scores, ids), strict=True))
+    return _best(scores, ids, best[0].shape[1])
+
+
+_merge = jax.jit(_with_block, donate_argnums=0)
 
 
 def _best(scores, ids, k):
@@ -98,3 +146,12 @@ def _best(scores, ids, k):
     scores, column = lax.top_k(scores, k)
     ids = jnp.take_along_axis(ids, column, 1)
     return scores, jnp.where(scores > -jnp.inf, ids, -1)
+
+
+def _nothing(queries: int, k: int) -> tuple[jax.Array, jax.Array]:
+    return jnp.full((queries, k), -jnp.inf), jnp.full((queries, k), -1, jnp.int32)
+
+
+def _check(k: int, num_items: int) -> None:
+    if not 1 <= k <= num_items:
+        raise ValueError(f"k={k} is not between 1 and the number of items, {num_items}")

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from cadc_jax.errors import check_at_least, check_below_one
 from cadc_jax.models.embeddings import Inputs
 from cadc_jax.models.mlp import MLP
 
@@ -14,7 +15,7 @@ class CrossLayer(nn.Module):
     """x_0 * (W x + b) + x: one more degree of feature crosses, [..., n] -> [..., n].
 
     Attributes:
-      rank: r of the low-rank W = U V^T, U and V being [n, r]; 0 for a full W.
+      rank: r of a low-rank W = U V^T with U and V [n, r]; 0 for a full W.
     """
 
     rank: int = 0
@@ -26,14 +27,14 @@ class CrossLayer(nn.Module):
 
 
 class DCN(nn.Module):
-    """All embeddings and dense features side by side, cross layers, MLP.
+    """Cross layers over all embeddings and dense features side by side, then an MLP.
 
-    Embeddings need not be of one width: user and item rows enter as they are.
+    Embeddings may differ in width.
 
     Attributes:
-      cross_layers: L; the last one holds crosses of up to L + 1 features.
-      rank: of their matrices; 0 for full ones.
-      top: hidden layers of the MLP (its output layer of 1 is added).
+      cross_layers: L; the last layer holds crosses of up to L + 1 features.
+      rank: rank of the cross layers' matrices; 0 for full matrices.
+      top: sizes of the MLP's hidden layers (an output layer of size 1 follows).
       dropout: dropout of the MLP's hidden layers.
     """
 
@@ -42,16 +43,25 @@ class DCN(nn.Module):
     top: Sequence[int] = (128, 64)
     dropout: float = 0.0
 
+    def __post_init__(self) -> None:
+        check_at_least("dcn.cross_layers", self.cross_layers, 0)
+        check_at_least("dcn.rank", self.rank, 0)
+        check_at_least("dcn.top", self.top, 1)
+        check_below_one("dcn.dropout", self.dropout)
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, inputs: Inputs, train: bool = False) -> jax.Array:
-        """Logits [B, G] of each user's items."""
+        """Logits [B, G] float32 of each user's items; `train` turns dropout on."""
         pairs = len(inputs.user), inputs.item.shape[1]
         user = inputs.user, inputs.user_features, inputs.user_dense  # [B, ...]
         item = inputs.item, inputs.item_features, inputs.item_dense  # [B or 1, G, ...]
         parts = [x.reshape(len(x), 1, -1) for x in user]
         parts += [x.reshape(*x.shape[:2], -1) for x in item]
         x0 = jnp.concatenate([jnp.broadcast_to(x, (*pairs, x.shape[2])) for x in parts], axis=2)
-        x = x0 = x0.reshape(pairs[0] * pairs[1], -1)  # products of plain matrices are the fastest
+        x = x0 = x0.reshape(
+            pairs[0] * pairs[1], -1
+        )  # matrix products are fastest in two dimensions
         for layer in range(self.cross_layers):
             x = CrossLayer(self.rank, name=f"cross_{layer}")(x0, x)
         x = MLP((*self.top, 1), dropout=self.dropout, name="top_mlp")(x, train)

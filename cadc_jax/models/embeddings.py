@@ -1,9 +1,10 @@
-"""Embedding tables and what a model is fed from them.
+"""Embedding tables, and the inputs of a model for a batch.
 
-There are up to three tables: `user` [U, D] and `item` [I, D] (the factors of the interaction matrix
-or random numbers), and `features` [V, E], which stacks the vocabularies of all other categorical
-features, each at its offset. Models never see a table: they get the rows a batch needs, so that
-gradients are taken with respect to rows, and a frozen table costs neither gradient nor state.
+There are up to three tables: `user` [U, D] and `item` [I, D] (factors of the interaction matrix or
+random numbers), and `features` [V, E], which stacks the vocabularies of all other categorical
+features, each at its own offset. `lookup_ids` lists the rows that a batch needs, `take_rows` reads
+them, and `model_inputs` arranges them for a model. Gradients are taken with respect to these rows
+and not to the tables: a frozen table costs neither gradient nor optimiser state.
 """
 
 import dataclasses
@@ -19,22 +20,24 @@ from cadc_jax.data.table import Table
 
 Tables = Mapping[str, jax.Array]
 Batch = Mapping[str, jax.Array]
-HostBatch = Mapping[str, jax.Array | np.ndarray]  # one that may still have to go to a device
+HostBatch = Mapping[str, jax.Array | np.ndarray]  # a batch on the host or on devices
 
 
 @struct.dataclass
 class Content:
-    """Features of users and items on the device, one row an id; categorical ids are stacked ones.
+    """Features of users and items on the device, one row for each id.
+
+    Categorical ids are rows of the stacked table.
 
     Attributes:
       user_dense: [U, Fu] float32.
       user_categorical: [U, Cu] int32.
       item_dense: [I, Fi] float32.
       item_categorical: [I, Ci] int32.
-      context_offsets: [Cc] int32, added to a row's own categorical ids.
-      item_bags: [I, Cb, L] int32, features with up to L values an item (such as genres); -1 after
-        the last one. None if there are none.
-      bag_weights: [I, Cb, L] float32, what each value counts in its bag's sum; 0 after the last.
+      context_offsets: [Cc] int32, to be added to the categorical ids of a training row itself.
+      item_bags: [I, Cb, L] int32, features with up to L values an item (such as genres), padded
+        with -1; None if there are none.
+      bag_weights: [I, Cb, L] float32, weight of each value in its bag's sum; 0 for padding.
     """
 
     user_dense: jax.Array
@@ -47,17 +50,17 @@ class Content:
 
     @property
     def ids_an_item(self) -> int:
-        """Ci + Cb * L."""
+        """Ci + Cb * L, rows of the stacked table that an item needs."""
         bags = 0 if self.item_bags is None else math.prod(self.item_bags.shape[1:])
         return self.item_categorical.shape[1] + bags
 
 
 @struct.dataclass
 class Inputs:
-    """What a model sees of a batch of B users with G items each.
+    """Inputs of a model for a batch of B users with G items each.
 
-    Features of the row itself (its context) go with the user. Where all users share the same items,
-    the item side's leading axis is 1, and the model broadcasts it.
+    Features of the training row itself (its context) go with the user. If all users share the same
+    items, the leading axis of the item side is 1, and the model broadcasts it.
 
     Attributes:
       user: [B, D] embedding of the user.
@@ -65,9 +68,10 @@ class Inputs:
       user_dense: [B, Fu + Fc] float32.
       item_dense: [B, G, Fi] float32.
       user_features: [B, Cu + Cc, E] embeddings of categorical features.
-      item_features: [B, G, Ci + Cb, E] likewise, bags being weighted sums of theirs.
-      chosen: [B, G'] int32, places of each user's own items among shared ones, where only these
-        are to be scored; None for all. For two-tower networks alone.
+      item_features: [B, G, Ci + Cb, E] embeddings of categorical features; a bag is the weighted
+        sum of its embeddings.
+      chosen: [B, G'] int32, places of each user's own items among shared ones, if only these are
+        to be scored; None for all. Only two-tower networks use it.
     """
 
     user: jax.Array
@@ -80,12 +84,12 @@ class Inputs:
 
 
 def stacked_offsets(vocabulary_sizes: Sequence[int]) -> np.ndarray:
-    """Row of the stacked table at which each vocabulary begins: [C] sizes -> [C] int32."""
+    """First row of each vocabulary in the stacked table: [C] sizes -> [C] int32."""
     return np.concatenate([[0], np.cumsum(vocabulary_sizes)[:-1]]).astype(np.int32)
 
 
 def num_feature_rows(table: Table) -> int:
-    """V, the rows of the stacked table of categorical features."""
+    """V, the number of rows of the stacked table of categorical features."""
     return sum(_vocabulary_sizes(table))
 
 
@@ -103,11 +107,10 @@ def content_of(table: Table) -> Content:
     item_bags, bag_weights = None, None
     if len(bag):
         bags = np.asarray(table.items["bags"])
-        there = bags >= 0
-        item_bags = jnp.asarray(np.where(there, bags + bag[:, None], -1).astype(np.int32))
-        bag_weights = jnp.asarray(  # the mean of its values
-            (there / np.maximum(there.sum(axis=2, keepdims=True), 1)).astype(np.float32)
-        )
+        real = bags >= 0
+        item_bags = jnp.asarray(np.where(real, bags + bag[:, None], -1).astype(np.int32))
+        weights = real / np.maximum(real.sum(axis=2, keepdims=True), 1)  # a bag is a mean
+        bag_weights = jnp.asarray(weights.astype(np.float32))
     return Content(
         user_dense=jnp.asarray(table.users["dense"]),
         user_categorical=jnp.asarray(table.users["categorical"] + user),
@@ -124,14 +127,15 @@ def lookup_ids(content: Content, batch: Batch) -> dict[str, jax.Array]:
 
     Args:
       content: features of users and items.
-      batch: `user` [B], `item` [B, G] (or [1, G], shared) and `categorical` [B, Cc], all int32; an
-        optional `weight` [B], where rows of weight 0 ask for row -1, which is no row; for shared
-        items `present` [1, G] bool, where those that are not ask for row -1.
+      batch: `user` [B], `item` [B, G] (or [1, G] if all users share them) and `categorical`
+        [B, Cc], all int32. Optional: `weight` [B], where 0 means that the row needs no embeddings;
+        with shared items `present` [1, G] bool, where False means that the item needs none.
 
     Returns:
-      Flat int32 ids: `user` [B], `item` [B * G] and `features` [B * (Cu + Cc + G * n)], row by
-      row of the batch, the user side first, then n = Ci + Cb * L for each item. So they split over
-      devices as the batch does. Items shared by all users come once, after all users.
+      Flat int32 ids: `user` [B], `item` [B * G] and `features` [B * (Cu + Cc + G * n)] with
+      n = Ci + Cb * L. Features follow the rows of the batch, for each row the user's first and then
+      those of each item, so they split over devices as the batch does. Features of shared items
+      come once, after those of all users. An id of -1 means no row.
     """
     user, item = batch["user"], batch["item"]
     user_features = jnp.concatenate(
@@ -143,11 +147,11 @@ def lookup_ids(content: Content, batch: Batch) -> dict[str, jax.Array]:
         item_features = jnp.concatenate([item_features, bags], axis=-1)
     if "weight" in batch:
         real = batch["weight"][:, None] > 0
-        there = batch.get("present", real)
+        present = batch.get("present", real)
         user = jnp.where(real[:, 0], user, -1)
         user_features = jnp.where(real, user_features, -1)
-        item = jnp.where(there, item, -1)
-        item_features = jnp.where(there[..., None], item_features, -1)
+        item = jnp.where(present, item, -1)
+        item_features = jnp.where(present[..., None], item_features, -1)
     item_features = item_features.reshape(len(item), -1)
     if len(item) == len(user):
         features = jnp.concatenate([user_features, item_features], axis=1)
@@ -157,9 +161,9 @@ def lookup_ids(content: Content, batch: Batch) -> dict[str, jax.Array]:
 
 
 def with_all_items(content: Content, batch: Batch) -> Batch:
-    """The batch with all I items, shared, in place of each row's own, which are then `chosen`.
+    """The batch with all I items shared by all users. Each row's own items become `chosen`.
 
-    In a batch with weights `present` are those of the rows.
+    If the batch has weights, `present` marks the items of rows that count.
     """
     num_items = len(content.item_categorical)
     everything = jnp.arange(num_items, dtype=batch["item"].dtype)[None]
@@ -172,7 +176,7 @@ def with_all_items(content: Content, batch: Batch) -> Batch:
 
 
 def pair_batch(user: jax.Array | np.ndarray, item: jax.Array | np.ndarray) -> HostBatch:
-    """A batch of users [B] and items [B, G] (or [1, G], shared) without features of the row."""
+    """A batch of users [B] and items [B, G] (or [1, G] if shared), without context features."""
     return {
         "user": user,
         "item": item,
@@ -182,12 +186,18 @@ def pair_batch(user: jax.Array | np.ndarray, item: jax.Array | np.ndarray) -> Ho
 
 
 def take_rows(tables: Tables, ids: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """The rows of each table: name -> [n, D]. Ids outside a table read its nearest row."""
+    """The rows of each table: name -> [n, D]. An id of -1 or past the end reads the last row."""
     return {name: table.at[ids[name]].get(mode="clip") for name, table in tables.items()}
 
 
 def model_inputs(rows: Tables, content: Content, batch: Batch) -> Inputs:
-    """Puts gathered rows, as `lookup_ids` orders them, and dense features together for a model."""
+    """Arranges gathered rows and dense features as the inputs of a model.
+
+    Args:
+      rows: rows of each table, name -> [n, D], in the order of `lookup_ids`.
+      content: features of users and items.
+      batch: as for `lookup_ids`, with `dense` [B, Fc] float32 and an optional `chosen`.
+    """
     user, item = batch["user"], batch["item"]
     num_user = content.user_categorical.shape[1] + batch["categorical"].shape[1]
     num_item = content.ids_an_item
@@ -216,7 +226,7 @@ def model_inputs(rows: Tables, content: Content, batch: Batch) -> Inputs:
 
 
 def with_shared_items(inputs: Inputs) -> Inputs:
-    """Of users with an item each, [B, 1, ...], all items for every user: [1, B, ...]."""
+    """Inputs where every user has the items of all B users: [B, 1, ...] -> [1, B, ...]."""
     return dataclasses.replace(
         inputs,
         item=inputs.item.swapaxes(0, 1),

@@ -1,4 +1,4 @@
-"""The multi-layer perceptron the models are built of."""
+"""The multi-layer perceptron that the models are built from."""
 
 from collections.abc import Sequence
 
@@ -7,12 +7,12 @@ from flax import linen as nn
 
 
 class MLP(nn.Module):
-    """Dense layers with ReLU after each but the last: [B, F] -> [B, sizes[-1]].
+    """Dense layers with ReLU after each but the last: [..., F] -> [..., sizes[-1]].
 
     Attributes:
       sizes: width of each layer.
-      zero_output: start the last layer at zero, so that the MLP adds nothing at first.
-      dropout: share of each hidden layer's units dropped in training.
+      zero_output: whether the last layer starts at zero, so that the output starts at 0.
+      dropout: share of each hidden layer's units that training drops.
     """
 
     sizes: Sequence[int]

@@ -1,4 +1,4 @@
-"""Two-tower network: a user tower and an item tower, scored by the dot product of their outputs."""
+"""Two-tower network: the score is the dot product of a user tower's and an item tower's output."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from cadc_jax.errors import check_at_least, check_below_one
 from cadc_jax.models.embeddings import Inputs
 from cadc_jax.models.mlp import MLP
 
@@ -13,11 +14,17 @@ from cadc_jax.models.mlp import MLP
 class Tower(nn.Module):
     """Embedding, dense and categorical features of one side -> vector [..., D] and bias [...].
 
-    The vector is the embedding plus a correction that starts at zero: initialised from factors, the
-    network starts as the factorisation itself and learns what content adds to it. With a gate, each
-    entry of the embedding is weighted by a function of the embedding's length, which starts at 1:
-    a factorisation gives long vectors to users and items of many rows, and what its lesser
-    directions say of those of few rows is mostly noise.
+    The vector is the embedding plus a correction that starts at zero. A network initialised from
+    factors therefore starts as the factorisation itself, and learns what content adds to it.
+
+    A gate multiplies each entry of the embedding by a learned function of the embedding's length,
+    which starts at 1. A factorisation gives short vectors to users and items with few rows, and
+    their entries in the less important directions are mostly noise.
+
+    Attributes:
+      hidden: sizes of the hidden layers; without any the correction is linear.
+      dropout: dropout of the hidden layers.
+      gate: hidden units of the gate; 0 for no gate.
     """
 
     hidden: Sequence[int]
@@ -43,11 +50,11 @@ class TwoTower(nn.Module):
     """logit = scale * <user vector, item vector> / sqrt(D) + user bias + item bias + bias.
 
     Attributes:
-      hidden: hidden layers of each tower; without any the correction is linear.
+      hidden: sizes of each tower's hidden layers; without any the correction is linear.
       dropout: dropout of the hidden layers.
       gate: hidden units of each tower's gate; 0 for no gate.
-      scale: what `scale` starts at. A factorisation leaves it open; one that fits the loss from the
-        start spares the network an error that it would first mend by other means.
+      scale: start value of the parameter `scale`. A factorisation does not determine the scale of
+        its scores, so it has to be chosen to fit the loss.
     """
 
     hidden: Sequence[int] = (128,)
@@ -55,9 +62,18 @@ class TwoTower(nn.Module):
     gate: int = 0
     scale: float = 1.0
 
+    def __post_init__(self) -> None:
+        check_at_least("two_tower.hidden", self.hidden, 1)
+        check_at_least("two_tower.gate", self.gate, 0)
+        check_below_one("two_tower.dropout", self.dropout)
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, inputs: Inputs, train: bool = False) -> jax.Array:
-        """Logits [B, G] of each user's items, or [B, G'] of the chosen ones."""
+        """Logits float32, [B, G] of each user's items or [B, G'] of the chosen ones.
+
+        `train` turns dropout on.
+        """
         user, user_bias = Tower(self.hidden, self.dropout, self.gate, name="user_tower")(
             inputs.user, inputs.user_dense, inputs.user_features, train
         )

@@ -1,8 +1,8 @@
 """The stage `factorize`, and the tables that other stages take from its artefact.
 
-Factors come from all training rows. With `factor_rows='unsampled'` there are two sets: a frozen arm
-trains on the factors of the rows that the sample does not keep, and predicts with those of all
-rows, which continue from the first set and so stay in its basis.
+Factors come from all training rows. With `factor_rows='unsampled'` there are two sets. A frozen arm
+trains on the factors of the rows that the sample does not keep. It predicts with the factors of all
+rows, which continue from the first set and stay in its basis.
 """
 
 import dataclasses

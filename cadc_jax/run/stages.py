@@ -1,4 +1,4 @@
-"""The stages of a run but for `factorize`, each an artefact on disk that a second run finds again.
+"""The stages of a run except `factorize`; each leaves an artefact that a second run finds again.
 
 Synthetic data and the sample are the first process's work. Preparing, training and evaluating are
 done by all processes together.

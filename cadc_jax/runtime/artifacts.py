@@ -30,7 +30,7 @@ from cadc_jax import __version__
 from cadc_jax.errors import ArtifactError
 from cadc_jax.runtime import distributed
 
-FORMAT = 2  # of every artefact; raise it when a layout on disk changes
+FORMAT = 3  # of every artefact; raise it when a layout on disk changes
 MANIFEST = "manifest.json"
 _READ_BYTES = 1 << 22
 _ADVICE = "delete the folder and run again"

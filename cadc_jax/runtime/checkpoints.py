@@ -78,10 +78,9 @@ class Checkpoints:
     def __init__(
         self,
         folder: pathlib.Path,
-        config: CheckpointConfig | float = CheckpointConfig(),
+        config: CheckpointConfig = CheckpointConfig(),
         stop: Callable[[], bool] = lambda: False,
         say: Callable[[str], None] = print,
-        **settings: Any,
     ):
         """Opens a folder, which need not exist.
 
@@ -90,18 +89,11 @@ class Checkpoints:
           config: how often to save, and how many checkpoints to keep.
           stop: whether the work has been asked to save and end.
           say: shows the user a line of text.
-          **settings: fields of `CheckpointConfig` that replace those of `config`.
-
-        Raises:
-          ConfigError: if a setting is outside its range.
         """
-        if not isinstance(config, CheckpointConfig):
-            config = CheckpointConfig(seconds=config)
         self.newest: int | None = None
         self.seconds_before = 0.0
         self._folder = pathlib.Path(folder).resolve()
-        self._config = dataclasses.replace(config, **settings)
-        self._stop, self._say = stop, say
+        self._config, self._stop, self._say = config, stop, say
         self._opened = self._saved = time.monotonic()
         self._pending: tuple[int, Facts] | None = None  # step and manifest of the save under way
         options = ocp.options.AsyncOptions(post_finalization_callback=self._complete)

@@ -4,21 +4,17 @@ import difflib
 from collections.abc import Collection, Iterable, Sequence
 
 
-def aligned(
-    lines: Sequence[Sequence[str]], right: Collection[int] = (), least: Sequence[int] = ()
-) -> list[str]:
+def aligned(lines: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
     """Lines of a table whose columns are padded to their widest cell, two spaces between them.
 
     Args:
       lines: cells of each line; all lines have the same number.
       right: indices of the columns that are aligned to the right, as numbers are.
-      least: widths that the first columns have at least.
 
     Returns:
       A string for each line, without spaces at its end.
     """
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    widths = [max(pair) for pair in zip(widths, least, strict=False)] + widths[len(least) :]
     padded = (
         [
             cell.rjust(width) if column in right else cell.ljust(width)

@@ -1,6 +1,6 @@
 """A trained model for other programs: embeddings, vocabularies and parameters, or a SavedModel.
 
-export.json        what it is: arm, network and its sizes, features and where each begins
+export.json        arm, network and its sizes, features and where each begins
 vocabularies/      raw values by id - 1, as in the prepared table; statistics.json beside them
 model.npz          (or model.safetensors) `tables/user` [U, D], `tables/item` [I, D],
                    `tables/features` [V, E], `content/...` of users and items, `params/...`
@@ -66,7 +66,7 @@ def write_export(trained: Trained, out: pathlib.Path, form: str) -> Artifact:
 
 
 def describe(trained: Trained) -> dict[str, Any]:
-    """What another program has to know beside the arrays."""
+    """What another program needs to know besides the arrays."""
     schema = trained.table.schema
     groups = {
         "user": schema.user_content,

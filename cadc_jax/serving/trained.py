@@ -270,7 +270,7 @@ def _baseline(
 
 
 def _check_whole(*used: Artifact | None) -> None:
-    """Compares the checksums of what is loaded; factors of a compressed data set have none."""
+    """Compares the checksums of artefacts; factors in a compressed data set have no manifest."""
     for made in used:
         if made is not None and (made.path / artifacts.MANIFEST).exists():
             artifacts.open_artifact(made.path, verify=True)

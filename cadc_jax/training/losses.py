@@ -1,4 +1,4 @@
-"""Training losses: pure functions of a batch's logits. All are means over rows by `weight` [B]."""
+"""Training losses: pure functions of a batch's logits, each a mean over rows by `weight` [B]."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def binary_cross_entropy(
 def sampled_softmax(logits: jax.Array, weight: jax.Array) -> jax.Array:
     """Mean negative log share of each row's first item among all its items.
 
-    The others are negatives drawn uniformly, so that no correction for their frequency is due.
+    The other items are negatives drawn uniformly, which need no correction for their frequency.
 
     Args:
       logits: [B, 1 + negatives] float, the positive first.
@@ -44,19 +44,18 @@ def sampled_softmax(logits: jax.Array, weight: jax.Array) -> jax.Array:
 def in_batch_softmax(
     scores: jax.Array, user: jax.Array, item: jax.Array, log_q: jax.Array, weight: jax.Array
 ) -> jax.Array:
-    """Softmax in which the items of all rows compete, each corrected for how often it turns up.
+    """Softmax over the items of all rows, each corrected for its frequency.
 
-    An item is in the batch as often as it is in the data, so that plain in-batch negatives punish
-    the popular. Subtracting the log of that frequency makes the loss estimate the softmax over all
-    items (Yi et al. 2019, 'Sampling-bias-corrected neural modeling for large corpus item
-    recommendations', RecSys; the frequencies are counted here, where they estimate them).
+    An item is in the batch as often as it is in the data: plain in-batch negatives would punish
+    popular items. With the log of its frequency subtracted from each score, the loss estimates the
+    softmax over all items (Yi et al. 2019, 'Sampling-bias-corrected neural modeling for large
+    corpus item recommendations', RecSys). Frequencies are counted here; the paper estimates them.
 
-    Left out as competitors of a row are padding, the same item in another row (an accidental hit),
-    and the items of other rows of its user, which are positives too.
+    These do not compete with a row: padding, the same item in another row (an accidental hit), and
+    the items of other rows of its user, which are positives too.
 
     Args:
-      scores: [B, B] float, of each row's user with each row's item; a row's positive is on the
-        diagonal.
+      scores: [B, B] float, each row's user with each row's item; positives are on the diagonal.
       user: [B] int, the user of each row.
       item: [B] int, the positive of each row.
       log_q: [B] float32, log of the share of training rows that hold the row's item (see
@@ -68,7 +67,7 @@ def in_batch_softmax(
     """
     corrected = scores.astype(jnp.float32) - log_q
     positive = (user[:, None] == user) | (item[:, None] == item)
-    # A row's own item always takes part: a padded row then has a finite loss, of weight 0.
+    # A row's own item always competes: a padded row then has a finite loss, with weight 0.
     competes = (~positive & (weight > 0)) | jnp.eye(len(item), dtype=bool)
     own = jnp.diagonal(corrected)
     return _mean(jax.nn.logsumexp(corrected, axis=1, where=competes) - own, weight)
@@ -77,13 +76,13 @@ def in_batch_softmax(
 def log_frequency(item: np.ndarray, num_items: int) -> np.ndarray:
     """Log of the share of rows that hold each item: [N] ids -> [num_items] float32.
 
-    The rows must be those that batches are drawn from: with a sample, the sample. Items in no row
-    count as in one; they never turn up.
+    The rows must be the ones that batches are drawn from, such as the sample. An item without a row
+    gets the frequency of one row; it never occurs.
     """
     counts = np.bincount(item, minlength=num_items)
     return np.log(np.maximum(counts, 1) / len(item)).astype(np.float32)
 
 
 def _mean(losses: jax.Array, weight: jax.Array) -> jax.Array:
-    """Mean of losses [B] by weight [B]; 0 where no row counts."""
+    """Mean of losses [B] by weight [B]; 0 if all weights are 0."""
     return jnp.sum(losses * weight) / jnp.maximum(jnp.sum(weight), 1)

@@ -1,16 +1,15 @@
-"""Where embedding tables lie on the devices of a mesh, and how a step reads and updates them.
+"""The placement of embedding tables on the devices of a mesh; lookups and updates of their rows.
 
 A table is replicated, or its rows are split over the mesh axis `model` (and repeated over `data`).
-Batches are split over all devices. No table ever crosses from device to device, only the ids and
-the rows of a batch:
+Batches are split over all devices. Devices exchange the ids and rows of a batch, never a table:
 
-  lookup, split table: each device collects the ids of its `model` group, reads those rows that it
-    holds, zeros for the others, and a reduce-scatter adds up the parts and returns to each device
-    the rows that it asked for. (A psum would send twice as much, and to devices that do not ask.)
-  update, by rows: each device collects the ids and row gradients of all devices, and applies those
-    that concern rows which it holds.
-  update, by table: gradients are first summed up into the shape of the table. Cheaper for a
-    replicated table that has fewer rows than a batch has ids.
+  lookup, split table: each device collects the ids of its `model` group and reads the rows that it
+    holds, with zeros for the others. A reduce-scatter adds the parts up and returns to each device
+    the rows that it asked for. (A psum would send twice as much, also to devices that do not ask.)
+  update, by rows: each device collects the ids and row gradients of all devices, and applies the
+    ones of its own rows.
+  update, by table: gradients are first summed in the shape of the table. This is cheaper for a
+    replicated table with fewer rows than a batch has ids.
 """
 
 import dataclasses
@@ -27,7 +26,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cadc_jax import sharding, sparse_optimizers
-from cadc_jax.errors import check_at_least
+from cadc_jax.errors import ConfigError, check_at_least
 from cadc_jax.models import embeddings
 from cadc_jax.models.embeddings import Tables
 
@@ -54,11 +53,11 @@ class DeviceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RandomTable:
-    """A table to be drawn where it will lie, by `put`: normal numbers, the same on any devices.
+    """A table of normal numbers that `put` draws on its devices; the same on any devices.
 
     Attributes:
       shape: [V, D].
-      key: of the numbers.
+      key: key of the numbers.
       scale: their standard deviation.
       dtype: float32.
     """
@@ -77,9 +76,9 @@ class TablePlan:
       name: of the table.
       rows: V.
       split: whether its rows are split over the devices of `model`.
-      by_table: whether its gradients are summed in the shape of the table, not sent as rows.
+      by_table: whether gradients are summed in the shape of the table instead of sent as rows.
       device_bytes: memory on each device, optimizer state included.
-      sent_bytes: what a device receives in a training step for lookups and updates.
+      sent_bytes: bytes that a device receives in a training step for lookups and updates.
     """
 
     name: str
@@ -92,7 +91,7 @@ class TablePlan:
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """The plan of all tables of a model on `mesh`. Its string is a table for people to read."""
+    """The placement of all tables of a model on `mesh`. Its string is a table for people."""
 
     mesh: Mesh | AbstractMesh
     tables: tuple[TablePlan, ...]
@@ -117,18 +116,18 @@ def plan_placement(
     batch_ids: Mapping[str, int],
     device_bytes: float = math.inf,
 ) -> Placement:
-    """Replicates the tables; while that is too much for a device, splits the largest.
+    """Replicates all tables; if they do not fit into a device, splits the largest ones.
 
     Args:
-      mesh: with axes `data` and `model`; an abstract one will do, if nothing is to be put there.
+      mesh: with axes `data` and `model`; an abstract one will do if no array is placed on it.
       tables: name -> table [V, D], or its shape and dtype.
-      trained: names of those that are trained; they have optimizer state and gradients.
+      trained: names of the trained tables, which have optimizer state and gradients.
       optimizer: their optimizer, one of `sparse_optimizers.OPTIMIZERS`.
       batch_ids: name -> ids in a batch of all devices.
       device_bytes: memory of a device for tables and their optimizer state.
 
     Raises:
-      ValueError: if the tables do not fit into `device_bytes` even when all of them are split.
+      ConfigError: if the tables do not fit into `device_bytes` even when all of them are split.
     """
     trained = frozenset(trained)
     shapes = {
@@ -143,10 +142,10 @@ def plan_placement(
             break
         held[name] = parts[name]
     if sum(held.values()) > device_bytes:
-        raise ValueError(
-            f"tables take {sum(held.values()):,} bytes a device, split over "
-            f"{mesh.shape[sharding.MODEL]}, and {device_bytes:,.0f} are allowed: more devices on "
-            "the axis 'model', narrower or bfloat16 tables, or a leaner optimizer"
+        raise ConfigError(
+            f"devices.table_bytes={device_bytes:,.0f}: tables take {sum(held.values()):,} bytes a "
+            f"device, split over {mesh.shape[sharding.MODEL]}; use more devices on the axis 'model', narrower or "
+            "bfloat16 tables, or an optimizer with less state"
         )
     entries = []
     for name, shape in shapes.items():
@@ -177,7 +176,7 @@ def _device_bytes(
 def _sent_bytes(
     mesh: Mesh | AbstractMesh, table: jax.ShapeDtypeStruct, trained: bool, split: bool, ids: int
 ) -> tuple[int, bool]:
-    """Bytes a device receives in a step, and whether gradients are best summed by table."""
+    """Bytes that a device receives in a step, and whether to sum gradients by table."""
     devices, group = mesh.size, mesh.shape[sharding.MODEL]
     row = 4 * math.prod(table.shape[1:])  # gradients are float32
     lookup = (group - 1) * ids // devices * (4 + row) if split else 0
@@ -191,12 +190,12 @@ def _sent_bytes(
 
 
 def spec(placement: Placement, name: str) -> P:
-    """PartitionSpec of that table, and of optimizer state that has a row for each of its rows."""
+    """PartitionSpec of a table, and of optimizer state with a row for each of its rows."""
     return sharding.TABLE if placement[name].split else sharding.REPLICATED
 
 
 def like(placement: Placement, name: str, tree: Any) -> Any:
-    """Shapes, dtypes and shardings of arrays that belong to that table: itself, or its slots."""
+    """Shapes, dtypes and shardings of a table or its slots."""
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(
             x.shape,
@@ -208,7 +207,7 @@ def like(placement: Placement, name: str, tree: Any) -> Any:
 
 
 def shape(placement: Placement, name: str, table: Any) -> jax.ShapeDtypeStruct:
-    """What `put` makes of that table, whose split rows have to divide evenly."""
+    """Shape of a table after `put`, which pads split tables to divide evenly."""
     missing = 0
     if placement[name].split:
         missing = -table.shape[0] % placement.mesh.shape[sharding.MODEL]
@@ -220,8 +219,8 @@ def put(
 ) -> dict[str, jax.Array]:
     """The tables on the devices of the plan; split ones get rows of zeros to divide evenly.
 
-    Split tables go by way of the host, where they may also come from as NumPy arrays, and random
-    ones are drawn in parts: none needs to fit into one device.
+    No split table needs to fit into one device: it is sent from the host, or drawn in parts if it
+    is random.
     """
     placed = {}
     for name, table in tables.items():
@@ -243,8 +242,8 @@ def _draw(
 ) -> jax.Array:
     """`RandomTable` and `missing` rows of zeros.
 
-    The bits of a number are a hash of its place, counted row by row, so that each device makes its
-    own rows, and rows at the end change none before them.
+    The bits of a number are a hash of its place, counted row by row. Each device draws its own
+    rows, and further rows at the end do not change earlier ones.
     """
     rows, width = shape
     table = scale * jax.random.normal(key, (rows + missing, width))
@@ -255,7 +254,7 @@ def _draw(
 def init_slots(
     placement: Placement | None, optimizer: str, name: str, table: jax.Array
 ) -> sparse_optimizers.Slots:
-    """`sparse_optimizers.init` of the table `name`, made where the table's rows lie."""
+    """The optimizer state of the table `name`, made where the table's rows lie."""
     init = functools.partial(sparse_optimizers.init, optimizer)
     if placement is None:
         return init(table)
@@ -279,7 +278,7 @@ def lookup(
 ) -> dict[str, jax.Array]:
     """The rows of each table: name -> [n, D], split over the devices as the ids [n] are.
 
-    Ids outside a table (those of padding) read some finite row.
+    Ids outside a table, as padding has, read some finite row.
     """
     if placement is None:
         return embeddings.take_rows(tables, ids)
@@ -300,7 +299,7 @@ def lookup(
 
 
 def _split_lookup(part: jax.Array, ids: jax.Array) -> jax.Array:
-    """Rows [n, D] of a device's own ids [n]; `part` are the rows of the table that it holds."""
+    """Rows [n, D] of a device's own ids [n]; `part` [V / d, D] is its part of the table."""
     own = lax.all_gather(ids, sharding.MODEL, tiled=True) - _first_row(part)
     held = (own >= 0) & (own < len(part))
     rows = part.at[own].get(mode="clip")
@@ -320,7 +319,7 @@ def update(
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, sparse_optimizers.Slots]:
     """Updates the table `name` with the ids and row gradients of all devices."""
-    if not len(ids):  # a model without such features; there is nothing to send either
+    if not len(ids):  # a model without such features
         return table, slots
     if placement is None or placement.mesh.size == 1:
         return sparse_optimizers.update(optimizer, table, slots, ids, grads, learning_rate, key=key)
@@ -338,7 +337,7 @@ def update(
             grads = lax.all_gather(grads, _EVERYWHERE, tiled=True)
         if entry.split:
             ids -= _first_row(table)
-            if key is not None:  # other rows, other random numbers; the same on every copy of them
+            if key is not None:  # parts need different random numbers, copies of a part the same
                 key = jax.random.fold_in(key, lax.axis_index(sharding.MODEL))
         return sparse_optimizers.update(
             optimizer, table, slots, ids, grads, learning_rate, mask=mask, key=key
@@ -359,7 +358,7 @@ def _slot_spec(placement: Placement, name: str, slot: jax.Array | jax.ShapeDtype
 
 
 def _inside(ids: jax.Array, table: jax.Array) -> jax.Array:
-    """Ids with those below 0, which would count from the end, moved past the end."""
+    """Ids, with ones below 0 moved past the end: they would count from the end."""
     return jnp.where(ids < 0, len(table), ids)
 
 

@@ -1,4 +1,4 @@
-"""Batches on their way to the devices while the devices are busy with those before them."""
+"""Sends batches to the devices while the devices work on earlier ones."""
 
 import collections
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,16 +11,16 @@ from jax.sharding import Sharding
 def device_batches(
     batches: Iterable[Mapping[str, np.ndarray]], sharding: Sharding, depth: int = 2
 ) -> Iterator[Mapping[str, jax.Array]]:
-    """The same batches as arrays on devices, `depth` of them sent ahead of the one in use.
+    """The same batches as arrays on devices; `depth` of them are sent ahead of the one in use.
 
-    Sending does not wait, so making and copying batches goes on during the steps on those before.
+    Sending does not wait: batches are made and copied during the steps on earlier ones.
 
     Args:
       batches: the batches of this host. Their arrays must not be changed afterwards: a CPU device
-        may go on using their memory.
+        may still use their memory.
       sharding: of every array. Over several hosts, each gives its own part of the arrays, as
         `training_batches(host_index=...)` makes it.
-      depth: batches on their way; 0 sends each when it is asked for.
+      depth: batches sent ahead; 0 sends each when it is asked for.
 
     Returns:
       As many batches, in the same order.

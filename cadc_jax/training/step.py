@@ -25,25 +25,25 @@ class TrainConfig:
     """How a model is trained.
 
     Attributes:
-      batch_rows: rows of the table in a batch (positives, where negatives are sampled).
-      negatives: sampled negatives a positive; only for positive-only data.
+      batch_rows: rows of the table in a batch; positives, if negatives are sampled.
+      negatives: sampled negatives a positive; for data with positives only.
       loss: 'bce'; 'softmax' over each positive and its negatives; 'in_batch', a softmax over the
-        items of all rows of the batch, corrected for their frequency, with no other negatives.
-      learning_rate: of the network (Adam).
-      table_optimizer: 'adam' (lazy), 'adagrad' (row-wise) or 'sgd', for embedding rows.
-      table_learning_rate: of embedding rows.
-      l2: penalty on the squared norms of the embedding rows of a batch that are trained.
-      label_smoothing: of 'bce', the share of each label replaced by 1/2.
+        items of all rows of the batch, corrected for their frequency, without other negatives.
+      learning_rate: learning rate of the network (Adam).
+      table_optimizer: optimizer of embedding rows: 'adam' (lazy), 'adagrad' (row-wise) or 'sgd'.
+      table_learning_rate: learning rate of embedding rows.
+      l2: penalty on the squared norms of the trained embedding rows of a batch.
+      label_smoothing: share of each label that 'bce' replaces by 1/2.
       clip_norm: largest global norm of the network's gradients; 0 leaves them as they are.
-      warmup_steps: steps over which both learning rates rise in a straight line; 0 for none.
-      decay_steps: steps over which both then fall to 0 as half a cosine; 0 for no fall.
-      compute_dtype: of activations and matrix products; parameters and their sums stay float32.
-      table_dtype: of trained tables, 'float32' or 'bfloat16'; their optimizer state is float32.
-      stochastic_rounding: of bfloat16 tables, so that small steps are not lost.
-      microbatch_rows: rows of a batch that go through the network at a time, the gradients being
-        added up, or 0 for all. It changes no result, but lets activations fit into a CPU's cache
-        (about 1,024 rows of the Criteo network). Dropout draws other masks.
-      steps_per_call: steps between two looks of the host, all in one program.
+      warmup_steps: steps over which both learning rates rise linearly; 0 for none.
+      decay_steps: steps over which both then fall to 0 as half a cosine; 0 for none.
+      compute_dtype: dtype of activations and matrix products; parameters stay float32.
+      table_dtype: dtype of trained tables, 'float32' or 'bfloat16'; optimizer state is float32.
+      stochastic_rounding: round bfloat16 tables at random, which keeps small steps.
+      microbatch_rows: rows of a batch that go through the network at a time, 0 for all; gradients
+        are added up. The result is the same, except for other masks of dropout. On a CPU,
+        activations then fit into the cache (about 1,024 rows of the Criteo network).
+      steps_per_call: steps in one program; the host acts between calls.
       max_evaluations: evaluations on the validation split before training ends.
       evaluation_steps: steps between evaluations, or one epoch if that is longer.
       patience: evaluations without a better validation result before training ends.
@@ -98,14 +98,14 @@ _LEAST = {
 
 @struct.dataclass
 class TrainState:
-    """All that training changes. Frozen tables are not here.
+    """Everything that training changes. Frozen tables are not here.
 
     Attributes:
       step: [] int32.
       params: the network's parameters.
-      opt_state: its optimizer's.
+      opt_state: state of the network's optimizer.
       tables: trained embedding tables.
-      slots: name of the table -> its optimizer's state.
+      slots: name of the table -> state of its optimizer.
     """
 
     step: jax.Array
@@ -125,10 +125,18 @@ def init_state(
     key: jax.Array,
     placed: Placement | None = None,
 ) -> TrainState:
-    """The state before the first step; `batch` only shows shapes, and may be of `ShapeDtypeStruct`.
+    """The state before the first step.
 
-    Trained tables are those given, where they have the config's dtype: the first step takes their
-    memory over.
+    Args:
+      model: the network.
+      config: how to train it.
+      tables: trained tables. If they have the config's dtype they are used as they are: the first
+        step reuses their memory.
+      frozen: tables that do not change.
+      content: features of users and items.
+      batch: gives shapes and dtypes only; `ShapeDtypeStruct`s will do.
+      key: key of the parameters.
+      placed: where the tables lie; None for one device.
     """
 
     def inputs(tables, content, batch):
@@ -141,7 +149,7 @@ def init_state(
         params = model.init(key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
         return jnp.zeros((), jnp.int32), params, _optimizer(config).init(params)
 
-    # It begins where a step leaves it: the second call must not compile anew.
+    # On the devices where a step leaves it: the second call must not compile again.
     where = None if placed is None else sharding.named(placed.mesh, sharding.REPLICATED)
     step, params, opt_state = jax.jit(network, out_shardings=where)(key)
     tables = {name: table.astype(config.table_dtype) for name, table in tables.items()}
@@ -173,7 +181,7 @@ def train_steps(
 ) -> tuple[TrainState, jax.Array]:
     """One step on each of the first `count` of K batches, which have a leading axis [K].
 
-    `count` is no part of what is compiled. Memory of a step's activations is taken once a call.
+    All values of `count` share one compiled program.
 
     Returns:
       The new state and the sum [] of the steps' losses.
@@ -206,8 +214,8 @@ def train_step(
     Args:
       model: the network.
       config: how to train it.
-      state: as of `init_state` or the last step; its memory is taken over.
-      frozen: tables that are constants.
+      state: from `init_state` or the last step; its memory is reused.
+      frozen: tables that do not change.
       content: features of users and items.
       batch: `user`, `item`, `label`, `weight`, `dense` and `categorical` of B rows.
       key: of dropout and stochastic rounding, the same for all steps.
@@ -276,7 +284,7 @@ def _step(
 
 
 class _Whole(NamedTuple):
-    """What the parts of a batch share; `rows` and `weight` are of the whole batch."""
+    """Arguments that the parts of a batch share; `rows` and `weight` count the whole batch."""
 
     model: nn.Module
     config: TrainConfig
@@ -331,7 +339,7 @@ def _gradients(
 
 
 def _schedule(config: TrainConfig, step: jax.Array) -> jax.Array:
-    """Share [] of the learning rates in force at `step`: linear warm-up, then cosine decay."""
+    """Factor [] of the learning rates at `step`: linear warm-up, then cosine decay."""
     share = jnp.ones(())
     if config.warmup_steps:
         share = jnp.minimum(share, (step + 1) / config.warmup_steps)

@@ -5,12 +5,12 @@ from pathlib import Path
 
 
 def recorder(folder: str | Path) -> Callable[[Mapping[str, float]], None]:
-    """What `loop.fit(record=...)` takes: writes all entries but `step` as scalars at that step.
+    """A function for `FitOptions.record`: writes all entries except `step` as scalars.
 
     Args:
-      folder: of event files; made if it is not there.
+      folder: folder of event files; made if it does not exist.
     """
-    import tensorflow as tf  # slow to import, and training needs none of it
+    import tensorflow as tf  # slow to import; training does without
 
     # `tf.summary.scalar` would want TensorBoard itself to be installed.
     plugin = tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars")

@@ -1,18 +1,21 @@
-"""Plain NumPy float64 references, on dense matrices, and small data to run them on."""
+"""Plain NumPy float64 references on dense matrices, and small data to run them on."""
 
 import numpy as np
 
+U, I = 40, 30  # noqa: E741 (the letters of the package)
 
-def sparse_data(users=40, items=30, entries=300, seed=0):
+
+def sparse_data():
     """A log with empty rows, empty columns, one dense row, one dense column and repeats."""
-    rng = np.random.default_rng(seed)
-    user, item = rng.integers(3, users, entries), rng.integers(2, items, entries)
-    user = np.concatenate([user, np.full(items - 2, 7), np.arange(3, users), user[:5]])
-    item = np.concatenate([item, np.arange(2, items), np.full(users - 3, 4), item[:5]])
+    rng = np.random.default_rng(0)
+    user, item = rng.integers(3, U, 300), rng.integers(2, I, 300)
+    user = np.concatenate([user, np.full(I - 2, 7), np.arange(3, U), user[:5]])
+    item = np.concatenate([item, np.arange(2, I), np.full(U - 3, 4), item[:5]])
     return user, item, rng.integers(1, 6, len(user)).astype(np.float32)
 
 
 def dense(user, item, value, num_users, num_items):
+    """The matrix of a log; repeated pairs are added."""
     matrix = np.zeros((num_users, num_items))
     np.add.at(matrix, (user, item), value)
     return matrix
@@ -48,6 +51,7 @@ def implicit_cg_half_step(matrix, fixed, start, regularization, alpha, steps):
 
 
 def implicit_objective(matrix, user, item, user_regularization, item_regularization, alpha):
+    """Weighted squared error over all pairs, plus the regularisation."""
     confidence, preference = 1 + alpha * np.abs(matrix), (matrix > 0).astype(float)
     error = (confidence * (preference - user @ item.T) ** 2).sum()
     return (
@@ -58,7 +62,7 @@ def implicit_objective(matrix, user, item, user_regularization, item_regularizat
 
 
 def explicit_half_step(matrix, fixed, fixed_bias, mean, regularization):
-    """Exact factors and biases of the rows; an entry of 0 is no entry."""
+    """Exact factors and biases of the rows; 0 in the matrix means no entry."""
     ones = np.concatenate([fixed, np.ones((len(fixed), 1))], 1)
     solved = np.zeros((len(matrix), ones.shape[1]))
     for row, values in enumerate(matrix):
@@ -71,6 +75,7 @@ def explicit_half_step(matrix, fixed, fixed_bias, mean, regularization):
 
 
 def explicit_objective(matrix, factors, user_regularization, item_regularization):
+    """Squared error over the entries, plus the regularisation of factors and biases."""
     user, item = np.float64(factors.user), np.float64(factors.item)
     user_bias, item_bias = np.float64(factors.user_bias), np.float64(factors.item_bias)
     scores = user @ item.T + user_bias[:, None] + item_bias + np.float64(factors.global_bias)

@@ -1,4 +1,4 @@
-"""Alternating least squares against dense float64 references."""
+"""ALS fits and folding in, against dense float64 references."""
 
 import dataclasses
 import itertools
@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh
 
 from cadc_jax.errors import ConfigError
-from cadc_jax.factorization import als
+from cadc_jax.factorization import als, als_solver
 from cadc_jax.factorization.als import ALSConfig
-from cadc_jax.factorization.als_solver import half_step
 from cadc_jax.factorization.factors import Factors
 from cadc_jax.factorization.interactions import Interactions
 from cadc_jax.runtime.checkpoints import Checkpoints
 from cadc_jax.runtime.interrupts import Stopped
 from tests.factorization import reference
+from tests.factorization.reference import I, U
 
-U, I, D = 40, 30, 6  # noqa: E741 (the letters of the package)
+D = 6
 KEY = jax.random.key(0)
 IMPLICIT = ALSConfig(factors=D, regularization=0.5, alpha=2.0, iterations=3, chunk=64)
 EXPLICIT = dataclasses.replace(
@@ -29,79 +29,55 @@ EXPLICIT = dataclasses.replace(
 )
 
 
-@pytest.fixture(scope="module")
-def matrix():
-    return reference.dense(*reference.sparse_data(U, I), U, I)
+def np_tables(factors):
+    return np.asarray(factors.user, np.float64), np.asarray(factors.item, np.float64)
 
 
-@pytest.fixture(scope="module")
-def interactions():
-    user, item, value = reference.sparse_data(U, I)
-    return Interactions.from_rows(user, item, U, I, value)
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_table_gives_back_the_rows_that_were_put_in(devices, interactions):
+    mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
+    rows = np.random.default_rng(0).normal(size=(U, D)).astype(np.float32)
+    users, _ = als.prepare(interactions, IMPLICIT, mesh)
+    table = users.table(rows)
+    assert table.shape == users.empty_table().shape == (users.layout.table_rows, D)
+    assert len(table.addressable_shards) == devices
+    np.testing.assert_array_equal(users.rows(table), rows)
+    unused = np.delete(np.asarray(table), users.layout.position, axis=0)
+    assert not unused.any() and not np.asarray(users.empty_table()).any()
 
 
-def solve_users(interactions, config, fixed, start=None, mean=0.0, mesh=None):
-    """Users solved from `start` [U, K] with the items `fixed` [I, K]; in the order of their ids."""
-    users, items = als._prepare(interactions, config, als._one_device() if mesh is None else mesh)
-    start = np.zeros((U, fixed.shape[1])) if start is None else start
-    table = als._table(users, jnp.asarray(start, jnp.float32), config)
-    fixed = als._table(items, jnp.asarray(fixed, jnp.float32), config)
-    solved, loss = als._solve(users, table, items, fixed, config, mean)
-    return np.asarray(solved[users.layout.position]), float(loss)
+def test_frequency_scales_the_regularization_of_each_row(interactions, matrix):
+    config = dataclasses.replace(IMPLICIT, frequency_exponent=0.7)
+    users, items = als.prepare(interactions, config)
+    for side, seen, columns in ((users, matrix != 0, I), (items, matrix.T != 0, U)):
+        found = np.asarray(side.data.regularization)[side.layout.position]
+        np.testing.assert_allclose(found, 0.5 * (seen.sum(1) + columns / 2.0) ** 0.7, rtol=1e-6)
+    users, _ = als.prepare(interactions, EXPLICIT)
+    found = np.asarray(users.data.regularization)[users.layout.position]
+    np.testing.assert_allclose(found, 0.1 * (matrix != 0).sum(1).clip(1), rtol=1e-6)
 
 
-def random_tables(width=D, seed=1):
-    rng = np.random.default_rng(seed)
-    return rng.normal(size=(U, width)), rng.normal(size=(I, width))
+def test_a_fit_is_made_of_half_steps_that_can_be_run_one_by_one(interactions):
+    config = dataclasses.replace(IMPLICIT, iterations=1)
+    start = np.random.default_rng(0).normal(size=(I, D)).astype(np.float32)
+    init = Factors(np.zeros((U, D), np.float32), start)
+    want, losses = als.fit(interactions, config, KEY, init=init)
+    users, items = als.prepare(interactions, config)
+    item = items.table(start * (interactions.by_item.counts > 0)[:, None])
+    user, _ = als.half_step(users, users.empty_table(), items, item)
+    item, loss = als.half_step(items, item, users, user)
+    np.testing.assert_array_equal(users.rows(user), want.user)
+    np.testing.assert_array_equal(items.rows(item), want.item)
+    assert float(loss) == losses[0]
 
 
-def test_exact_half_step_solves_the_normal_equations(interactions, matrix):
-    _, item = random_tables()
-    config = dataclasses.replace(IMPLICIT, solver="exact")
-    got, _ = solve_users(interactions, config, item)
-    want = reference.implicit_half_step(matrix, item, np.full(U, 0.5), alpha=2.0)
-    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("steps", [1, 3])
-def test_cg_half_step_equals_textbook_conjugate_gradients(steps, interactions, matrix):
-    user, item = random_tables()
-    config = dataclasses.replace(IMPLICIT, cg_steps=steps)
-    got, _ = solve_users(interactions, config, item, user)
-    want = reference.implicit_cg_half_step(matrix, item, user, np.full(U, 0.5), 2.0, steps)
-    np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3)
-
-
-def test_cg_with_enough_steps_is_exact(interactions, matrix):
-    _, item = random_tables()
-    got, _ = solve_users(interactions, dataclasses.replace(IMPLICIT, cg_steps=15), item)
-    want = reference.implicit_half_step(matrix, item, np.full(U, 0.5), alpha=2.0)
-    np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.filterwarnings("ignore:OpenBLAS")
-def test_cg_half_step_equals_implicit_from_the_same_start(interactions, matrix):
-    peer = pytest.importorskip("implicit.cpu.als")
-    import scipy.sparse
-
-    user, item = (table.astype(np.float32) for table in random_tables())
-    model = peer.AlternatingLeastSquares(factors=D, regularization=0.5, num_threads=1)
-    want = user.copy()
-    # implicit's confidence is alpha * value, ours 1 + alpha * value
-    confidence = scipy.sparse.csr_matrix(np.where(matrix > 0, 1 + 2.0 * matrix, 0), dtype="f4")
-    model.solver(confidence, want, item, 0.5, num_threads=1)
-    got, _ = solve_users(interactions, IMPLICIT, item, user)
-    seen = matrix.any(1)  # implicit leaves out rows that have no entry, or zeroes them
-    np.testing.assert_allclose(got[seen], want[seen], rtol=2e-3, atol=2e-3)
-
-
-def test_explicit_half_step_solves_factors_and_biases_together(interactions, matrix):
-    _, item = random_tables(D + 1)
-    counts = (matrix != 0).sum(1)
-    got, _ = solve_users(interactions, EXPLICIT, item, mean=2.5)
-    factors, bias = reference.explicit_half_step(matrix, item[:, :D], item[:, D], 2.5, 0.1 * counts)
-    np.testing.assert_allclose(got[:, :D], factors, rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(got[:, D], bias, rtol=1e-3, atol=1e-3)
+def test_a_lowered_half_step_has_the_results_of_the_one_that_runs(interactions):
+    users, items = als.prepare(interactions, IMPLICIT)
+    item = items.table(np.ones((I, D), np.float32))
+    lowered = als.lower_half_step(users, users.empty_table(), items, item)
+    solved, loss = lowered.out_info
+    want, want_loss = als.half_step(users, users.empty_table(), items, item)
+    assert (solved.shape, solved.dtype, loss.shape) == (want.shape, want.dtype, want_loss.shape)
 
 
 def test_a_negative_value_is_a_confident_dislike():
@@ -117,13 +93,9 @@ def test_a_negative_value_is_a_confident_dislike():
     )
 
 
-def np_tables(factors):
-    return np.asarray(factors.user, np.float64), np.asarray(factors.item, np.float64)
-
-
 @pytest.mark.parametrize("solver", ["cg", "exact"])
 @pytest.mark.parametrize("exponent", [0.0, 0.7])
-def test_reported_objective_is_that_of_the_factors(solver, exponent, interactions, matrix):
+def test_the_reported_objective_is_that_of_the_factors(solver, exponent, interactions, matrix):
     config = dataclasses.replace(IMPLICIT, solver=solver, frequency_exponent=exponent)
     factors, losses = als.fit(interactions, config, KEY)
     seen = matrix != 0
@@ -134,7 +106,7 @@ def test_reported_objective_is_that_of_the_factors(solver, exponent, interaction
 
 
 @pytest.mark.parametrize("solver", ["cg", "exact"])
-def test_reported_explicit_objective_is_that_of_the_factors(solver, interactions, matrix):
+def test_the_reported_explicit_objective_is_that_of_the_factors(solver, interactions, matrix):
     factors, losses = als.fit(interactions, dataclasses.replace(EXPLICIT, solver=solver), KEY)
     seen = matrix != 0
     want = reference.explicit_objective(
@@ -173,7 +145,7 @@ def test_any_pattern_gives_finite_factors_and_a_falling_objective(pattern, dense
             assert not table[empty].any()
 
 
-def test_empty_rows_stay_zero_and_never_nan(interactions, matrix):
+def test_rows_without_entries_are_zero(interactions, matrix):
     for base in (IMPLICIT, EXPLICIT):
         for solver in ("cg", "exact"):
             factors, _ = als.fit(interactions, dataclasses.replace(base, solver=solver), KEY)
@@ -181,7 +153,7 @@ def test_empty_rows_stay_zero_and_never_nan(interactions, matrix):
             assert not np.asarray(factors.item)[~matrix.any(0)].any()
 
 
-def test_chunk_size_changes_nothing(interactions):
+def test_the_chunk_size_does_not_change_the_factors(interactions):
     want, _ = als.fit(interactions, IMPLICIT, KEY)
     for chunk in (33, 4096):
         got, _ = als.fit(interactions, dataclasses.replace(IMPLICIT, chunk=chunk), KEY)
@@ -194,7 +166,7 @@ def test_chunk_size_changes_nothing(interactions):
     [(IMPLICIT, 2), (IMPLICIT, 4), (IMPLICIT, 8), (EXPLICIT, 4)],
     ids=["implicit-2", "implicit-4", "implicit-8", "explicit-4"],
 )
-def test_many_devices_equal_one(base, devices, fixed_side, interactions):
+def test_many_devices_give_the_factors_of_one(base, devices, fixed_side, interactions):
     want, want_losses = als.fit(interactions, base, KEY)
     mesh = Mesh(np.array(jax.devices()[:devices]).reshape(-1, 2), ("data", "model"))
     config = dataclasses.replace(base, fixed_side=fixed_side)
@@ -204,51 +176,14 @@ def test_many_devices_equal_one(base, devices, fixed_side, interactions):
     np.testing.assert_allclose(got.item, want.item, rtol=1e-3, atol=1e-3)
 
 
-def compiled(interactions, config, devices):
-    """The program of the user half-step."""
-    mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
-    users, items = als._prepare(interactions, config, mesh)
-    zeros = np.zeros((interactions.num_users, config.factors), np.float32)
-    other = np.zeros((interactions.num_items, config.factors), np.float32)
-    user = als._table(users, jnp.asarray(zeros), config)
-    item = als._table(items, jnp.asarray(other), config)
-    arguments = als._arguments(users, user, items, item, config, 0.0)
-    return half_step.lower(*arguments).compile(), items.layout
-
-
-@pytest.fixture(scope="module")
-def wide():
-    rng = np.random.default_rng(0)
-    return Interactions.from_rows(rng.integers(0, 900, 8000), rng.integers(0, 700, 8000), 900, 700)
-
-
-def test_the_sharded_form_gathers_no_table(wide):
-    config = dataclasses.replace(IMPLICIT, factors=16, chunk=256, fixed_side="sharded")
-    program, layout = compiled(wide, config, 8)
-    whole = f"f32[{layout.table_rows},16]"
-    assert whole not in program.as_text()
-    gathered, _ = compiled(wide, dataclasses.replace(config, fixed_side="gathered"), 8)
-    assert whole in gathered.as_text()
-
-
-def test_memory_of_a_device_falls_with_their_number(wide):
-    config = dataclasses.replace(IMPLICIT, factors=16, chunk=256, fixed_side="sharded")
-
-    def size(devices):
-        memory = compiled(wide, config, devices)[0].memory_analysis()
-        return memory.argument_size_in_bytes + memory.output_size_in_bytes
-
-    assert size(8) < 0.6 * size(4) < 0.36 * size(2)
-
-
 def test_two_programs_serve_all_iterations_and_a_second_fit(interactions):
     config = dataclasses.replace(IMPLICIT, chunk=48)  # shapes no other test has
-    half_step.clear_cache()
+    als_solver.half_step.clear_cache()
     als.fit(interactions, config, KEY)
-    assert half_step._cache_size() == 2
+    assert als_solver.half_step._cache_size() == 2
     other = dataclasses.replace(config, regularization=1.0, alpha=5.0, iterations=5)
     als.fit(interactions, other, jax.random.key(1))
-    assert half_step._cache_size() == 2
+    assert als_solver.half_step._cache_size() == 2
 
 
 def test_the_same_key_gives_the_same_factors_and_another_key_others(interactions):
@@ -259,14 +194,14 @@ def test_the_same_key_gives_the_same_factors_and_another_key_others(interactions
     assert not np.allclose(first.user, other.user)
 
 
-def test_bfloat16_tables_stay_near_float32(interactions):
+def test_bfloat16_tables_give_nearly_the_losses_of_float32(interactions):
     want, want_losses = als.fit(interactions, IMPLICIT, KEY)
     got, losses = als.fit(interactions, dataclasses.replace(IMPLICIT, dtype="bfloat16"), KEY)
     assert got.user.dtype == got.item.dtype == jnp.bfloat16
     np.testing.assert_allclose(losses, want_losses, rtol=0.02)
 
 
-def test_fit_stops_when_the_objective_no_longer_improves(interactions):
+def test_a_fit_stops_once_an_iteration_improves_less_than_the_tolerance(interactions):
     config = dataclasses.replace(IMPLICIT, iterations=50, tolerance=0.01)
     _, losses = als.fit(interactions, config, KEY)
     assert 1 < len(losses) < 50
@@ -274,7 +209,7 @@ def test_fit_stops_when_the_objective_no_longer_improves(interactions):
     assert np.all(losses[:-2] - losses[1:-1] >= 0.01 * losses[:-2])
 
 
-def test_progress_is_called_once_an_iteration(interactions):
+def test_progress_is_called_after_each_iteration(interactions):
     calls = []
     _, losses = als.fit(interactions, IMPLICIT, KEY, progress=lambda *call: calls.append(call))
     assert [call[0] for call in calls] == [1, 2, 3]
@@ -283,18 +218,18 @@ def test_progress_is_called_once_an_iteration(interactions):
 
 
 @pytest.mark.parametrize("base", [IMPLICIT, EXPLICIT], ids=["implicit", "explicit"])
-def test_a_fit_that_goes_on_from_factors_is_one_that_never_stopped(base, interactions):
+def test_a_fit_from_the_factors_of_another_continues_it(base, interactions):
     want, want_losses = als.fit(interactions, dataclasses.replace(base, iterations=5), KEY)
     first, _ = als.fit(interactions, dataclasses.replace(base, iterations=2), KEY)
-    other_key = jax.random.key(1)  # nothing is drawn
+    other_key = jax.random.key(1)  # has no effect
     got, losses = als.fit(interactions, base, other_key, init=first)
     np.testing.assert_allclose(losses, want_losses[2:], rtol=1e-5)
     np.testing.assert_allclose(got.user, want.user, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(got.item, want.item, rtol=1e-3, atol=1e-4)
 
 
-def test_a_fit_that_goes_on_with_more_rows_reaches_their_optimum_in_the_same_basis(interactions):
-    user, item, value = reference.sparse_data(U, I)
+def test_a_fit_with_more_rows_keeps_the_basis_of_the_factors_it_starts_from(interactions):
+    user, item, value = reference.sparse_data()
     fewer = np.arange(len(user)) % 10 != 0
     part = Interactions.from_rows(user[fewer], item[fewer], U, I, value[fewer])
     config = dataclasses.replace(IMPLICIT, iterations=30)
@@ -308,13 +243,13 @@ def test_a_fit_that_goes_on_with_more_rows_reaches_their_optimum_in_the_same_bas
     assert cosine > 0.9
 
 
-def test_factors_of_other_sizes_are_no_start(interactions):
+def test_a_fit_does_not_start_from_factors_of_other_sizes(interactions):
     other = Factors(jnp.zeros((U, D)), jnp.zeros((I + 1, D)))
     with pytest.raises(ConfigError, match=rf"init has factors of shapes .*\({I + 1}, {D}\)"):
         als.fit(interactions, IMPLICIT, KEY, init=other)
 
 
-def test_explicit_feedback_refuses_factors_without_biases(interactions):
+def test_explicit_feedback_rejects_factors_without_biases(interactions):
     factors = Factors(jnp.zeros((U, D)), jnp.zeros((I, D)))
     for call in (
         lambda: als.fit(interactions, EXPLICIT, KEY, init=factors),
@@ -325,7 +260,7 @@ def test_explicit_feedback_refuses_factors_without_biases(interactions):
 
 
 @pytest.mark.parametrize("side", ["user", "item"])
-def test_fold_in_of_the_training_rows_is_the_exact_half_step(side, interactions, matrix):
+def test_folding_in_the_training_rows_is_an_exact_half_step(side, interactions, matrix):
     factors, _ = als.fit(interactions, dataclasses.replace(IMPLICIT, frequency_exponent=0.5), KEY)
     config = dataclasses.replace(IMPLICIT, frequency_exponent=0.5)
     got, bias = als.fold_in(factors, interactions, config, side=side)
@@ -338,14 +273,14 @@ def test_fold_in_of_the_training_rows_is_the_exact_half_step(side, interactions,
     assert bias is None
 
 
-def test_explicit_fold_in_repeats_the_last_half_step_of_the_fit(interactions):
+def test_explicit_folding_in_repeats_the_last_half_step_of_the_fit(interactions):
     factors, _ = als.fit(interactions, EXPLICIT, KEY)
     got, bias = als.fold_in(factors, interactions, EXPLICIT, side="item")
     np.testing.assert_allclose(got, factors.item, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(bias, factors.item_bias, rtol=1e-3, atol=1e-4)
 
 
-def test_fold_in_of_a_few_new_users(interactions):
+def test_a_few_new_users_are_folded_in_exactly(interactions):
     factors, _ = als.fit(interactions, IMPLICIT, KEY)
     new = Interactions.from_rows([0, 0, 2], [3, 4, 5], 3, I)
     got, _ = als.fold_in(factors, new, IMPLICIT)
@@ -357,24 +292,45 @@ def test_fold_in_of_a_few_new_users(interactions):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"solver": "lu"}, "als.solver='lu': choose one of cg, exact"),
-        ({"feedback": "clicks"}, "feedback='clicks'"),
-        ({"dtype": "float16"}, "dtype='float16'"),
+        ({"solver": "lu"}, "als.solver='lu': must be one of cg, exact"),
+        ({"solver": "cholesky"}, "als.solver='cholesky': is now called 'exact'"),
+        ({"feedback": "clicks"}, "als.feedback='clicks': must be one of implicit, explicit"),
+        ({"dtype": "float16"}, "als.dtype='float16': must be one of float32, bfloat16"),
+        ({"fixed_side": "split"}, "als.fixed_side='split': must be one of gathered, sharded"),
         ({"regularization": 0.0}, "als.regularization=0.0: must be above 0"),
         ({"factors": 0}, "als.factors=0: must be above 0"),
+        ({"iterations": 0}, "als.iterations=0: must be above 0"),
+        ({"cg_steps": 0}, "als.cg_steps=0: must be above 0"),
+        ({"alpha": float("nan")}, "als.alpha=nan: must be above 0"),
     ],
 )
-def test_a_config_that_cannot_work_is_refused(change, message):
+def test_a_config_that_cannot_work_is_rejected(change, message):
     with pytest.raises(ConfigError, match=message):
         ALSConfig(**change)
 
 
-def test_nothing_to_factorise_is_refused():
+def test_folding_in_rejects_an_unknown_side(interactions):
+    factors = Factors(jnp.zeros((U, D)), jnp.zeros((I, D)))
+    with pytest.raises(ConfigError, match="side='users': must be one of user, item"):
+        als.fold_in(factors, interactions, IMPLICIT, side="users")
+
+
+def test_explicit_tables_have_a_column_for_the_bias():
+    assert (IMPLICIT.width, EXPLICIT.width) == (D, D + 1)
+
+
+def test_chunks_hold_half_a_mebibyte_of_factors_unless_their_size_is_set():
+    assert ALSConfig(factors=64).chunk_entries * 64 * 4 == 2**19
+    assert ALSConfig(factors=10_000).chunk_entries == 256
+    assert ALSConfig(chunk=100).chunk_entries == 100
+
+
+def test_a_fit_without_interactions_is_rejected():
     with pytest.raises(ConfigError, match="no interactions"):
         als.fit(Interactions.from_rows([], [], 2, 2), IMPLICIT, KEY)
 
 
-def test_fold_in_refuses_another_number_of_known_rows(interactions):
+def test_folding_in_rejects_another_number_of_known_rows(interactions):
     factors = Factors(jnp.zeros((U, D)), jnp.zeros((I + 1, D)))
     with pytest.raises(ConfigError, match=f"{I} known rows, the model has {I + 1}"):
         als.fold_in(factors, interactions, IMPLICIT)
@@ -382,7 +338,7 @@ def test_fold_in_refuses_another_number_of_known_rows(interactions):
 
 @pytest.mark.parametrize("base", [IMPLICIT, EXPLICIT], ids=["implicit", "explicit"])
 @pytest.mark.parametrize("dtype, devices", [("float32", 1), ("bfloat16", 1), ("float32", 8)])
-def test_a_fit_resumed_after_any_iteration_is_bit_for_bit_an_undisturbed_one(
+def test_a_fit_resumed_after_any_iteration_gives_the_same_bits(
     base, dtype, devices, interactions, tmp_path
 ):
     config = dataclasses.replace(base, dtype=dtype, iterations=4)
@@ -400,7 +356,7 @@ def test_a_fit_resumed_after_any_iteration_is_bit_for_bit_an_undisturbed_one(
         jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
-def test_a_fit_goes_on_on_other_devices(interactions, tmp_path):
+def test_a_fit_resumes_on_other_devices(interactions, tmp_path):
     want, want_losses = als.fit(interactions, IMPLICIT, KEY)
     calls = itertools.count()
     with Checkpoints(tmp_path, stop=lambda: next(calls) >= 2) as saved, pytest.raises(Stopped):

@@ -1,10 +1,18 @@
-"""Scores of a model with and without biases."""
+"""Scores of factors with and without biases, and equivalent tables and bases."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cadc_jax.factorization.factors import Factors, principal_axes, scores, with_bias_columns
+from cadc_jax.errors import ConfigError
+from cadc_jax.factorization.factors import (
+    Factors,
+    check_sizes,
+    dot_tables,
+    principal_axes,
+    scores,
+    with_bias_columns,
+)
 
 RNG = np.random.default_rng(0)
 USER, ITEM = RNG.normal(size=(4, 3)), RNG.normal(size=(5, 3))
@@ -29,19 +37,39 @@ def test_scores_broadcast_users_against_items(kind):
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_dot_product_of_the_bias_columns_is_the_score(kind):
+def test_dot_products_with_bias_columns_are_the_scores(kind):
     user, item = with_bias_columns(MODELS[kind])
     assert user.shape == (4, 5)
     assert item.shape == (5, 5)
     np.testing.assert_allclose(user @ item.T, WANT[kind], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("kind", "width"), [("plain", 3), ("biased", 5)])
+def test_dot_products_of_the_tables_are_the_scores(kind, width):
+    user, item = dot_tables(MODELS[kind])
+    assert user.shape == (4, width)
+    np.testing.assert_allclose(user @ item.T, WANT[kind], rtol=1e-5, atol=1e-6)
+
+
+def test_factors_have_all_biases_or_none():
+    assert PLAIN.biases is None
+    assert PLAIN.replace(user_bias=BIASED.user_bias).biases is None
+    assert BIASED.biases == (BIASED.user_bias, BIASED.item_bias, BIASED.global_bias)
+
+
+@pytest.mark.parametrize("sizes", [(3, 5, 3), (4, 6, 3), (4, 5, 2)])
+def test_factors_of_other_sizes_are_rejected(sizes):
+    check_sizes(PLAIN, 4, 5, 3)
+    with pytest.raises(ConfigError, match=r"init has factors of shapes \(\(4, 3\), \(5, 3\)\)"):
+        check_sizes(PLAIN, *sizes)
+
+
 @pytest.mark.parametrize("kind", MODELS)
-def test_principal_axes_change_no_score_and_part_the_directions_of_the_items(kind):
-    turned = principal_axes(MODELS[kind])
-    got = scores(turned, jnp.arange(4)[:, None], jnp.arange(5))
+def test_principal_axes_change_no_score_and_separate_the_directions_of_the_items(kind):
+    rotated = principal_axes(MODELS[kind])
+    got = scores(rotated, jnp.arange(4)[:, None], jnp.arange(5))
     np.testing.assert_allclose(got, WANT[kind], rtol=1e-5, atol=1e-6)
-    gram = np.asarray(turned.item).T @ turned.item
+    gram = np.asarray(rotated.item).T @ rotated.item
     np.testing.assert_allclose(gram, np.diag(np.diag(gram)), atol=1e-5)
     assert (np.diff(np.diag(gram)) < 0).all()
 

@@ -1,4 +1,4 @@
-"""Building both orders of a log, and packing them into chunks of one shape."""
+"""The interaction matrix of a log, and its packing into chunks."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cadc_jax.errors import DataError
-from cadc_jax.factorization.interactions import Interactions, make_layout, pack
+from cadc_jax.factorization.interactions import (
+    Interactions,
+    Layout,
+    SparseRows,
+    make_layout,
+    pack,
+)
 from tests.factorization import reference
 
 
@@ -29,16 +35,16 @@ def unpack(rows, layout, fixed_position, num_columns):
     return matrix
 
 
-def test_repeated_pairs_are_added():
+def test_the_values_of_repeated_pairs_are_added():
     x = Interactions.from_rows([0, 1, 0], [2, 0, 2], 2, 3, [1.0, 5.0, 0.5])
-    assert x.num_entries == 2
+    assert (x.num_users, x.num_items, x.num_entries) == (2, 3, 2)
     np.testing.assert_array_equal(x.by_user.columns, [2, 0])
     np.testing.assert_array_equal(x.by_user.values, [1.5, 5.0])
     np.testing.assert_array_equal(x.by_item.offsets, [0, 1, 1, 2])
     np.testing.assert_array_equal(x.by_item.values, [5.0, 1.5])
 
 
-def test_rows_without_value_count_one_each():
+def test_rows_without_values_count_as_one_each():
     x = Interactions.from_rows([0, 0, 0], [1, 1, 0], 1, 2)
     np.testing.assert_array_equal(x.by_user.values, [1, 2])
 
@@ -52,7 +58,7 @@ def test_rows_without_value_count_one_each():
         (([0, 0], [0, 0], 1, 1, [1, np.nan]), "1 values are not finite"),
     ],
 )
-def test_bad_rows_are_refused_in_words(arguments, message):
+def test_rows_that_cannot_be_right_are_rejected(arguments, message):
     with pytest.raises(DataError, match=message):
         Interactions.from_rows(*arguments)
 
@@ -83,7 +89,7 @@ def test_chunks_hold_every_entry_once(users, items, entries, chunk, devices, see
         assert layout.table_rows % devices == 0
 
 
-def test_each_device_stores_the_rows_that_it_solves():
+def test_each_device_stores_the_short_rows_that_it_solves():
     counts = np.random.default_rng(0).integers(0, 60, 200)
     layout = make_layout(counts, 100, devices=4)
     short = layout.chunk < layout.chunks
@@ -91,16 +97,16 @@ def test_each_device_stores_the_rows_that_it_solves():
     np.testing.assert_array_equal(layout.position[short] // (layout.table_rows // 4), solver)
 
 
-def test_rows_of_a_chunk_ascend():
+def test_rows_ascend_within_a_chunk():
     user, item, value = reference.sparse_data()
-    x = Interactions.from_rows(user, item, 40, 30, value)
+    x = Interactions.from_rows(user, item, reference.U, reference.I, value)
     layout = make_layout(x.by_user.counts, 64)
-    for chunks in pack(x.by_user, layout, np.arange(30, dtype=np.int32)):
+    for chunks in pack(x.by_user, layout, np.arange(reference.I, dtype=np.int32)):
         assert np.all(np.diff(chunks.row, axis=1) >= 0)
 
 
 @pytest.mark.parametrize("exponent", [1.2, 2.0, 4.0])
-def test_padding_of_a_long_tailed_log_is_under_half(exponent):
+def test_a_long_tailed_log_is_padded_by_less_than_half(exponent):
     counts = np.minimum(np.random.default_rng(0).zipf(exponent, 20_000), 5_000)
     rows = np.repeat(np.arange(20_000), counts)
     columns = np.concatenate([np.arange(n) for n in counts])
@@ -110,7 +116,7 @@ def test_padding_of_a_long_tailed_log_is_under_half(exponent):
     assert sum(part.index.size for part in packed) < 1.5 * x.num_entries
 
 
-def test_a_row_of_a_million_entries_is_split():
+def test_a_row_of_a_million_entries_is_split_over_chunks():
     x = Interactions.from_rows(np.zeros(1_000_000, int), np.arange(1_000_000), 3, 1_000_000)
     layout = make_layout(x.by_user.counts, 4096)
     _, long = pack(x.by_user, layout, np.arange(1_000_000, dtype=np.int32))
@@ -118,8 +124,42 @@ def test_a_row_of_a_million_entries_is_split():
     assert long.index[0].size <= 4096 + 32
 
 
-def test_values_are_left_out_when_all_are_one():
+def test_values_are_not_stored_if_all_are_one():
     x = Interactions.from_rows([0, 1], [0, 1], 2, 2)
     short, long = pack(x.by_user, make_layout(x.by_user.counts, 8), np.arange(2, dtype=np.int32))
     assert short.value is None
     assert long.value is None
+
+
+def test_chunks_hold_the_segments_of_their_rows():
+    """The example of `Chunks`: rows of 6, 3 and 5 entries in segments of 4."""
+    counts = np.array([6, 3, 5])
+    columns = np.arange(14, dtype=np.int32)
+    rows = SparseRows(np.array([0, 6, 9, 14]), columns, np.ones(14, np.float32))
+    layout = Layout(
+        counts=counts,
+        position=np.arange(3, dtype=np.int32),
+        chunk=np.zeros(3, np.int32),
+        slot=np.arange(3, dtype=np.int32),
+        devices=1,
+        chunks=1,
+        chunk_rows=3,
+        long_rows=0,
+        segments=5,
+        segment=4,
+    )
+    short, long = pack(rows, layout, columns)
+    np.testing.assert_array_equal(short.row, [[0, 0, 1, 2, 2]])
+    np.testing.assert_array_equal(short.length, [[4, 2, 3, 4, 1]])
+    np.testing.assert_array_equal(short.index[0, 0], [0, 1, 2, 3])
+    np.testing.assert_array_equal(short.index[0, 1, :2], [4, 5])
+    np.testing.assert_array_equal(short.index[0, 4, :1], [13])
+    assert len(long.row) == 0
+
+
+def test_long_rows_come_first_on_each_device():
+    layout = make_layout(np.array([50, 1, 60, 1]), 20, devices=2)
+    assert layout.long_rows == 2
+    per_device = layout.table_rows // 2
+    np.testing.assert_array_equal(layout.position[[0, 2]], [0, per_device])
+    np.testing.assert_array_equal(layout.chunk == layout.chunks, [True, False, True, False])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cadc_jax import sharding
-from cadc_jax.factorization.topk import retrieve
+from cadc_jax.factorization.topk import retrieve, search
 
 B, D, ITEMS = 7, 5, 103
 
@@ -30,7 +30,7 @@ def reference(queries, items, k, exclude=None):
 
 @pytest.mark.parametrize("block", [1, 16, 103, 8192])
 @pytest.mark.parametrize("k", [1, 10, ITEMS])
-def test_equals_a_full_sort_whatever_the_block(block, k, tables):
+def test_the_result_is_that_of_a_full_sort_for_any_block(block, k, tables):
     scores, ids = retrieve(*map(jnp.asarray, tables), k, block=block)
     want_scores, want_ids = reference(*tables, k)
     np.testing.assert_array_equal(ids, want_ids)
@@ -38,13 +38,13 @@ def test_equals_a_full_sort_whatever_the_block(block, k, tables):
 
 
 @pytest.mark.parametrize("block", [10, 8192])
-def test_excluded_items_never_come_back(block, tables):
+def test_excluded_items_are_not_returned(block, tables):
     exclude = np.random.default_rng(1).integers(-1, ITEMS, (B, 40)).astype(np.int32)
     _, ids = retrieve(*map(jnp.asarray, tables), 20, jnp.asarray(exclude), block=block)
     np.testing.assert_array_equal(ids, reference(*tables, 20, exclude)[1])
 
 
-def test_what_is_missing_when_too_few_items_are_left_is_marked(tables):
+def test_places_without_an_item_are_marked(tables):
     exclude = jnp.tile(jnp.arange(ITEMS - 2, dtype=jnp.int32), (B, 1))
     scores, ids = retrieve(*map(jnp.asarray, tables), 4, exclude, block=16)
     assert np.all(np.sort(ids[:, :2]) == [ITEMS - 2, ITEMS - 1])
@@ -52,7 +52,7 @@ def test_what_is_missing_when_too_few_items_are_left_is_marked(tables):
     assert np.all(np.isneginf(scores[:, 2:]))
 
 
-def test_the_lower_id_wins_among_equals():
+def test_the_lower_id_wins_among_equal_scores():
     items = jnp.ones((20, 2))
     _, ids = retrieve(jnp.ones((1, 2)), items, 5, block=4)
     np.testing.assert_array_equal(ids, [[0, 1, 2, 3, 4]])
@@ -60,7 +60,7 @@ def test_the_lower_id_wins_among_equals():
 
 @pytest.mark.parametrize("devices", [2, 4, 8])
 @pytest.mark.parametrize("block", [6, 8192])
-def test_items_spread_over_devices_give_the_same(devices, block, tables):
+def test_items_spread_over_devices_give_the_same_result(devices, block, tables):
     mesh = sharding.make_mesh(model=2, devices=jax.devices()[:devices])
     exclude = jnp.asarray(np.random.default_rng(1).integers(-1, ITEMS, (B, 9)), jnp.int32)
     arguments = (*map(jnp.asarray, tables), 12, exclude)
@@ -82,6 +82,30 @@ def test_no_device_holds_all_scores_or_all_items():
     assert "f32[4,256]" in text
 
 
-def test_more_than_all_items_are_refused(tables):
+def test_more_items_than_there_are_are_rejected(tables):
     with pytest.raises(ValueError, match="k=104 is not between 1 and the number of items, 103"):
         retrieve(*map(jnp.asarray, tables), 104)
+    with pytest.raises(ValueError, match="k=11 is not between 1 and the number of items, 10"):
+        search(score_by(tables), range(3, 13), 11, np.zeros((B, 0), np.int32), 4)
+
+
+def score_by(tables):
+    """A scoring function for `search`: ids -> scores of all queries."""
+    return lambda ids: jnp.asarray(tables[0]) @ jnp.asarray(tables[1])[ids].T
+
+
+@pytest.mark.parametrize("block", [10, 103, 8192])
+def test_a_search_by_a_scoring_function_is_that_of_a_full_sort(block, tables):
+    exclude = np.random.default_rng(1).integers(-1, ITEMS, (B, 40)).astype(np.int32)
+    scores, ids = search(score_by(tables), range(ITEMS), 20, exclude, block)
+    want_scores, want_ids = reference(*tables, 20, exclude)
+    np.testing.assert_array_equal(ids, want_ids)
+    np.testing.assert_allclose(scores, want_scores, rtol=1e-4, atol=1e-5)
+
+
+def test_a_search_returns_candidates_only(tables):
+    no_exclusion = np.zeros((B, 0), np.int32)
+    scores, ids = search(score_by(tables), range(5, ITEMS), 10, no_exclusion, 16)
+    want_scores, want_ids = reference(tables[0], tables[1][5:], 10)
+    np.testing.assert_array_equal(ids, want_ids + 5)
+    np.testing.assert_allclose(scores, want_scores, rtol=1e-4, atol=1e-5)

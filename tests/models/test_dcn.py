@@ -1,10 +1,13 @@
+"""DCN-v2 against a NumPy reference of its paper."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cadc_jax.errors import ConfigError
 from cadc_jax.models.dcn import DCN, CrossLayer
-from tests.models.test_dlrm import random_inputs
+from tests.models.inputs import random_inputs, with_repeated_items, without_features
 
 
 def numpy_dcn(params, x, b, g):
@@ -38,7 +41,7 @@ def test_logits_equal_a_numpy_reference(rank):
     np.testing.assert_allclose(model.apply(params, x), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_cross_layer_multiplies_features_by_hand():
+def test_a_cross_layer_equals_values_by_hand():
     x0, x = jnp.array([2.0, 3.0]), jnp.array([5.0, 7.0])
     params = {"w": {"kernel": jnp.array([[0.0, 1.0], [1.0, 0.0]]), "bias": jnp.array([0.0, 1.0])}}
     out = CrossLayer().apply({"params": params}, x0, x)
@@ -51,17 +54,19 @@ def test_a_low_rank_layer_has_no_full_matrix():
     assert sum(p.size for p in jax.tree.leaves(params)) == 2 * 3 * 50 + 50
 
 
-def test_features_there_are_none_of_take_no_part():
-    x = random_inputs()
-    bare = x.replace(
-        user_dense=x.user_dense[:, :0],
-        item_dense=x.item_dense[..., :0],
-        user_features=x.user_features[:, :0],
-        item_features=x.item_features[:, :, :0],
-    )
-    model = DCN(cross_layers=1, top=())
-    params = model.init(jax.random.key(0), bare)["params"]
-    assert params["cross_0"]["w"]["kernel"].shape == (8, 8)  # user and item
+def test_without_features_only_the_embeddings_are_crossed():
+    bare = without_features(random_inputs())
+    params = DCN(cross_layers=1, top=()).init(jax.random.key(0), bare)["params"]
+    assert params["cross_0"]["w"]["kernel"].shape == (8, 8)  # 4 of the user, 4 of the item
+
+
+def test_items_shared_by_all_users_score_as_if_repeated():
+    shared = random_inputs(items=5, shared=True)
+    model = DCN(cross_layers=2, top=(6,))
+    params = model.init(jax.random.key(1), shared)
+    logits = model.apply(params, shared)
+    repeated = model.apply(params, with_repeated_items(shared))
+    np.testing.assert_allclose(logits, repeated, rtol=1e-5, atol=1e-6)
 
 
 def test_dropout_acts_in_training_only():
@@ -72,3 +77,27 @@ def test_dropout_acts_in_training_only():
     moving = model.apply(params, x, train=True, rngs={"dropout": jax.random.key(1)})
     np.testing.assert_array_equal(still, model.apply(params, x))
     assert not np.allclose(still, moving)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cross_layers": -1}, "dcn.cross_layers=-1: must be at least 0"),
+        ({"rank": -1}, "dcn.rank=-1: must be at least 0"),
+        ({"top": (8, 0)}, r"dcn.top=\(8, 0\): must be at least 1"),
+        ({"dropout": 1.0}, r"dcn.dropout=1.0: must be in \[0, 1\)"),
+    ],
+)
+def test_sizes_that_cannot_work_are_rejected(change, message):
+    with pytest.raises(ConfigError, match=message):
+        DCN(**change)
+    with pytest.raises(ConfigError, match=message):
+        DCN().clone(**change)
+
+
+def test_a_network_without_cross_and_hidden_layers_is_allowed_and_can_be_cloned_and_bound():
+    x = random_inputs()
+    model = DCN(cross_layers=0, top=())
+    params = model.init(jax.random.key(0), x)
+    assert model.clone() == model
+    np.testing.assert_array_equal(model.bind(params)(x), model.apply(params, x))

@@ -1,25 +1,13 @@
+"""DLRM against a NumPy reference of its paper, and its pairwise dot products."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cadc_jax.models.dcn import DCN
+from cadc_jax.errors import ConfigError
 from cadc_jax.models.dlrm import DLRM, pairwise_dots
-from cadc_jax.models.embeddings import Inputs
-
-
-def random_inputs(users=3, items=2, rank=4, dim=4, item_rows=None):
-    keys = iter(jax.random.split(jax.random.key(0), 6))
-    normal = jax.random.normal
-    rows = users if item_rows is None else item_rows
-    return Inputs(
-        user=normal(next(keys), (users, rank)),
-        item=normal(next(keys), (rows, items, rank)),
-        user_dense=normal(next(keys), (users, 3)),
-        item_dense=normal(next(keys), (rows, items, 2)),
-        user_features=normal(next(keys), (users, 2, dim)),
-        item_features=normal(next(keys), (rows, items, 1, dim)),
-    )
+from tests.models.inputs import random_inputs, with_repeated_items
 
 
 def numpy_dlrm(params, x, b, g):
@@ -43,7 +31,7 @@ def numpy_dlrm(params, x, b, g):
     return mlp(params["top_mlp"], np.concatenate([bottom, dots]))[0]
 
 
-@pytest.mark.parametrize("rank", [4, 6])  # 6: user and item pass a projection
+@pytest.mark.parametrize("rank", [4, 6])  # 6: user and item rows are projected
 def test_logits_equal_a_numpy_reference(rank):
     model = DLRM(embedding_dim=4, bottom=(5,), top=(6, 3))
     x = random_inputs(rank=rank)
@@ -53,20 +41,47 @@ def test_logits_equal_a_numpy_reference(rank):
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "model", [DLRM(embedding_dim=4, bottom=(5,), top=(6,)), DCN(cross_layers=2, top=(6,))]
-)
-def test_items_shared_by_all_users_score_as_if_repeated(model):
-    shared = random_inputs(items=5, item_rows=1)
-    repeated = shared.replace(
-        item=jnp.repeat(shared.item, 3, 0),
-        item_dense=jnp.repeat(shared.item_dense, 3, 0),
-        item_features=jnp.repeat(shared.item_features, 3, 0),
-    )
+def test_items_shared_by_all_users_score_as_if_repeated():
+    shared = random_inputs(items=5, shared=True)
+    model = DLRM(embedding_dim=4, bottom=(5,), top=(6,))
     params = model.init(jax.random.key(1), shared)
-    np.testing.assert_allclose(
-        model.apply(params, shared), model.apply(params, repeated), rtol=1e-5, atol=1e-6
-    )
+    logits = model.apply(params, shared)
+    repeated = model.apply(params, with_repeated_items(shared))
+    np.testing.assert_allclose(logits, repeated, rtol=1e-5, atol=1e-6)
+
+
+def test_dropout_acts_in_training_only():
+    x = random_inputs()
+    model = DLRM(embedding_dim=4, top=(64,), dropout=0.5)
+    params = model.init(jax.random.key(0), x)
+    still = model.apply(params, x)
+    moving = model.apply(params, x, train=True, rngs={"dropout": jax.random.key(1)})
+    np.testing.assert_array_equal(still, model.apply(params, x))
+    assert not np.allclose(still, moving)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"embedding_dim": 0}, "dlrm.embedding_dim=0: must be at least 1"),
+        ({"bottom": (8, 0)}, r"dlrm.bottom=\(8, 0\): must be at least 1"),
+        ({"top": (-1,)}, r"dlrm.top=\(-1,\): must be at least 1"),
+        ({"dropout": -0.1}, r"dlrm.dropout=-0.1: must be in \[0, 1\)"),
+    ],
+)
+def test_sizes_that_cannot_work_are_rejected(change, message):
+    with pytest.raises(ConfigError, match=message):
+        DLRM(**change)
+    with pytest.raises(ConfigError, match=message):
+        DLRM().clone(**change)
+
+
+def test_a_network_can_be_cloned_and_bound():
+    x = random_inputs()
+    model = DLRM(embedding_dim=4, bottom=(), top=())
+    params = model.init(jax.random.key(0), x)
+    assert model.clone() == model and hash(model.clone()) == hash(model)
+    np.testing.assert_array_equal(model.bind(params)(x), model.apply(params, x))
 
 
 def test_pairwise_dots_are_the_strictly_lower_triangle():
@@ -81,25 +96,25 @@ def test_a_model_without_dense_features_has_no_bottom_mlp():
     assert set(params["params"]) == {"top_mlp"}
 
 
-@pytest.mark.parametrize("asked", [(0,), (1,), (0, 2), (0, 1, 2)])
-def test_each_vector_is_moved_by_all_it_is_paired_with(asked):
+@pytest.mark.parametrize("needed", [(0,), (1,), (0, 2), (0, 1, 2)])
+def test_the_gradient_of_a_vector_sums_the_vectors_that_it_is_paired_with(needed):
     """The derivative of sum_(i > j) w_ij <v_i, v_j> by v_i is sum_(j != i) w_ij v_j."""
     vectors, weights = np.random.default_rng(0).normal(size=(2, 3, 4, 4)).astype(np.float32)
     rows, columns = np.tril_indices(4, -1)
     parts = jnp.split(vectors, [1, 3], axis=1)
 
-    def weighed(moving):
-        dots = pairwise_dots([moving.get(i, part) for i, part in enumerate(parts)])
+    def weighted_sum(changed):
+        dots = pairwise_dots([changed.get(i, part) for i, part in enumerate(parts)])
         return jnp.sum(dots * weights[:, rows, columns])
 
-    grads = jax.grad(weighed)({i: parts[i] for i in asked})
+    grads = jax.grad(weighted_sum)({i: parts[i] for i in needed})
     both = np.tril(weights, -1) + np.swapaxes(np.tril(weights, -1), 1, 2)
     expected = np.split(both @ vectors, [1, 3], axis=1)
-    for i in asked:
+    for i in needed:
         np.testing.assert_allclose(grads[i], expected[i], rtol=1e-4, atol=1e-5)
 
 
-def test_the_gradient_of_frozen_vectors_is_never_formed():
+def test_the_gradient_of_frozen_vectors_is_not_computed():
     parts = [jnp.ones((5, 1, 4)), jnp.ones((5, 9, 4))]
     program = jax.make_jaxpr(jax.grad(lambda x: jnp.sum(pairwise_dots([x, parts[1]]))))(parts[0])
     products = [line for line in str(program).splitlines() if "dot_general" in line]

@@ -1,5 +1,7 @@
 """What the stages of a run share: the devices they use, and stages that are found again."""
 
+import signal
+
 import numpy as np
 import pytest
 
@@ -45,7 +47,7 @@ def test_a_long_stage_resumes_from_its_checkpoint_and_then_removes_it(tmp_path):
         step = 0 if found is None else found[1]["step"]
         started.append(step)
         if found is None:
-            stop._ask(15, None)  # as SIGTERM does
+            stop.signal = signal.SIGTERM
         saved.maybe_save(5, lambda: ({"x": np.ones(1)}, {"step": 5}))
         return {"step": step}
 

@@ -15,11 +15,6 @@ def test_chosen_columns_are_aligned_to_the_right():
     assert text.aligned(lines, right=(1, 2)) == ["name  rows     s", "x        7  10.5"]
 
 
-def test_a_column_may_be_given_a_least_width():
-    lines = [["a", "b", "c"], ["def", "g", "h"]]
-    assert text.aligned(lines, right=(1,), least=(2, 3)) == ["a      b  c", "def    g  h"]
-
-
 def test_lines_have_no_spaces_at_their_end():
     assert text.aligned([["a", "long title"], ["b", ""]]) == ["a  long title", "b"]
 

@@ -9,7 +9,7 @@ import pytest
 from cadc_jax import sharding
 from cadc_jax.errors import ConfigError, TrainingError
 from cadc_jax.models.two_tower import TwoTower
-from cadc_jax.runtime.checkpoints import Checkpoints
+from cadc_jax.runtime.checkpoints import CheckpointConfig, Checkpoints
 from cadc_jax.runtime.interrupts import Stopped
 from cadc_jax.training import loop
 from cadc_jax.training.loop import BatchStream, FitOptions, StartTables
@@ -17,6 +17,7 @@ from cadc_jax.training.step import TrainConfig, train_steps
 from tests.training.examples import batch, content, tables
 
 MODEL = TwoTower((8,))
+ON_STOP = CheckpointConfig(math.inf)
 CONFIG = TrainConfig(
     batch_rows=8,
     negatives=2,
@@ -191,14 +192,14 @@ def by_weights(params, tables):
 def breaks_at(folder, chance, **settings):
     """Trains until that chance to save, counted from 0, and is stopped there; returns the step."""
     calls = itertools.count()
-    with Checkpoints(folder, math.inf, stop=lambda: next(calls) >= chance) as saved:
+    with Checkpoints(folder, ON_STOP, stop=lambda: next(calls) >= chance) as saved:
         with pytest.raises(Stopped):
             fit(batches=stream, saved=saved, **settings)
     return saved.newest
 
 
 def resumes(folder, **settings):
-    with Checkpoints(folder, math.inf, say=lambda line: None) as saved:
+    with Checkpoints(folder, ON_STOP, say=lambda line: None) as saved:
         started = []
         fitted = fit(
             batches=lambda start: started.append(start) or stream(start), saved=saved, **settings
@@ -276,7 +277,7 @@ def test_no_checkpoint_holds_a_state_that_is_no_number(tmp_path):
 
     config = dataclasses.replace(CONFIG, steps_per_call=1)
     for _ in range(2):  # the second run goes on from the good state
-        with Checkpoints(tmp_path, seconds=0, say=lambda line: None) as saved:
+        with Checkpoints(tmp_path, CheckpointConfig(0), say=lambda line: None) as saved:
             with pytest.raises(TrainingError, match="at step 5 .*last good checkpoint at step 4"):
                 fit(scripted(range(11)), config=config, batches=breaks_down, saved=saved)
         assert saved.newest == 4

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cadc_jax import sharding, sparse_optimizers
+from cadc_jax.errors import ConfigError
 from cadc_jax.training import placement
 
 V, D, N = 21, 4, 16
@@ -158,7 +159,7 @@ def test_the_largest_tables_are_split_until_the_rest_fits():
     assert split(11_010 * D * 4) == set()
     assert split(11_010 * D * 4 - 1) == {"large"}
     assert split(2_260 * D * 4 - 1) == {"large", "middle"}
-    with pytest.raises(ValueError, match="more devices"):
+    with pytest.raises(ConfigError, match="more devices"):
         split(100)
 
 

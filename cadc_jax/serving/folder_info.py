@@ -34,7 +34,7 @@ def explain(path: pathlib.Path, verify: bool = True) -> str:
       verify: whether to read all files and compare their checksums; sizes are always compared.
 
     Raises:
-      ArtifactError: if there is no such folder, or it is none of this program's.
+      ArtifactError: if there is no such folder, or this program did not write it.
     """
     if not path.is_dir():
         raise ArtifactError(f"{path}: no such folder")
@@ -98,7 +98,7 @@ def _workdir(path: pathlib.Path, verify: bool) -> str:
 
 
 def _summary(folder: pathlib.Path) -> list[str]:
-    """What it is, rows and seconds of an artefact in a work folder."""
+    """Kind, rows and seconds of an artefact in a work folder."""
     try:
         manifest = _manifest(folder)
         settings, facts = manifest["settings"], manifest["facts"]

@@ -6,8 +6,7 @@ import shutil
 import pytest
 
 from cadc_jax.errors import ArtifactError
-from cadc_jax.run import folder_info
-from cadc_jax.serving import export, trained
+from cadc_jax.serving import export, folder_info, trained
 
 
 def test_a_work_folder_is_listed_in_the_order_of_a_run(ranking_run):

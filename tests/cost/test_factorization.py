@@ -1,0 +1,89 @@
+"""Costs of the factorisations against compiled programs, and by hand."""
+
+import numpy as np
+import pytest
+
+from benchmarks import plan
+from cadc_jax import cost
+from cadc_jax.factorization.als import ALSConfig
+from cadc_jax.factorization.sgd import SGDConfig
+from tests.cost.compiled import CLICKS, PAIRS, assert_near
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fixed_side", "devices"), [("gathered", 1), ("gathered", 8), ("sharded", 8)]
+)
+def test_an_als_iteration_is_predicted_as_it_is_compiled(fixed_side, devices):
+    # Some items are longer than a chunk. With a single such chunk on a device XLA changes the loop.
+    matrix = plan.random_interactions(20_000, 4_000, 160_000)
+    assert_near(plan.als_pairs(matrix, ALSConfig(factors=32, fixed_side=fixed_side), devices))
+
+
+@pytest.mark.slow
+def test_exact_solves_are_predicted_as_they_are_compiled():
+    matrix = plan.random_interactions(10_000, 2_000, 80_000)
+    pairs = plan.als_pairs(matrix, ALSConfig(factors=20, solver="exact"), 2)
+    for name in (plan.FLOPS, plan.RECEIVED):
+        assert pairs[name][0] == pytest.approx(pairs[name][1], rel=0.01)
+
+
+@pytest.mark.parametrize(("rows", "entries"), [(1000, 8000), (777, 777), (3, 90_000), (5000, 100)])
+@pytest.mark.parametrize("devices", [1, 8])
+def test_rows_with_equal_numbers_of_entries_need_no_list_of_them(rows, entries, devices):
+    count = np.full(rows, -(-entries // rows))
+    config = ALSConfig(factors=64, chunk=1024, fixed_side="sharded")
+    even, listed = (
+        cost.als(
+            cost.Sizes("ranking", 0, rows, rows, 0, entries=int(count.sum()), **given),
+            config,
+            devices,
+        )
+        for given in ({}, {"user_counts": count, "item_counts": count})
+    )
+    for name, size in listed.memory.items():
+        assert even.memory[name] == pytest.approx(size, rel=0.05), name
+    assert even.flops == pytest.approx(listed.flops, rel=0.05)
+    assert even.received == pytest.approx(listed.received, rel=0.05)
+
+
+def test_more_devices_need_less_memory_and_less_arithmetic_each():
+    costs = [cost.als(PAIRS, ALSConfig(fixed_side="sharded"), devices) for devices in (1, 2, 4)]
+    for figures in ([sum(x.memory.values()) for x in costs], [x.flops for x in costs]):
+        assert figures[0] > figures[1] > figures[2]
+
+
+def test_one_device_receives_nothing():
+    assert not sum(cost.als(PAIRS, ALSConfig()).received.values())
+    assert not sum(cost.sgd_factorization(CLICKS, SGDConfig()).received.values())
+
+
+def test_a_split_fixed_side_needs_less_memory_and_more_exchange():
+    gathered, sharded = (
+        cost.als(PAIRS, ALSConfig(fixed_side=side), 2) for side in ("gathered", "sharded")
+    )
+    assert sharded.memory["copy of the fixed side"] == 0 < gathered.memory["copy of the fixed side"]
+    assert sum(sharded.received.values()) > sum(gathered.received.values())
+
+
+def test_bfloat16_tables_take_half_the_memory_of_float32():
+    wide, narrow = (cost.als(PAIRS, ALSConfig(dtype=kind)) for kind in ("float32", "bfloat16"))
+    for name in ("tables of users and items", "copy of the fixed side"):
+        assert narrow.memory[name] == wide.memory[name] / 2
+
+
+def test_the_memory_of_logistic_sgd_by_hand():
+    one = cost.sgd_factorization(CLICKS, SGDConfig(factors=14))
+    assert one.memory["tables of users and items"] == 24_000 * 15 * 4
+    assert one.memory["their optimizer's state"] == 24_000 * (4 + 4)  # an accumulator, scratch
+    assert one.units == 20 * -(-(10**6) // 4096)
+
+
+def test_negatives_of_positive_rows_cost_arithmetic_and_their_known_items_memory():
+    config = SGDConfig(negatives=4)
+    labelled, positive = (cost.sgd_factorization(sizes, config) for sizes in (CLICKS, PAIRS))
+    assert positive.flops == 5 * labelled.flops
+    known = 4 * (10**6 + 16_000)  # an item for each entry, an offset for each user
+    saved = 10**6 * 4 * 2  # no labels
+    name = "rows on the device"
+    assert positive.memory[name] == labelled.memory[name] + known - saved

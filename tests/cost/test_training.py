@@ -1,0 +1,128 @@
+"""Costs of training steps against compiled programs, and what raises or lowers them."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import plan
+from cadc_jax import cost
+from cadc_jax.errors import ConfigError
+from cadc_jax.models.dcn import DCN
+from cadc_jax.models.dlrm import DLRM
+from cadc_jax.models.two_tower import TwoTower
+from cadc_jax.training.placement import DeviceConfig
+from cadc_jax.training.step import TrainConfig
+from tests.cost.compiled import CLICKS, PAIRS, assert_near
+
+TRAIN = TrainConfig(batch_rows=512, table_optimizer="adagrad")
+MODEL = DLRM(16, (64, 32), (128, 64))
+FROZEN = frozenset({"user", "item"})
+FEW_ITEMS = dataclasses.replace(PAIRS, num_items=600)  # a step computes each of them once
+
+
+def train(devices=1, limits=None, frozen=frozenset(), model=MODEL, sizes=CLICKS, **changes):
+    config = dataclasses.replace(TRAIN, **changes)
+    tables = cost.table_shapes(sizes, 16, 16)
+    return cost.training("t", model, config, sizes, tables, frozen, devices, limits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("devices", "frozen", "split"),
+    [(1, FROZEN, False), (2, (), True), (8, (), False), (8, FROZEN, True)],
+)
+def test_a_dlrm_step_is_predicted_as_it_is_compiled(devices, frozen, split):
+    assert_near(plan.training_pairs(MODEL, TRAIN, CLICKS, frozenset(frozen), devices, split))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "config", "sizes", "devices"),
+    [
+        (TwoTower((128,)), TrainConfig(batch_rows=512, negatives=4), PAIRS, 4),
+        (TwoTower((128,)), TrainConfig(batch_rows=512, negatives=4), FEW_ITEMS, 1),
+        (TwoTower((128,)), TrainConfig(batch_rows=512, negatives=4), FEW_ITEMS, 4),
+        (DCN(), TrainConfig(batch_rows=512), CLICKS, 4),
+    ],
+    ids=["two_tower", "few_items", "few_items_on_devices", "dcn"],
+)
+def test_other_networks_are_predicted_as_they_are_compiled(model, config, sizes, devices):
+    assert_near(plan.training_pairs(model, config, sizes, frozenset(), devices, False))
+
+
+def test_more_devices_need_less_memory_and_less_arithmetic_each():
+    costs = [train(devices, DeviceConfig(devices, 1e6)) for devices in (8, 16, 32)]
+    for figures in ([sum(x.memory.values()) for x in costs], [x.flops for x in costs]):
+        assert figures[0] > figures[1] > figures[2]
+
+
+def test_one_device_receives_nothing():
+    assert not sum(train().received.values())
+
+
+def test_frozen_tables_save_state_copies_and_traffic():
+    frozen, trained = train(8, frozen=FROZEN), train(8)
+    for name in ("their optimizer's state", "copy of the best state"):
+        assert frozen.memory[name] < trained.memory[name]
+    assert frozen.traffic < trained.traffic
+    assert frozen.received["table 'user'"] == 0 < trained.received["table 'user'"]
+
+
+def test_the_memory_of_tables_by_hand():
+    rows = 16_000 + 8_000 + 64_000
+    assert train().memory["tables"] == rows * 16 * 4
+    assert train().memory["their optimizer's state"] == rows * (4 + 4)  # accumulator, scratch
+    split = train(8, DeviceConfig(8, 1e6))
+    assert split.memory["tables"] == rows * 16 * 4 / 8
+    assert split.notes[0].startswith("tables: 'user' split over 8, 'item' split over 8")
+
+
+def test_microbatches_divide_activations_and_multiply_reductions():
+    whole, parts = train(4), train(4, microbatch_rows=128)
+    assert parts.memory["activations"] == whole.memory["activations"] / 4
+    name = "gradients of the network"
+    assert parts.received[name] == 4 * whole.received[name]
+
+
+def test_the_in_batch_loss_exchanges_the_items_of_the_batch():
+    one = train(4, model=TwoTower((8,)), sizes=PAIRS, loss="in_batch")
+    vectors = 512 * 4 * (16 + 2)
+    assert one.received["items of the batch"] == 1.5 * (2 * 3 / 4 * vectors)
+
+
+def test_shapes_of_content_batches_and_tables_are_those_of_the_sizes():
+    content = cost.content_shapes(PAIRS)
+    assert content.user_dense.shape == (16_000, 2)
+    assert content.item_categorical.shape == (8_000, 2)
+    batch = cost.batch_shapes(PAIRS, TrainConfig(batch_rows=512, negatives=4, loss="softmax"))
+    assert batch["item"].shape == batch["label"].shape == (512, 5)
+    assert "log_q" not in batch
+    in_batch = cost.batch_shapes(PAIRS, TrainConfig(batch_rows=512, loss="in_batch"))
+    assert in_batch["log_q"].shape == (512,)
+    tables = cost.table_shapes(dataclasses.replace(PAIRS, feature_rows=0), 8, 4)
+    shapes = {name: x.shape for name, x in tables.items()}
+    assert shapes == {"user": (16_000, 8), "item": (8_000, 8), "features": (1, 4)}
+
+
+def test_matrix_products_are_counted_as_often_as_they_run():
+    def three(x):
+        return jax.lax.scan(lambda y, _: (y @ y, None), x, None, 3)[0]
+
+    traced = jax.make_jaxpr(three)(np.zeros((4, 4), np.float32))
+    assert cost.product_flops(traced.jaxpr) == 3 * 2 * 4**3
+
+
+@pytest.mark.parametrize(
+    ("devices", "limits", "message"),
+    [
+        (8, DeviceConfig(3, math.inf), "devices.model=3: must be a divisor"),
+        (3, DeviceConfig(), "train.batch_rows=512: must be a multiple of the 3 devices"),
+        (2, DeviceConfig(2, 1000), "devices.table_bytes=1,000: tables take"),
+    ],
+)
+def test_impossible_placements_are_rejected_by_name(devices, limits, message):
+    with pytest.raises(ConfigError, match=message):
+        train(devices, limits)
