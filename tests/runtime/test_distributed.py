@@ -22,7 +22,7 @@ from cadc_jax.runtime import distributed
 ROOT = pathlib.Path(__file__).parents[2]
 LOCAL = ROOT / "launch/local.sh"
 ENVIRONMENT = {
-    **os.environ,
+    **{name: x for name, x in os.environ.items() if not name.startswith("JAX_")},
     "CADC_DATA_DIR": "/nowhere",
     "PYTHON": sys.executable,
     # One thread a process, as there are not more cores than processes. No optimisation, as
