@@ -1,15 +1,15 @@
-"""Preparing click logs: speed against a bare parse of the same file, and memory by size.
+"""Preparing click logs: speed compared with a bare parse of the same file, and peak memory.
 
     python benchmarks/data.py [--quick] [--rows N] [--json FILE]
 
-Speed: `prepare.write_table` (read, count, encode, write) of synthetic rows, against parsing the
-same file and doing nothing with it, with pyarrow and with polars (each on all cores); runs take
-turns, the ratio is the median of the ratios of neighbours (1.0: as fast as a bare parse). The
-columns are those of `cadc_jax.data.readers.synthetic`, and once more with columns whose values are
-nearly all different, which are hashed where there are more than 131,072.
+Speed: `prepare.write_table` (read, count, encode, write), compared with parsing the same file by
+pyarrow and by polars, without using the result. All run on all cores and take turns. The ratio is
+the median over the rounds of ours / peer; 1.0 is as fast as a bare parse. There are two logs: one
+of `cadc_jax.data.readers.synthetic`, and one whose values are nearly all different. Columns of more
+than 131,072 values are hashed.
 
-Memory: peak resident memory of a process that prepares logs of N / 5 and of N rows, beside what its
-imports take, and the ratio of the two (medians over the rounds).
+Memory: peak resident memory of a process that prepares logs of N / 5 and of N rows, compared with
+the memory after its imports, and the ratio of the two sizes (medians over the rounds).
 """
 
 import argparse
@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -45,7 +46,7 @@ CONFIG = prepare.PrepareConfig(
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measures, and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="200,000 rows, two rounds")
     parser.add_argument("--rows", type=int, default=5_000_000)
@@ -74,41 +75,20 @@ def main() -> None:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def measure(folder: pathlib.Path, options):
-    """Yields the rows of the table."""
+def measure(folder: pathlib.Path, options: argparse.Namespace) -> Iterator[dict]:
+    """Yields the rows of the printed table."""
     for kind, write in (("synthetic", write_synthetic), ("nearly all different", write_distinct)):
         large, small = folder / f"{kind} large.txt", folder / f"{kind} small.txt"
         write(large, options.rows)
         write(small, options.rows // 5)
         case = f"{kind}, {options.rows / 1e6:g} M rows"
         yield from speed(case, large, folder / "out", options.rounds)
-        runs = [[worker(path) for path in (small, large)] for _ in range(options.rounds)]
-        peaks = [
-            {key: statistics.median(run[key] for run in of_path) for key in of_path[0]}
-            for of_path in zip(*runs, strict=True)
-        ]
-        for name, peak in zip(("N / 5", "N"), peaks, strict=True):
-            yield {
-                "case": case,
-                "metric": f"MB at the peak, {name} rows",
-                "ours": peak["peak"],
-                "peer": peak["imports"],
-                "peer_name": "imports alone",
-                "ratio": peak["peak"] / peak["imports"],
-            }
-        yield {
-            "case": case,
-            "metric": "MB at the peak, N / (N / 5) rows",
-            "ours": peaks[1]["peak"],
-            "peer": peaks[0]["peak"],
-            "peer_name": "N / 5 rows",
-            "ratio": peaks[1]["peak"] / peaks[0]["peak"],
-        }
+        yield from memory(case, small, large, options.rounds)
         large.unlink()
         small.unlink()
 
 
-def speed(case: str, path: pathlib.Path, out: pathlib.Path, rounds: int):
+def speed(case: str, path: pathlib.Path, out: pathlib.Path, rounds: int) -> Iterator[dict]:
     """Yields a row for each peer: seconds, and the ratio of times."""
 
     def ours() -> None:
@@ -141,8 +121,34 @@ def speed(case: str, path: pathlib.Path, out: pathlib.Path, rounds: int):
         }
 
 
+def memory(case: str, small: pathlib.Path, large: pathlib.Path, rounds: int) -> Iterator[dict]:
+    """Yields a row for each log, in megabytes, and one for their ratio."""
+    runs = [[worker(path) for path in (small, large)] for _ in range(rounds)]
+    peaks = [
+        {key: statistics.median(run[key] for run in of_path) for key in of_path[0]}
+        for of_path in zip(*runs, strict=True)
+    ]
+    for name, peak in zip(("N / 5", "N"), peaks, strict=True):
+        yield {
+            "case": case,
+            "metric": f"MB at the peak, {name} rows",
+            "ours": peak["peak"],
+            "peer": peak["imports"],
+            "peer_name": "imports alone",
+            "ratio": peak["peak"] / peak["imports"],
+        }
+    yield {
+        "case": case,
+        "metric": "MB at the peak, N / (N / 5) rows",
+        "ours": peaks[1]["peak"],
+        "peer": peaks[0]["peak"],
+        "peer_name": "N / 5 rows",
+        "ratio": peaks[1]["peak"] / peaks[0]["peak"],
+    }
+
+
 def parse_pyarrow(path: pathlib.Path) -> None:
-    """Parses into memory: categorical values as text, as pyarrow knows no hexadecimal numbers."""
+    """Parses into memory, categorical values as text: a bare parse has no hexadecimal numbers."""
     types = {"label": pa.int8()} | dict.fromkeys(criteo.DENSE, pa.int32())
     csv.read_csv(
         path,
@@ -156,7 +162,7 @@ def parse_pyarrow(path: pathlib.Path) -> None:
 
 
 def parse_polars(path: pathlib.Path) -> None:
-    """The same by polars."""
+    """Parses into memory with polars, to the same types."""
     import polars as pl
 
     pl.read_csv(
@@ -172,7 +178,7 @@ def parse_polars(path: pathlib.Path) -> None:
 
 
 def write_synthetic(path: pathlib.Path, rows: int) -> None:
-    """Rows of `readers.synthetic`, in pieces of a million that differ by their seed."""
+    """Writes rows of `readers.synthetic`, each million with another seed."""
     with open(path, "wb") as file:
         for seed, start in enumerate(range(0, rows, 1_000_000)):
             piece = path.with_suffix(".piece")
@@ -182,7 +188,7 @@ def write_synthetic(path: pathlib.Path, rows: int) -> None:
 
 
 def write_distinct(path: pathlib.Path, rows: int) -> None:
-    """Rows whose categorical values but the user's and the item's are random 32-bit numbers."""
+    """Writes rows with random 32-bit categorical values, except for the user and the item."""
     rng = np.random.default_rng(0)
     digits = np.frombuffer(b"0123456789abcdef", np.uint8)
     with open(path, "wb") as file:
@@ -200,15 +206,15 @@ def write_distinct(path: pathlib.Path, rows: int) -> None:
 
 
 def worker(path: pathlib.Path) -> dict[str, float]:
-    """`peak_memory` in a process of its own."""
+    """Runs `peak_memory` in a new process."""
     command = [sys.executable, __file__, "--worker", str(path)]
     return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
 
 
 def peak_memory(path: pathlib.Path) -> dict[str, float]:
-    """Megabytes of resident memory at the peak: of the imports, and of preparing `path`."""
+    """Peak resident memory in megabytes, after the imports and after preparing `path`."""
 
-    def peak() -> float:  # getrusage would count what the process that started this one had
+    def peak() -> float:  # getrusage would include the memory of the parent process
         status = pathlib.Path("/proc/self/status").read_text()
         return int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1)) / 1e3
 

@@ -1,20 +1,21 @@
-"""DLRM training against PyTorch's: samples a second, epochs on a sample, and AUC.
+"""DLRM training against PyTorch: samples a second, epochs on a sample, and AUC.
 
     pip install -e '.[bench]'
     python benchmarks/dlrm.py [--quick] [--json FILE] [--auc] [--rounds N]
 
-The architecture is that of Criteo Kaggle (bottom 512-256-64-16, top 512-256-1, 26 tables of dim 16
-with the vocabularies of Kaggle's columns up to a cap), and one that is mostly embeddings (bottom
-64-64, dim 64, top 64-1). The peer is the same network from `torch.nn`: `EmbeddingBag(sparse=True)`
-with sparse SGD or Adagrad; both train the MLPs with Adam. Both use 2 threads and float32.
+There are two architectures. 'kaggle' is the usual one for Criteo Kaggle: bottom 512-256-64-16, top
+512-256-1, and 26 tables of width 16 with the vocabularies of Kaggle's columns up to a cap.
+'embeddings' is mostly tables: bottom 64-64, top 64-1, width 64. The peer is the same network from
+`torch.nn`: `EmbeddingBag(sparse=True)` with sparse SGD or Adagrad. Both sides train the MLPs with
+Adam, and use 2 threads and float32.
 
-Each library has a process of its own that lives as long as a case does, and the two take turns of a
-few steps each. Other programs on the machine can only slow a turn down, and OpenMP's barriers far
-more than XLA's tasks: so a ratio, ours / peer, is one of the fastest fifth of each side's turns.
-Above 1 is faster for samples a second, below 1 for seconds.
+Each library has its own process for a case, and the two take turns of a few steps. Other programs
+on the machine can only make a turn slower, and they slow OpenMP's barriers far more than XLA's
+tasks. So a ratio, ours / peer, compares the 20th percentiles of the times of both sides. Above 1 is
+faster for samples a second, below 1 for seconds.
 
-'of the GEMM limit' compares with the matrix products of the MLPs alone, forward and backward, by
-the faster of the two libraries in the same turns, as if all else were free.
+The peer 'GEMM limit' is the matrix products of the MLPs alone, forward and backward, by the faster
+library in the same turns, as if all other work were free.
 """
 
 import argparse
@@ -29,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
 
 import numpy as np
 
@@ -39,20 +41,20 @@ VALUES = (
     *(27, 14992, 5461306, 10, 5652, 2173, 4, 7046547, 18, 15, 286181, 105, 142572),
 )
 DENSE = 13
-STEPS = 4  # a turn
-POOL = 8  # batches that are cycled through
+STEPS = 4  # of a turn
+POOL = 8  # different batches, which are used in turn
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What one pair of processes measures.
+    """A case, which one pair of processes measures.
 
     Attributes:
       shape: 'kaggle' or 'embeddings'.
-      cap: rows of a table at most.
+      cap: largest number of rows of a table.
       batch: rows of a batch.
-      optimizer: of the tables: 'sgd' or 'adagrad'; 'frozen' for none.
-      rows: rows of an epoch, with the input pipeline; 0 measures steps on batches at hand.
+      optimizer: of the tables: 'sgd' or 'adagrad'; 'frozen' if they are not trained.
+      rows: rows of an epoch with the input pipeline; 0 for steps on batches in memory.
     """
 
     shape: str = "kaggle"
@@ -74,7 +76,7 @@ class Case:
 
     @property
     def vocabularies(self) -> tuple[int, ...]:
-        """Rows of each table; of the wide ones the three largest are left out, for memory."""
+        """Rows of each table. 'embeddings' has no room for the three largest tables."""
         sizes = [min(size, self.cap) for size in VALUES]
         if self.shape != "kaggle":
             largest = sorted(range(26), key=VALUES.__getitem__)[-3:]
@@ -90,20 +92,22 @@ class Case:
         return [*zip(bottom, bottom[1:], strict=False), *zip(top, top[1:], strict=False)]
 
 
-def main():
+def main() -> None:
+    """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--quick", action="store_true", help="frozen steps and epochs of batch 2,048, 3 turns"
     )
-    parser.add_argument("--json", metavar="FILE", help="also write the table there")
+    parser.add_argument("--json", metavar="FILE", help="file to write the table to")
     parser.add_argument("--auc", action="store_true", help="only compare AUC after one epoch")
     parser.add_argument("--auc-rows", type=int, default=2_000_000, help="rows of that comparison")
     parser.add_argument("--rounds", type=int, default=0, help="turns of a case")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        library, case = arguments.worker
-        serve({"ours": Ours, "torch": Torch}[library](Case(**json.loads(case))))
+        library, fields = arguments.worker
+        case = Case(**json.loads(fields))
+        serve(Ours(case) if library == "ours" else Torch(case))
         return
     if arguments.auc:
         rows = auc_rows(arguments.auc_rows)
@@ -119,7 +123,7 @@ def main():
 
 
 def speed_rows(quick: bool, rounds: int) -> list[dict]:
-    """Samples a second of steps on batches at hand."""
+    """Samples a second of steps on batches in memory."""
     if quick:
         cases = [Case(optimizer="frozen")]  # epochs show the trainable one
     else:
@@ -148,7 +152,7 @@ def speed_rows(quick: bool, rounds: int) -> list[dict]:
 
 
 def epoch_rows(size: int) -> list[dict]:
-    """Seconds of epochs with the input pipeline: all rows trainable, and a tenth of them frozen."""
+    """Epochs with the input pipeline: all rows and trained tables, a tenth and frozen tables."""
     full, sample = Case(rows=size), Case(rows=size // 10, optimizer="frozen")
     seconds, rows = {}, []
     for case, rounds in ((full, 2), (sample, 5)):
@@ -164,7 +168,16 @@ def epoch_rows(size: int) -> list[dict]:
 
 
 def take_turns(case: Case, what: tuple[str, ...], rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Seconds of every turn, by library and by what was timed."""
+    """Times a case in both libraries.
+
+    Args:
+      case: the case.
+      what: methods of `Ours` and `Torch` to time: 'steps', 'products' or 'epoch'.
+      rounds: number of turns.
+
+    Returns:
+      library -> method -> seconds of each turn.
+    """
     environment = os.environ | {"OMP_NUM_THREADS": str(THREADS)}
     workers = {
         name: subprocess.Popen(
@@ -178,20 +191,24 @@ def take_turns(case: Case, what: tuple[str, ...], rounds: int) -> dict[str, dict
     }
 
     def ask(name: str, command: str) -> float:
-        print(command, file=workers[name].stdin, flush=True)
-        answer = workers[name].stdout.readline()
+        worker = workers[name]
+        assert worker.stdout is not None
+        print(command, file=worker.stdin, flush=True)
+        answer = worker.stdout.readline()
         if not answer:
             raise RuntimeError(f"the process of {name} died in {case}")
         return float(answer)
 
+    times: dict[str, dict[str, list[float]]]
     times = {name: {command: [] for command in what} for name in workers}
     for turn in range(rounds + 1):
         for command in what:
             for name in workers if turn % 2 else reversed(workers):
                 seconds = ask(name, command)
-                if turn:  # the first one compiles
+                if turn:  # the first turn compiles
                     times[name][command].append(seconds)
     for worker in workers.values():
+        assert worker.stdin is not None
         worker.stdin.close()
         worker.wait()
     medians = {n: {c: statistics.median(t) for c, t in found.items()} for n, found in times.items()}
@@ -199,25 +216,27 @@ def take_turns(case: Case, what: tuple[str, ...], rounds: int) -> dict[str, dict
     return times
 
 
-def serve(worker) -> None:
-    """Answers each line of the standard input with the seconds that its command took."""
+def serve(worker: "Ours | Torch") -> None:
+    """Reads names of methods from the standard input, and answers each with its seconds."""
     for line in sys.stdin:
         start = time.perf_counter()
         seconds = getattr(worker, line.strip())()
         print(time.perf_counter() - start if seconds is None else seconds, flush=True)
 
 
-def row(case, metric: str, ours: float, peer: float, peer_name: str) -> dict:
+def row(case: object, metric: str, ours: float, peer: float, peer_name: str) -> dict:
+    """A row of the table."""
     found = {"ours": ours, "peer": peer, "peer_name": peer_name, "ratio": ours / peer}
     return {"case": str(case), "metric": metric} | found
 
 
-def fastest(times) -> float:
-    """Seconds of a turn that little else slowed down."""
+def fastest(times: list[float]) -> float:
+    """Seconds of a turn that other programs hardly slowed down."""
     return float(np.percentile(times, 20))
 
 
 def show(rows: list[dict]) -> None:
+    """Prints the table."""
     print(f"| {'case':62s} | {'metric':18s} | {'peer':18s} |     ours |     peer | ratio |")
     print("|" + "---|" * 6)
     for entry in rows:
@@ -227,7 +246,7 @@ def show(rows: list[dict]) -> None:
 
 
 def draw(case: Case, rows: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Dense features [rows, 13], ids [rows, tables] with long tails, labels [rows]."""
+    """Random dense features [rows, 13], ids [rows, tables] with long tails, and labels [rows]."""
     rng = np.random.default_rng(seed)
     sizes = np.array(case.vocabularies)
     ids = (sizes * rng.random((rows, len(sizes)), np.float32) ** 3).astype(np.int32)
@@ -236,7 +255,7 @@ def draw(case: Case, rows: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 class Ours:
-    """This package. The first two columns stand for user and item."""
+    """DLRM of this package. The first two tables stand for users and items."""
 
     def __init__(self, case: Case):
         import jax
@@ -276,11 +295,11 @@ class Ours:
         if not case.rows:
             self._prepare_steps()
 
-    def _prepare_steps(self):
+    def _prepare_steps(self) -> None:
         from cadc_jax.training.step import init_state
 
         jax = self.jax
-        batches = [self._batch(*draw(self.case, self.case.batch, seed)) for seed in range(POOL)]
+        batches = [self.batch(*draw(self.case, self.case.batch, seed)) for seed in range(POOL)]
         self.stacks = [
             jax.device_put(jax.tree.map(lambda *x: np.stack(x), *batches[i : i + STEPS]))
             for i in range(0, POOL, STEPS)
@@ -292,12 +311,16 @@ class Ours:
             self.model, self.config, trained, constant, self.content, batches[0], self.key
         )
 
-    def _batch(self, dense, ids, label):
-        columns = self._columns(dense, ids, label)
+    def batch(self, dense: np.ndarray, ids: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:
+        """A batch as the network takes it."""
+        columns = self.columns(dense, ids, label)
         columns["item"], columns["label"] = columns["item"][:, None], columns["label"][:, None]
         return columns | {"weight": np.ones(len(label), np.float32)}
 
-    def _columns(self, dense, ids, label):
+    def columns(
+        self, dense: np.ndarray, ids: np.ndarray, label: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Columns as the input pipeline takes them."""
         return {
             "user": ids[:, 0],
             "item": ids[:, 1],
@@ -307,6 +330,7 @@ class Ours:
         }
 
     def steps(self) -> None:
+        """Runs STEPS steps."""
         from cadc_jax.training.step import train_steps
 
         stack = self.stacks[self.turn % len(self.stacks)]
@@ -318,7 +342,7 @@ class Ours:
         loss.block_until_ready()
 
     def products(self) -> float:
-        """Seconds of the MLPs' matrix products, in pieces of the size that the step works with."""
+        """Seconds of the matrix products of the MLPs, on pieces of the size that a step uses."""
         jax, piece = self.jax, self.config.microbatch_rows
         if not hasattr(self, "multiply"):
             normal = jax.random.normal
@@ -328,8 +352,8 @@ class Ours:
                 for a, b in self.case.products()
             ]
 
-            # Each product takes the place of the operand of its shape, so that none can be left
-            # out. Numbers soon overflow, which takes no longer.
+            # Each product replaces the operand of its shape, so the compiler keeps all of them.
+            # The numbers soon overflow, which takes no longer.
             def once(i, operands):
                 return [
                     (g @ w.T if number else x, x.T @ g, x @ w)  # dense features need no gradient
@@ -343,11 +367,11 @@ class Ours:
         return time.perf_counter() - start
 
     def epoch(self) -> float:
-        """Seconds of an epoch, from validation to validation, compilation left out."""
+        """Seconds of the second epoch, from validation to validation; the first one compiles."""
         from cadc_jax.data import pipeline
         from cadc_jax.training import loop
 
-        rows = self._columns(*draw(self.case, self.case.rows, 0))
+        rows = self.columns(*draw(self.case, self.case.rows, 0))
         ends = []
 
         def validate(params, tables):
@@ -358,11 +382,12 @@ class Ours:
         loop.fit(
             self.model,
             self.config,
-            self.tables,
-            self.frozen,
+            loop.StartTables(self.tables, self.frozen),
             self.content,
-            functools.partial(pipeline.training_batches, rows, self.case.batch, 0),
-            pipeline.steps_per_epoch(self.case.rows, self.case.batch),
+            loop.BatchStream(
+                functools.partial(pipeline.training_batches, rows, self.case.batch, 0),
+                pipeline.steps_per_epoch(self.case.rows, self.case.batch),
+            ),
             validate,
             self.jax.random.key(0),
         )
@@ -370,7 +395,7 @@ class Ours:
 
 
 class Torch:
-    """DLRM as PyTorch users write it."""
+    """DLRM as users of PyTorch write it."""
 
     def __init__(self, case: Case):
         import torch
@@ -397,7 +422,8 @@ class Torch:
                 for d, i, y in drawn
             ]
 
-    def logits(self, dense, ids):
+    def logits(self, dense: Any, ids: Any) -> Any:
+        """Logits [B] of dense features [B, 13] and ids [tables, B]."""
         torch = self.torch
         x = self.bottom(dense)
         start = torch.arange(len(dense))
@@ -406,21 +432,23 @@ class Torch:
         dots = torch.bmm(vectors, vectors.transpose(1, 2))[:, self.lower[0], self.lower[1]]
         return self.top(torch.cat([x, dots], dim=1))[:, 0]
 
-    def train(self, dense, ids, label):
+    def train(self, dense: Any, ids: Any, label: Any) -> None:
+        """One step."""
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         loss = self.loss(self.logits(dense, ids), label)
         loss.backward()
         for optimizer in self.optimizers:
             optimizer.step()
-        return loss
 
     def steps(self) -> None:
+        """Runs STEPS steps."""
         for _ in range(STEPS):
             self.train(*self.pool[self.turn % POOL])
             self.turn += 1
 
     def products(self) -> float:
+        """Seconds of the matrix products of the MLPs."""
         torch = self.torch
         if not hasattr(self, "operands"):
             self.operands = [
@@ -440,20 +468,21 @@ class Torch:
         return time.perf_counter() - start
 
     def epoch(self) -> float:
+        """Seconds of an epoch."""
         torch = self.torch
         dense, ids, label = (torch.tensor(x) for x in draw(self.case, self.case.rows, 0))
         start = time.perf_counter()
         self.one_epoch(dense, ids, label)
         return time.perf_counter() - start
 
-    def one_epoch(self, dense, ids, label) -> None:
-        """Shuffled batches of tensors in memory, the last one being smaller."""
+    def one_epoch(self, dense: Any, ids: Any, label: Any) -> None:
+        """Trains on shuffled batches of tensors in memory; the last batch is smaller."""
         for rows in self.torch.randperm(len(label)).split(self.case.batch):
             self.train(dense[rows], ids[rows].T.long(), label[rows])
 
 
-def torch_network(torch, case: Case):
-    """Tables, bottom and top MLP."""
+def torch_network(torch: Any, case: Case) -> tuple[Any, Any, Any]:
+    """The tables, the bottom MLP and the top MLP."""
     bottom, top, dim = case.layers
     tables = torch.nn.ModuleList()
     for size in case.vocabularies:
@@ -471,11 +500,11 @@ def torch_network(torch, case: Case):
     return tables, mlp(products[:count], True), mlp(products[count:], False)
 
 
-# AUC of both libraries after one epoch of the same rows.
+# AUC of both libraries after one epoch on the same rows.
 
 
 def auc_rows(rows: int) -> list[dict]:
-    """Test AUC on synthetic rows in Criteo's format, the last seventh of which tests."""
+    """Test AUC on synthetic rows in Criteo's format; the last seventh tests."""
     import torch
 
     from cadc_jax import metrics
@@ -501,7 +530,7 @@ def auc_rows(rows: int) -> list[dict]:
 
 @dataclasses.dataclass(frozen=True)
 class Auc(Case):
-    """The Kaggle network on columns of other sizes."""
+    """The Kaggle network on tables of other sizes."""
 
     sizes: tuple[int, ...] = ()
 
@@ -510,7 +539,7 @@ class Auc(Case):
         return self.sizes
 
 
-PRECISIONS = {
+PRECISIONS: dict[str, dict[str, Any]] = {
     "float32": {},
     "bfloat16 products": {"compute_dtype": "bfloat16"},
     "bfloat16 tables": {"table_dtype": "bfloat16"},
@@ -522,7 +551,7 @@ PRECISIONS = {
 
 
 def synthetic(rows: int) -> tuple:
-    """Vocabulary sizes, log(1 + x) of the integers, ids, and labels."""
+    """Vocabulary sizes, log(1 + x) of the integers [rows, 13], ids [rows, 26], labels [rows]."""
     import pyarrow as pa
     from pyarrow import csv
 
@@ -549,27 +578,36 @@ def synthetic(rows: int) -> tuple:
     return sizes, dense, ids.astype(np.int32), label
 
 
-def auc_ours(case: Case, changes: dict, dense, ids, label, train: slice, test: slice):
-    """Scores of the test rows after one epoch."""
+def auc_ours(
+    case: Case,
+    changes: dict[str, Any],
+    dense: np.ndarray,
+    ids: np.ndarray,
+    label: np.ndarray,
+    train: slice,
+    test: slice,
+) -> np.ndarray:
+    """Our scores of the test rows after one epoch, with `changes` in the training settings."""
     from cadc_jax.data import pipeline
+    from cadc_jax.models.scoring import predict
     from cadc_jax.training import loop
-    from cadc_jax.training.step import predict
 
     worker = Ours(case)
     config = dataclasses.replace(worker.config, max_evaluations=1, **changes)
-    columns = worker._columns(dense[train], ids[train], label[train])
+    columns = worker.columns(dense[train], ids[train], label[train])
     fitted = loop.fit(
         worker.model,
         config,
-        worker.tables,
-        worker.frozen,
+        loop.StartTables(worker.tables, worker.frozen),
         worker.content,
-        functools.partial(pipeline.training_batches, columns, case.batch, 0),
-        pipeline.steps_per_epoch(len(columns["label"]), case.batch),
-        lambda params, tables: time.perf_counter(),  # each state is better than the one before
+        loop.BatchStream(
+            functools.partial(pipeline.training_batches, columns, case.batch, 0),
+            pipeline.steps_per_epoch(len(columns["label"]), case.batch),
+        ),
+        lambda params, tables: time.perf_counter(),  # every later state counts as better
         worker.jax.random.key(0),
     )
-    batch = worker._batch(dense[test], ids[test], label[test])
+    batch = worker.batch(dense[test], ids[test], label[test])
     parts = [
         predict(
             worker.model,

@@ -1,17 +1,17 @@
-"""Implicit ALS against `implicit` and `cmfrec`: time an iteration, start-up, memory, objective.
+"""Implicit ALS against `implicit` and `cmfrec`: seconds an iteration, start-up, memory, objective.
 
     pip install -e '.[bench]'
     CADC_DATA_DIR=/path/to/raw/data python benchmarks/factorization.py [--quick] [--json FILE]
 
-Two data sets: MovieLens 1M with the split of the NCF paper (`ml-1m-implicit/`; where it is missing,
-power-law data of that size), and power-law data of MovieLens 20M's size. Every fit has a process of
-its own, and the systems take turns, so that a busy machine slows all of them alike; times are
-medians over all iterations of all turns. All use 2 threads: this package is run both on its one
-default device ('ours'), and on a mesh of one CPU device a core ('ours x2'), which XLA's CPU backend
-needs to keep two cores busy.
+Two data sets: MovieLens 1M with the split of the NCF paper (`ml-1m-implicit/`, or power-law data of
+that size if it is missing), and power-law data of MovieLens 20M's size. Every fit runs in its own
+process, and the systems take turns: a busy machine slows all of them alike. Times are medians over
+all iterations of all turns. All systems use 2 threads. This package runs on its one default device
+('ours'), and on a mesh with one CPU device for each core ('ours x2'): XLA's CPU backend needs that
+to keep two cores busy.
 
-Ratios are ours / peer, and below 1 where ours is faster, smaller, or lower in objective; only for
-HR@10 is above 1 better.
+Ratios are ours / peer. Below 1 ours is faster, smaller, or lower in objective; for HR@10 above 1 is
+better.
 """
 
 import argparse
@@ -32,9 +32,17 @@ THREADS = 2
 LAMBDA, ALPHA = 30.0, 9.0
 PEERS = ("implicit cg", "implicit cholesky", "cmfrec cg")
 OURS = ("ours", "ours x2", "ours x2 exact")
+METRICS = {  # key of a result -> its name in the table
+    "iteration": "seconds an iteration",
+    "overhead": "seconds of the first call beyond its iterations",
+    "memory": "peak memory, MB",
+    "objective": "objective",
+    "hr@10": "hr@10/1+99 (larger is better)",
+}
 
 
-def main():
+def main() -> None:
+    """Runs all cases and prints a table; with --worker, one fit."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="the smaller data, 64 factors, 1 turn")
     parser.add_argument("--json", metavar="FILE", help="also write the table there")
@@ -67,8 +75,9 @@ def main():
 
 
 def take_turns(data, factors: int, iterations: int, turns: int, slow: bool) -> dict:
-    """Results of all turns of each system."""
-    systems = [s for s in OURS + PEERS if not (slow and "cholesky" in s)]
+    """System -> results of its turns. `slow` leaves exact solves out."""
+    exact = ("exact", "cholesky")
+    systems = [s for s in OURS + PEERS if not (slow and s.split()[-1] in exact)]
     results = {system: [] for system in systems}
     environment = {k: v for k, v in os.environ.items() if not k.startswith("OPENBLAS")}
     environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": str(THREADS)}
@@ -90,40 +99,37 @@ def take_turns(data, factors: int, iterations: int, turns: int, slow: bool) -> d
 
 
 def compare(case: str, results: dict) -> list[dict]:
-    """One row a metric, ours and peer."""
-    names = {
-        "iteration": "seconds an iteration",
-        "overhead": "seconds of the first call beyond its iterations",
-        "memory": "peak memory, MB",
-        "objective": "objective",
-        "hr@10": "hr@10/1+99 (larger is better)",
-    }
+    """Rows of the table: each of ours against each peer with the same kind of solver."""
     rows = []
     for peer in (p for p in PEERS if p in results):
         for mine in (o for o in OURS if o in results):
-            if ("cholesky" in mine) != ("cholesky" in peer):
+            if ("exact" in mine) != ("cholesky" in peer):
                 continue
-            for key, name in names.items():
-                pair = []
-                for system in (mine, peer):
-                    values = [result.get(key) for result in results[system]]
-                    flat = np.hstack([v for v in values if v is not None] or [np.nan])
-                    pair.append(float(np.median(flat)))
-                if not np.isnan(pair).any():
-                    rows.append(
-                        {
-                            "case": f"{case}, {mine}",
-                            "metric": name,
-                            "ours": pair[0],
-                            "peer": pair[1],
-                            "peer_name": peer,
-                            "ratio": pair[0] / pair[1] if pair[1] else float("inf"),
-                        }
-                    )
+            for key, name in METRICS.items():
+                ours, theirs = (median(results[system], key) for system in (mine, peer))
+                if np.isnan([ours, theirs]).any():
+                    continue
+                rows.append(
+                    {
+                        "case": f"{case}, {mine}",
+                        "metric": name,
+                        "ours": ours,
+                        "peer": theirs,
+                        "peer_name": peer,
+                        "ratio": ours / theirs if theirs else float("inf"),
+                    }
+                )
     return rows
 
 
+def median(results: list[dict], key: str) -> float:
+    """The median of a figure over all turns, and over iterations if it has one value for each."""
+    values = [result[key] for result in results if key in result]
+    return float(np.median(np.hstack(values))) if values else float("nan")
+
+
 def show(rows: list[dict]) -> None:
+    """Prints the table."""
     print(f"| {'case':42s} | {'metric':48s} | {'peer':17s} |    ours |    peer | ratio |")
     print("|" + "---|" * 6)
     for row in rows:
@@ -135,6 +141,7 @@ def show(rows: list[dict]) -> None:
 
 
 def work(system: str, path: str, factors: int, iterations: int) -> dict:
+    """The figures of one fit."""
     with np.load(path) as file:
         data = dict(file)
     fit = {"ours": fit_ours, "implicit": fit_implicit, "cmfrec": fit_cmfrec}[system.split()[0]]
@@ -149,7 +156,7 @@ def work(system: str, path: str, factors: int, iterations: int) -> dict:
 
 
 def peak_memory() -> float:
-    """MB this process has held at most. (Linux's ru_maxrss would count the parent's, too.)"""
+    """Peak memory of this process in MB. (Linux's ru_maxrss would count the parent's, too.)"""
     status = pathlib.Path("/proc/self/status")
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -158,6 +165,7 @@ def peak_memory() -> float:
 
 
 def fit_ours(system: str, data: dict, factors: int, iterations: int):
+    """Times of `als.fit`, and its factors."""
     import jax
 
     from cadc_jax import sharding
@@ -194,6 +202,7 @@ def fit_ours(system: str, data: dict, factors: int, iterations: int):
 
 
 def fit_implicit(system: str, data: dict, factors: int, iterations: int):
+    """Times of `implicit`, and its factors."""
     from implicit.cpu.als import AlternatingLeastSquares
     from scipy.sparse import csr_matrix
 
@@ -218,6 +227,7 @@ def fit_implicit(system: str, data: dict, factors: int, iterations: int):
 
 
 def fit_cmfrec(system: str, data: dict, factors: int, iterations: int):
+    """Times of `cmfrec`, and its factors."""
     from cmfrec import CMF_implicit
     from scipy.sparse import coo_matrix
 
@@ -242,14 +252,14 @@ def fit_cmfrec(system: str, data: dict, factors: int, iterations: int):
         model.fit(matrix)
         return time.perf_counter() - start, model
 
-    one, _ = timed(1)  # it reports no times of its own
-    all_of_them, model = timed(iterations)
-    each = (all_of_them - one) / (iterations - 1)
+    one, _ = timed(1)  # it does not report the times of iterations
+    total, model = timed(iterations)
+    each = (total - one) / (iterations - 1)
     return {"iteration": [each], "overhead": one - each}, model.A_, model.B_
 
 
 def objective(data: dict, user: np.ndarray, item: np.ndarray) -> float:
-    """Hu et al. 2008, eq. 3, every pair included."""
+    """The objective over all pairs, Hu et al. 2008, eq. 3."""
     total = np.sum((user.T @ user) * (item.T @ item)) + LAMBDA * ((user**2).sum() + (item**2).sum())
     for start in range(0, len(data["user"]), 1 << 19):
         part = slice(start, start + (1 << 19))
@@ -262,6 +272,7 @@ def objective(data: dict, user: np.ndarray, item: np.ndarray) -> float:
 
 
 def write_movielens(path: pathlib.Path) -> None:
+    """MovieLens 1M with the split of the NCF paper, and the candidates of its test rows."""
     root = pathlib.Path(__file__).resolve().parents[1]
     folder = pathlib.Path(os.environ.get("CADC_DATA_DIR", root.parent / "shared" / "data"))
     folder /= "ml-1m-implicit"
@@ -286,12 +297,14 @@ def write_movielens(path: pathlib.Path) -> None:
 
 
 def read_csv(path: pathlib.Path) -> np.ndarray:
+    """A table of integers, without its header."""
     opened = gzip.open(path, "rt") if path.suffix == ".gz" else path.open()
     with opened as lines:
         return np.loadtxt(lines, delimiter=",", skiprows=1, dtype=np.int64)
 
 
 def write_power_law(path: pathlib.Path, users=138_000, items=27_000, entries=20_000_000) -> None:
+    """Distinct random pairs with power-law popularity; the default size is MovieLens 20M's."""
     rng = np.random.default_rng(0)
     activity = np.cumsum(rng.lognormal(sigma=1.1, size=users))
     popularity = np.cumsum(1 / (np.arange(items) + 30.0))

@@ -5,8 +5,8 @@
 The table is random and memory-mapped, in Criteo's shape: 13 dense and 26 categorical features, 168
 bytes a row. The peers are the loops that one would write first: `tf.data` with a shuffle buffer of
 100,000 rows, and NumPy with a permutation of the epoch and fancy indexing. For negatives the peer
-is NumPy with a binary search of the known pairs. The pipeline must keep up with training steps:
-those of DLRM as in `configs/criteo.py`, and in the size of the Kaggle benchmark (arXiv 1906.00091).
+is NumPy with a binary search of the known pairs. The pipeline must keep up with the training steps
+of DLRM, in the size of `configs/criteo.py` and in that of the Kaggle benchmark (arXiv 1906.00091).
 
 Ours and the peer take turns, so a busy machine slows both. Figures are medians over the turns, and
 ratios are the medians of ours / peer in each turn: above 1 is better for rows a second, below 1 for
@@ -77,7 +77,7 @@ def main() -> None:
         )
 
 
-# What is measured.
+# Measurements.
 
 
 def throughput(rows: Columns, turns: int) -> Iterator[dict]:
@@ -97,14 +97,12 @@ def throughput(rows: Columns, turns: int) -> Iterator[dict]:
     one_by_one = pipeline.training_batches(rows, 2048, SEED)
     stacked = stacks(pipeline.training_batches(rows, 2048, SEED))
     spec = PartitionSpec(None, *sharding.BATCH)
-    systems = {
-        "stacked": (prefetch.device_batches(stacked, sharding.named(mesh, spec)), 480 // STACK),
-        "unstacked": (
-            prefetch.device_batches(one_by_one, sharding.named(mesh, sharding.BATCH)),
-            480,
-        ),
+    to_device = prefetch.device_batches
+    on_device = {
+        "stacked": (to_device(stacked, sharding.named(mesh, spec)), 480 // STACK),
+        "unstacked": (to_device(one_by_one, sharding.named(mesh, sharding.BATCH)), 480),
     }
-    seconds = seconds_a_row(systems, 2048, turns)
+    seconds = seconds_a_row(on_device, 2048, turns)
     seconds["stacked"] = [x / STACK for x in seconds["stacked"]]  # an element is STACK batches
     case = f"batches of 2048 on the device, {STACK} a stack"
     yield line(case, seconds, "stacked", "unstacked", per_row=True)
@@ -134,7 +132,7 @@ def epochs(rows: Columns, sample: Columns, turns: int) -> Iterator[dict]:
 def resuming(rows: Columns, turns: int) -> Iterator[dict]:
     """Seconds to the first batch of a stream that starts in the middle."""
 
-    def first(batches: Callable[..., Iterator], **options) -> Callable[[], None]:
+    def first(batches: Callable[..., Iterator], **options: int) -> Callable[[], None]:
         return lambda: exhaust(batches(rows, 2048, **options), 1)
 
     ours = functools.partial(pipeline.training_batches, seed=SEED)
@@ -163,7 +161,7 @@ def with_negatives(turns: int) -> Iterator[dict]:
 
 
 def steps(rows: Columns, sizes: tuple[int, ...], turns: int) -> Iterator[dict]:
-    """Rows a second of the pipeline, against those of a training step on its batches."""
+    """Rows a second of the pipeline, against a training step on its batches."""
     for (name, model), size in itertools.product(MODELS.items(), sizes):
         systems = {
             "ours": (pipeline.training_batches(rows, size, SEED), 2**20 // size),
@@ -196,7 +194,7 @@ def training(model: DLRM, rows: Columns, size: int) -> Iterator[None]:
 
 
 def seconds_a_row(
-    systems: dict[str, tuple[Iterator, int]], size: int, turns: int
+    systems: Mapping[str, tuple[Iterator, int]], size: int, turns: int
 ) -> dict[str, list[float]]:
     """Seconds a row of each stream in each turn.
 
@@ -212,7 +210,7 @@ def seconds_a_row(
     return {name: [x / (systems[name][1] * size) for x in seconds[name]] for name in systems}
 
 
-def take_turns(systems: dict[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
+def take_turns(systems: Mapping[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
     """Seconds of each system in each turn, after a turn to warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in systems}
     for _ in range(turns + 1):
@@ -242,12 +240,12 @@ def line(
 
 def show(rows: list[dict]) -> None:
     """Prints the table."""
-    print(f"| {'case':48s} | {'metric':27s} | {'peer':19s} |     ours |     peer |  ratio |")
+    print(f"| {'case':50s} | {'metric':27s} | {'peer':19s} |     ours |     peer |  ratio |")
     print("|" + "---|" * 6)
     for line in rows:
         numbers = f"{line['ours']:8.3g} | {line['peer']:8.3g} | {line['ratio']:6.3g}"
         print(
-            f"| {line['case']:46s} | {line['metric']:27s} | {line['peer_name']:19s} | {numbers} |"
+            f"| {line['case']:50s} | {line['metric']:27s} | {line['peer_name']:19s} | {numbers} |"
         )
 
 

@@ -1,11 +1,11 @@
-"""What `cadc plan` predicts against compiled programs, on 1 to 8 virtual devices.
+"""Predictions of `cadc plan` against compiled programs, on 1 to 8 virtual devices.
 
     python benchmarks/plan.py [--quick] [--json FILE]
 
-Nothing is run. Arguments and temporaries are those of `memory_analysis()`, FLOPs and bytes between
+Nothing is run. Arguments and temporaries are those of `memory_analysis()`. FLOPs and bytes between
 devices are counted in the optimised program. Training: DLRM with tables replicated and split,
-trained and frozen. ALS: both forms of the fixed side, an iteration. --quick: 1 and 8 devices, and
-tables of a tenth. A ratio is predicted / compiled.
+trained and frozen. ALS: an iteration with the fixed side gathered and sharded. --quick: 1 and 8
+devices, and tables of a tenth of the size. A ratio is predicted / compiled.
 """
 
 import argparse
@@ -15,44 +15,39 @@ import math
 import os
 import pathlib
 import platform
+from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from cadc_jax import cost, sharding
 from cadc_jax.cost import hlo
 from cadc_jax.factorization import als
-from cadc_jax.factorization.als_solver import half_step
 from cadc_jax.factorization.interactions import Interactions
 from cadc_jax.models import embeddings
 from cadc_jax.models.dlrm import DLRM
 from cadc_jax.training import placement, step
+from cadc_jax.training.placement import DeviceConfig
 from cadc_jax.training.step import TrainConfig
 
 RANK = 16
 ARGUMENTS, TEMPORARIES = "MB of arguments", "MB of temporaries"
 FLOPS, RECEIVED = "MFLOP of matrix products", "MB received"
 
+Pairs = dict[str, tuple[float, float]]  # figure -> (predicted, compiled), in bytes or FLOPs
 
-def main():
+
+def main() -> None:
+    """Compares all cases and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two numbers of devices, less data")
     parser.add_argument("--json", metavar="FILE", help="also write the rows there")
     arguments = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", 8)
-    scale = 10 if arguments.quick else 1
-    sizes = cost.Sizes(
-        *("click", 10**6, 200_000 // scale, 50_000 // scale, 1_000_000 // scale),
-        dense=(0, 13, 0),
-        categorical=(0, 24, 0),
-    )
-    matrix = random_interactions(100_000 // scale, 20_000 // scale, 1_000_000 // scale)
-    config = TrainConfig(batch_rows=1024, table_optimizer="adagrad")
     rows = []
     print(f"{'case':44} {'figure of a device':26} {'predicted':>11} {'compiled':>11} {'ratio':>6}")
-
-    def show(case, pairs):
+    for case, pairs in cases(arguments.quick):
         for metric, (predicted, found) in pairs.items():
             ratio = predicted / found if found else float(predicted == found)
             print(f"{case:44} {metric:26} {predicted / 1e6:11.3f} {found / 1e6:11.3f} {ratio:6.3f}")
@@ -66,49 +61,55 @@ def main():
                     "ratio": ratio,
                 }
             )
-
-    for devices in (1, 8) if arguments.quick else (1, 2, 4, 8):
-        for frozen in ((), ("user", "item")):
-            for split in (False, True) if devices > 1 else (False,):
-                how = f"{'split' if split else 'replicated'}, {'frozen' if frozen else 'trained'}"
-                pairs = training_pairs(
-                    DLRM(RANK, (64, 32), (128, 64)),
-                    config,
-                    sizes,
-                    frozenset(frozen),
-                    devices,
-                    split,
-                )
-                show(f"dlrm, {how}, {devices} devices", pairs)
-        for fixed_side in ("gathered", "sharded"):
-            pairs = als_pairs(matrix, als.ALSConfig(factors=32, fixed_side=fixed_side), devices)
-            show(f"als, {fixed_side}, {devices} devices", pairs)
     if arguments.json:
         machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
         result = {"machine": machine, "rows": rows}
         pathlib.Path(arguments.json).write_text(json.dumps(result, indent=1))
 
 
-def training_pairs(model, config, sizes, frozen, devices: int, split: bool):
-    """Figure -> (predicted, compiled), of a training step; `split` splits every table over all."""
-    content, batch = cost.content_shapes(sizes), cost.batch_shapes(sizes, config)
+def cases(quick: bool) -> Iterator[tuple[str, Pairs]]:
+    """Name and figures of each case."""
+    scale = 10 if quick else 1
+    sizes = cost.Sizes(
+        *("click", 10**6, 200_000 // scale, 50_000 // scale, 1_000_000 // scale),
+        dense=(0, 13, 0),
+        categorical=(0, 24, 0),
+    )
+    matrix = random_interactions(100_000 // scale, 20_000 // scale, 1_000_000 // scale)
+    config = TrainConfig(batch_rows=1024, table_optimizer="adagrad")
+    model = DLRM(RANK, (64, 32), (128, 64))
+    for devices in (1, 8) if quick else (1, 2, 4, 8):
+        for frozen in ((), ("user", "item")):
+            for split in (False, True) if devices > 1 else (False,):
+                how = f"{'split' if split else 'replicated'}, {'frozen' if frozen else 'trained'}"
+                pairs = training_pairs(model, config, sizes, frozenset(frozen), devices, split)
+                yield f"dlrm, {how}, {devices} devices", pairs
+        for fixed_side in ("gathered", "sharded"):
+            pairs = als_pairs(matrix, als.ALSConfig(factors=32, fixed_side=fixed_side), devices)
+            yield f"als, {fixed_side}, {devices} devices", pairs
+
+
+def training_pairs(
+    model: nn.Module,
+    config: TrainConfig,
+    sizes: cost.Sizes,
+    frozen: frozenset[str],
+    devices: int,
+    split: bool,
+) -> Pairs:
+    """Figures of a training step; `split` splits all tables over all devices."""
     tables = cost.table_shapes(sizes, RANK, RANK)
-    ids = {k: len(x) for k, x in jax.eval_shape(embeddings.lookup_ids, content, batch).items()}
-    group, room = (devices, math.inf) if split else (1, math.inf)
+    limits = DeviceConfig()
     if split:
-        whole = cost.place(tables, config, frozen, ids, devices, group, math.inf)
-        held = [table.device_bytes for table in whole.tables]
-        room = (sum(held) - min(held)) / devices + min(held) - 1
-    predicted = cost.training(
-        "step", model, config, sizes, RANK, RANK, frozen, devices, group, room
-    )
-    program = compiled_step(
-        model, config, tables, frozen, ids, content, batch, devices, group, room
-    )
+        limits = DeviceConfig(
+            devices, _bytes_that_split_all(config, sizes, tables, frozen, devices)
+        )
+    predicted = cost.training("step", model, config, sizes, tables, frozen, devices, limits)
+    program = compiled_step(model, config, sizes, tables, frozen, devices, limits)
     memory, text = program.memory_analysis(), program.as_text()
-    size = sum(x.size * x.dtype.itemsize for x in batch.values()) / devices
+    batch = cost.batch_shapes(sizes, config)
     parts = predicted.memory
-    arguments = size + sum(
+    arguments = sum(x.size * x.dtype.itemsize for x in batch.values()) / devices + sum(
         parts[name]
         for name in (
             "tables",
@@ -126,13 +127,35 @@ def training_pairs(model, config, sizes, frozen, devices: int, split: bool):
     }
 
 
+def _bytes_that_split_all(config, sizes, tables, frozen, devices: int) -> float:
+    """Memory for tables that is one byte too small unless every table is split."""
+    limits = DeviceConfig(devices, math.inf)
+    whole = cost.place(tables, config, frozen, _batch_ids(config, sizes), devices, limits)
+    held = [table.device_bytes for table in whole.tables]
+    return (sum(held) - min(held)) / devices + min(held) - 1
+
+
+def _batch_ids(config: TrainConfig, sizes: cost.Sizes) -> dict[str, int]:
+    """Name of a table -> ids in a batch of all devices."""
+    content, batch = cost.content_shapes(sizes), cost.batch_shapes(sizes, config)
+    return {k: len(x) for k, x in jax.eval_shape(embeddings.lookup_ids, content, batch).items()}
+
+
 def compiled_step(
-    model, config, tables, frozen, ids, content, batch, devices: int, group: int, room: float
-):
-    """The program of a training step, of which only shapes are there."""
-    mesh = sharding.make_mesh(group, jax.devices()[:devices])
+    model: nn.Module,
+    config: TrainConfig,
+    sizes: cost.Sizes,
+    tables: dict[str, jax.ShapeDtypeStruct],
+    frozen: frozenset[str],
+    devices: int,
+    limits: DeviceConfig,
+) -> jax.stages.Compiled:
+    """The program of a training step, compiled for shapes."""
+    mesh = sharding.make_mesh(limits.model, jax.devices()[:devices])
+    content, batch = cost.content_shapes(sizes), cost.batch_shapes(sizes, config)
+    ids, trained = _batch_ids(config, sizes), set(tables) - frozen
     placed = placement.plan_placement(
-        mesh, tables, set(tables) - frozen, config.table_optimizer, ids, room
+        mesh, tables, trained, config.table_optimizer, ids, limits.table_bytes
     )
 
     def on(tree, spec):
@@ -140,19 +163,19 @@ def compiled_step(
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
 
     def padded(name, x):  # as `placement.put` does
-        parts = group if placed[name].split else 1
+        parts = limits.model if placed[name].split else 1
         return jax.ShapeDtypeStruct((-(-x.shape[0] // parts) * parts, x.shape[1]), x.dtype)
 
     def slot(name, x):
         return on(x, placement.spec(placed, name) if x.ndim else sharding.REPLICATED)
 
     everywhere = sharding.REPLICATED
-    tables = {name: padded(name, x) for name, x in tables.items()}
-    constant = {name: x for name, x in tables.items() if name in frozen}
-    trained = {name: x for name, x in tables.items() if name not in frozen}
+    whole = {name: padded(name, x) for name, x in tables.items()}
+    constant = {name: x for name, x in whole.items() if name in frozen}
     key = jax.eval_shape(lambda: jax.random.key(0))
     init = functools.partial(step.init_state, model, config)
-    state = jax.eval_shape(init, trained, constant, content, batch, key)
+    start = {name: x for name, x in whole.items() if name in trained}
+    state = jax.eval_shape(init, start, constant, content, batch, key)
     network = on(state.replace(tables={}, slots={}), everywhere)
     state = network.replace(
         tables={name: on(x, placement.spec(placed, name)) for name, x in state.tables.items()},
@@ -169,8 +192,8 @@ def compiled_step(
     return lowered.compile()
 
 
-def als_pairs(matrix: Interactions, config: als.ALSConfig, devices: int):
-    """Figure -> (predicted, compiled), of an iteration; memory is that of the larger half-step."""
+def als_pairs(matrix: Interactions, config: als.ALSConfig, devices: int) -> Pairs:
+    """Figures of an ALS iteration; memory is that of the larger half-step."""
     sizes = cost.Sizes(
         *("ranking", matrix.num_entries, matrix.num_users, matrix.num_items),
         entries=matrix.num_entries,
@@ -179,9 +202,8 @@ def als_pairs(matrix: Interactions, config: als.ALSConfig, devices: int):
     )
     predicted = cost.als(sizes, config, devices)
     parts = predicted.memory
-    programs = compiled_iteration(
-        matrix, config, sharding.make_mesh(devices=jax.devices()[:devices])
-    )
+    mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+    programs = compiled_half_steps(matrix, config, mesh)
     memory = [program.memory_analysis() for program in programs]
     texts = [program.as_text() for program in programs]
     # Each half-step is given both tables and the entries of one side.
@@ -200,14 +222,14 @@ def als_pairs(matrix: Interactions, config: als.ALSConfig, devices: int):
     }
 
 
-def compiled_iteration(matrix: Interactions, config: als.ALSConfig, mesh: jax.sharding.Mesh):
-    """The programs of both half-steps."""
-    width = config.factors + (config.feedback == "explicit")
-    users, items = als._prepare(matrix, config, mesh)
-    user = als._table(users, jnp.zeros((matrix.num_users, width)), config)
-    item = als._table(items, jnp.zeros((matrix.num_items, width)), config)
+def compiled_half_steps(
+    matrix: Interactions, config: als.ALSConfig, mesh: jax.sharding.Mesh
+) -> list[jax.stages.Compiled]:
+    """The programs that solve the users and the items."""
+    users, items = als.prepare(matrix, config, mesh)
+    user, item = users.empty_table(), items.empty_table()
     halves = ((users, user, items, item), (items, item, users, user))
-    return [half_step.lower(*als._arguments(*half, config, 0.0)).compile() for half in halves]
+    return [als.lower_half_step(*half).compile() for half in halves]
 
 
 def random_interactions(users: int, items: int, entries: int) -> Interactions:

@@ -1,10 +1,10 @@
-"""Steps of a two-tower network that computes each item once, against once for every row that asks.
+"""Two-tower training steps that compute each item once, against once for each row that asks for it.
 
     python benchmarks/towers.py [--quick] [--json FILE]
 
-Sizes are those of configs/movielens_1m_ncf.py, the numbers random. Both sides are the same code and
-take turns: the peer's item table has unused items at its end, as many as it takes for a step to go
-row by row. Milliseconds a step, the fastest of all turns.
+The sizes are from configs/movielens_1m_ncf.py, and the numbers are random. Both sides run the same
+code and take turns. The item table of the peer has unused items at its end, so many that a step
+computes an item for each row. Figures are milliseconds a step, in the fastest of all turns.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cadc_jax.models import scoring
 from cadc_jax.models.embeddings import Content
 from cadc_jax.models.two_tower import TwoTower
 from cadc_jax.training import step
@@ -29,10 +30,11 @@ ASKED = CONFIG.batch_rows * (1 + CONFIG.negatives)
 MODEL = TwoTower(hidden=(), gate=32)
 
 
-def main():
+def main() -> None:
+    """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="3 turns")
-    parser.add_argument("--json", metavar="FILE", help="also write the table there")
+    parser.add_argument("--json", metavar="FILE", help="file to write the table to")
     arguments = parser.parse_args()
     rows = []
     print(f"{'embeddings':12} {'once a step':>12} {'once a row':>12} {'ratio':>6}")
@@ -53,7 +55,7 @@ def main():
 
 
 class Side:
-    """Training on random rows, with an item table of `num_items` of which ITEMS are used."""
+    """Training on random rows, with an item table of `num_items`; only the first ITEMS are used."""
 
     def __init__(self, num_items: int, frozen: tuple[str, ...]):
         draw = np.random.default_rng(0)
@@ -80,13 +82,13 @@ class Side:
         first = {name: x[0] for name, x in self.batches.items()}
         arguments = (MODEL, CONFIG, tables, self.frozen, self.content, first, jax.random.key(0))
         self.state = step.init_state(*arguments)
-        assert step.shares_items(MODEL, ASKED, num_items) == (num_items == ITEMS)
+        assert scoring.shares_items(MODEL, ASKED, num_items) == (num_items == ITEMS)
         self.fastest = np.inf
         self.turn()  # compiles
         self.fastest = np.inf
 
     def turn(self) -> None:
-        """Some steps, timed."""
+        """Runs some steps and keeps the time if it is the fastest."""
         count, start = CONFIG.steps_per_call, time.perf_counter()
         arguments = (self.frozen, self.content, self.batches, count, jax.random.key(1))
         self.state, loss = step.train_steps(MODEL, CONFIG, self.state, *arguments)

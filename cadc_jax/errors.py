@@ -46,7 +46,7 @@ def check_choice(
 
 def check_at_least(field: str, value: float | Sequence[float], least: float) -> None:
     """Raises ConfigError unless the value, or each of several values, is at least `least`."""
-    values = [value] if isinstance(value, int | float) else value
+    values = value if isinstance(value, Sequence) else [value]
     if not all(x >= least for x in values):  # NaN is not, either
         raise ConfigError(f"{field}={value}: must be at least {least}")
 

@@ -1,8 +1,8 @@
 """The device mesh and every PartitionSpec of the package, in one place.
 
 The mesh has two axes. `data` splits the rows that ALS solves. `model` splits the rows of embedding
-tables that are too large for one device. Training batches are split over both axes, so that no two
-devices do the same work. Everything small is replicated.
+tables that are too large for one device. Training batches are split over both axes: no two devices
+do the same work. Everything small is replicated.
 
 With several processes a mesh has the devices of all of them, and the devices of one process are
 next to each other. All processes together create an array on such a mesh and compute with it. A

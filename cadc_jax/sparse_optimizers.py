@@ -1,7 +1,7 @@
 """Optimisers that update only the table rows that a batch uses.
 
 A step costs time and memory by the number of ids in the batch, not by the size of the table, if
-the caller donates `table` and `slots` so that rows are written in place. Other rows do not change,
+the caller donates `table` and `slots`: rows are then written in place. Other rows do not change,
 and their moments do not decay either ('lazy').
 
 Gradients are taken with respect to the *gathered* rows:
@@ -14,7 +14,7 @@ If an id occurs several times, its gradients are summed first. The result equals
 optimiser with the gradient of the whole table.
 
 A bfloat16 table loses steps smaller than half the distance to the next number, about 1/256 of a
-weight. With a `key`, rounding is random and right on average, so that small steps add up (Gupta et
+weight. With a `key`, rounding is random and right on average, and small steps add up (Gupta et
 al. 2015, arXiv 1502.02551, section 3).
 
 A table split by rows is updated inside `jax.shard_map`: each shard subtracts its first row from all

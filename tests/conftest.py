@@ -1,6 +1,5 @@
 """Quiet libraries, eight devices on the CPU, and finished runs, for all tests."""
 
-import atexit
 import os
 import shutil
 import subprocess
@@ -11,9 +10,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 # Programs that are started compile the same things again: this saves about half of their time. Each
 # worker has a cache of its own, as JAX does not write the files of a cache atomically.
-CACHE = tempfile.mkdtemp(prefix="cadc-jax-cache-")
-atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="cadc-jax-cache-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
@@ -26,6 +23,10 @@ jax.config.update("jax_num_cpu_devices", 8)
 # A first call compiles: no deadline fits. Fixed examples make a failure repeatable.
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("default")
+
+
+def pytest_unconfigure():
+    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture

@@ -116,7 +116,7 @@ def test_the_streamed_auc_is_within_its_bound_of_scikit_learns(name):
     finite = np.clip(scores, -1e38, 1e38)  # scikit-learn takes no infinity
     expected = sklearn.metrics.roc_auc_score(labels, finite.astype(np.float64))
     assert abs(value - expected) <= error + 1e-12
-    assert error < 1 / 1000  # one over the edges, whatever the distribution
+    assert error < 1 / 1000  # 1 / K, for any distribution
 
 
 def test_the_streamed_auc_is_exact_if_every_score_is_an_edge_or_alone_in_its_bin():

@@ -196,7 +196,7 @@ class _HalfStep:
 
     @property
     def received(self) -> dict[str, float]:
-        """What for -> bytes from other devices."""
+        """Purpose -> bytes from other devices."""
         width, devices = self.config.width, self.devices
         share = (devices - 1) / devices
         fixed = share * self.fixed.table_rows * width * self.itemsize

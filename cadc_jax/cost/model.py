@@ -87,12 +87,12 @@ class Cost:
 
     Attributes:
       name: of the work.
-      memory: what for -> bytes.
+      memory: purpose -> bytes.
       unit: the unit of work, such as 'step', that the next four figures are for.
       flops: FLOPs of matrix products.
       precision: precision of the matrix products, a key of `Hardware.products`.
       traffic: bytes read from and written to the device's memory.
-      received: what for -> bytes from other devices.
+      received: purpose -> bytes from other devices.
       units: number of units in `whole`.
       whole: name of the whole work, such as 'epoch'.
       notes: lines for the reader.

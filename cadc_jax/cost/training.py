@@ -292,7 +292,7 @@ class _TableStep:
 
 
 def _memory(traced: _Trace, activations: float) -> dict[str, float]:
-    """What for -> bytes on a device."""
+    """Purpose -> bytes on a device."""
     network, config = traced.network_bytes, traced.config
     batch = tree_bytes(traced.batch)
     return {
@@ -308,7 +308,7 @@ def _memory(traced: _Trace, activations: float) -> dict[str, float]:
 
 
 def _received(traced: _Trace) -> dict[str, float]:
-    """What for -> bytes from other devices in a step."""
+    """Purpose -> bytes from other devices in a step."""
     plans = {table.plan.name: table.plan for table in traced.tables}
     received = {f"table '{name}'": float(plan.sent_bytes) for name, plan in plans.items()}
     weights = traced.network_bytes // 4

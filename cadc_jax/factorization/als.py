@@ -270,7 +270,7 @@ def prepare(
         scale = np.maximum(layout.counts, 1.0)
         if config.feedback == "implicit":
             scale = layout.counts + len(fixed.counts) / config.alpha
-        regularization = np.ones(layout.table_rows, np.float32)  # of unused places: any but 0
+        regularization = np.ones(layout.table_rows, np.float32)  # unused places: any value but 0
         regularization[layout.position] = config.regularization * scale**config.frequency_exponent
         arrays = regularization, *pack(rows, layout, fixed.position)
         return Side(layout, SideData(*sharding.put(arrays, spread)), config)

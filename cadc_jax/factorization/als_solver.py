@@ -164,7 +164,7 @@ _RowSums = Callable[[_SegmentSums, jax.Array], _Sums]  # x of each row [n, K]
 
 
 class _Solver(NamedTuple):
-    """What the solves of short and of long rows share on one device."""
+    """Values that the solves of short and of long rows share on one device."""
 
     config: HalfStepConfig
     axes: tuple[str, ...]  # of the mesh
@@ -222,7 +222,7 @@ def _solve_long(
     """Solves the long rows of all devices together: `table` [n, K] -> the same, and their loss.
 
     Each device adds up the entries in its chunks, which may belong to any long row. A
-    reduce-scatter then sums the results and returns to each device those of its own rows.
+    reduce-scatter then sums the results, and each device receives the sums of its own rows.
     """
 
     def row_sums(segment_sums, x):

@@ -193,7 +193,7 @@ def make_layout(counts: np.ndarray, chunk: int, devices: int = 1) -> Layout:
 
 
 def _deal(need: np.ndarray, chunks: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Deals short rows to chunks in turns, so that all chunks hold nearly as many segments.
+    """Deals short rows to chunks that all hold nearly the same number of segments.
 
     Each turn gives the longest remaining rows to the emptiest chunks, at most one row to each.
 

@@ -189,7 +189,7 @@ class _Block:
 
 
 class _Blocks:
-    """The training rows as blocks of one size, so that all blocks share a program.
+    """The training rows as blocks of one size. All blocks share a program.
 
     Rows without labels are a single block: negatives need the known items of all users.
 
@@ -200,7 +200,7 @@ class _Blocks:
     """
 
     def __init__(self, rows: TrainingRows, config: SGDConfig):
-        """Checks the rows; raises DataError as `fit`."""
+        """Checks the rows. Raises DataError as `fit`."""
         self._rows = rows
         self._known: SparseRows | None = None
         self._loaded: tuple[int, _Block] | None = None
@@ -266,7 +266,7 @@ def _check_labelled(rows: TrainingRows, label: np.ndarray, size: int) -> float:
 
 @dataclasses.dataclass
 class _Done:
-    """What a fit has done so far, as a checkpoint keeps it.
+    """The progress of a fit, as a checkpoint keeps it.
 
     Attributes:
       shuffle: order of blocks, and of rows within a block.
@@ -314,7 +314,7 @@ class _Done:
 def _start(
     start_state: Callable[[], _State], order_key: jax.Array, saved: Checkpoints | None
 ) -> tuple[_State, _Done]:
-    """The state to start from, and what is done already: from a checkpoint if there is one."""
+    """The state and the progress to start from: those of a checkpoint if there is one."""
     done = _Done(np.random.default_rng(np.asarray(jax.random.key_data(order_key))))
     if saved is not None:
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -477,9 +477,9 @@ def _update(
 
 
 def _contains(rows: _Block, user: jax.Array, item: jax.Array) -> jax.Array:
-    """Whether each item is a known item of its user: [B, 1], [B, n] -> [B, n] bool.
+    """Whether each item is a known item of its user, by binary search.
 
-    By binary search.
+    Users [B, 1] and items [B, n] -> [B, n] bool.
     """
     offsets, items = rows.offsets, rows.items
     assert offsets is not None and items is not None  # set if there are no labels

@@ -133,9 +133,9 @@ def lookup_ids(content: Content, batch: Batch) -> dict[str, jax.Array]:
 
     Returns:
       Flat int32 ids: `user` [B], `item` [B * G] and `features` [B * (Cu + Cc + G * n)] with
-      n = Ci + Cb * L. Features follow the rows of the batch, for each row the user's first and then
-      those of each item, so they split over devices as the batch does. Features of shared items
-      come once, after those of all users. An id of -1 means no row.
+      n = Ci + Cb * L. Features are in the order of the batch: for each row the user's, then the
+      items'. They split over devices as the batch does. Features of shared items come once, after
+      the features of all users. An id of -1 means no row.
     """
     user, item = batch["user"], batch["item"]
     user_features = jnp.concatenate(

@@ -11,7 +11,7 @@ class MLP(nn.Module):
 
     Attributes:
       sizes: width of each layer.
-      zero_output: whether the last layer starts at zero, so that the output starts at 0.
+      zero_output: whether the last layer, and with it the output, starts at 0.
       dropout: share of each hidden layer's units that training drops.
     """
 

@@ -1,4 +1,4 @@
-"""What is gathered for the report, on results written by hand."""
+"""The results that are gathered for the report, on results written by hand."""
 
 import numpy as np
 import pytest

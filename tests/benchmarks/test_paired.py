@@ -8,7 +8,13 @@ import sklearn.metrics
 from benchmarks.study_lib import paired
 
 
-def test_the_interval_over_users_is_that_of_the_paired_t_test():
+def test_the_spread_is_the_sample_standard_deviation():
+    assert paired.mean_and_sd(np.array([1.0, 3.0])) == pytest.approx((2, 2**0.5))
+    mean, sd = paired.mean_and_sd(np.array([1.0]))
+    assert mean == 1 and np.isnan(sd)
+
+
+def test_the_interval_over_users_agrees_with_the_paired_t_test():
     rng = np.random.default_rng(0)
     ours, theirs = rng.random((3, 50)), rng.random((2, 50))
     found = paired.over_users(ours, theirs)
@@ -28,7 +34,7 @@ def test_a_single_user_has_no_interval():
     assert found.mean == 1 and np.isnan(found.low) and found.verdict == "="
 
 
-def test_what_all_users_share_cancels_out():
+def test_what_both_scorers_share_cancels_out():
     """Users differ far more from each other than the two scorers do."""
     of_user = np.random.default_rng(0).normal(size=1000) * 100
     better = of_user + 0.1 + np.random.default_rng(1).normal(size=1000) * 0.1
@@ -43,7 +49,7 @@ def scored_rows(n=300, seeds=2):
     return labels, scores
 
 
-def test_auc_is_that_of_scikit_learn_with_ties():
+def test_auc_agrees_with_scikit_learn_on_scores_with_ties():
     labels, scores = scored_rows()
     assert paired.auc(labels, scores[0]) == pytest.approx(
         sklearn.metrics.roc_auc_score(labels, scores[0])
@@ -51,8 +57,17 @@ def test_auc_is_that_of_scikit_learn_with_ties():
     assert np.isnan(paired.auc(np.ones(5), np.arange(5.0)))
 
 
+def test_the_place_of_a_row_is_its_share_of_the_rows_of_the_other_label():
+    """Clicks score 3 and 1, the others 1, 2 and 0: ties count half."""
+    labels, scores = np.array([1, 1, 0, 0, 0]), np.array([3.0, 1.0, 1.0, 2.0, 0.0])
+    clicks, others = paired.placements(labels, scores)
+    np.testing.assert_allclose(clicks, [1, 1.5 / 3])
+    np.testing.assert_allclose(others, [1.5 / 2, 1 / 2, 1])
+    assert clicks.mean() == pytest.approx(others.mean())
+
+
 def test_the_difference_of_aucs_has_the_variance_of_delong():
-    """Against the definition: means over all pairs of a click and another row."""
+    """The reference is the definition: means over all pairs of a click and another row."""
     labels, (ours, theirs) = scored_rows()
     click = labels > 0
 
@@ -75,7 +90,7 @@ def test_aucs_of_several_seeds_are_averaged():
     assert found.mean == pytest.approx(np.mean(aucs[:3]) - aucs[3])
 
 
-def test_delongs_interval_is_about_as_wide_as_the_bootstraps():
+def test_the_interval_of_delong_is_about_as_wide_as_that_of_the_bootstrap():
     labels, (ours, theirs) = scored_rows(1000)
     found = paired.over_rows(labels, ours[None], theirs[None])
     rng = np.random.default_rng(1)
@@ -94,14 +109,14 @@ def test_the_best_possible_auc_is_the_share_of_pairs_in_order():
     assert paired.bayes_auc(p) == pytest.approx(expected)
 
 
-def test_the_best_possible_auc_is_what_the_probabilities_get_on_drawn_labels():
+def test_the_probabilities_reach_the_best_possible_auc_on_drawn_labels():
     rng = np.random.default_rng(0)
     p = rng.random(200_000)
     labels = rng.random(200_000) < p
     assert paired.bayes_auc(p) == pytest.approx(paired.auc(labels, p), abs=0.003)
 
 
-def test_a_factorisation_is_paid_back_by_what_trainings_save():
+def test_a_factorisation_is_paid_back_by_the_seconds_that_trainings_save():
     assert paired.break_even(30, full=12, sampled=2) == 3
     assert paired.break_even(30, full=2, sampled=2) == np.inf
 

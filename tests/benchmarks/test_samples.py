@@ -5,9 +5,12 @@ import types
 import numpy as np
 import pytest
 
-from benchmarks.study_lib import adapter, samples
+from benchmarks.study_lib import samples
 from benchmarks.study_lib.cells import Cell, SkipCell
 from benchmarks.study_lib.compute import Study
+from cadc_jax import configuration
+from cadc_jax.data import prepare
+from cadc_jax.data.readers import registry
 from cadc_jax.data.table import open_table, read_columns, write_columns
 from cadc_jax.runtime.artifacts import Artifact
 
@@ -63,10 +66,12 @@ def test_the_time_of_a_movielens_row_is_that_of_its_rating(tmp_path):
     movielens.write(tmp_path, "100k", u_data=lines, u_user=users, u_item=items)
     config = Study(tmp_path).config(Cell("ml-100k", "popularity"))
     config.data.update(path=str(tmp_path), num_negatives=1)
-    prepared = adapter.prepare(adapter.open_run(config, tmp_path / "work", lambda line: None))
-    table = open_table(prepared.path)
-    train = table.splits["train"]
-    names = read_columns(prepared.path / "vocabularies")
+    folder = tmp_path / "prepared"
+    folder.mkdir()
+    source = registry.open_raw_data("movielens", tmp_path, config.data.to_dict())
+    prepare.write_table(folder, source, configuration.prepare_config(config))
+    table = open_table(folder)
+    train, names = table.splits["train"], read_columns(folder / "vocabularies")
     expected = 100 * names["user"][train["user"] - 1] + names["item"][train["item"] - 1]
     assert len(expected) == len(ratings) - 12  # two of each of the six users are held out
-    np.testing.assert_array_equal(samples.times(config, prepared.path, table), expected)
+    np.testing.assert_array_equal(samples.times(config, folder, table), expected)

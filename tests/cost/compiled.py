@@ -1,4 +1,4 @@
-"""Predicted figures against those of compiled programs, and sizes to predict for."""
+"""Predicted figures against figures of compiled programs, and sizes to predict for."""
 
 import pytest
 
@@ -10,7 +10,7 @@ PAIRS = cost.Sizes("ranking", 10**6, 16_000, 8_000, 640, (2, 0, 3), (3, 0, 2), e
 
 
 def assert_near(pairs):
-    """Checks that predictions are close; those of temporaries only up to a factor of 2."""
+    """Checks that predictions are close; temporaries only up to a factor of 2."""
     for name, tolerance in ((plan.ARGUMENTS, 0.01), (plan.FLOPS, 0.01), (plan.RECEIVED, 0.05)):
         predicted, found = pairs[name]
         assert predicted == pytest.approx(found, rel=tolerance, abs=100), name

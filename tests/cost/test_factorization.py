@@ -10,7 +10,6 @@ from cadc_jax.factorization.sgd import SGDConfig
 from tests.cost.compiled import CLICKS, PAIRS, assert_near
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fixed_side", "devices"), [("gathered", 1), ("gathered", 8), ("sharded", 8)]
 )
@@ -20,7 +19,6 @@ def test_an_als_iteration_is_predicted_as_it_is_compiled(fixed_side, devices):
     assert_near(plan.als_pairs(matrix, ALSConfig(factors=32, fixed_side=fixed_side), devices))
 
 
-@pytest.mark.slow
 def test_exact_solves_are_predicted_as_they_are_compiled():
     matrix = plan.random_interactions(10_000, 2_000, 80_000)
     pairs = plan.als_pairs(matrix, ALSConfig(factors=20, solver="exact"), 2)

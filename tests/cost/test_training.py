@@ -29,7 +29,6 @@ def train(devices=1, limits=None, frozen=frozenset(), model=MODEL, sizes=CLICKS,
     return cost.training("t", model, config, sizes, tables, frozen, devices, limits)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("devices", "frozen", "split"),
     [(1, FROZEN, False), (2, (), True), (8, (), False), (8, FROZEN, True)],
@@ -38,7 +37,6 @@ def test_a_dlrm_step_is_predicted_as_it_is_compiled(devices, frozen, split):
     assert_near(plan.training_pairs(MODEL, TRAIN, CLICKS, frozenset(frozen), devices, split))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "config", "sizes", "devices"),
     [

@@ -32,7 +32,8 @@ def log(names, **more):
 
 
 def events(name, columns, **more):
-    return lambda folder: tabular.open_rows(folder, name, columns, block_bytes=BLOCK, **more)
+    files = tabular.TableFiles(name, **more)
+    return lambda folder: tabular.open_rows(folder, files, columns, BLOCK)
 
 
 GOODS = tabular.ContentFile("goods.csv", dense=["price"], categorical=["kind"])

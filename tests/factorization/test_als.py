@@ -126,7 +126,8 @@ def test_the_objective_falls_at_every_iteration(base, solver, interactions):
 patterns = st.sets(st.tuples(st.integers(0, U - 1), st.integers(0, I - 1)), min_size=1, max_size=60)
 
 
-@settings(deadline=None, max_examples=4)
+@pytest.mark.slow
+@settings(max_examples=4)
 @given(pattern=patterns, dense_row=st.booleans(), repeats=st.integers(1, 3))
 @example(pattern={(2, 3)}, dense_row=False, repeats=1)
 def test_any_pattern_gives_finite_factors_and_a_falling_objective(pattern, dense_row, repeats):

@@ -63,7 +63,7 @@ def test_rows_that_cannot_be_right_are_rejected(arguments, message):
         Interactions.from_rows(*arguments)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     users=st.integers(1, 12),
     items=st.integers(1, 12),

@@ -14,7 +14,7 @@ from cadc_jax.models.embeddings import Content, Inputs
 def content():
     """Two users with one feature of 3 values, and three items with one feature of 3 values.
 
-    The stacked table holds the values of users, 4 values of the context feature, those of items.
+    The stacked table holds 3 values of users, 4 of the context feature and 3 of items.
     """
     return Content(
         user_dense=jnp.array([[0.0], [1.5]]),

@@ -1,7 +1,10 @@
-"""Opening raw files: plain, gzip or Zstandard, with errors that say what to do."""
+"""Opens raw files, plain, gzip or Zstandard, with errors that say what to do.
+
+`read_blocks` yields a text file in blocks of whole lines, so a file of any size fits in memory.
+`pieces` divides a plain text file into parts for several threads or hosts.
+"""
 
 import codecs
-import difflib
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,42 +14,43 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from cadc_jax.errors import DataError
+from cadc_jax.runtime import text as text_lib
 
 HINT = "check `data.path`"
 
 _UTF8_BOM = b"\xef\xbb\xbf"
 _PIECE_BLOCKS = 32  # blocks in a piece
-_COMPRESSION = {b"\x1f\x8b": "gzip", b"\x28\xb5": "zstd"}  # by the first two bytes of a file
+_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5": "zstd"}  # by the first two bytes of a file
 
 
 class Block(NamedTuple):
     """Whole lines of a text file, each with its newline."""
 
-    line: int  # number of the first one, from 1 where the piece begins
+    line: int  # number of the first line, counted from 1 at the start of the piece
     text: bytes
-    consumed: int  # bytes of the file, as it is stored, read since the block before
+    consumed: int  # bytes of the stored file that were read since the previous block
 
 
 class Piece(NamedTuple):
-    """A stretch of a text file: the lines that end in it."""
+    """A part of a text file: the lines that end in it."""
 
-    start: int = 0
-    stop: int | None = None  # None: the end of the file
-    lines_before: Callable[[], int] = lambda: 0  # reads the file up to `start`
+    start: int = 0  # in bytes
+    stop: int | None = None  # in bytes; None: the end of the file
+    lines_before: Callable[[], int] = lambda: 0  # counts the lines before `start`
 
 
 WHOLE = Piece()
 
 
 def open_stream(path: str | Path, hint: str = HINT) -> pa.NativeFile:
-    """Opens a file for reading, as it is stored.
+    """Opens a file and reads it as it is stored.
 
     Args:
       path: the file.
-      hint: what the user can do if it is not there; ends the error's text.
+      hint: what the user can do if the file is missing; the end of the error message.
 
     Raises:
-      DataError: no such file, a folder, an empty file, or one that may not be read.
+      DataError: the file is missing, a folder, empty, or not readable.
     """
     path = Path(path)
     if not path.exists():
@@ -55,41 +59,41 @@ def open_stream(path: str | Path, hint: str = HINT) -> pa.NativeFile:
         raise DataError(f"{path}: a folder where a file is expected; {hint}")
     try:
         if not path.stat().st_size:
-            raise empty(path)
+            raise _empty_error(path)
         return pa.OSFile(str(path))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}); {hint}") from error
 
 
 def pieces(path: str | Path, size: int) -> list[Piece]:
-    """The pieces of a text file, which `read_blocks` tells into the same blocks as the whole file.
+    """Divides a text file into pieces, which have the same blocks as the whole file.
 
-    Only a plain file can be entered in its middle, so that a compressed one is a single piece; so
-    is one that cannot be read, of which `read_blocks` will say why.
+    A compressed file is one piece, because it can only be read from its start. A file that cannot
+    be read is one piece, too: `read_blocks` raises the error.
 
     Args:
       path: the file.
-      size: of blocks.
+      size: bytes of a block, as for `read_blocks`.
     """
     length = size * _PIECE_BLOCKS
     starts = range(0, stored_size([path]), length)
     try:
         with open(path, "rb") as file:
-            plain = file.read(2) not in _COMPRESSION
+            plain = file.read(2) not in _COMPRESSIONS
     except OSError:
         plain = False
     if not plain or len(starts) < 2:
         return [WHOLE]
 
-    @functools.cache  # as every piece may ask for its line
-    def lines_in(start: int) -> int:
+    @functools.cache  # because every later piece asks for it
+    def lines_from(start: int) -> int:
         with open(path, "rb") as file:
             file.seek(start)
             return sum(file.read(size).count(b"\n") for _ in range(_PIECE_BLOCKS))
 
     def piece(start: int) -> Piece:
         stop = None if start == starts[-1] else start + length
-        return Piece(start, stop, lambda: sum(map(lines_in, range(0, start, length))))
+        return Piece(start, stop, lambda: sum(map(lines_from, range(0, start, length))))
 
     return [piece(start) for start in starts]
 
@@ -97,32 +101,33 @@ def pieces(path: str | Path, size: int) -> list[Piece]:
 def read_blocks(
     path: str | Path, size: int, hint: str = HINT, piece: Piece = WHOLE
 ) -> Iterator[Block]:
-    r"""Yields the lines of a text file in blocks, so that it is never whole in memory.
+    r"""Yields the lines of a text file in blocks.
 
     Args:
       path: a text file, plain or compressed. A UTF-8 byte-order mark is dropped, '\r\n' becomes
-        '\n', and the last line gets the newline it may lack.
+        '\n', and the last line gets a newline if it has none.
       size: bytes read at a time; a line may be at most twice as long.
       hint: as for `open_stream`.
-      piece: the part of the file to read, of `pieces` for this size of blocks.
+      piece: the part of the file to read, from `pieces` with the same `size`.
 
     Raises:
-      DataError: as `open_stream`; a binary file; a truncated or damaged compressed file.
+      DataError: as `open_stream`; a binary file; a truncated or damaged compressed file; a line
+        that is too long.
     """
-    line, rest, told = 1, b"", piece.start
-    with open_stream(path, hint) as file, _unpacked(file, path) as stream:
-
-        def consumed() -> int:
-            nonlocal told
-            before, told = told, file.tell()
-            return told - before
+    line, rest, reported = 1, b"", piece.start
+    with open_stream(path, hint) as file, _decompressed(file) as stream:
 
         def read() -> bytes:
             at_end = piece.stop is not None and file.tell() >= piece.stop
             return b"" if at_end else _read(stream, size, path)
 
+        def consumed() -> int:
+            nonlocal reported
+            before, reported = reported, file.tell()
+            return reported - before
+
         if piece.start:
-            rest = _line_before(file, piece.start, 2 * size)
+            rest = _start_of_line(file, piece.start, 2 * size)
         chunk = read()
         if not piece.start:
             _check_text(path, chunk)
@@ -133,7 +138,7 @@ def read_blocks(
                 whole = memoryview(chunk)[:cut]  # a slice of bytes would be one more copy
                 text, rest = b"".join((rest, whole)), chunk[cut:]
                 lines = chunk.count(b"\n")
-                del whole, chunk
+                del whole, chunk  # frees the memory before the caller uses the block
                 yield Block(line, _unix_lines(text), consumed())
                 line += lines
             elif len(rest) < size:
@@ -147,21 +152,40 @@ def read_blocks(
         if rest:
             yield Block(line, _unix_lines(rest + b"\n"), consumed())
         elif line == 1 and not piece.start:
-            raise empty(path)
+            raise _empty_error(path)
+
+
+def read_text(path: str | Path, hint: str = HINT) -> bytes:
+    """Returns a whole text file, in any encoding, with line ends as in `read_blocks`.
+
+    Args:
+      path: a text file, plain or compressed.
+      hint: as for `open_stream`.
+
+    Raises:
+      DataError: as `open_stream`; a file with NUL bytes; a damaged compressed file.
+    """
+    with open_stream(path, hint) as file, _decompressed(file) as stream:
+        text = _read(stream, None, path).removeprefix(_UTF8_BOM)
+    if not text:
+        raise _empty_error(path)
+    if b"\0" in text:
+        raise binary_error(path)
+    return _unix_lines(text if text.endswith(b"\n") else text + b"\n")
 
 
 def stored_size(paths: Iterable[str | Path]) -> int:
-    """Bytes of files as they are stored; those that cannot be looked at count nothing."""
+    """Bytes of the files as they are stored; a missing file counts 0."""
     return sum(os.path.getsize(path) for path in paths if os.path.exists(path))
 
 
 def unchanged_since_now(paths: Sequence[str | Path]) -> Callable[[], None]:
-    """Returns a check that raises DataError if one of the files has changed since this call."""
-    before = [_state(path) for path in paths]
+    """Returns a check that raises DataError if a file has changed since this call."""
+    before = [_size_and_time(path) for path in paths]
 
     def check() -> None:
         for path, state in zip(paths, before, strict=True):
-            if _state(path) != state:
+            if _size_and_time(path) != state:
                 raise DataError(
                     f"{path}: the file changed while it was read; run again when it is whole"
                 )
@@ -169,97 +193,68 @@ def unchanged_since_now(paths: Sequence[str | Path]) -> Callable[[], None]:
     return check
 
 
-def read_text(path: str | Path, hint: str = HINT) -> bytes:
-    """Returns a whole text file, its lines as `read_blocks` yields them.
+def check_columns(path: str | Path, names: Sequence[str], present: Sequence[str]) -> None:
+    """Checks the columns of a file.
 
-    Its encoding is the caller's affair; the errors are those of `open_stream`, and a DataError for
-    a file with NUL bytes or a damaged compressed file.
+    Args:
+      path: the file, for messages.
+      names: columns that the file must have once.
+      present: columns of the file.
+
+    Raises:
+      DataError: a column is missing or occurs more than once.
     """
-    with open_stream(path, hint) as file, _unpacked(file, path) as stream:
-        text = _read(stream, None, path).removeprefix(_UTF8_BOM)
-    if not text:
-        raise empty(path)
-    if b"\0" in text:
-        raise binary(path)
-    return _unix_lines(text if text.endswith(b"\n") else text + b"\n")
+    shown = [repr(name[:40])[1:-1] for name in present]  # a name may contain newlines
+    for name in names:
+        if name not in present:
+            fault = f"no column '{name}'{text_lib.nearest(name, shown)}"
+        elif present.count(name) > 1:
+            fault = f"two columns '{name}'"
+        else:
+            continue
+        raise DataError(f"{path}: {fault}; there are {', '.join(shown)}")
 
 
-def empty(path: str | Path) -> DataError:
-    """Returns the error for a file without any data."""
-    return DataError(f"{path}: the file is empty; get a whole copy of it, or do not name it")
-
-
-def no_rows(path: str | Path) -> DataError:
+def no_rows_error(path: str | Path) -> DataError:
     """Returns the error for a table without rows."""
     return DataError(f"{path}: no rows; {HINT}, or do not name the file")
 
 
-def damaged(path: str | Path, error: OSError) -> DataError:
-    """Returns the error for a compressed file that cannot be unpacked."""
-    return DataError(
-        f"{path}: the compressed file is truncated or damaged ({error}); get a whole copy of it"
-    )
-
-
-def binary(path: str | Path) -> DataError:
+def binary_error(path: str | Path) -> DataError:
     """Returns the error for a file that is not text."""
     return DataError(
         f"{path}: a binary file (or not in UTF-8) where text is expected; name the unpacked text"
     )
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """Returns "; did you mean 'user_id'?" if one of `names` is close to `name`, else ''."""
-    match = difflib.get_close_matches(name, list(names), n=1)
-    return f"; did you mean '{match[0]}'?" if match else ""
+def _empty_error(path: str | Path) -> DataError:
+    return DataError(f"{path}: the file is empty; get a whole copy of it, or do not name it")
 
 
-def check_columns(path: str | Path, names: Sequence[str], present: Sequence[str]) -> None:
-    """Raises DataError unless each of `names` is there once among the columns of a file."""
-    for name in names:
-        if present.count(name) != 1:
-            fault = "two columns" if name in present else "no column"
-            shown = [repr(other[:40])[1:-1] for other in present]  # there may be newlines in it
-            raise DataError(
-                f"{path}: {fault} '{name}'; there are {', '.join(shown)}{nearest(name, shown)}"
-            )
-
-
-def _line_before(file: pa.NativeFile, place: int, longest: int) -> bytes:
-    """What a line that goes on at `place` of a plain file has before it; leaves the file there."""
-    start = max(place - longest, 0)
+def _start_of_line(file: pa.NativeFile, position: int, longest: int) -> bytes:
+    """The part before `position` of the line there; leaves a plain file at `position`."""
+    start = max(position - longest, 0)
     file.seek(start)
-    text = file.read(place - start)
+    text = file.read(position - start)
     if not start:
         text = text.removeprefix(_UTF8_BOM)
     return text[text.rfind(b"\n") + 1 :]
 
 
-def _unpacked(file: pa.NativeFile, path: str | Path) -> pa.NativeFile:
-    """The file's content; its first bytes, not its name, say how it is compressed."""
-    kind = _COMPRESSION.get(file.read(2))
+def _decompressed(file: pa.NativeFile) -> pa.NativeFile:
+    """The content of a file; its first bytes, not its name, say how it is compressed."""
+    compression = _COMPRESSIONS.get(file.read(2))
     file.seek(0)
-    return pa.CompressedInputStream(file, kind) if kind else file
-
-
-def _state(path: str | Path) -> tuple[int, int] | None:
-    """Size and time of change; None for a file that is not there."""
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return None
-    return stat.st_size, stat.st_mtime_ns
+    return pa.CompressedInputStream(file, compression) if compression else file
 
 
 def _read(stream: pa.NativeFile, size: int | None, path: str | Path) -> bytes:
     try:
         return stream.read(size)
     except OSError as error:
-        raise damaged(path, error) from error
-
-
-def _unix_lines(text: bytes) -> bytes:
-    return text.replace(b"\r\n", b"\n") if b"\r" in text else text  # looking first is faster
+        raise DataError(
+            f"{path}: the compressed file is truncated or damaged ({error}); get a whole copy of it"
+        ) from error
 
 
 def _check_text(path: str | Path, head: bytes) -> None:
@@ -267,6 +262,19 @@ def _check_text(path: str | Path, head: bytes) -> None:
     try:
         codecs.getincrementaldecoder("utf-8")().decode(head)
     except UnicodeDecodeError as error:
-        raise binary(path) from error
+        raise binary_error(path) from error
     if b"\0" in head:
-        raise binary(path)
+        raise binary_error(path)
+
+
+def _unix_lines(text: bytes) -> bytes:
+    return text.replace(b"\r\n", b"\n") if b"\r" in text else text  # the test makes it faster
+
+
+def _size_and_time(path: str | Path) -> tuple[int, int] | None:
+    """Size and modification time of a file; None if it is missing."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns

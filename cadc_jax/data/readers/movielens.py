@@ -1,9 +1,9 @@
-"""Reads MovieLens 100K, 1M and 10M in their original files, as GroupLens publishes them.
+"""Reads MovieLens 100K, 1M and 10M from the original files of GroupLens.
 
-Every variant gives the same features under the same names, so that a model can go from one to
-another: of users `age` (the band it falls in, by its lower end: 1, 18, 25, 35, 45, 50 or 56),
-`gender`, `occupation` and `zip` (the first character of the code); of items `year` (of release,
-from the title; NaN if it names none) and the bag `genres`.
+All variants have the same features under the same names, so one configuration fits them all. Users
+have `age` (the lower end of an age band: 1, 18, 25, 35, 45, 50 or 56), `gender`, `occupation` and
+`zip` (the first character of the code). Items have `year` (of release, from the title; NaN if the
+title has none) and the bag `genres`.
 """
 
 import itertools
@@ -31,14 +31,14 @@ _RATINGS = {
     "1m": ("ratings.dat", "ratings.dat.gz", "ratings_no_timestamp.dat.gz"),
     "10m": ("ratings.dat", "ratings.dat.gz"),
 }
-_AGE_BANDS = np.array([1, 18, 25, 35, 45, 50, 56])  # as MovieLens 1M has them
+_AGE_BANDS = np.array([1, 18, 25, 35, 45, 50, 56])  # of MovieLens 1M
 _GENRES_100K = (
     *("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime"),
     *("Documentary", "Drama", "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance"),
     *("Sci-Fi", "Thriller", "War", "Western"),
 )
-_MEND = "mend or remove the row"
-_NO_GENRES = "(no genres listed)"  # how 10M writes an empty list
+_ADVICE = "mend or remove the row"
+_NO_GENRES = "(no genres listed)"  # stands for an empty list in 10M
 _INT, _FLOAT, _TEXT = pa.int64(), pa.float32(), pa.string()
 _VALID = {
     _INT: (re.compile(rb"-?[0-9]{1,18}"), "an integer"),
@@ -48,18 +48,18 @@ _VALID = {
 
 
 def read_movielens(folder: str | Path, variant: str) -> raw.RawTable:
-    """Reads the ratings, the items and, but for 10M, the users.
+    """Reads the ratings, the items and the users; 10M has no users.
 
     Args:
       folder: the folder with the original files: u.data, u.user and u.item (100k), or ratings.dat,
-        users.dat (1m) and movies.dat. The ratings may be ratings.dat.gz, or for 1m
+        users.dat (1m) and movies.dat. Instead of ratings.dat there may be ratings.dat.gz, or for 1m
         ratings_no_timestamp.dat.gz. Ratings of three fields have no timestamp: `timestamp` is then
         None, and these rows cannot be split by time.
       variant: '100k', '1m' or '10m'.
 
     Returns:
-      A table with `user`, `item` int64, `value` the rating, 0.5 to 5, `timestamp` or None, and the
-      content of items and users (10m: no users).
+      A table with `user` and `item` int64, `value` (the rating, 0.5 to 5), `timestamp` or None, and
+      the content of items and users.
 
     Raises:
       ConfigError: another variant.
@@ -87,16 +87,19 @@ def read_movielens(folder: str | Path, variant: str) -> raw.RawTable:
 
 
 def read_users(path: str | Path, variant: str) -> raw.EntityTable:
-    """Reads the users of '100k' (u.user) or of '1m' (users.dat); raises DataError as `read`."""
+    """Reads the users of '100k' (u.user) or '1m' (users.dat).
+
+    Raises:
+      DataError: the file is missing or damaged, or a row is malformed.
+    """
     if variant == "100k":
         names = ("id", "age", "gender", "occupation", "zip")
         types = (_INT, _INT, _TEXT, _TEXT, _TEXT)
     else:
         names = ("id", "gender", "age", "occupation", "zip")
         types = (_INT, _TEXT, _INT, _INT, _TEXT)
-    columns = _read_columns(
-        path, "|" if variant == "100k" else "::", dict(zip(names, types, strict=True))
-    )
+    separator = "|" if variant == "100k" else "::"
+    columns = _read_columns(path, separator, dict(zip(names, types, strict=True)))
     band = np.searchsorted(_AGE_BANDS, _numpy(columns["age"]), side="right") - 1
     return raw.EntityTable(
         ids=_numpy(columns["id"]),
@@ -110,7 +113,11 @@ def read_users(path: str | Path, variant: str) -> raw.EntityTable:
 
 
 def read_items(path: str | Path, variant: str) -> raw.EntityTable:
-    """Reads the items of '100k' (u.item), '1m' or '10m' (movies.dat); raises as `read`."""
+    """Reads the items of '100k' (u.item), '1m' or '10m' (movies.dat).
+
+    Raises:
+      DataError: the file is missing or damaged, or a row is malformed.
+    """
     if variant == "100k":
         types = dict.fromkeys(["id", "title", "release", "video", "url"], _TEXT)
         types |= {"id": _INT} | dict.fromkeys(_GENRES_100K, _INT)
@@ -143,7 +150,7 @@ def _read_ratings(
     if len(outside):
         row = outside[0]
         raise DataError(
-            f"{path}:{row + 1}: rating: {rating[row]:g} is not between 0.5 and 5; {_MEND}"
+            f"{path}:{row + 1}: rating: {rating[row]:g} is not between 0.5 and 5; {_ADVICE}"
         )
     timestamp = _numpy(columns["timestamp"]) if "timestamp" in columns else None
     return _numpy(columns["user"]), _numpy(columns["item"]), rating, timestamp
@@ -152,13 +159,19 @@ def _read_ratings(
 def _read_columns(
     path: str | Path, separator: str, types: Mapping[str, pa.DataType], optional: str = ""
 ) -> dict[str, pa.ChunkedArray]:
-    """Reads a text file without header, in ASCII or Latin-1, where every row has the same fields.
+    """Reads a text file without a header, in ASCII or Latin-1.
 
     Args:
       path: the file.
       separator: '|', '::', or ' ' for any run of spaces and tabs.
-      types: name -> type of every field.
-      optional: the last field, if the whole file may lack it.
+      types: name -> type of each field of a row.
+      optional: the last field, if all rows may lack it.
+
+    Returns:
+      name -> [N] values.
+
+    Raises:
+      DataError: the file is missing or damaged, or a row is malformed.
     """
     text = files.read_text(path, HINT)
     if separator == " ":
@@ -177,12 +190,12 @@ def _read_columns(
         )
     except pa.ArrowInvalid as error:
         fault = _first_fault(text, delimiter.encode(), types) or f": {error}"
-        raise DataError(f"{path}{fault}; {_MEND}") from error
+        raise DataError(f"{path}{fault}; {_ADVICE}") from error
     return dict(zip(types, table.columns, strict=True))
 
 
 def _first_fault(text: bytes, delimiter: bytes, types: Mapping[str, pa.DataType]) -> str:
-    """Returns ':line: what is wrong' for the first malformed line, '' if there is none."""
+    """':line: what is wrong' for the first malformed line, or '' if there is none."""
     for number, line in enumerate(text.split(b"\n"), start=1):
         fields = line.split(delimiter)
         if line and len(fields) != len(types):
@@ -195,6 +208,6 @@ def _first_fault(text: bytes, delimiter: bytes, types: Mapping[str, pa.DataType]
 
 
 def _numpy(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """Returns numbers as they are and text as fixed-width unicode."""
+    """A column in NumPy, text as fixed-width unicode."""
     array = np.asarray(column)
     return array.astype(str) if array.dtype == object else array

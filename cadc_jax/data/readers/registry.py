@@ -1,4 +1,4 @@
-"""Which reader reads a configured source."""
+"""Opens the raw data set that a configuration names, with the reader of its source."""
 
 import dataclasses
 import fnmatch
@@ -16,17 +16,17 @@ T = TypeVar("T", tabular.ColumnNames, tabular.ContentFile)
 
 
 def open_raw_data(reader: str, path: pathlib.Path, settings: Mapping[str, Any]) -> raw.RawData:
-    """A raw data set, to be read in chunks.
+    """Opens a raw data set, to be read in chunks.
 
     Args:
       reader: 'criteo', 'movielens', 'tabular' or 'tfds'.
-      path: the file (criteo; a folder stands for all its files by name, day_2 before day_10) or
-        the folder (others; of prepared data sets, for tfds).
+      path: for criteo a file, or a folder of files (day_2 is read before day_10); for the others
+        the folder of the files, which for tfds is the folder of prepared data sets.
       settings: the section `data` of the configuration.
 
     Raises:
-      ConfigError: if the files that validate and test are not among the files.
-      DataError: if a file is missing, unreadable or malformed.
+      ConfigError: the settings do not fit together, or name files that do not exist.
+      DataError: a file is missing, unreadable or malformed.
     """
     if reader == "criteo":
         paths = raw_files(reader, path, settings)
@@ -34,45 +34,37 @@ def open_raw_data(reader: str, path: pathlib.Path, settings: Mapping[str, Any]) 
         return criteo.open_logs(paths, folds, settings["block_bytes"])
     if reader == "movielens":
         return raw.of_table(movielens.read_movielens(path, settings["variant"]))
+    columns = _filled(tabular.ColumnNames, settings["columns"])
     if reader == "tfds":
         names = {fold: settings[f"{split}_file"] for fold, split in enumerate(SPLITS)}
         return tfds_reader.open_splits(
             settings["tfds_name"],
             {fold: name for fold, name in names.items() if name},
-            _filled(tabular.ColumnNames, settings["columns"]),
+            columns,
             settings["path"] or None,
         )
-    return tabular.open_rows(
-        path,
+    files = tabular.TableFiles(
         settings["train_file"],
-        _filled(tabular.ColumnNames, settings["columns"]),
         validation=settings["validation_file"] or None,
         test=settings["test_file"] or None,
         negatives=settings["negatives_file"] or None,
         users=_content(settings["user_content"]),
         items=_content(settings["item_content"]),
-        block_bytes=settings["block_bytes"],
     )
+    return tabular.open_rows(path, files, columns, settings["block_bytes"])
 
 
 def raw_files(reader: str, path: pathlib.Path, settings: Mapping[str, Any]) -> list[pathlib.Path]:
-    """The raw files, for their reader and for its fingerprint.
+    """Returns the raw files, for the reader and for the fingerprint of the data.
+
+    Args:
+      reader, path, settings: as for `open_raw_data`.
 
     Raises:
-      DataError: if there is none.
+      DataError: a file is missing, or the folder has no files.
     """
     if reader == "tabular":
-        names = [
-            settings[f"{split}_file"] for split in ("train", "validation", "test", "negatives")
-        ]
-        names += [settings["user_content"]["file"], settings["item_content"]["file"]]
-        files = [path / name for name in names if name]
-        missing = [file for file in files if not file.is_file()]
-        if missing:
-            raise DataError(
-                f"{missing[0]}: no such file; set data.path to the folder that holds it"
-            )
-        return files
+        return _table_files(path, settings)
     if reader == "tfds":
         return tfds_reader.stored_files(settings["tfds_name"], settings["path"] or None)
     if path.is_dir():
@@ -88,8 +80,18 @@ def raw_files(reader: str, path: pathlib.Path, settings: Mapping[str, Any]) -> l
     return [path]
 
 
+def _table_files(path: pathlib.Path, settings: Mapping[str, Any]) -> list[pathlib.Path]:
+    names = [settings[f"{use}_file"] for use in ("train", "validation", "test", "negatives")]
+    names += [settings["user_content"]["file"], settings["item_content"]["file"]]
+    files = [path / name for name in names if name]
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise DataError(f"{missing[0]}: no such file; set data.path to the folder that holds it")
+    return files
+
+
 def _folds(paths: Sequence[pathlib.Path], settings: Mapping[str, Any]) -> list[int]:
-    """The split of each file, by the names of those that validate and test."""
+    """The split of each file, by the names of the validation and test files."""
     folds = dict.fromkeys(paths, TRAIN)
     for split, fold in (("validation", VALIDATION), ("test", TEST)):
         pattern = settings[f"{split}_file"]
@@ -104,7 +106,7 @@ def _folds(paths: Sequence[pathlib.Path], settings: Mapping[str, Any]) -> list[i
 
 
 def _natural_order(file: pathlib.Path) -> list:
-    """Sorts day_2 before day_10: numbers in names by value."""
+    """Sort key that puts day_2 before day_10: numbers in names count by value."""
     parts = re.split(r"(\d+)", file.name)
     return [int(part) if part.isdigit() else part for part in parts]
 
@@ -114,7 +116,7 @@ def _content(settings: Mapping[str, Any]) -> tabular.ContentFile | None:
 
 
 def _filled(cls: type[T], settings: Mapping[str, Any]) -> T:
-    """A dataclass of the settings, where empty text means 'none'."""
+    """A dataclass with the values of the settings, in which '' stands for None."""
     optional = {field.name for field in dataclasses.fields(cls) if field.default is None}
     filled: dict[str, Any] = {
         name: None if name in optional and value == "" else value

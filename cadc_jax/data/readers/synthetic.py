@@ -1,14 +1,14 @@
-"""Writes click logs in the format of Criteo, with a planted taste, for runs without any data.
+"""Writes synthetic click logs in the format of Criteo, for runs without real data.
 
-The columns have about the number of values, the long tails and the missing fields of the Criteo
-Kaggle logs (up to a few thousand values each, not millions). Two columns stand for a user and an
-item: `USER` and `ITEM`, which in the real logs, too, are never empty and have many values. A click
-is drawn with probability sigmoid(intercept + content + taste):
+The columns are similar to the Criteo Kaggle logs in their long tails and missing fields, but have
+at most a few thousand values each, not millions. Two columns stand for a user and an item: `USER`
+and `ITEM`. In the real logs, too, they are never empty and have many values. A click is drawn with
+probability sigmoid(intercept + content + taste):
 
-  content: an effect of every value of the short categorical columns, and of every integer's
-    logarithm; the long columns say nothing.
-  taste: <u, v> of the user's and the item's hidden vectors, of rank 8 and falling weight, plus a
-    small bias of each.
+  content: an effect of each value of the short categorical columns, and of the logarithm of each
+    integer. The long columns have no effect.
+  taste: <u, v>, the product of hidden vectors of the user and the item, of rank 8 and with falling
+    weights, plus a small bias of each.
 
 Rows are drawn independently of each other, so nothing changes with time. The intercept makes a
 quarter of the rows clicks.
@@ -28,13 +28,13 @@ ROWS_PER_USER, ROWS_PER_ITEM = 100, 200  # on average
 CLICK_RATE = 0.25
 
 _RANK = 8
-_WEIGHT_FALL = 0.7  # of one dimension of the hidden vectors to the next
+_WEIGHT_RATIO = 0.7  # of each dimension of the hidden vectors to the one before
 _TASTE_SCALE, _BIAS_SCALE, _CONTENT_SCALE = 1.5, 0.2, 1.0  # standard deviations, in logits
-_SHORT = 1000  # columns of fewer values have effects
+_SHORT = 1000  # only columns of fewer values have effects
 
 _MEDIANS = (1, 3, 6, 4, 2500, 30, 3, 8, 40, 0, 1, 0, 4)  # of I1..I13
-_VALUES = (
-    *(1460, 583, 3000, 3000, 305, 24, 0, 633, 3, 3000, 0, 3000, 3000),  # of C1..C26; 0: planted
+_VALUES = (  # of C1..C26; 0: the user and the item
+    *(1460, 583, 3000, 3000, 305, 24, 0, 633, 3, 3000, 0, 3000, 3000),
     *(27, 3000, 3000, 10, 3000, 2000, 4, 3000, 18, 15, 3000, 105, 3000),
 )
 _MISSING_INTEGERS = (0.45, 0, 0.21, 0.22, 0.03, 0.22, 0.04, 0, 0.04, 0.45, 0.04, 0.76, 0.22)
@@ -45,12 +45,12 @@ _MISSING_CATEGORICALS = (
 
 
 class Truth(NamedTuple):
-    """What the rows were drawn from, in their order; no model can predict clicks better.
+    """The distribution that each row was drawn from; no model can predict clicks better.
 
     Attributes:
-      probability: [N] f32 of a click.
-      content: [N] f32, the part of the logit that all columns but the user and the item explain.
-      taste: [N] f32, the part that the user and the item explain.
+      probability: [N] float32 probability of a click.
+      content: [N] float32, the part of the logit from all columns but the user and the item.
+      taste: [N] float32, the part of the logit from the user and the item.
     """
 
     probability: np.ndarray
@@ -59,7 +59,7 @@ class Truth(NamedTuple):
 
 
 def write_criteo(path: str | Path, rows: int, seed: int) -> Truth:
-    """Writes a log of `rows` rows, which are a function of (rows, seed), and returns its truth."""
+    """Writes a log, which depends only on `rows` and `seed`, and returns its truth."""
     table, truth = _draw(rows, seed)
     layout = csv.WriteOptions(include_header=False, delimiter="\t", quoting_style="none")
     csv.write_csv(table, path, layout)
@@ -67,7 +67,7 @@ def write_criteo(path: str | Path, rows: int, seed: int) -> Truth:
 
 
 def criteo_truth(rows: int, seed: int) -> Truth:
-    """Returns the truth of the log that `write_criteo` writes, without writing it."""
+    """Returns the truth of the log that `write_criteo` would write."""
     return _draw(rows, seed)[1]
 
 
@@ -75,9 +75,9 @@ def _draw(rows: int, seed: int) -> tuple[pa.Table, Truth]:
     rng = np.random.default_rng([rows, seed])
     user = _long_tailed(rng, rows, max(rows // ROWS_PER_USER, 2), exponent=0.5)
     item = _long_tailed(rng, rows, max(rows // ROWS_PER_ITEM, 2), exponent=0.7)
-    integers, effect_of_integers = _draw_integers(rng, rows)
-    categoricals, effect_of_categoricals = _draw_categoricals(rng, user, item)
-    content = _scaled(0.6 * _scaled(effect_of_integers) + 0.8 * _scaled(effect_of_categoricals))
+    integers, integer_effect = _draw_integers(rng, rows)
+    categoricals, categorical_effect = _draw_categoricals(rng, user, item)
+    content = _scaled(0.6 * _scaled(integer_effect) + 0.8 * _scaled(categorical_effect))
     content *= _CONTENT_SCALE
     taste = _draw_taste(rng, user, item)
     logit = content + taste
@@ -88,14 +88,14 @@ def _draw(rows: int, seed: int) -> tuple[pa.Table, Truth]:
 
 
 def _draw_integers(rng: np.random.Generator, rows: int) -> tuple[list[pa.Array], np.ndarray]:
-    """Returns I1..I13, null where missing, of log-normal tails, and their joint effect [N]."""
+    """Draws I1..I13, log-normal and null where missing; returns them and their joint effect [N]."""
     columns, effect = [], np.zeros(rows)
     for name, median, missing in zip(criteo.DENSE, _MEDIANS, _MISSING_INTEGERS, strict=True):
         size = np.log1p(median) + rng.standard_normal(rows)
         values = np.maximum(np.expm1(size), 0).astype(np.int64)
         absent = rng.random(rows) < missing
         effect += rng.standard_normal() * np.where(absent, 0, np.log1p(values) - np.log1p(median))
-        values -= name == "I2"  # whose least value is -1 in the real logs
+        values -= name == "I2"  # its least value in the real logs is -1
         columns.append(pa.array(values, mask=absent))
     return columns, effect
 
@@ -103,13 +103,17 @@ def _draw_integers(rng: np.random.Generator, rows: int) -> tuple[list[pa.Array],
 def _draw_categoricals(
     rng: np.random.Generator, user: np.ndarray, item: np.ndarray
 ) -> tuple[list[pa.Array], np.ndarray]:
-    """Returns C1..C26, null where missing, and the joint effect [N] of those that have one."""
+    """Draws the other categorical columns.
+
+    Returns:
+      C1..C26, null where missing; and the joint effect [N] of the short columns.
+    """
     rows = len(user)
     columns, effect = [], np.zeros(rows)
-    planted = {USER: user, ITEM: item}
+    drawn = {USER: user, ITEM: item}
     for column, name in enumerate(criteo.CATEGORICAL):
-        if name in planted:
-            values, absent = planted[name], np.zeros(rows, bool)
+        if name in drawn:
+            values, absent = drawn[name], np.zeros(rows, bool)
         else:
             values = _long_tailed(rng, rows, _VALUES[column], exponent=1.0)
             absent = rng.random(rows) < _MISSING_CATEGORICALS[column]
@@ -122,8 +126,8 @@ def _draw_categoricals(
 
 
 def _draw_taste(rng: np.random.Generator, user: np.ndarray, item: np.ndarray) -> np.ndarray:
-    """Returns [N] the logit that the hidden vectors and biases of user and item give each row."""
-    weights = _WEIGHT_FALL ** np.arange(_RANK)
+    """Draws hidden vectors and biases of users and items; returns the logit [N] they give a row."""
+    weights = _WEIGHT_RATIO ** np.arange(_RANK)
     users = rng.standard_normal((user.max() + 1, _RANK)) * weights
     items = rng.standard_normal((item.max() + 1, _RANK))
     user_bias, item_bias = rng.standard_normal(len(users)), rng.standard_normal(len(items))
@@ -138,7 +142,7 @@ def _long_tailed(rng: np.random.Generator, rows: int, values: int, exponent: flo
 
 
 def _hash(numbers: np.ndarray) -> np.ndarray:
-    """Returns eight hexadecimal digits for each number, all different (MurmurHash3's finaliser)."""
+    """Eight hexadecimal digits for each number, all different (the finaliser of MurmurHash3)."""
     mixed: np.ndarray = numbers.astype(np.uint32)
     for multiplier, shift in ((0x85EBCA6B, 16), (0xC2B2AE35, 13)):
         mixed = (mixed ^ (mixed >> shift)) * np.uint32(multiplier)
@@ -151,7 +155,7 @@ def _scaled(values: np.ndarray) -> np.ndarray:
 
 
 def _intercept(logit: np.ndarray) -> float:
-    """Returns what to add to the logits to make their mean probability the click rate."""
+    """The intercept [] for which the mean probability of a click is `CLICK_RATE`."""
     intercept = 0.0
     for _ in range(20):  # Newton's method
         probability = _sigmoid(logit + intercept)

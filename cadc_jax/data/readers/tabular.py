@@ -1,11 +1,13 @@
-"""Reads any CSV, TSV or Parquet file whose columns one can name.
+"""Reads CSV, TSV and Parquet files whose columns are known by name.
 
     columns = tabular.ColumnNames(user="user_id", item="item_id", timestamp="time")
     table = tabular.read_rows("data", "ratings.csv", columns)
 
 Identifiers and categorical values may be numbers or text. A column is int64 if every value of it,
-in every file that has it, is written as a plain integer (no leading zeros, at most 18 digits, and
-not -1, which stands for a missing one); otherwise it is text.
+in every file that has the column, is written as a plain integer (no leading zeros, at most 18
+digits, and not -1, which stands for a missing value). Otherwise it is text.
+
+`tabular_text` and `tabular_parquet` split files into rows, and `tabular_rows` converts the values.
 """
 
 import dataclasses
@@ -28,7 +30,7 @@ from cadc_jax.errors import ConfigError, DataError
 
 @dataclasses.dataclass(frozen=True)
 class ColumnNames:
-    """What the columns of the files of rows are called.
+    """Names of the columns in the files of rows.
 
     Attributes:
       user: the column of user ids, or None.
@@ -36,10 +38,10 @@ class ColumnNames:
       label: a column of 0 and 1 (clicks), or None: every row is a positive.
       value: the strength of the interaction (rating, count), or None: all are 1.
       timestamp: seconds, or None. Parquet timestamps are converted to seconds since 1970.
-      dense: columns of numbers, features of the row. Empty is missing.
-      categorical: columns of numbers or text, features of the row. Empty is missing.
+      dense: columns of numbers, features of the row. An empty field is missing.
+      categorical: columns of numbers or text, features of the row. An empty field is missing.
       separator: of text files; '' is a tab for names like x.tsv and x.tsv.gz, else a comma.
-      header: the names of all columns, for text files whose first row is data already.
+      header: names of all columns, for text files without a header.
     """
 
     user: str | None = None
@@ -55,16 +57,16 @@ class ColumnNames:
 
 @dataclasses.dataclass(frozen=True)
 class ContentFile:
-    """A file that describes the users, or the items: one row each.
+    """A file that describes users or items, one row for each.
 
     Attributes:
       file: its path, relative to the folder of the data.
       format: 'table', a CSV, TSV or Parquet file that the other attributes describe; or
         'movielens_1m', the users.dat or movies.dat of MovieLens 1M, which needs none of them.
-      id: the column of ids, as they stand in the rows.
+      id: the column of ids, the same as in the rows.
       dense, categorical: as in `ColumnNames`.
-      bags: columns of text that hold a set of values, such as 'Comedy|Drama'; of items only.
-      title: the column of what a person calls the user or item, or None.
+      bags: columns of text with a set of values, such as 'Comedy|Drama'; only for items.
+      title: the column of names for people to read, or None.
       separator, header: as in `ColumnNames`.
     """
 
@@ -79,37 +81,58 @@ class ContentFile:
     header: Sequence[str] = ()
 
 
+@dataclasses.dataclass(frozen=True)
+class TableFiles:
+    """The files of a data set, with paths relative to its folder.
+
+    Attributes:
+      train: the file of rows, or several files, which are read one after the other.
+      validation: a file of validation rows, or None. If this or `test` is given, the data brings
+        its own split (`fold`).
+      test: a file of test rows, or None.
+      negatives: a file with a header, or None. Its first column is a user id; the others are ids of
+        the items to rank against the items of the user's test rows.
+      users: the content of the users, or None.
+      items: the content of the items, or None.
+    """
+
+    train: str | Sequence[str]
+    validation: str | None = None
+    test: str | None = None
+    negatives: str | None = None
+    users: ContentFile | None = None
+    items: ContentFile | None = None
+
+    @property
+    def row_files(self) -> list[tuple[str, int]]:
+        """(file, TRAIN, VALIDATION or TEST) of each file of rows, in this order."""
+        train = [self.train] if isinstance(self.train, str) else self.train
+        files = [(file, raw.TRAIN) for file in train]
+        others = ((self.validation, raw.VALIDATION), (self.test, raw.TEST))
+        return files + [(file, fold) for file, fold in others if file]
+
+    @property
+    def other_files(self) -> list[str]:
+        """The files of negatives and content."""
+        content = [entity.file for entity in (self.users, self.items) if entity]
+        return [self.negatives, *content] if self.negatives else content
+
+
 def open_rows(
-    folder: str | Path,
-    train: str | Sequence[str],
-    columns: ColumnNames,
-    *,
-    validation: str | None = None,
-    test: str | None = None,
-    negatives: str | None = None,
-    users: ContentFile | None = None,
-    items: ContentFile | None = None,
-    block_bytes: int = 1 << 23,
+    folder: str | Path, table_files: TableFiles, columns: ColumnNames, block_bytes: int = 1 << 23
 ) -> raw.RawData:
-    """Rows by their columns, with the split, the negatives and the content they may bring.
+    """Opens a data set of table files.
 
     A row is malformed if it has too few or too many fields; if an id, a label, a value or a
     timestamp is missing or of the wrong kind; if an id or a categorical value is longer than 1,000
     characters or has a NUL character in it; or if it is not in UTF-8. It is left out, and
-    `report.malformed` counts it. Blank lines are passed over.
+    `report.malformed` counts it. Blank lines are skipped.
 
     Args:
-      folder: where the files are.
-      train: the file of rows, or several, one after the other.
-      columns: what is in them.
-      validation: a file of validation rows, with the same columns. If it or `test` is given the
-        data brings its own split (`fold`); otherwise it is left to the caller.
-      test: a file of test rows, likewise.
-      negatives: a file with a header, whose first column is a user id and the others are ids of
-        items: those to rank the item of this user's test rows against.
-      users: the content of the users.
-      items: the content of the items.
-      block_bytes: text decoded at a time. Of a Parquet file it is a row group.
+      folder: the folder of the files.
+      table_files: the files.
+      columns: the columns of the files of rows.
+      block_bytes: text decoded at a time. Parquet files are decoded by row groups.
 
     Returns:
       Chunks of the train, validation and test rows, in this order. Content and negatives are in
@@ -121,36 +144,31 @@ def open_rows(
       DataError: a file is missing, empty or unreadable, or has no rows; a column is missing; a row
         of the content or the negatives is malformed; a test user has no negatives.
     """
-    if negatives and not (test and columns.user and columns.item):
-        raise ConfigError("evaluation negatives need a test file, a user and an item column")
-    if (users and not columns.user) or (items and not columns.item):
-        raise ConfigError("content of users (items) needs a user (an item) column in the rows")
+    _check_arguments(table_files, columns)
     folder = Path(folder)
-    paths = [folder / name for name in ([train] if isinstance(train, str) else train)]
-    folds: list[int | None] = [raw.TRAIN] * len(paths)
-    for name, fold in ((validation, raw.VALIDATION), (test, raw.TEST)):
-        if name:
-            paths.append(folder / name)
-            folds.append(fold)
-    others = [negatives, users and users.file, items and items.file]
-    confirm = files.unchanged_since_now(paths + [folder / name for name in others if name])
-
+    paths = [folder / file for file, _ in table_files.row_files]
+    confirm = files.unchanged_since_now(paths + [folder / file for file in table_files.other_files])
     plain = (columns.user, columns.item, columns.label, columns.value, columns.timestamp)
     names = [name for name in (*plain, *columns.dense, *columns.categorical) if name]
     opened = [_open(path, columns, list(dict.fromkeys(names))) for path in paths]
     fields = _row_fields(columns, opened)
-    folds = folds if validation or test else [None] * len(paths)
+    own_split = table_files.validation or table_files.test
     parts = [
-        functools.partial(_tasks, file, fields, fold, block_bytes)
-        for file, fold in zip(opened, folds, strict=True)
+        functools.partial(_tasks, file, fields, fold if own_split else None, block_bytes)
+        for file, (_, fold) in zip(opened, table_files.row_files, strict=True)
     ]
+    users = _read_content(folder, table_files.users, movielens.read_users)
+    items = _read_content(folder, table_files.items, movielens.read_items)
+    negatives = None
+    if table_files.negatives:  # the last part is the test file
+        negatives = _read_negatives(folder / table_files.negatives, columns, parts[-1]())
     return raw.RawData(
         ", ".join(map(str, paths)),
         parts,
         files.stored_size(paths),
-        users=_read_content(folder, users, movielens.read_users),
-        items=_read_content(folder, items, movielens.read_items),
-        negatives=_read_negatives(folder / negatives, columns, parts[-1]()) if negatives else None,
+        users=users,
+        items=items,
+        negatives=negatives,
         confirm=confirm,
         sizes=[files.stored_size([path]) for path in paths],
     )
@@ -164,12 +182,13 @@ def read_rows(
     max_malformed: float = 0.0,
     **more: Any,
 ) -> raw.RawTable:
-    """Reads `open_rows` into memory.
+    """Reads a data set of table files into memory.
 
     Args:
-      folder, train, columns: as of `open_rows`.
-      max_malformed: the largest share of malformed rows to put up with, in [0, 1].
-      **more: what else `open_rows` takes.
+      folder, columns: as for `open_rows`.
+      train: as in `TableFiles`.
+      max_malformed: the largest share of malformed rows to leave out, in [0, 1].
+      **more: other attributes of `TableFiles`.
 
     Returns:
       A table in which the ids of users, or items, have one type in rows, negatives and content.
@@ -177,9 +196,10 @@ def read_rows(
     Raises:
       ConfigError, DataError: as `open_rows`; too many rows are malformed.
     """
-    table = raw.collect(open_rows(folder, train, columns, **more), max_malformed)
-    user, user_ids = _one_kind(table.user, table.users.ids if table.users else None)
-    item, item_ids, negatives = _one_kind(
+    source = open_rows(folder, TableFiles(train, **more), columns)
+    table = raw.collect(source, max_malformed)
+    user, user_ids = _in_one_type(table.user, table.users.ids if table.users else None)
+    item, item_ids, negatives = _in_one_type(
         table.item, table.items.ids if table.items else None, table.negatives
     )
     return dataclasses.replace(
@@ -192,11 +212,18 @@ def read_rows(
     )
 
 
-# ColumnNames of rows and of content.
+def _check_arguments(table_files: TableFiles, columns: ColumnNames) -> None:
+    if table_files.negatives and not (table_files.test and columns.user and columns.item):
+        raise ConfigError("evaluation negatives need a test file, a user and an item column")
+    if (table_files.users and not columns.user) or (table_files.items and not columns.item):
+        raise ConfigError("content of users (items) needs a user (an item) column in the rows")
+
+
+# Fields of rows and of content.
 
 
 def _row_fields(columns: ColumnNames, opened: Sequence[TextFile | ParquetFile]) -> list[Field]:
-    """The fields of a row; ids and categorical values have one type in all files."""
+    """The fields of a row. Ids and categorical values get one type in all files."""
 
     def kind(name: str) -> pa.DataType:
         types = [file.types[name] for file in opened]
@@ -219,7 +246,7 @@ def _row_fields(columns: ColumnNames, opened: Sequence[TextFile | ParquetFile]) 
     ]
     fields += _features(columns, kind)
     if not fields:
-        raise ConfigError("no column is named: name those of the users, the items or the features")
+        raise ConfigError("no column is named: name the columns of users, items or features")
     return fields
 
 
@@ -234,13 +261,13 @@ def _features(
     return fields
 
 
-# Files, and the chunks of their rows.
+# Files and their rows.
 
 
 def _open(
     path: Path, columns: ColumnNames | ContentFile, names: Sequence[str] | None = None
 ) -> TextFile | ParquetFile:
-    """Checks a file for the columns of these names (all if None), and for rows."""
+    """Opens a file, and checks that it has rows and these columns (None: any)."""
     if path.suffix == ".parquet":
         return tabular_parquet.open_file(path, names)
     return tabular_text.open_file(path, columns.separator, columns.header, names)
@@ -249,24 +276,24 @@ def _open(
 def _tasks(
     file: TextFile | ParquetFile, fields: Sequence[Field], fold: int | None, block_bytes: int
 ) -> Iterator[raw.Task]:
-    """The rows of a file, of which all belong to `fold` if it is given."""
+    """The tasks of a file; all its rows belong to `fold`, unless it is None."""
     if isinstance(file, ParquetFile):
-        pieces = tabular_parquet.read_parquet_rows(file)
+        blocks = tabular_parquet.read_parquet_rows(file)
     else:
-        pieces = tabular_text.read_text_rows(file, block_bytes)
+        blocks = tabular_text.read_text_rows(file, block_bytes)
 
-    def decode(tell: Callable[[], tabular_rows.FileRows]) -> raw.Chunk:
-        return tabular_rows.chunk(file.path, tell(), fields, fold)
+    def decode(parse: Callable[[], tabular_rows.FileRows]) -> raw.Chunk:
+        return tabular_rows.chunk(file.path, parse(), fields, fold)
 
-    for consumed, tell in pieces:
-        yield raw.Task(consumed, functools.partial(decode, tell))
+    for consumed, parse in blocks:
+        yield raw.Task(consumed, functools.partial(decode, parse))
 
 
-# Content and negatives, which are small.
+# Content and negatives, which are small enough for memory.
 
 
 def _read_whole(file: TextFile | ParquetFile, fields: Sequence[Field]) -> pa.Table:
-    """All rows; raises DataError if one is malformed."""
+    """All rows of a file; raises DataError if one is malformed."""
     parts = [task.decode() for task in _tasks(file, fields, None, tabular_text.HEAD_BYTES)]
     report = raw.total([part.report for part in parts])
     if report.malformed:
@@ -289,7 +316,7 @@ def _read_content(
             f"content format '{content.format}' of {content.file}: it must be 'table' or "
             "'movielens_1m'"
         )
-    fields = [Field(content.id, "id", _ids), *_features(content)]
+    fields = [Field(content.id, "id", _as_ids), *_features(content)]
     fields += [Field(name, f"bag.{name}", tabular_rows.as_coded) for name in content.bags]
     if content.title:
         fields.append(Field(content.title, "title", tabular_rows.as_coded))
@@ -310,31 +337,28 @@ def _read_content(
 def _read_negatives(path: Path, columns: ColumnNames, test: Iterator[raw.Task]) -> np.ndarray:
     """The negatives of each test row: [number of TEST rows, K] raw item ids."""
     file = _open(path, dataclasses.replace(columns, header=()))
-    users, *items = file.types
-    if not items:
-        raise DataError(f"{path}: no column of items; it has only '{users}'")
-    table = _read_whole(file, [Field(name, name, _ids) for name in file.types])
-    texts = [part for name in items for part in _texts(table[name]).chunks]
-    item = raw.raw_values(pa.chunked_array(texts)).reshape(len(items), -1)
-    wanted = pa.concat_tables([task.decode().rows.select(["user"]) for task in test])
-    return item[
-        :,
-        _rows_of(
-            np.asarray(_texts(table[users]), str), np.asarray(_texts(wanted["user"]), str), path
-        ),
-    ].T
+    user_column, *item_columns = file.types
+    if not item_columns:
+        raise DataError(f"{path}: no column of items; it has only '{user_column}'")
+    table = _read_whole(file, [Field(name, name, _as_ids) for name in file.types])
+    texts = [part for name in item_columns for part in _texts(table[name]).chunks]
+    items = raw.raw_values(pa.chunked_array(texts)).reshape(len(item_columns), -1)  # [K, users]
+    test_rows = pa.concat_tables([task.decode().rows.select(["user"]) for task in test])
+    users = np.asarray(_texts(table[user_column]), str)
+    test_users = np.asarray(_texts(test_rows["user"]), str)
+    return items[:, _indices_of(test_users, users, path)].T
 
 
-_ids = functools.partial(tabular_rows.as_coded, required=True)
+_as_ids = functools.partial(tabular_rows.as_coded, required=True)
 
 
 def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A coded column as text [N]."""
+    """A dictionary-encoded column [N] as plain text."""
     return pc.cast(pc.cast(column, column.type.value_type), pa.string())
 
 
-def _one_kind(*columns: np.ndarray | None) -> list[np.ndarray | None]:
-    """Raw values as text, if some of them are."""
+def _in_one_type(*columns: np.ndarray | None) -> list[np.ndarray | None]:
+    """Columns of raw values, all as text if one of them is text."""
     if all(column is None or column.dtype.kind != "U" for column in columns):
         return list(columns)
     return [column if column is None else column.astype(str) for column in columns]
@@ -344,16 +368,16 @@ def _with_ids(content: raw.EntityTable | None, ids: np.ndarray | None) -> raw.En
     return content if content is None or ids is None else dataclasses.replace(content, ids=ids)
 
 
-def _rows_of(ids: np.ndarray, wanted: np.ndarray, path: Path) -> np.ndarray:
-    """Returns where in `ids` each wanted id is; raises DataError if it is there never or twice."""
-    order = np.argsort(ids, kind="stable")
-    ordered = ids[order]
-    first = np.searchsorted(ordered, wanted, side="left")
-    found = np.searchsorted(ordered, wanted, side="right") - first
+def _indices_of(test_users: np.ndarray, users: np.ndarray, path: Path) -> np.ndarray:
+    """Index in `users` of each test user; raises DataError unless it occurs there exactly once."""
+    order = np.argsort(users, kind="stable")
+    ordered = users[order]
+    first = np.searchsorted(ordered, test_users, side="left")
+    found = np.searchsorted(ordered, test_users, side="right") - first
     if (found != 1).any():
         row = int(np.argmax(found != 1))
         raise DataError(
-            f"{path}: user {wanted[row]} of the test rows has {found[row]} rows of negatives; it "
-            "must have one"
+            f"{path}: user {test_users[row]} of the test rows has {found[row]} rows of negatives; "
+            "it must have one"
         )
     return order[first]

@@ -1,4 +1,8 @@
-"""Rows of a table file as they stand in it, and what becomes of their columns."""
+"""Converts the columns of a table file to the columns of a chunk, and finds malformed values.
+
+A file's parser yields `FileRows`. `chunk` converts them field by field with one of the functions
+`as_...`, each of which returns the converted column and the faults of its values.
+"""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -13,53 +17,55 @@ from cadc_jax.data import raw
 from cadc_jax.errors import DataError
 
 EXAMPLES = 5  # malformed rows quoted in the report of a chunk
+
+# Characters of an id or categorical value. A vocabulary stores all values as wide as its longest.
+_MAX_LENGTH = 1_000
 _TEXT = pa.string()
-_LONGEST = (
-    1_000  # characters of an id or categorical value: vocabularies are as wide as their widest
-)
 
 
 class FileRows(NamedTuple):
-    """Rows of a file as they stand in it."""
+    """Rows of a file before conversion."""
 
     table: pa.Table
-    where: str  # what goes before the number of a row to tell its place
-    number: Callable[[int], int]  # of the row in the file, by its place in the table
-    malformed: int = 0  # rows that could not even be told into columns
-    examples: Sequence[tuple[int, str]] = ()  # their numbers and faults, the first few
+    where: str  # precedes the number of a row in messages
+    number: Callable[[int], int]  # index of a row in `table` -> its number in the file
+    malformed: int = 0  # rows that could not be split into the columns; not in `table`
+    examples: Sequence[tuple[int, str]] = ()  # number and fault of the first of these rows
 
 
 class _Fault(NamedTuple):
-    """What is wrong with some values of a column."""
+    """A fault of some values of a column."""
 
-    rows: np.ndarray  # [N] bool, where it is
-    what: str  # a template for `format`, which gets the value
+    rows: np.ndarray  # [N] bool: which values have it
+    template: str  # for `str.format`, which gets the value
 
 
 Convert = Callable[[pa.Array], tuple[pa.Array, list[_Fault]]]
 
 
 class Field(NamedTuple):
-    """A column of a file, and what becomes of it."""
+    """A column of a file and its conversion."""
 
-    name: str
-    key: str  # its name in a chunk
+    name: str  # in the file
+    key: str  # name of the column in a chunk
     convert: Convert
 
 
 def chunk(path: Path, rows: FileRows, fields: Sequence[Field], fold: int | None) -> raw.Chunk:
-    """Converts the columns, and leaves out rows of which a value is bad."""
+    """Converts the rows, and leaves out those with a malformed value.
+
+    Args:
+      path: the file, for messages.
+      rows: rows of the file.
+      fields: the columns to convert.
+      fold: TRAIN, VALIDATION or TEST for all rows, or None for a chunk without folds.
+
+    Raises:
+      DataError: a column has a type that cannot be converted.
+    """
     columns, faults = {}, []
     for field in fields:
-        try:
-            columns[field.key], found = field.convert(rows.table[field.name].combine_chunks())
-        except pa.ArrowNotImplementedError as error:
-            kind = rows.table[field.name].type
-            what = field.key.split("/")[0]
-            raise DataError(
-                f"{path}: column '{field.name}' holds {kind}, which cannot be read as {what}; "
-                "convert it or name another"
-            ) from error
+        columns[field.key], found = _convert(path, rows.table[field.name], field)
         faults += [(field.name, fault) for fault in found if fault.rows.any()]
     examples, malformed = list(rows.examples), rows.malformed
     if faults:
@@ -67,75 +73,118 @@ def chunk(path: Path, rows: FileRows, fields: Sequence[Field], fold: int | None)
         malformed += int(np.count_nonzero(bad))
         for row in np.flatnonzero(bad)[:EXAMPLES].tolist():
             name, fault = next((name, fault) for name, fault in faults if fault.rows[row])
-            value = rows.table[name][row].as_py()
-            value = value[:40] if isinstance(value, str | bytes) else value
-            examples.append((rows.number(row), f"{name}: {fault.what.format(value)}"))
+            examples.append((rows.number(row), _describe(name, fault, rows.table[name][row])))
         good = pa.array(~bad)
-        columns = {key: _only(column, good) for key, column in columns.items()}
+        columns = {key: _filter(column, good) for key, column in columns.items()}
     table = pa.table(columns)
     if fold is not None:
         table = table.append_column("fold", pa.array(np.full(len(table), fold, np.int8)))
-    quoted = [f"{rows.where}{number}: {what}" for number, what in sorted(examples)[:EXAMPLES]]
+    quoted = [f"{rows.where}{number}: {fault}" for number, fault in sorted(examples)[:EXAMPLES]]
     return raw.Chunk(table, raw.ReadReport(len(table), malformed=malformed, examples=tuple(quoted)))
 
 
-def _only(column: pa.Array, good: pa.Array) -> pa.Array:
+def _convert(path: Path, column: pa.ChunkedArray, field: Field) -> tuple[pa.Array, list[_Fault]]:
+    try:
+        return field.convert(column.combine_chunks())
+    except pa.ArrowNotImplementedError as error:
+        raise DataError(
+            f"{path}: column '{field.name}' holds {column.type}, which cannot be read as "
+            f"{field.key.split('/')[0]}; convert it or name another"
+        ) from error
+
+
+def _describe(name: str, fault: _Fault, value: pa.Scalar) -> str:
+    """Describes the fault of a value in column `name`."""
+    value = value.as_py()
+    shown = value[:40] if isinstance(value, str | bytes) else value
+    return f"{name}: {fault.template.format(shown)}"
+
+
+def _filter(column: pa.Array, good: pa.Array) -> pa.Array:
     column = column.filter(good)
-    # Coded anew, as what is bad must not stay among the distinct values.
+    # Encoded again, because the dictionary must not keep malformed values.
     return raw.coded(column) if pa.types.is_dictionary(column.type) else column
 
 
 def fits_int64(kind: pa.DataType) -> bool:
-    """Whether every value of a type is one of int64."""
+    """Whether int64 has every value of a type."""
     return pa.types.is_integer(kind) and kind != pa.uint64()
 
 
 def as_coded(
     column: pa.Array, kind: pa.DataType = _TEXT, required: bool = False
 ) -> tuple[pa.DictionaryArray, list[_Fault]]:
-    """Ids or categorical values [N], as `raw.coded` has them, of type `kind`."""
+    """Converts ids or categorical values.
+
+    Args:
+      column: [N] numbers, text or bytes.
+      kind: int64 or string.
+      required: whether a missing value is a fault.
+
+    Returns:
+      [N], dictionary-encoded as by `raw.coded`; and the faults.
+    """
     if pa.types.is_floating(column.type):
         column = pc.if_else(pc.is_nan(column), None, column)
     values = _cast(column, kind)
-    faults = [_Fault(_lost(column, values), "{!r} is not text in UTF-8")]
+    faults = [_Fault(_not_converted(column, values), "{!r} is not text in UTF-8")]
     if required:
         faults.append(_Fault(_missing(values), "the value is missing"))
     coded = raw.coded(values)
-    if kind == _TEXT:  # looked at once a distinct value
+    if kind == _TEXT:  # checked once per distinct value
         texts, codes = coded.dictionary, coded.indices.to_numpy()
-        long = pc.greater(pc.utf8_length(texts), _LONGEST)
-        nul = pc.match_substring(texts, "\0")
-        for bad, what in (
-            (long, f"{{!r}}.. is longer than {_LONGEST:,} characters"),
-            (nul, "{!r} has a NUL character in it"),
+        too_long = pc.greater(pc.utf8_length(texts), _MAX_LENGTH)
+        has_nul = pc.match_substring(texts, "\0")
+        for bad, template in (
+            (too_long, f"{{!r}}.. is longer than {_MAX_LENGTH:,} characters"),
+            (has_nul, "{!r} has a NUL character in it"),
         ):
-            faults.append(_Fault(bad.to_numpy(zero_copy_only=False)[codes], what))
+            faults.append(_Fault(bad.to_numpy(zero_copy_only=False)[codes], template))
     return coded, faults
 
 
-def _numbers(
+def _as_numbers(
     column: pa.Array, good: Callable[[np.ndarray], np.ndarray], meaning: str, required: bool
 ) -> tuple[pa.Array, list[_Fault]]:
-    """Numbers [N] f32, NaN where the value is missing, of which all have to be `good`."""
+    """Converts numbers.
+
+    Args:
+      column: [N] numbers or text.
+      good: [N] float32 -> [N] bool: which values are valid.
+      meaning: describes valid values, for messages.
+      required: whether a missing value is a fault.
+
+    Returns:
+      [N] float32, NaN where the value is missing or no number; and the faults.
+    """
     numbers = _cast(column, pa.float32())
     values = pc.fill_null(numbers, np.nan).to_numpy()
     faults = [_Fault(_missing(column), "the value is missing")] if required else []
-    faults.append(_Fault(_lost(column, numbers), "{!r} is not a number"))
+    faults.append(_Fault(_not_converted(column, numbers), "{!r} is not a number"))
     faults.append(_Fault(~good(values), f"{{}} is not {meaning}"))
     return pa.array(values), faults
 
 
 as_labels = functools.partial(
-    _numbers, good=lambda values: (values == 0) | (values == 1), meaning="0 or 1", required=True
+    _as_numbers, good=lambda values: (values == 0) | (values == 1), meaning="0 or 1", required=True
 )
-as_values = functools.partial(_numbers, good=np.isfinite, meaning="a finite number", required=True)
+as_values = functools.partial(
+    _as_numbers, good=np.isfinite, meaning="a finite number", required=True
+)
 as_dense = functools.partial(
-    _numbers, good=lambda values: ~np.isinf(values), meaning="a finite number", required=False
+    _as_numbers, good=lambda values: ~np.isinf(values), meaning="a finite number", required=False
 )
 
 
 def as_seconds(column: pa.Array) -> tuple[pa.Array, list[_Fault]]:
-    """Seconds [N] i64, of integers, of times, or of numbers like 1.5e9."""
+    """Converts timestamps.
+
+    Args:
+      column: [N] Arrow times, numbers, or text such as '1500000000' or '1.5e9'.
+
+    Returns:
+      [N] int64 seconds; and the faults.
+    """
     faults = [_Fault(_missing(column), "the value is missing")]
     if pa.types.is_temporal(column.type):
         column = pc.cast(pc.cast(column, pa.timestamp("s"), safe=False), pa.int64())
@@ -145,20 +194,20 @@ def as_seconds(column: pa.Array) -> tuple[pa.Array, list[_Fault]]:
     values = pc.fill_null(numbers, np.nan).to_numpy()
     finite, good = np.isfinite(values), np.abs(values) < 2.0**63
     seconds = np.where(good, values, 0).astype(np.int64)
-    if pa.types.is_string(column.type):  # a float64 would lose digits of large integers
+    if pa.types.is_string(column.type):  # float64 would lose digits of large integers
         integers, plain = raw.plain_integers(pc.fill_null(column, ""))
         seconds = np.where(plain, integers, seconds)
-    faults.append(_Fault(_lost(column, numbers), "{!r} is not a number"))
+    faults.append(_Fault(_not_converted(column, numbers), "{!r} is not a number"))
     faults.append(_Fault(~finite, "{} is not a finite number"))
     faults.append(_Fault(~good, "{} is not a number of 64 bits"))
     return pa.array(seconds), faults
 
 
 def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
-    """A column as another type, null where its value is missing or cannot be that."""
+    """The column as another type; null where a value is missing or cannot be converted."""
     try:
         return pc.cast(column, kind, safe=not pa.types.is_floating(kind))
-    except pa.ArrowInvalid:
+    except pa.ArrowInvalid:  # names only one bad value, so halve the column to find all of them
         middle = len(column) // 2
         if not middle:
             return pa.nulls(len(column), kind)
@@ -173,6 +222,6 @@ def _missing(column: pa.Array) -> np.ndarray:
     return missing.to_numpy(zero_copy_only=False)
 
 
-def _lost(column: pa.Array, cast: pa.Array) -> np.ndarray:
-    """Where there is a value that `_cast` could not convert: [N] bool."""
-    return pc.and_(pc.is_null(cast), pc.is_valid(column)).to_numpy(zero_copy_only=False)
+def _not_converted(column: pa.Array, converted: pa.Array) -> np.ndarray:
+    """Where `_cast` could not convert a value: [N] bool."""
+    return pc.and_(pc.is_null(converted), pc.is_valid(column)).to_numpy(zero_copy_only=False)

@@ -1,4 +1,4 @@
-"""Reads a prepared TensorFlow Datasets (TFDS) data set in chunks, in the order it is stored in."""
+"""Reads a prepared TensorFlow Datasets (TFDS) data set in chunks, in the stored order."""
 
 import functools
 import pathlib
@@ -9,10 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from cadc_jax.data import raw
-from cadc_jax.data.raw import ReadReport
-from cadc_jax.data.readers import files
 from cadc_jax.data.readers.tabular import ColumnNames
 from cadc_jax.errors import ConfigError, DataError
+from cadc_jax.runtime import text
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -24,16 +23,19 @@ CHUNK_ROWS = 1 << 16
 def open_splits(
     name: str, splits: Mapping[int, str], columns: ColumnNames, data_dir: str | None = None
 ) -> raw.RawData:
-    """Rows of a TFDS data set by the names of their columns.
+    """Opens splits of a TFDS data set as raw rows.
 
-    A row is malformed if its label is neither 0 nor 1, or its value no finite number.
+    A row is malformed if its label is neither 0 nor 1, or its value is not a finite number.
 
     Args:
-      name: of the data set, with its configuration: 'movielens/100k-ratings'.
-      splits: TRAIN, VALIDATION or TEST -> the split to read; several are joined by '+'. With TRAIN
-        alone, the split is left to the caller.
-      columns: what is in them; `separator` and `header` mean nothing here.
-      data_dir: as in `read_chunks`, whose errors reading raises.
+      name: the data set and its configuration, such as 'movielens/100k-ratings'.
+      splits: TRAIN, VALIDATION or TEST -> the splits to read, joined by '+'. With TRAIN alone the
+        rows have no fold, and the caller splits them.
+      columns: names of the columns; `separator` and `header` are not used.
+      data_dir: as for `read_chunks`.
+
+    Raises:
+      ConfigError, DataError: as `read_chunks`, when opened or when read.
     """
     plain = {kind: getattr(columns, kind) for kind in ("label", "value", "timestamp")}
     roles = {"user": columns.user, "item": columns.item, **plain}
@@ -41,29 +43,21 @@ def open_splits(
     roles |= {raw.CATEGORICAL + column: column for column in columns.categorical}
     roles = {role: column for role, column in roles.items() if column}
 
-    def chunk(split: str, first: int, fold: int, values: Mapping[str, np.ndarray]) -> raw.Chunk:
-        rows = raw.table_of({role: values[column] for role, column in roles.items()})
-        good = np.ones(len(rows), bool)
-        if "label" in roles:
-            good &= np.isin(values[roles["label"]], (0, 1))
-        if "value" in roles:
-            good &= np.isfinite(values[roles["value"]])
-        if len(splits) > 1:
-            rows = rows.append_column("fold", pa.array(np.full(len(rows), fold, np.int8)))
-        wrong = [f"{name}, {split}: row {first + row + 1}" for row in np.flatnonzero(~good)]
-        examples = tuple(f"{row}: its label or value is out of range" for row in wrong[:5])
-        kept = rows if good.all() else rows.filter(pa.array(good))
-        return raw.Chunk(kept, ReadReport(len(kept), 0, len(wrong), examples))
-
-    def tasks(split: str, fold: int) -> Iterator[raw.Task]:
-        first = 0
+    def tasks(split: str, fold: int | None) -> Iterator[raw.Task]:
+        first = 1
         for values in read_chunks(name, split, data_dir, sorted(set(roles.values()))):
+            rows = {role: values[column] for role, column in roles.items()}
+            decode = functools.partial(_chunk, f"{name}, {split}: row", first, rows, fold)
             count = len(next(iter(values.values())))
-            decode = functools.partial(chunk, split, first, fold, values)
             yield raw.Task(count, decode)
             first += count
 
-    parts = [(split, fold) for fold, joined in splits.items() for split in joined.split("+")]
+    own_split = len(splits) > 1
+    parts = [
+        (split, fold if own_split else None)
+        for fold, joined in splits.items()
+        for split in joined.split("+")
+    ]
     info = _open(name, data_dir, download=False).info
     sizes = [info.splits[x].num_examples if x in info.splits else 0 for x, _ in parts]
     return raw.RawData(
@@ -75,7 +69,15 @@ def open_splits(
 
 
 def stored_files(name: str, data_dir: str | None = None) -> list[pathlib.Path]:
-    """The files of a prepared data set, which stand for it in a fingerprint; errors as above."""
+    """Returns the files of a prepared data set, for its fingerprint.
+
+    Args:
+      name, data_dir: as for `open_splits`.
+
+    Raises:
+      ConfigError: no such data set.
+      DataError: it is not prepared, or not stored as TFRecords.
+    """
     folder = pathlib.Path(_open(name, data_dir, download=False).data_dir)
     return sorted(path for path in folder.iterdir() if path.is_file())
 
@@ -87,22 +89,23 @@ def read_chunks(
     columns: Sequence[str] | None = None,
     download: bool = False,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields the rows of one split: shard by shard, the same order in every run.
+    """Yields the rows of one split, shard by shard, in the same order in every run.
 
     Args:
-      name: of the data set, with its configuration: 'movielens/100k-ratings'. One that another
-        program prepared needs no code here, only its folder.
+      name: the data set and its configuration, such as 'movielens/100k-ratings'. A data set that
+        another program prepared needs no code here, only its folder.
       split: such as 'train' or 'train[:10%]'.
-      data_dir: the folder of prepared data sets; None: TFDS' own (~/tensorflow_datasets).
+      data_dir: the folder of prepared data sets; None: the default of TFDS,
+        ~/tensorflow_datasets.
       columns: the features to read; None: all scalar ones.
-      download: let TFDS fetch and prepare what is not there.
+      download: let TFDS download and prepare a data set that is not there.
 
     Yields:
       name -> [at most CHUNK_ROWS]: text as unicode, integers, flags and class labels as int64,
       other numbers as float32.
 
     Raises:
-      ConfigError: no such data set or column; a column that is no scalar (a sequence, an image).
+      ConfigError: no such data set or column; a column that is not scalar (a sequence, an image).
       DataError: the data set is not prepared, or not stored as TFRecords; no such split; text that
         is not UTF-8.
     """
@@ -120,13 +123,41 @@ def read_chunks(
     records = tf.data.Dataset.from_tensor_slices((names, bounds)).flat_map(
         lambda file, bound: tf.data.TFRecordDataset(file).skip(bound[0]).take(bound[1])
     )
-    stored = {
-        column: tf.io.FixedLenFeature((), _stored(info.features[column])) for column in columns
+    schema = {
+        column: tf.io.FixedLenFeature((), _record_type(info.features[column])) for column in columns
     }
-    # TFDS itself would parse one record after another, which takes ten times as long.
-    chunks = records.batch(CHUNK_ROWS).map(lambda batch: tf.io.parse_example(batch, stored))
+    # TFDS would parse the records one by one, which takes ten times as long.
+    chunks = records.batch(CHUNK_ROWS).map(lambda batch: tf.io.parse_example(batch, schema))
     for chunk in chunks.prefetch(1).as_numpy_iterator():
-        yield {column: _plain(name, column, chunk[column]) for column in columns}
+        yield {column: _decoded(name, column, chunk[column]) for column in columns}
+
+
+def _chunk(
+    where: str, first: int, columns: Mapping[str, np.ndarray], fold: int | None
+) -> raw.Chunk:
+    """A chunk of the rows that have a valid label and value.
+
+    Args:
+      where: precedes the number of a row in messages.
+      first: number of the first row.
+      columns: name of a column in the chunk -> [N] values.
+      fold: TRAIN, VALIDATION or TEST for all rows, or None for a chunk without folds.
+    """
+    rows = raw.table_of(columns)
+    good = np.ones(len(rows), bool)
+    if "label" in columns:
+        good &= np.isin(columns["label"], (0, 1))
+    if "value" in columns:
+        good &= np.isfinite(columns["value"])
+    if fold is not None:
+        rows = rows.append_column("fold", pa.array(np.full(len(rows), fold, np.int8)))
+    malformed = np.flatnonzero(~good)
+    examples = tuple(
+        f"{where} {first + row}: its label or value is out of range" for row in malformed[:5]
+    )
+    kept = rows if good.all() else rows.filter(pa.array(good))
+    report = raw.ReadReport(len(kept), malformed=len(malformed), examples=examples)
+    return raw.Chunk(kept, report)
 
 
 def _open(name: str, data_dir: str | None, download: bool) -> "tfds.core.DatasetBuilder":
@@ -135,10 +166,10 @@ def _open(name: str, data_dir: str | None, download: bool) -> "tfds.core.Dataset
 
     try:
         builder = tfds.builder(name, data_dir=data_dir)
-    except ValueError as error:  # its text lists every data set there is
+    except ValueError as error:  # its text lists all data sets
         raise ConfigError(
             f"no TFDS data set '{name}': it is not in {data_dir or 'the TFDS folder'}, and TFDS "
-            "knows none of this name; prepare it with `tfds build`, or name its folder"
+            "does not know the name; prepare it with `tfds build`, or name its folder"
         ) from error
     if download:
         builder.download_and_prepare()
@@ -158,32 +189,32 @@ def _open(name: str, data_dir: str | None, download: bool) -> "tfds.core.Dataset
 def _scalars(
     name: str, features: "tfds.features.FeaturesDict", columns: Sequence[str] | None
 ) -> list[str]:
-    """Returns the columns to read, all of them scalar."""
+    """The columns to read, checked to be scalars."""
     scalars = [column for column, feature in features.items() if feature.shape == ()]
     for column in columns or ():
         if column not in features:
             raise ConfigError(
-                f"TFDS data set '{name}' has no column '{column}'; there are {', '.join(features)}"
-                f"{files.nearest(column, features)}"
+                f"TFDS data set '{name}' has no column '{column}'{text.nearest(column, features)}; "
+                f"there are {', '.join(features)}"
             )
         if column not in scalars:
             raise ConfigError(
                 f"column '{column}' of TFDS data set '{name}' is not a scalar but "
-                f"{features[column]}; these are: {', '.join(scalars)}"
+                f"{features[column]}; the scalars are {', '.join(scalars)}"
             )
     return scalars if columns is None else list(columns)
 
 
-def _stored(feature: "tfds.features.FeatureConnector") -> "tf.DType":
-    """Returns the type in which a record holds a scalar: records have only three."""
+def _record_type(feature: "tfds.features.FeatureConnector") -> "tf.DType":
+    """The type of a scalar in a record, which has only three types."""
     import tensorflow as tf
 
     kind = feature.get_serialized_info().tf_dtype
     return kind if kind == tf.string else tf.float32 if kind.is_floating else tf.int64
 
 
-def _plain(name: str, column: str, values: np.ndarray) -> np.ndarray:
-    """Returns text as unicode, and other values as they are."""
+def _decoded(name: str, column: str, values: np.ndarray) -> np.ndarray:
+    """Decodes text to unicode; other values stay unchanged."""
     if values.dtype == object:
         try:
             return np.array([value.decode() for value in values])

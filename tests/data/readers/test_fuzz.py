@@ -1,7 +1,7 @@
-"""Readers against damaged files: an error that names the file, or every row accounted for.
+"""Readers given damaged files either raise an error that names the file, or account for every row.
 
-Thousands of small files with a few random faults each are read. What the readers make of them is
-compared with a naive count, and a naive parse, of the same text.
+The tests read thousands of small files with a few random faults each. The result is compared with a
+naive count, and a naive parse, of the same text.
 """
 
 import collections
@@ -28,14 +28,14 @@ CRITEO, CSV, PARQUET, COMPRESSED = 6_000, 2_500, 1_000, 1_000
 
 @pytest.fixture
 def file(tmp_path):
-    """Where to write, in memory if there is such a folder: a disk takes longer than the readers."""
+    """A file to write, in memory if possible, because a disk is slower than the readers."""
     memory = "/dev/shm" if os.path.isdir("/dev/shm") else tmp_path
     with tempfile.TemporaryDirectory(dir=memory) as folder:
         yield pathlib.Path(folder) / "fuzzed"
 
 
 def attempt(path, text: bytes, read):
-    """What `read` makes of a file with this text; None if it raises an error that names the file.
+    """What `read` returns for a file with this text, or None if it raises an error with its name.
 
     Any other exception fails the test, and shows the text.
     """
@@ -51,28 +51,25 @@ def attempt(path, text: bytes, read):
 
 
 def mutated(rng: np.random.Generator, text: bytes, tokens: list[bytes], most: int = 3) -> bytes:
-    """The text with one to `most` random faults; `tokens` are what to put in."""
+    """The text with one to `most` random faults, among them insertions of `tokens`."""
     for _ in range(rng.integers(1, most + 1)):
         start, end = np.sort(rng.integers(0, len(text) + 1, 2)).tolist()
         token = tokens[rng.integers(len(tokens))]
         fault = rng.integers(10)
         if fault == 0:  # a bit flips
-            text = (
-                text[:start] + bytes([text[start] ^ 1 << rng.integers(8)]) + text[start + 1 :]
-                if (start < len(text))
-                else text
-            )
+            flipped = bytes(byte ^ 1 << rng.integers(8) for byte in text[start : start + 1])
+            text = text[:start] + flipped + text[start + 1 :]
         elif fault == 1:  # bytes are lost
             text = text[:start] + text[start + rng.integers(1, 4) :]
         elif fault == 2:  # the file ends early
             text = text[:end] if rng.random() < 0.5 else text
-        elif fault == 3:  # a piece is there twice
+        elif fault == 3:  # a piece is repeated
             text = text[:end] + text[start:end] + text[end:]
-        elif fault == 4:  # Windows wrote it
+        elif fault == 4:  # Windows line ends
             text = text.replace(b"\n", b"\r\n")
         elif fault == 5:
             text = BOM + text
-        elif fault == 6:  # lines change places
+        elif fault == 6:  # lines are shuffled
             lines = text.splitlines(keepends=True)
             text = b"".join(lines[place] for place in rng.permutation(len(lines)))
         elif fault == 7:  # a random byte
@@ -106,7 +103,7 @@ def criteo_text(rng: np.random.Generator, rows: int) -> bytes:
 
 
 def criteo_row(line: bytes) -> list[float] | None:
-    """Label, integers and hexadecimals of a line, in the obvious way; None if it is malformed."""
+    """Label, integers and hexadecimals of a line, by a naive parser; None if it is malformed."""
     label, *rest = line.split(b"\t")
     if label not in (b"0", b"1") or not 13 <= len(rest) <= 39:
         return None
@@ -118,17 +115,18 @@ def criteo_row(line: bytes) -> list[float] | None:
     return row + [-1] * (40 - len(row))
 
 
+@pytest.mark.slow
 def test_a_damaged_criteo_file_loses_no_row(file, monkeypatch):
-    parse, fast = criteo._parse, []
+    decode, plain = criteo._decode_plain, []
 
-    def parse_both_ways(text):
-        table = parse(text)
+    def decode_both_ways(text):
+        table = decode(text)
         if table is not None:
-            fast.append(text)
-            check_same(table, criteo._decode(text), text)
+            plain.append(text)
+            check_same(table, text)
         return table
 
-    monkeypatch.setattr(criteo, "_parse", parse_both_ways)
+    monkeypatch.setattr(criteo, "_decode_plain", decode_both_ways)
     rng = np.random.default_rng(1)
     valid = [criteo_text(rng, rows) for rows in (1, 2, 3, 4)]
     inputs = read = malformed = 0
@@ -148,19 +146,21 @@ def test_a_damaged_criteo_file_loses_no_row(file, monkeypatch):
         assert same(np.transpose(columns), np.array(expected)), text
         read, malformed = read + 1, malformed + bool(table.report.malformed)
     assert inputs == 6_000
-    # That an error is always raised, or none ever met, would pass all of the above.
+    # A reader that always raises, or never finds a malformed row, would pass the checks above.
     assert read > inputs / 2 and malformed > inputs / 10
-    assert inputs / 10 < len(fast) < inputs * 0.9
+    assert inputs / 10 < len(plain) < inputs * 0.9
 
 
-def check_same(table: pa.Table, block: criteo._Block, text: bytes) -> None:
-    """Arrow's parser took these lines; ours must find no fault, and the same values."""
-    assert not block.malformed and not block.padded, text
-    label, *rest = table.columns
-    dense = np.array([column.to_numpy() for column in rest[:13]])
-    categorical = np.array([column.cast(pa.int64()).to_numpy() for column in rest[13:]])
-    assert same(label.to_numpy(), block.label) and same(dense, block.dense), text
-    assert same(categorical, block.categorical), text
+def check_same(table: pa.Table, text: bytes) -> None:
+    """The slower decoder must find no fault in lines that the plain one accepts; same values."""
+    good, padded, malformed = criteo._find_well_formed(text)
+    assert not padded and not malformed, text
+    other = criteo._decode_well_formed(good)
+    assert table.schema == other.schema
+    for found, expected in zip(table.columns, other.columns, strict=True):
+        if pa.types.is_dictionary(found.type):
+            found, expected = found.cast(pa.int64()), expected.cast(pa.int64())
+        assert same(found.to_numpy(), expected.to_numpy()), text
 
 
 def same(a: np.ndarray, b: np.ndarray) -> bool:
@@ -189,7 +189,7 @@ CSV_TOKENS = [
 
 def csv_text(rng: np.random.Generator) -> bytes:
     rows = [CSV_ROWS[place] for place in rng.permutation(5)[: rng.integers(1, 6)]]
-    if rng.random() < 0.5:  # without a quote, for Arrow's other parser
+    if rng.random() < 0.5:  # without quotes, which are parsed in another way
         rows = [[re.sub('[",\n]', ".", field) for field in row] for row in rows]
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows([HEADER, *rows])
@@ -203,7 +203,7 @@ def csv_records(text: bytes) -> list[list[str]]:
 
 
 def csv_output(table) -> list[tuple]:
-    """What a table holds, a tuple a row, with ids as text."""
+    """The rows of a table as tuples, with ids as text."""
 
     def text(values):
         return np.where(values == -1, "", values.astype(str)) if values.dtype == int else values
@@ -214,11 +214,12 @@ def csv_output(table) -> list[tuple]:
 
 
 def csv_expected(fields: list[str]) -> tuple:
-    """The same of a well-formed record."""
+    """The same tuple for a well-formed record."""
     user, item, click, time, price, city, _ = fields
     return user, item, float(click), int(time), float(price or -1), city
 
 
+@pytest.mark.slow
 def test_a_damaged_csv_file_loses_no_row(file):
     rng = np.random.default_rng(2)
     inputs = read = malformed = blocks = 0
@@ -227,7 +228,7 @@ def test_a_damaged_csv_file_loses_no_row(file):
         head, rows = valid.split(b"\n", 1)
         if rng.random() < 0.2:
             text = mutated(rng, valid, CSV_TOKENS)
-        else:  # most faults of a header are told at once, and leave nothing to count
+        else:  # most faults of a header are errors, and leave nothing to count
             text = head + b"\n" + mutated(rng, rows, CSV_TOKENS)
         inputs += 1
         table = attempt(
@@ -248,11 +249,12 @@ def test_a_damaged_csv_file_loses_no_row(file):
             continue
 
         def read_in_blocks():
-            small = tabular.open_rows(file.parent, file.name, COLUMNS, block_bytes=120)
+            files = tabular.TableFiles(file.name)
+            small = tabular.open_rows(file.parent, files, COLUMNS, block_bytes=120)
             return raw.collect(small, max_malformed=1.0)
 
         again = attempt(file, text, read_in_blocks)
-        if again is not None:  # None: a row is longer than such a block may be
+        if again is not None:  # None: a row is longer than the blocks
             blocks += 1
             assert again.report == table.report, text
             assert csv_output(again) == csv_output(table), text
@@ -335,13 +337,13 @@ def test_a_damaged_compressed_file_loses_no_row(file, compress):
 
 
 def criteo_rows(file, text: bytes) -> int | None:
-    """Rows read or malformed, or None if the file is refused."""
+    """The number of rows read or malformed, or None if the file is refused."""
     table = attempt(file, text, lambda: criteo.read_logs([file], max_malformed=1.0))
     return None if table is None else table.report.rows + table.report.malformed
 
 
 def lines_of(text: bytes, compress) -> int:
-    """Lines that a file decompresses to, which is to succeed."""
+    """The number of lines of a compressed file, which can be decompressed."""
     if compress is gzip.compress:
         text = gzip.decompress(text)
     else:

@@ -1,16 +1,16 @@
-"""The MovieLens readers: the three layouts, the features they give, and what they refuse."""
+"""The MovieLens readers: the three variants, their features, and what they refuse."""
 
 import gzip
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from cadc_jax.configuration import data_folder
 from cadc_jax.data.readers import movielens
 from cadc_jax.errors import ConfigError, DataError
 
-DATA_DIR = Path(os.environ.get("CADC_DATA_DIR", "../shared/data"))
+DATA_DIR = data_folder()
 
 
 def has(folder: str):
@@ -54,7 +54,7 @@ def variant(request):
 
 
 def write(folder: Path, variant: str, **changes: str) -> Path:
-    """Writes the files of a variant; `changes` replaces some, by their names with _ for the dot."""
+    """Writes the files of a variant; `changes` replaces files, their names with _ for the dot."""
     for name, text in FILES[variant].items():
         (folder / name).write_text(changes.get(name.replace(".", "_"), text), encoding="latin-1")
     return folder
@@ -173,7 +173,7 @@ def test_a_missing_file_is_named_and_says_where_to_get_it(tmp_path, variant):
         assert f"{name}: no such file" in message and "grouplens.org" in message
 
 
-def test_an_unknown_variant_lists_those_there_are(tmp_path):
+def test_an_unknown_variant_is_an_error_that_lists_the_variants(tmp_path):
     with pytest.raises(ConfigError, match="'20m': no such variant; take one of 100k, 1m, 10m"):
         movielens.read_movielens(tmp_path, "20m")
 

@@ -1,4 +1,4 @@
-"""Which reader reads a source, with which files, and what is said of a missing one."""
+"""The registry of readers: the reader and the files of a source, and errors for missing files."""
 
 import numpy as np
 import pytest
@@ -18,9 +18,9 @@ def settings(**fields):
 
 
 def criteo_folder(path, names):
-    """A folder of a row each; I1 of a row is the place of its file in `names`."""
-    for place, name in enumerate(names):
-        (path / name).write_text(ROW.replace("\t2", f"\t{place}", 1))
+    """Writes files of one row; its I1 is the index of the file in `names`."""
+    for index, name in enumerate(names):
+        (path / name).write_text(ROW.replace("\t2", f"\t{index}", 1))
     return path
 
 
@@ -45,7 +45,7 @@ def test_day_10_is_read_after_day_9(tmp_path):
     assert raw.dense["I1"].tolist() == list(range(24))
 
 
-def test_folders_inside_a_folder_are_passed_over(tmp_path):
+def test_folders_inside_a_folder_are_ignored(tmp_path):
     criteo_folder(tmp_path, ["day_0"])
     (tmp_path / "more").mkdir()
     assert registry.raw_files("criteo", tmp_path, settings()) == [tmp_path / "day_0"]
@@ -65,7 +65,7 @@ def test_the_share_of_malformed_rows_comes_from_the_settings(tmp_path):
     assert raw.report.malformed == 1
 
 
-def test_files_of_criteo_may_be_the_split(tmp_path):
+def test_files_of_criteo_may_be_the_splits(tmp_path):
     criteo_folder(tmp_path, ["day_0", "day_1", "day_2", "day_10", "day_11"])
     given = settings(split="given", validation_file="day_10", test_file="day_11*")
     raw = read("criteo", tmp_path, given)
@@ -73,7 +73,7 @@ def test_files_of_criteo_may_be_the_split(tmp_path):
 
 
 @pytest.mark.parametrize("field", ["validation", "test"])
-def test_a_split_by_files_names_those_there_are(tmp_path, field):
+def test_a_missing_file_of_a_split_is_an_error_that_lists_the_files(tmp_path, field):
     criteo_folder(tmp_path, ["day_0", "day_1", "day_2"])
     names = {"validation_file": "day_1", "test_file": "day_2", f"{field}_file": "day_9"}
     message = f"data.{field}_file='day_9': .* there are day_0, day_1, day_2"
@@ -94,7 +94,7 @@ def test_columns_and_files_come_from_the_settings(tmp_path):
     assert raw.timestamp is raw.label is raw.fold is raw.users is raw.items is None
 
 
-def test_every_file_of_a_table_is_read_for_what_it_is(tmp_path):
+def test_all_files_of_a_table_are_read_by_their_use(tmp_path):
     (tmp_path / "a.csv").write_text("user_id,item_id\n1,10\n1,11\n")
     (tmp_path / "b.csv").write_text("user_id,item_id\n1,12\n")
     (tmp_path / "c.csv").write_text("user_id,item_id\n1,13\n")
@@ -130,7 +130,7 @@ def test_movielens_is_read_as_the_variant_of_the_settings(tmp_path):
 
 
 @pytest.mark.parametrize("source", ["criteo", "movielens"])
-def test_a_missing_path_says_how_to_name_one(tmp_path, source):
+def test_a_missing_path_is_an_error_that_says_how_to_set_it(tmp_path, source):
     message = f"{tmp_path}/nowhere: no such file or folder; set data.path .*CADC_DATA_DIR"
     with pytest.raises(DataError, match=message):
         registry.raw_files(source, tmp_path / "nowhere", settings())

@@ -1,4 +1,4 @@
-"""The synthetic click log: its format, its repeatability, and what is planted in it."""
+"""The synthetic click log: its format, its repeatability, and the effects planted in it."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ ROWS = 20_000
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory):
-    """Returns (table as the real reader reads it, truth)."""
+    """A log as the Criteo reader reads it, and its truth."""
     path = tmp_path_factory.mktemp("synthetic") / "train.txt"
     truth = synthetic.write_criteo(path, ROWS, seed=0)
     return criteo.read_logs([path]), truth
@@ -78,7 +78,7 @@ def test_taste_is_a_function_of_the_user_and_the_item_alone(log):
     np.testing.assert_array_equal(taste[pair], truth.taste)
 
 
-def test_users_and_items_are_never_missing_and_long_tailed(log):
+def test_users_and_items_are_never_missing_and_have_long_tails(log):
     table, _ = log
     for name, mean in (
         (synthetic.USER, synthetic.ROWS_PER_USER),

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 import zipfile
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from cadc_jax.configuration import default_config
+from cadc_jax.configuration import data_folder, default_config
 from cadc_jax.data import prepare, raw
 from cadc_jax.data.raw import TEST, TRAIN
 from cadc_jax.data.readers import registry, tfds_reader
@@ -18,15 +17,13 @@ from cadc_jax.data.readers.tabular import ColumnNames
 from cadc_jax.data.table import open_table
 from cadc_jax.errors import ConfigError, DataError
 
-ARCHIVE = (
-    Path(os.environ.get("CADC_DATA_DIR", "../shared/data")) / "ml-latest-small/ml-latest-small.zip"
-)
+ARCHIVE = data_folder() / "ml-latest-small/ml-latest-small.zip"
 NAME = "ratings_of_a_test"
 ROWS = 100
 
 
 def store(folder: Path, **options) -> str:
-    """Stores ROWS examples as another program would; returns the folder."""
+    """Stores ROWS examples, as another program might, and returns the folder."""
     examples = [
         {
             "user_id": f"ü{i}",
@@ -77,7 +74,7 @@ def test_every_row_comes_whole(data_dir):
     chunk = read(data_dir)
     assert list(chunk) == SCALARS
     number = 2 * chunk["user_rating"].astype(int)
-    number += chunk["gender"]  # which is odd where the halved number was
+    number += chunk["gender"]  # the remainder of the division
     assert sorted(number) == list(range(ROWS))
     np.testing.assert_array_equal(chunk["user_id"], [f"ü{i}" for i in number])
     np.testing.assert_array_equal(chunk["liked"], number % 2 == 0)
@@ -105,7 +102,7 @@ def test_values_are_text_integers_and_numbers(data_dir):
 
 
 def test_without_names_all_scalars_are_read(data_dir):
-    with pytest.raises(DataError, match="column 'raw' .* not UTF-8"):  # so it is read, too
+    with pytest.raises(DataError, match="column 'raw' .* not UTF-8"):  # only a scalar is read
         list(tfds_reader.read_chunks(NAME, "train", data_dir))
 
 
@@ -125,19 +122,21 @@ def test_part_of_a_split_can_be_read(data_dir):
         ("movielens/100k-ratings", "train", None, DataError, "not prepared.*tfds build"),
     ],
 )
-def test_what_is_not_there_is_named(data_dir, name, split, columns, error, message):
+def test_a_missing_data_set_split_or_column_is_named(
+    data_dir, name, split, columns, error, message
+):
     with pytest.raises(error, match=message):
         next(tfds_reader.read_chunks(name, split, data_dir, columns))
 
 
-def test_records_of_another_format_are_refused(tmp_path):
+def test_a_data_set_in_another_format_is_an_error(tmp_path):
     store(tmp_path, file_format="array_record")
     with pytest.raises(DataError, match="array_record: prepare it .* --file_format=tfrecord"):
         next(tfds_reader.read_chunks(NAME, "train", str(tmp_path)))
 
 
 @pytest.mark.slow
-def test_movielens_is_read_as_tfds_prepares_it(tmp_path):
+def test_movielens_from_tfds_has_the_published_rows(tmp_path):
     if not ARCHIVE.exists():
         pytest.skip(f"no {ARCHIVE}")
     # TFDS takes a download from the manual folder if its name is the registered one.
@@ -176,7 +175,7 @@ def test_rows_become_chunks_by_the_names_of_their_columns(data_dir):
     np.testing.assert_array_equal(table.categorical["gender"], expected["gender"])
 
 
-def test_splits_of_the_data_set_may_be_the_split_of_the_rows(data_dir):
+def test_splits_of_the_data_set_may_be_the_folds_of_the_rows(data_dir):
     splits = {TRAIN: "train[:50%]+train[50%:80%]", TEST: "train[80%:]"}
     table = raw.collect(tfds_reader.open_splits(NAME, splits, COLUMNS, data_dir))
     assert np.bincount(table.fold).tolist() == [80, 0, 20]
@@ -196,7 +195,7 @@ def test_a_label_out_of_range_is_a_malformed_row(data_dir):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not ARCHIVE.exists(), reason=f"no {ARCHIVE}")
-def test_movielens_as_tfds_prepares_it_becomes_a_table_by_configuration_alone(tmp_path):
+def test_movielens_from_tfds_is_prepared_by_configuration_alone(tmp_path):
     builder = tfds.builder("movielens/latest-small-ratings", data_dir=str(tmp_path / "tfds"))
     manual = tfds.download.DownloadConfig(manual_dir=str(ARCHIVE.parent))
     builder.download_and_prepare(download_config=manual)

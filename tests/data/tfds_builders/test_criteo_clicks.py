@@ -1,8 +1,7 @@
-"""The TFDS builder of the Criteo logs: every row of the reader, in order, without and with Beam."""
+"""The TFDS builder of the Criteo logs: the rows of the reader, in order, without and with Beam."""
 
 import gzip
 import importlib.util
-import os
 import shutil
 from pathlib import Path
 
@@ -10,15 +9,16 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from cadc_jax.configuration import data_folder
 from cadc_jax.data.readers import criteo, synthetic, tfds_reader
 from cadc_jax.data.tfds_builders.criteo_clicks import criteo_clicks_dataset_builder as clicks
 from cadc_jax.errors import DataError
 
-SAMPLE = Path(os.environ.get("CADC_DATA_DIR", "../shared/data")) / "criteo-sample"
+SAMPLE = data_folder() / "criteo-sample"
 
 
 def prepare(tmp_path: Path, config: str, **options) -> tfds.core.DatasetBuilder:
-    """Prepares the logs in `tmp_path`/logs into `tmp_path`/tfds, three shards a split."""
+    """Prepares the logs of `tmp_path`/logs in `tmp_path`/tfds, with three shards for each split."""
     builder = clicks.Builder(config=config, data_dir=tmp_path / "tfds")
     builder.download_and_prepare(
         download_config=tfds.download.DownloadConfig(
@@ -33,7 +33,7 @@ def logs(tmp_path: Path) -> Path:
     return tmp_path / "logs"
 
 
-def assert_rows_are_those_of(tmp_path: Path, config: str, split: str, log: Path) -> None:
+def assert_same_rows(tmp_path: Path, config: str, split: str, log: Path) -> None:
     table = criteo.read_logs([log])
     chunks = list(tfds_reader.read_chunks(f"criteo_clicks/{config}", split, str(tmp_path / "tfds")))
     found = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
@@ -44,26 +44,26 @@ def assert_rows_are_those_of(tmp_path: Path, config: str, split: str, log: Path)
         np.testing.assert_array_equal(found[name], values)
 
 
-def test_rows_are_those_of_the_reader_in_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(criteo.source, "__defaults__", (None, 60_000))  # bytes: several chunks
+def test_rows_are_the_rows_of_the_reader_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(criteo.open_logs, "__defaults__", (None, 60_000))  # bytes: several chunks
     log = logs(tmp_path) / "train.txt"
     synthetic.write_criteo(log, 1000, seed=0)
     builder = prepare(tmp_path, "kaggle")
     assert builder.info.splits["train"].num_examples == 1000
     assert builder.info.splits["train"].num_shards == 3
-    assert_rows_are_those_of(tmp_path, "kaggle", "train", log)
+    assert_same_rows(tmp_path, "kaggle", "train", log)
     first = next(builder.as_dataset("train").as_numpy_iterator())
     assert first["label"] == criteo.read_logs([log]).label[0]
 
 
 @pytest.mark.parametrize("name", ["train.txt", "head_8k.txt.gz"])
-def test_real_rows_are_those_of_the_reader(tmp_path, name):
+def test_real_rows_are_the_rows_of_the_reader(tmp_path, name):
     if not (SAMPLE / name).exists():
         pytest.skip(f"no {SAMPLE / name}")
     log = logs(tmp_path) / name.replace("head_8k", "train")
     shutil.copy(SAMPLE / name, log)
     prepare(tmp_path, "kaggle")
-    assert_rows_are_those_of(tmp_path, "kaggle", "train", log)
+    assert_same_rows(tmp_path, "kaggle", "train", log)
 
 
 @pytest.mark.slow
@@ -81,8 +81,8 @@ def test_every_day_is_a_split_prepared_by_beam(tmp_path):
     builder = prepare(tmp_path, "terabyte", beam_options=PipelineOptions(["--runner=DirectRunner"]))
     for day in range(24):
         assert builder.info.splits[f"day_{day}"].num_examples == 20 + day
-    assert_rows_are_those_of(tmp_path, "terabyte", "day_7", folder / "day_7")
-    assert_rows_are_those_of(tmp_path, "terabyte", "day_23", folder / "day_23.gz")
+    assert_same_rows(tmp_path, "terabyte", "day_7", folder / "day_7")
+    assert_same_rows(tmp_path, "terabyte", "day_23", folder / "day_23.gz")
 
 
 def test_a_missing_log_is_named(tmp_path):

@@ -1,12 +1,12 @@
-"""The Criteo click logs as a TensorFlow Datasets data set, its rows in the order of the logs.
+"""The Criteo click logs as a TensorFlow Datasets data set, with rows in the order of the logs.
 
-In this folder, with the logs in a folder of your own:
+Run in this folder, with the logs in another folder:
 
     tfds build --config=kaggle --manual_dir=/path/to/logs
     tfds build --config=terabyte --manual_dir=/path/to/logs --beam_pipeline_options=runner=...
 
-The command needs `pip install mlcroissant`, and the second apache-beam. Every worker has to see the
-logs and this package.
+`tfds build` needs mlcroissant, and the terabyte logs need apache-beam, too. All Beam workers must
+see the logs and this package.
 """
 
 import dataclasses
@@ -32,8 +32,8 @@ class ClickLogs(tfds.core.BuilderConfig):
     """One release of the logs.
 
     Attributes:
-      files: split -> name of its file, which may have a further '.gz' or '.zst'.
-      beam: prepare it by Apache Beam, because it is too large for one process.
+      files: split -> name of its file, to which '.gz' or '.zst' may be added.
+      beam: prepare the data with Apache Beam, because it is too large for one process.
     """
 
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -41,7 +41,7 @@ class ClickLogs(tfds.core.BuilderConfig):
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Reads the logs from the manual folder; nothing is downloaded."""
+    """Prepares logs from the manual folder; nothing is downloaded."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "Rows in the order of the logs, missing values marked."}
@@ -59,7 +59,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         ),
         ClickLogs(
             name="terabyte",
-            description="24 days, a split for each, prepared by Apache Beam.",
+            description="24 days, a split for each, prepared with Apache Beam.",
             files={f"day_{day}": f"day_{day}" for day in range(24)},
             beam=True,
         ),
@@ -74,7 +74,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(features),
             homepage="https://ailab.criteo.com/ressources/",
-            disable_shuffling=True,  # splits by time need the order
+            disable_shuffling=True,  # splits by time need the order of the logs
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
@@ -84,14 +84,14 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         }
 
     def _generate_examples(self, path: epath.Path) -> Any:
-        """Returns (number of the row, example) of each row: an iterator, or a Beam transform."""
+        """Returns an iterator of (row number, example), or a Beam transform that makes them."""
         if not self.builder_config.beam:
             return (example for chunk in _rows(path) for example in _examples(chunk))
         beam = tfds.core.lazy_imports.apache_beam
         return (
             beam.Create([path])
             | beam.FlatMap(_rows)
-            | beam.Reshuffle()  # a file is read by one worker, its rows are written by all
+            | beam.Reshuffle()  # one worker reads a file, all workers write its rows
             | beam.FlatMap(_examples)
         )
 
@@ -108,7 +108,7 @@ def _find(folder: epath.Path, name: str) -> epath.Path:
 
 
 def _rows(path: epath.Path) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """Yields (number of its first row, name -> [n] values) of successive chunks of a log."""
+    """Yields (number of the first row, name -> [n] values) of each chunk of a log."""
     start = 0
     source = criteo.open_logs([os.fspath(path)])
     for task in itertools.chain.from_iterable(part() for part in source.parts):

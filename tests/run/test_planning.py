@@ -1,4 +1,4 @@
-"""`cadc plan`: where it takes sizes from, and what it cannot know."""
+"""`cadc plan`: the sizes that it uses, and those that it asks for."""
 
 import pytest
 
@@ -60,6 +60,8 @@ def test_a_damaged_table_is_named_and_not_planned_with(tmp_path):
 
 def test_a_configuration_without_features_has_no_feature_rows(tmp_path):
     said = []
-    run = Run(configuration.default_config(), tmp_path, said.append)
+    config = configuration.default_config()
+    config.train.negatives = 4
+    run = Run(config, tmp_path, said.append)
     planning.plan(run, 1, "cpu", {"rows": 5, "num_users": 3, "num_items": 2})
     assert "5 training rows, 3 users, 2 items, 0 other feature values" in said[0]

@@ -1,8 +1,8 @@
-"""Statistics of the study: paired differences over users or rows, the best possible AUC, costs.
+"""Statistics of the study: paired differences, the best possible AUC, costs, deciles.
 
-Two scorers are compared on the same held-out rows, so that what makes a row easy or hard for both
-cancels out. Results of several seeds are averaged row by row first: the interval then says how far
-the difference could move with other users, and the spread over seeds is reported beside it.
+Two scorers are compared on the same held-out rows, because what makes a row easy or hard for both
+then cancels out. Results of several seeds are averaged first, row by row. So an interval says how
+much the difference would vary with other users. The spread over seeds is reported beside it.
 """
 
 from typing import NamedTuple
@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import scipy.stats
 
-LEVEL = 0.95  # of all intervals
+LEVEL = 0.95  # of all confidence intervals
 
 
 class Interval(NamedTuple):
-    """A mean and its confidence interval; NaN where there is too little to tell."""
+    """A mean and its confidence interval, which is NaN if there are too few values."""
 
     mean: float
     low: float
@@ -22,24 +22,25 @@ class Interval(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """'better' or 'worse' where the interval leaves 0 out, else '='."""
+        """'better' or 'worse' if the interval does not contain 0, else '='."""
         return "better" if self.low > 0 else "worse" if self.high < 0 else "="
 
 
 def mean_and_sd(values: np.ndarray) -> tuple[float, float]:
-    """Mean and sample standard deviation of [S] values; NaN instead of that of a single one."""
-    values = np.asarray(values, np.float64)
-    return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else np.nan
+    """Mean and sample standard deviation of [S] values; of a single value that is NaN."""
+    sd = float(np.std(values, ddof=1, dtype=np.float64)) if len(values) > 1 else np.nan
+    return float(np.mean(values, dtype=np.float64)), sd
 
 
 def over_users(ours: np.ndarray, theirs: np.ndarray) -> Interval:
-    """The mean difference of a metric over users, with Student's t interval of paired values.
+    """The mean difference of a metric over users, with Student's t interval for pairs.
 
     Args:
-      ours: [S, N] the metric of each of N users with each of S seeds.
-      theirs: [S', N] likewise; the seeds need not be the same.
+      ours: [S, N], the metric of each of N users with each of S seeds.
+      theirs: [S', N], of the same users; the seeds may be others.
     """
-    difference = np.mean(ours, axis=0, dtype=np.float64) - np.mean(theirs, axis=0, dtype=np.float64)
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    difference = ours.mean(axis=0) - theirs.mean(axis=0)
     count, mean = len(difference), float(difference.mean())
     if count < 2:
         return Interval(mean, np.nan, np.nan)
@@ -49,14 +50,14 @@ def over_users(ours: np.ndarray, theirs: np.ndarray) -> Interval:
 
 
 def over_rows(labels: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> Interval:
-    """The difference of two AUCs of the same rows, with the interval of DeLong et al. (1988).
+    """The difference of two AUCs on the same rows, with the interval of DeLong et al. (1988).
 
-    It takes rows to be independent of each other.
+    The interval assumes that rows are independent of each other.
 
     Args:
-      labels: [N] in {0, 1}.
-      ours: [S, N] scores with each of S seeds.
-      theirs: [S', N] likewise.
+      labels: [N], 0 or 1.
+      ours: [S, N], scores with each of S seeds.
+      theirs: [S', N], of the same rows; the seeds may be others.
     """
     placed = [
         [np.mean(part, axis=0) for part in zip(*(placements(labels, s) for s in side), strict=True)]
@@ -72,15 +73,15 @@ def over_rows(labels: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> Inter
 
 
 def placements(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where each row stands among the rows of the other label.
+    """The place of each row among the rows of the other label.
 
     Args:
-      labels: [N] in {0, 1}.
+      labels: [N], 0 or 1.
       scores: [N].
 
     Returns:
-      Of each click the share of other rows with a lower score, ties counted half; of each other row
-      the share of clicks with a higher one. The mean of either is the AUC.
+      For each click the share of the other rows with a lower score, where ties count half. For each
+      other row the share of clicks with a higher score. The mean of either is the AUC.
     """
     click = np.asarray(labels) > 0
     ranks = scipy.stats.rankdata(scores)  # from 1; ties share their mean
@@ -98,34 +99,44 @@ def auc(labels: np.ndarray, scores: np.ndarray) -> float:
 
 
 def bayes_auc(probability: np.ndarray) -> float:
-    """The AUC to expect of the best possible scorer: clicks drawn with [N] known probabilities.
+    """The expected AUC of the best possible scorer, which knows each click probability.
 
-    The probabilities are the scores; labels are left to chance. With p of a click and q = 1 - p,
-    it is sum_{i != j} p_i q_j ([p_i > p_j] + [p_i = p_j] / 2) / sum_{i != j} p_i q_j.
+    Labels are drawn with the probabilities, which are also the scores. With p the probability of a
+    row and q = 1 - p, it is sum_{i != j} p_i q_j ([p_i > p_j] + [p_i = p_j] / 2) divided by
+    sum_{i != j} p_i q_j.
+
+    Args:
+      probability: [N], from 0 to 1.
     """
     p = np.sort(np.asarray(probability, np.float64))
     q = 1 - p
     _, first, size = np.unique(p, return_index=True, return_counts=True)
     total = np.concatenate([[0], np.cumsum(q)])
     below = np.repeat(total[first], size)
-    equal = np.repeat(total[first + size] - total[first], size) - q  # but for the row itself
+    equal = np.repeat(total[first + size] - total[first], size) - q  # without the row itself
     pairs = p.sum() * q.sum() - p @ q
     return float(p @ (below + equal / 2) / pairs)
 
 
 def break_even(factorize: float, full: float, sampled: float) -> float:
-    """Trainings after which a factorisation is paid for, each saving `full - sampled` seconds.
+    """The number of trainings whose savings pay for a factorisation.
 
-    Infinity if the sample takes no less time than all rows.
+    Args:
+      factorize: seconds of the factorisation.
+      full: seconds of a training on all rows.
+      sampled: seconds of a training on the sample.
+
+    Returns:
+      Infinity if training on the sample is not faster.
     """
     saved = full - sampled
     return factorize / saved if saved > 0 else np.inf
 
 
 def deciles(size: np.ndarray) -> np.ndarray:
-    """[N] sizes -> [N] groups 0 to 9 of nearly the same number of rows, smallest sizes first.
+    """Ten groups of nearly equal numbers of rows: [N] sizes -> [N] int64 from 0 (smallest) to 9.
 
-    Rows of one size stay together, so that groups can be uneven where many are alike.
+    Rows of the same size are in the same group, so groups are uneven if many sizes are equal.
     """
     share = (scipy.stats.rankdata(size, "average") - 0.5) / len(size)
     return np.minimum((share * 10).astype(np.int64), 9)

@@ -1,0 +1,209 @@
+"""All results of one data set, side by side: what the tables and plots of the report read."""
+
+import collections
+import dataclasses
+import functools
+import math
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from benchmarks.study_lib import paired
+from benchmarks.study_lib.paired import Interval
+from benchmarks.study_lib.results import Row, primary
+from cadc_jax.data.table import Table, open_table
+from cadc_jax.runtime import artifacts
+
+K = 10  # cut-off of the rankings
+ARM_NAMES = {
+    "popularity": "popularity",
+    "mf_alone": "MF alone",
+    "ease": "EASE",
+    "item_knn": "item neighbours",
+    "full": "all rows, no factors",
+    "random": "sample, no factors",
+    "trainable": "CADC, trainable",
+    "frozen": "CADC, frozen",
+}
+METRIC_NAMES = {
+    "hr": f"HR@{K}",
+    "ndcg": f"NDCG@{K}",
+    "hr_sampled": f"HR@{K} (1+K)",
+    "ndcg_sampled": f"NDCG@{K} (1+K)",
+    "auc": "AUC",
+    "logloss": "log loss",
+    "calibration": "calibration",
+}
+Key = tuple[str, str, str, float]  # arm, model, selection, rate
+
+
+@dataclasses.dataclass
+class Group:
+    """The results of cells that differ by their seed alone.
+
+    Attributes:
+      key: arm, model, selection, rate.
+      rows: S rows of results.csv, by seed.
+      values: [S, N], for each scored test row the NDCG@K in the full ranking, or the score.
+      few: [S, N'] int32, for each test row its rank in the (1+K) ranking; None for clicks.
+    """
+
+    key: Key
+    rows: list[Row]
+    values: np.ndarray
+    few: np.ndarray | None = None
+
+    def column(self, name: str) -> np.ndarray:
+        """The values of a column of results.csv, [S]; empty if there are none."""
+        return np.array([float(row[name]) for row in self.rows if row.get(name) not in (None, "")])
+
+    def mean(self, name: str) -> float:
+        """The mean of a column over seeds; NaN if it has no values."""
+        found = self.column(name)
+        return float(found.mean()) if len(found) else math.nan
+
+
+@dataclasses.dataclass
+class DataReport:
+    """All results of one data set.
+
+    Attributes:
+      name: of the data set.
+      table: the prepared table.
+      metric: 'ndcg' or 'auc'.
+      places: [N], the test rows that were scored.
+      groups: by their key.
+      truth: [N], click probabilities of the test rows; None if they are not known.
+    """
+
+    name: str
+    table: Table
+    metric: str
+    places: np.ndarray
+    groups: dict[Key, Group]
+    truth: np.ndarray | None
+
+    @property
+    def models(self) -> list[str]:
+        """Names of the models with results."""
+        return list(dict.fromkeys(key[1] for key in self.groups if key[1]))
+
+    @property
+    def rates(self) -> list[float]:
+        """Rates of the uniform samples, highest first."""
+        return sorted({key[3] for key in self.groups if key[2] == "uniform"}, reverse=True)
+
+    @property
+    def headline(self) -> float | None:
+        """The rate of a uniform sample nearest to a tenth; None if there are none."""
+        return min(self.rates, key=lambda rate: abs(math.log(rate / 0.1)), default=None)
+
+    @property
+    def compared(self) -> list[tuple[Key, Group]]:
+        """The groups on all rows or on uniform samples, in the order of the tables."""
+
+        def order(key: Key) -> tuple:
+            arm, model, _, rate = key
+            place = list(ARM_NAMES).index(arm)
+            return model, -rate if model else place, place
+
+        found = [(key, group) for key, group in self.groups.items() if key[2] in ("", "uniform")]
+        return sorted(found, key=lambda pair: order(pair[0]))
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        """[N], labels of the scored test rows."""
+        return np.asarray(self.table.splits["test"]["label"])[self.places]
+
+    def test_column(self, name: str) -> np.ndarray:
+        """[N], a column of the scored test rows."""
+        return np.asarray(self.table.splits["test"][name])[self.places]
+
+    def baseline(self, arm: str, model: str = "") -> Group | None:
+        """The group of an arm on all rows."""
+        return self.groups.get((arm, model, "", 1.0))
+
+    def sampled(self, arm: str, model: str, rate: float) -> Group | None:
+        """The group of an arm on a uniform sample. 'random' at rate 1 is 'full'."""
+        if arm == "random" and rate == 1:
+            return self.baseline("full", model)
+        return self.groups.get((arm, model, "uniform", rate))
+
+    def difference(self, ours: Group | None, theirs: Group | None) -> Interval | None:
+        """How much better `ours` is; None if there is nothing to compare."""
+        if ours is None or theirs is None or ours is theirs:
+            return None
+        if self.metric == "auc":
+            return paired.over_rows(self.labels, ours.values, theirs.values)
+        return paired.over_users(ours.values, theirs.values)
+
+    def quality(self, group: Group, rows: np.ndarray) -> float:
+        """The metric on some of the scored rows, [N] bool; the mean over seeds."""
+        if self.metric == "auc":
+            return float(np.mean([paired.auc(self.labels[rows], v[rows]) for v in group.values]))
+        return float(group.values[:, rows].mean())
+
+
+def gather(out: pathlib.Path, name: str, rows: Sequence[Row]) -> DataReport | None:
+    """Reads what the report of a data set needs.
+
+    Args:
+      out: folder of the study.
+      name: of the data set.
+      rows: its rows in results.csv.
+
+    Returns:
+      None if no row has a result.
+    """
+    good = [row for row in rows if row["status"] == "ok"]
+    if not good:
+        return None
+    work = out / "work" / name
+    prepared = work / "prepare" / good[0]["prepared"]
+    table = open_table(prepared)
+    metric = primary(good[0])
+    places = np.arange(len(table.splits["test"]["user"]))
+    if metric == "ndcg":
+        places = np.flatnonzero(_evaluated(work, good[0], "ranks_full") >= 0)
+    by_key: dict[Key, list[Row]] = collections.defaultdict(list)
+    for row in good:
+        by_key[row["arm"], row["model"], row["selection"], float(row["rate"])].append(row)
+    groups = {key: _group(work, key, found, metric, places) for key, found in by_key.items()}
+    return DataReport(name, table, metric, places, groups, _truth(work, prepared, len(places)))
+
+
+def ndcg(ranks: np.ndarray) -> np.ndarray:
+    """NDCG@K of each held-out item, from its rank; the first rank is 0."""
+    return np.where(ranks < K, 1 / np.log2(ranks + 2.0), 0.0)
+
+
+def hit(ranks: np.ndarray) -> np.ndarray:
+    """HR@K of each held-out item: 1 if it is among the first K, else 0."""
+    return (ranks < K).astype(np.float64)
+
+
+def _group(
+    work: pathlib.Path, key: Key, rows: Sequence[Row], metric: str, places: np.ndarray
+) -> Group:
+    rows = sorted(rows, key=lambda row: int(row["seed"]))
+    if metric == "auc":
+        return Group(key, rows, np.stack([_evaluated(work, row, "scores") for row in rows]))
+    values = np.stack([ndcg(_evaluated(work, row, "ranks_full")[places]) for row in rows])
+    few = np.stack([_evaluated(work, row, "ranks_sampled") for row in rows])
+    return Group(key, rows, values, few)
+
+
+def _evaluated(work: pathlib.Path, row: Row, name: str) -> np.ndarray:
+    """An array of the artefact in which the test of a cell is."""
+    return np.load(work / "evaluate" / row["evaluation"] / f"{name}.npy")
+
+
+def _truth(work: pathlib.Path, prepared: pathlib.Path, test_rows: int) -> np.ndarray | None:
+    """Click probabilities of the test rows, if the prepared table is of a synthetic log."""
+    total = sum(artifacts.open_artifact(prepared).facts["rows"].values())
+    for path in sorted(work.glob("synthetic/*/truth.npy"), reverse=True):
+        found = np.load(path)
+        if len(found) == total:
+            return found[-test_rows:]  # the split is by order: the last rows test
+    return None
