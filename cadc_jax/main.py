@@ -56,7 +56,6 @@ COMMANDS = {
 }
 RENAMED = {"interactions": "candidates"}
 _WITH_FOLDER = ("info",)
-_BY_SEVERAL = ("run", "compress", "train")
 
 
 def main(argv: list[str]) -> None:
@@ -76,8 +75,6 @@ def main(argv: list[str]) -> None:
     if not flags.several_processes():
         COMMANDS[command].main(*rest)
         return
-    if command not in _BY_SEVERAL:
-        raise CadcError(f"only {', '.join(_BY_SEVERAL)} take several processes; not {command}")
     from cadc_jax.runtime import distributed  # imports JAX
 
     distributed.initialize(

@@ -18,6 +18,8 @@ import pytest
 from cadc_jax.data.readers import synthetic
 from tests.program import ROOT
 
+pytestmark = pytest.mark.slow
+
 KILLS = 5  # in each of two chains of each of two runs: 20
 CLICKS = (
     "--config=configs/criteo.py",
@@ -235,7 +237,6 @@ def rows(workdir):
     return [{n: x for n, x in row.items() if n != "seconds"} for row in results["rows"]]
 
 
-@pytest.mark.slow
 def test_killed_at_twenty_moments_the_results_are_bit_for_bit_the_same(jobs, tmp_path):
     seeds = {"clicks": (2, 3), "ranking": (8, 1)}  # together they kill in every stage
     tasks = [(jobs[n], tmp_path / f"{n}-{seed}", seed) for n in jobs for seed in seeds[n]]
@@ -251,7 +252,6 @@ def test_killed_at_twenty_moments_the_results_are_bit_for_bit_the_same(jobs, tmp
     assert sum(len(resumed(text)) for _, said in done for text in said) > 4
 
 
-@pytest.mark.slow
 def test_sigterm_in_training_saves_and_the_same_command_goes_on(jobs, tmp_path):
     job, workdir = jobs["ranking"], tmp_path / "work"
     run = Process(job.arguments, job.cache, workdir)
@@ -266,7 +266,6 @@ def test_sigterm_in_training_saves_and_the_same_command_goes_on(jobs, tmp_path):
     assert_same_results(workdir, job)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_signal_while_rows_are_read_leaves_nothing_half_written(tmp_path, number, code):
     raw, workdir = tmp_path / "train.txt", tmp_path / "work"

@@ -18,6 +18,8 @@ import cadc_jax
 from cadc_jax import configuration, main
 from cadc_jax.serving import export, trained
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = pathlib.Path(cadc_jax.__file__).parent  # beside the documents, or installed elsewhere
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

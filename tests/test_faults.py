@@ -13,6 +13,8 @@ from cadc_jax.errors import DataError
 from cadc_jax.runtime import artifacts
 from tests.program import CRITEO, ROOT, assert_one_line, cadc
 
+pytestmark = pytest.mark.slow
+
 CONFIG = prepare.PrepareConfig(
     "click", "order", 0.1, 0.1, user_features=("C7",), item_features=("C11",)
 )
@@ -117,7 +119,7 @@ def guarded(statement):
     program = (
         "import os\n"
         "import jax.numpy as jnp, numpy as np\n"
-        "from cadc_jax import exits, interrupts\n"
+        "from cadc_jax.cli import exits\nfrom cadc_jax.runtime import interrupts\n"
         f"def fail(): {statement}\n"
         "exits.guarded(fail, interrupts.Stop())\n"
     )

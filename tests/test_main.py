@@ -12,6 +12,8 @@ from cadc_jax.errors import DataError
 from cadc_jax.run import bundled_configs
 from tests.program import CRITEO, ROOT, assert_one_line, cadc
 
+pytestmark = pytest.mark.slow
+
 SMALL = (
     "--config.data.synthetic_rows=6000",
     "--config.sgd.epochs=2",

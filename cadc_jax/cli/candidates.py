@@ -1,6 +1,6 @@
 """Shows which columns of a click log may stand for users and items.
 
-cadc candidates --config=configs/criteo.py --rows=100000
+    cadc candidates --config=configs/criteo.py --rows=100000
 """
 
 from absl import flags

@@ -1,6 +1,6 @@
 """Writes the compressed data set, everything that training needs, to a folder.
 
-cadc compress --config=configs/criteo.py --rate=0.1 --out=/data/small
+    cadc compress --config=configs/criteo.py --rate=0.1 --out=/data/small
 """
 
 import pathlib

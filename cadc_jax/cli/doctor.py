@@ -1,6 +1,6 @@
 """Checks this machine, and runs all stages on a few rows; says what to fix.
 
-cadc doctor
+    cadc doctor
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """Writes a trained model for other programs: embeddings, raw ids, parameters.
 
-cadc export --from=workdir/criteo --format=savedmodel --out=/models/ads
+    cadc export --from=workdir/criteo --format=savedmodel --out=/models/ads
 """
 
 import pathlib

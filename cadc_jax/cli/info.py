@@ -1,6 +1,6 @@
 """Explains a folder: what it is, how it was made, its size, and whether it is whole.
 
-cadc info workdir/criteo
+    cadc info workdir/criteo
 """
 
 import pathlib

@@ -1,6 +1,6 @@
 """Estimates what a run would need: memory, traffic between devices, and time.
 
-cadc plan --config=configs/criteo_terabyte.py --rows=4195197692 --devices=8 --hardware=v5p
+    cadc plan --config=configs/criteo_terabyte.py --rows=4195197692 --devices=8 --hardware=v5p
 """
 
 from absl import flags

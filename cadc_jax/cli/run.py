@@ -1,6 +1,6 @@
 """Runs the experiment: prepare, factorize, sample, train, evaluate, report.
 
-cadc run --config=configs/criteo.py --config.rate=0.01
+    cadc run --config=configs/criteo.py --config.rate=0.01
 """
 
 from absl import flags

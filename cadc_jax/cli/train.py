@@ -1,6 +1,6 @@
 """Compares the arms from a compressed data set alone.
 
-cadc train --from=/data/small
+    cadc train --from=/data/small
 """
 
 import pathlib

@@ -1,6 +1,6 @@
 """Compares all checksums of an artefact.
 
-cadc verify --from=/data/small
+    cadc verify --from=/data/small
 """
 
 import pathlib

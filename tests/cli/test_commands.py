@@ -7,6 +7,8 @@ import pytest
 
 from tests.program import ROOT, cadc
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("arguments", "message"),

@@ -61,7 +61,7 @@ def test_a_folder_that_cannot_be_written_is_found(tmp_path):
 
 def test_a_library_that_fails_to_import_is_named(monkeypatch):
     monkeypatch.setattr(doctor, "_IMPORTED", ("json", "no_such_library"))
-    with pytest.raises(doctor.DoctorError, match="cannot import no_such_library.*install it anew"):
+    with pytest.raises(doctor.DoctorError, match="cannot import no_such_library.*install it again"):
         list(doctor._imports())
 
 

@@ -4,6 +4,8 @@ import pytest
 
 from tests.program import CRITEO, assert_one_line, cadc
 
+pytestmark = pytest.mark.slow
+
 COMMANDS = (
     *("run", "compress", "train", "candidates", "plan"),
     *("verify", "recommend", "export", "info", "doctor"),
@@ -24,7 +26,7 @@ COMMANDS = (
         (["train", "--from=/nowhere", "--config.rate=0.5"], "--config=FILE"),
         (
             ["info", "/nowhere", "--process_id=0"],
-            "only run, compress, train take several processes",
+            "--process_id: 'cadc info' has no such option; run, compress, train take it",
         ),
         (["candidates", f"--config={CRITEO}", "--rows=-3"], "--rows=-3"),
         (["plan", f"--config={CRITEO}", "--devices=0"], "--devices=0"),

@@ -19,6 +19,8 @@ import pytest
 from cadc_jax.errors import ConfigError
 from cadc_jax.runtime import distributed
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[2]
 LOCAL = ROOT / "launch/local.sh"
 ENVIRONMENT = {
@@ -152,7 +154,6 @@ def stage(workdir, name):
     return {path.parent.name: json.loads(path.read_text())["facts"] for path in manifests}
 
 
-@pytest.mark.slow
 def test_several_processes_find_the_same_factors_as_one(pair):
     (one, facts), (several, same) = (next(iter(stage(x, "factorize").items())) for x in pair)
     np.testing.assert_allclose(facts["losses"], same["losses"], rtol=1e-4)
@@ -161,7 +162,6 @@ def test_several_processes_find_the_same_factors_as_one(pair):
         np.testing.assert_allclose(found, np.load(file), rtol=2e-3, atol=2e-4, err_msg=file.name)
 
 
-@pytest.mark.slow
 def test_every_arm_learns_what_it_learns_in_one_process(pair):
     """If part of a batch were read twice or not at all, losses would differ by some percent."""
     one, several = (stage(workdir, "train") for workdir in pair)
@@ -174,7 +174,6 @@ def test_every_arm_learns_what_it_learns_in_one_process(pair):
     np.testing.assert_allclose(histories(several), histories(one), rtol=2e-3)
 
 
-@pytest.mark.slow
 def test_several_processes_reach_the_same_metrics_as_one(pair):
     one, several = (json.loads((workdir / "results.json").read_text())["rows"] for workdir in pair)
     assert [row["arm"] for row in one] == [row["arm"] for row in several]
@@ -183,7 +182,6 @@ def test_several_processes_reach_the_same_metrics_as_one(pair):
         assert same["metrics"] == pytest.approx(row["metrics"], rel=0.01, abs=0.015), row["arm"]
 
 
-@pytest.mark.slow
 def test_only_the_first_process_prints_and_each_stage_once(pair):
     one, several = ((workdir / "stdout").read_text() for workdir in pair)
 
@@ -193,7 +191,6 @@ def test_only_the_first_process_prints_and_each_stage_once(pair):
     assert stages(several) == stages(one)
 
 
-@pytest.mark.slow
 def test_a_run_of_one_process_reuses_the_artefacts_of_several(runs):
     code, out, err = finished(cadc(*CRITEO, f"--workdir={runs['criteo-2']}"))
     assert code == 0, err
@@ -201,7 +198,6 @@ def test_a_run_of_one_process_reuses_the_artefacts_of_several(runs):
     assert all("reused" in line for line in stages)
 
 
-@pytest.mark.slow
 def test_a_killed_process_ends_the_others_within_a_minute_in_one_line(tmp_path):
     endless = (
         "--config.train.max_evaluations=1000000",
@@ -222,7 +218,6 @@ def test_a_killed_process_ends_the_others_within_a_minute_in_one_line(tmp_path):
     assert len(errors(err)) == 1 and "process 1 has ended" in errors(err)[0]
 
 
-@pytest.mark.slow
 def test_when_one_process_is_asked_to_stop_all_save_and_a_single_process_can_resume(tmp_path):
     """Only the second process gets the signal, as when one of several spot machines is lost."""
     slow = ("--config.checkpoints.seconds=0", "--config.train.steps_per_call=1")
@@ -248,7 +243,6 @@ def test_when_one_process_is_asked_to_stop_all_save_and_a_single_process_can_res
         assert same == pytest.approx(entry, rel=2e-3)
 
 
-@pytest.mark.slow
 def test_an_error_of_the_user_ends_all_processes_and_is_printed_once(tmp_path):
     arguments = (*CRITEO, "--config.data.path=/nowhere/train.txt")
     results = [finished(process) for process in processes_of(arguments, [tmp_path, tmp_path])]
@@ -257,7 +251,6 @@ def test_an_error_of_the_user_ends_all_processes_and_is_printed_once(tmp_path):
     assert text.count("\n") == 1 and "/nowhere/train.txt" in text
 
 
-@pytest.mark.slow
 def test_a_work_folder_that_is_not_shared_is_reported(tmp_path):
     workdirs = [tmp_path / "a", tmp_path / "b"]
     results = [finished(process) for process in processes_of(CRITEO, workdirs)]
@@ -266,7 +259,6 @@ def test_a_work_folder_that_is_not_shared_is_reported(tmp_path):
     assert "process 1 on" in line and "file system that all processes share" in line
 
 
-@pytest.mark.slow
 def test_without_a_coordinator_a_process_gives_up_in_one_line():
     arguments = (*CRITEO, "--coordinator=localhost:1", "--num_processes=2", "--process_id=1")
     code, out, err = finished(cadc(*arguments, "--join_seconds=2"))
@@ -310,6 +302,7 @@ found = {
     "in_any": [d.in_any(k == 1), d.in_any(False)],
     "before": d.reported_by_any("stop", False),
 }
+d.barrier("asked")
 d.reported_by_any("stop", k == 1)
 d.barrier("reported")
 found["after"] = d.reported_by_any("stop", k == 1)

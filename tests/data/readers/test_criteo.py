@@ -226,7 +226,7 @@ def test_a_folder_is_not_a_file(tmp_path):
     assert "a folder where a file is expected" in one_line_error(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", gzip.compress(b""), files._UTF8_BOM])
+@pytest.mark.parametrize("content", [b"", gzip.compress(b"", mtime=0), files._UTF8_BOM])
 def test_an_empty_file_is_an_error(tmp_path, content):
     (tmp_path / "train.txt").write_bytes(content)
     assert "the file is empty" in one_line_error(tmp_path / "train.txt")
