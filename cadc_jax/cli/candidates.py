@@ -1,5 +1,7 @@
 """Shows which columns of a click log may stand for users and items.
 
+Example:
+
     cadc candidates --config=configs/criteo.py --rows=100000
 """
 

@@ -1,5 +1,7 @@
 """Writes the compressed data set, everything that training needs, to a folder.
 
+Example:
+
     cadc compress --config=configs/criteo.py --rate=0.1 --out=/data/small
 """
 

@@ -1,5 +1,7 @@
 """Checks this machine, and runs all stages on a few rows; says what to fix.
 
+Example:
+
     cadc doctor
 """
 

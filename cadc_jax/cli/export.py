@@ -1,5 +1,7 @@
 """Writes a trained model for other programs: embeddings, raw ids, parameters.
 
+Example:
+
     cadc export --from=workdir/criteo --format=savedmodel --out=/models/ads
 """
 

@@ -1,5 +1,7 @@
 """Explains a folder: what it is, how it was made, its size, and whether it is whole.
 
+Example:
+
     cadc info workdir/criteo
 """
 

@@ -1,5 +1,7 @@
 """Estimates what a run would need: memory, traffic between devices, and time.
 
+Example:
+
     cadc plan --config=configs/criteo_terabyte.py --rows=4195197692 --devices=8 --hardware=v5p
 """
 

@@ -1,5 +1,7 @@
 """Finds the best items that a user, or every user, has not had.
 
+Examples:
+
     cadc recommend --config=configs/movielens_1m.py --user=42 --k=5
     cadc recommend --from=/data/small --users=all --out=recs.parquet
 """

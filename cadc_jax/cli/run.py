@@ -1,5 +1,7 @@
 """Runs the experiment: prepare, factorize, sample, train, evaluate, report.
 
+Example:
+
     cadc run --config=configs/criteo.py --config.rate=0.01
 """
 

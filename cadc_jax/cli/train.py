@@ -1,5 +1,7 @@
 """Compares the arms from a compressed data set alone.
 
+Example:
+
     cadc train --from=/data/small
 """
 

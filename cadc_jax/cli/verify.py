@@ -1,5 +1,7 @@
 """Compares all checksums of an artefact.
 
+Example:
+
     cadc verify --from=/data/small
 """
 
