@@ -6,13 +6,14 @@ All code below `run` takes plain arguments or its own dataclass, not a `ConfigDi
 import dataclasses
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from cadc_jax.data.prepare import PrepareConfig
-from cadc_jax.errors import ConfigError, check_at_least, check_choice
+from cadc_jax.errors import ConfigError, check_at_least, check_choice, check_local
 from cadc_jax.evaluation.evaluate import EvaluationConfig
 from cadc_jax.factorization.als import ALSConfig
 from cadc_jax.factorization.sgd import SGDConfig
@@ -129,6 +130,10 @@ def validate(config: ConfigDict) -> None:
             f"rate={config.rate}: must be above 0 and at most 1, the share of training rows to "
             "keep (0.1 keeps 10 %)"
         )
+    folder_name(config)
+    check_local("data.path", config.data.path)
+    if not 0 <= config.seed < 1 << 63:
+        raise ConfigError(f"seed={config.seed}: must be at least 0 and below 2**63")
     check_choice("data.source", config.data.source, SOURCES)
     check_at_least("data.block_bytes", config.data.block_bytes, 1)
     check_at_least("data.synthetic_rows", config.data.synthetic_rows, 0)
@@ -213,6 +218,20 @@ def device_config(config: ConfigDict) -> DeviceConfig:
 def make_model(config: ConfigDict, name: str) -> DLRM | DCN | TwoTower:
     """The network of that name."""
     return MODELS[name](**config[name])
+
+
+def folder_name(config: ConfigDict) -> str:
+    """`config.name`, which names a folder.
+
+    Raises:
+      ConfigError: if it could name anything but a folder in the current one.
+    """
+    if not re.fullmatch(r"\w[\w.-]*", config.name):
+        raise ConfigError(
+            f"name={config.name!r}: must start with a letter, digit or underscore and have only "
+            "these, dots and dashes: it names a folder"
+        )
+    return config.name
 
 
 def raw_path(config: ConfigDict) -> pathlib.Path:

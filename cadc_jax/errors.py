@@ -57,6 +57,16 @@ def check_above(field: str, value: float, bound: float) -> None:
         raise ConfigError(f"{field}={value}: must be above {bound}")
 
 
+def check_local(field: str, path: str) -> None:
+    """Raises ConfigError if a path is a URL, such as 'gs://bucket/folder'."""
+    scheme, separator, _ = path.partition("://")
+    if separator:
+        raise ConfigError(
+            f"{field}={path}: {scheme}:// is not supported; give a local path, such as that of a "
+            "mounted folder"
+        )
+
+
 def check_below_one(field: str, value: float) -> None:
     """Raises ConfigError unless the value is in [0, 1)."""
     if not 0 <= value < 1:

@@ -17,7 +17,7 @@ from cadc_jax.run import compressed, stages
 from cadc_jax.run.arms import BASELINES, TRAINED, Arm
 from cadc_jax.run.compressed import Inputs
 from cadc_jax.run.context import Run as Run
-from cadc_jax.run.context import training_mesh
+from cadc_jax.run.context import begin, training_mesh
 from cadc_jax.run.factors import factor_tables, factorize_stage
 from cadc_jax.runtime import distributed
 from cadc_jax.runtime.artifacts import Artifact
@@ -31,17 +31,16 @@ def run(this: Run, last: str = "report") -> None:
     Raises:
       CadcError: an error that the user can fix.
     """
-    configuration.validate(this.config)
-    distributed.check_shared(this.workdir)
-    prepared = stages.prepare_stage(this, stages.raw_data(this))
-    if last == "prepare":
-        return
-    factors = factorize_stage(this, prepared)
-    if last == "factorize":
-        return
-    inputs = Inputs(prepared, factors, stages.sample_stage(this, prepared))
-    if last != "sample":
-        compare(this, inputs, last)
+    with begin(this):
+        prepared = stages.prepare_stage(this, stages.raw_data(this))
+        if last == "prepare":
+            return
+        factors = factorize_stage(this, prepared)
+        if last == "factorize":
+            return
+        inputs = Inputs(prepared, factors, stages.sample_stage(this, prepared))
+        if last != "sample":
+            compare(this, inputs, last)
 
 
 def compress(this: Run, out: pathlib.Path) -> None:
@@ -50,12 +49,11 @@ def compress(this: Run, out: pathlib.Path) -> None:
     Raises:
       CadcError: an error that the user can fix.
     """
-    configuration.validate(this.config)
-    distributed.check_shared(this.workdir)
-    raw = stages.raw_data(this)
-    prepared = stages.prepare_stage(this, raw)
-    factors = factorize_stage(this, prepared)
-    inputs = Inputs(prepared, factors, stages.sample_stage(this, prepared))
+    with begin(this):
+        raw = stages.raw_data(this)
+        prepared = stages.prepare_stage(this, raw)
+        factors = factorize_stage(this, prepared)
+        inputs = Inputs(prepared, factors, stages.sample_stage(this, prepared))
 
     def write() -> None:
         paths = registry.raw_files(this.config.data.source, raw, this.config.data.to_dict())
@@ -70,9 +68,9 @@ def train_from(this: Run, inputs: Inputs) -> None:
     """Trains, evaluates and reports from a compressed data set, which has the kept rows only."""
     config = this.config.copy_and_resolve_references()
     config.arms = tuple(name for name in this.config.arms if TRAINED[name].takes_sample)
-    configuration.validate(config)
-    distributed.check_shared(this.workdir)
-    compare(dataclasses.replace(this, config=config), inputs, "report")
+    this = dataclasses.replace(this, config=config)
+    with begin(this):
+        compare(this, inputs, "report")
 
 
 def candidates(this: Run, rows: int) -> None:
@@ -85,10 +83,10 @@ def candidates(this: Run, rows: int) -> None:
     Raises:
       CadcError: an error that the user can fix.
     """
-    configuration.validate(this.config)
     if this.config.data.task != "click":
         raise ConfigError("these rows name their users and items, and have no labels")
-    table = open_table(stages.prepare_stage(this, stages.raw_data(this)).path)
+    with begin(this):
+        table = open_table(stages.prepare_stage(this, stages.raw_data(this)).path)
     schema, train = table.schema, table.splits["train"]
     count = len(train["label"])
     ids = pipeline.sampled_ids(count, min(1.0, rows / count), this.config.seed)

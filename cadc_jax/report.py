@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from cadc_jax.run.arms import ARMS
-from cadc_jax.runtime import artifacts
+from cadc_jax.runtime import durable
 from cadc_jax.runtime.text import aligned
 
 SECONDS = ("prepare", "factorize", "sample", "train", "evaluate", "total")  # columns, in order
@@ -31,7 +31,7 @@ def write_report(
     """
     rows = results["rows"]
     config = results["config"]
-    artifacts.write_json(workdir / "results.json", results)
+    durable.write_json(workdir / "results.json", results)
     plot(workdir / "report.png", rows)
     heading = f"{config['name']}, seed {results['seed']}, rate {config['rate']:g}"
     counts = ", ".join(f"{count:,} {split}" for split, count in facts["rows"].items())
@@ -43,7 +43,7 @@ def write_report(
     markdown = [f"# {heading}", "", *notes, "", _markdown(header), _markdown(["---"] * len(header))]
     markdown += [_markdown(line) for line in body]
     markdown += ["", "![quality against wall time](report.png)", ""]
-    (workdir / "report.md").write_text("\n".join(markdown))
+    durable.write_text(workdir / "report.md", "\n".join(markdown))
     names, *others = aligned([header, *body], right=range(2, len(header)))
     lines = [heading, *notes, "", names, "-" * len(names), *others, ""]
     lines.append(f"{workdir / 'report.md'}, report.png and results.json hold the same.")
@@ -73,7 +73,7 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
 
 def plot(path: pathlib.Path, rows: Sequence[Row]) -> None:
     """Quality (the first metric) against the seconds it took to get there, after `prepare`."""
-    metric = next(iter(rows[-1]["metrics"]))
+    metric = next((name for row in rows[::-1] for name in row["metrics"]), "quality")
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     models = list(dict.fromkeys(row["model"] for row in rows))
@@ -91,7 +91,8 @@ def plot(path: pathlib.Path, rows: Sequence[Row]) -> None:
     axes.set_ylabel(f"{metric} (test)")
     axes.margins(x=0.25, y=0.1)
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    with durable.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
 
 
 def explain(rows: Sequence[Row], config: Mapping[str, Any]) -> list[str]:
@@ -109,6 +110,8 @@ def explain(rows: Sequence[Row], config: Mapping[str, Any]) -> list[str]:
         "Seconds include compiling. 'rows used' are those the model trains on; the factors of MF "
         "and CADC come from all training rows. * marks the best of a column."
     )
+    if "logloss" in metrics and "auc" not in metrics:
+        lines.append("auc: undefined, as all test rows have the same label.")
     if "calibration" in metrics:
         lines.append("calibration: mean prediction over click rate; 1 is right on average.")
     error = max(row["metrics"].get("auc_error", 0) for row in rows)

@@ -5,8 +5,6 @@ Example:
     cadc compress --config=configs/criteo.py --rate=0.1 --out=/data/small
 """
 
-import pathlib
-
 from absl import flags
 
 from cadc_jax.cli.flags import OUT, PROCESSES, config, needed, run_of
@@ -23,4 +21,4 @@ def main() -> None:
         settings.rate = _RATE.value
     from cadc_jax import experiment
 
-    experiment.compress(run_of(settings), pathlib.Path(needed(OUT)))
+    experiment.compress(run_of(settings), needed(OUT))

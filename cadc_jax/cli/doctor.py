@@ -23,7 +23,7 @@ from typing import Any
 
 from absl import flags
 
-from cadc_jax.cli.flags import WORKDIR
+from cadc_jax.cli.flags import WORKDIR, path
 from cadc_jax.errors import CadcError
 
 _LEAST_MEMORY = 2e9  # bytes; the smallest configurations need about one
@@ -38,7 +38,7 @@ flags.declare_key_flag("workdir")
 
 def main() -> None:
     """Runs the command."""
-    if not examine(pathlib.Path(WORKDIR.value or "workdir")):
+    if not examine(path(WORKDIR) or pathlib.Path("workdir")):
         sys.exit(1)
 
 

@@ -4,15 +4,20 @@ import errno
 import os
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
 from cadc_jax.errors import CadcError
 from cadc_jax.runtime.interrupts import Stop, Stopped
+from cadc_jax.runtime.text import printable
+
+_LONGEST = 2_000  # characters of an error that are shown
 
 # Errors of the machine that a user can fix -> how.
 _FREE_SPACE = "free some room, or choose another --workdir; finished stages are kept"
+_FULL_DISK = ("No space left on device", "Disk quota exceeded")  # Orbax raises plain errors
 _OTHER_PATH = "a file is where a folder has to be; choose another path"
 _FIXES = {
     errno.ENOSPC: _FREE_SPACE,
@@ -59,6 +64,8 @@ def guarded(command: Callable[[], None], stop: Stop) -> None:
         where = f"{error.filename}: " if error.filename else ""
         fail(f"{where}{os.strerror(error.errno)}; {_FIXES[error.errno]}")
     except (Exception, KeyboardInterrupt) as error:
+        if any(text in str(error) for text in _FULL_DISK):
+            fail(f"no space left on the disk; {_FREE_SPACE}")
         # XLA raises a plain error; only its text tells that memory ran out.
         if isinstance(error, MemoryError) or str(error).startswith("RESOURCE_EXHAUSTED"):
             fail(f"out of memory: {error}; {_LESS_MEMORY}")
@@ -67,7 +74,9 @@ def guarded(command: Callable[[], None], stop: Stop) -> None:
 
 def fail(error: Exception | str) -> NoReturn:
     """Prints an error in one line, tells the other processes, and exits with code 1."""
-    text = " ".join(str(error).split())
+    text = printable(" ".join(str(error).split()))
+    if len(text) > _LONGEST:
+        text = f"{text[:_LONGEST]} ..."
     if _joined():
         from cadc_jax.runtime import distributed
 
@@ -77,15 +86,19 @@ def fail(error: Exception | str) -> NoReturn:
 
 
 def _fail_unexpectedly(error: BaseException) -> NoReturn:
-    """Handles a bug, or, in one process of several, the loss of another process."""
-    if not _joined():
-        raise error
-    from cadc_jax.runtime import distributed
+    """Handles a bug, or, in one process of several, the loss of another process.
 
-    if distributed.is_lost_peer(error):
-        distributed.wait_for_verdict()
-    traceback.print_exception(error)
-    distributed.fail(f"{type(error).__name__}: {error}")
+    A bug is one line, and a file with the traceback.
+    """
+    if _joined():
+        from cadc_jax.runtime import distributed
+
+        if distributed.is_lost_peer(error):
+            distributed.wait_for_verdict()
+    handle, name = tempfile.mkstemp(prefix="cadc-traceback-", suffix=".txt")
+    with open(handle, "w") as file:
+        traceback.print_exception(error, file=file)
+    fail(f"this is a bug: {type(error).__name__}: {error}; please report it with {name}")
 
 
 def _joined() -> bool:

@@ -5,8 +5,6 @@ Example:
     cadc export --from=workdir/criteo --format=savedmodel --out=/models/ads
 """
 
-import pathlib
-
 from absl import flags
 
 from cadc_jax.cli.flags import OUT, needed
@@ -19,7 +17,7 @@ for _name in (*FLAGS, "out"):
 
 def main() -> None:
     """Runs the command."""
-    out = pathlib.Path(needed(OUT))
+    out = needed(OUT)
     trained = chosen()
     from cadc_jax.serving import export
 

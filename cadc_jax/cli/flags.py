@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 from ml_collections import config_flags
 
-from cadc_jax.errors import ConfigError
+from cadc_jax.errors import ConfigError, check_local
 from cadc_jax.runtime.interrupts import Stop
 
 if TYPE_CHECKING:
@@ -98,19 +98,33 @@ def config() -> "ConfigDict":
 def run_of(config: "ConfigDict") -> "Run":
     """The run of a configuration in the work folder of the command line."""
     from cadc_jax import sharding  # JAX takes seconds to import; --help and a typo do without
+    from cadc_jax.configuration import folder_name
     from cadc_jax.run.context import Run
 
-    workdir = pathlib.Path(WORKDIR.value or pathlib.Path("workdir") / config.name)
+    workdir = path(WORKDIR) or pathlib.Path("workdir") / folder_name(config)
     cores = not several_processes() and sharding.split_cores()
     return Run(config, workdir, verify=VERIFY.value, stop=STOP, cores=cores)
 
 
-def needed(flag: flags.FlagHolder, kind: str = "DIR") -> str:
-    """The value of a flag that the command cannot do without.
+def path(flag: flags.FlagHolder) -> pathlib.Path | None:
+    """The path that a flag gives, if it is given.
 
     Raises:
-      ConfigError: if it is not given.
+      ConfigError: if it is a URL.
     """
     if not flag.value:
+        return None
+    check_local(f"--{flag.name}", flag.value)
+    return pathlib.Path(flag.value)
+
+
+def needed(flag: flags.FlagHolder, kind: str = "DIR") -> pathlib.Path:
+    """The path that a flag gives, which the command cannot do without.
+
+    Raises:
+      ConfigError: if it is not given, or is a URL.
+    """
+    found = path(flag)
+    if found is None:
         raise ConfigError(f"this command needs --{flag.name}={kind}")
-    return flag.value
+    return found

@@ -11,6 +11,7 @@ from absl import flags
 
 from cadc_jax.cli.flags import VERIFY
 from cadc_jax.errors import ConfigError
+from cadc_jax.runtime.text import printable
 
 flags.declare_key_flag("verify")
 
@@ -21,4 +22,4 @@ def main(folder: str | None = None) -> None:
         raise ConfigError("this command needs a folder: cadc info DIR")
     from cadc_jax.serving import folder_info
 
-    print(folder_info.explain(pathlib.Path(folder), VERIFY.value))
+    print(printable(folder_info.explain(pathlib.Path(folder), VERIFY.value)))

@@ -6,13 +6,12 @@ Examples:
     cadc recommend --from=/data/small --users=all --out=recs.parquet
 """
 
-import pathlib
-
 from absl import flags
 
 from cadc_jax.cli.flags import OUT, needed
 from cadc_jax.cli.trained import FLAGS, chosen
 from cadc_jax.errors import ConfigError
+from cadc_jax.runtime.text import printable
 
 _USER = flags.DEFINE_string("user", None, "A raw user id, as in the log.")
 _USERS = flags.DEFINE_string(
@@ -28,11 +27,11 @@ def main() -> None:
     user, users = _USER.value, _USERS.value
     if bool(user) == bool(users):
         raise ConfigError("this command needs --user=ID, or --users=all|FILE with --out=FILE")
-    out = pathlib.Path(needed(OUT, "FILE")) if users else None
+    out = needed(OUT, "FILE") if users else None
     trained = chosen()
     from cadc_jax.serving import recommend
 
     if user:
-        print(recommend.show(trained, user, _K.value))
+        print(printable(recommend.show(trained, user, _K.value)))
     elif users and out:
         print(recommend.write_recommendations(trained, users, _K.value, out))

@@ -5,8 +5,6 @@ Example:
     cadc train --from=/data/small
 """
 
-import pathlib
-
 from absl import flags
 
 from cadc_jax.cli.flags import CONFIG, FROM, PROCESSES, VERIFY, config, needed, run_of
@@ -17,7 +15,7 @@ for _name in ("from", "config", "workdir", "verify", *PROCESSES):
 
 def main() -> None:
     """Runs the command."""
-    folder = pathlib.Path(needed(FROM))
+    folder = needed(FROM)
     from cadc_jax import experiment
     from cadc_jax.run import compressed
 

@@ -19,14 +19,14 @@ def chosen() -> "Trained":
       ConfigError: if no flag names a folder.
     """
     config = None if flags.CONFIG.value is None else flags.config()
-    workdir = pathlib.Path(flags.WORKDIR.value) if flags.WORKDIR.value else None
-    if flags.FROM.value:
-        source = pathlib.Path(flags.FROM.value)
-    elif workdir:
+    workdir, source = flags.path(flags.WORKDIR), flags.path(flags.FROM)
+    if source is None:
         source = workdir
-    elif config is not None:
-        source = pathlib.Path("workdir") / config.name
-    else:
+    if source is None and config is not None:
+        from cadc_jax.configuration import folder_name
+
+        source = pathlib.Path("workdir") / folder_name(config)
+    if source is None:
         raise ConfigError("this command needs --from=DIR, or --config=... as it ran")
     from cadc_jax.serving import trained
 

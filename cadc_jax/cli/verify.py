@@ -5,8 +5,6 @@ Example:
     cadc verify --from=/data/small
 """
 
-import pathlib
-
 from absl import flags
 
 from cadc_jax.cli.flags import FROM, needed
@@ -16,7 +14,7 @@ flags.declare_key_flag("from")
 
 def main() -> None:
     """Runs the command."""
-    folder = pathlib.Path(needed(FROM))
+    folder = needed(FROM)
     from cadc_jax.runtime import artifacts
 
     artifacts.open_artifact(folder, verify=True)

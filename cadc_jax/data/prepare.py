@@ -42,7 +42,7 @@ from cadc_jax.errors import (
     check_below_one,
     check_choice,
 )
-from cadc_jax.runtime import artifacts
+from cadc_jax.runtime import durable
 
 TASKS = ("click", "ranking")
 DROPPED = -1  # the fold of a repeated row that was merged into another one
@@ -165,7 +165,9 @@ def write_table(
     def finish() -> Mapping[str, Any]:
         if hosts.index:
             return {}  # all hosts return the facts of the first one
-        schema = _write_rest(path, source, assignment, encoder, _sum(item_counts), config)
+        counts = _sum(item_counts)
+        _check_classes(counts)
+        schema = _write_rest(path, source, assignment, encoder, counts, config)
         return {
             "rows": dict(zip(SPLITS, split_rows, strict=True)),
             "num_users": schema.num_users - 1,
@@ -421,6 +423,17 @@ def _sum(counts: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return summed
 
 
+def _check_classes(item_counts: Mapping[str, np.ndarray]) -> None:
+    """Raises DataError if labelled training rows all have the same label."""
+    rows = int(item_counts["count"].sum())
+    clicks = int(item_counts["clicks"].sum()) if "clicks" in item_counts else None
+    if clicks in (0, rows):
+        raise DataError(
+            f"all {rows:,} training rows have label {int(clicks > 0)}: a click task needs rows of "
+            "both labels; check the label column, or use data.task='ranking' for positives alone"
+        )
+
+
 def _write_rest(
     path: pathlib.Path,
     source: raw.RawData,
@@ -445,7 +458,7 @@ def _write_rest(
         {encoding.file_name(name): known.values for name, known in vocabularies.items()},
     )
     scales = {name: dict(zip(("mean", "std"), x, strict=True)) for name, x in encoder.dense.items()}
-    artifacts.write_json(path / "statistics.json", scales)
+    durable.write_json(path / "statistics.json", scales)
     sizes = tuple(known.size for known in encoder.categorical.values())
     schema = Schema(
         task=config.task,

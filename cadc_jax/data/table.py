@@ -27,7 +27,7 @@ from numpy.typing import DTypeLike
 
 from cadc_jax.data.raw import SPLITS
 from cadc_jax.errors import ArtifactError
-from cadc_jax.runtime import artifacts
+from cadc_jax.runtime import durable
 
 Columns = Mapping[str, np.ndarray]
 _ROWS = 1 << 16  # rows that `write_rows` copies at a time
@@ -140,7 +140,7 @@ def open_schema(path: pathlib.Path) -> Schema:
 
 def write_schema(path: pathlib.Path, schema: Schema) -> None:
     """Writes `schema.json` of the table in the folder `path`."""
-    artifacts.write_json(path / "schema.json", dataclasses.asdict(schema))
+    durable.write_json(path / "schema.json", dataclasses.asdict(schema))
 
 
 def read_columns(path: pathlib.Path) -> Columns:

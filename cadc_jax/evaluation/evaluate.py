@@ -11,7 +11,7 @@ from cadc_jax import metrics, sharding
 from cadc_jax.data import sampling
 from cadc_jax.data.raw import SPLITS
 from cadc_jax.data.table import Columns, Table
-from cadc_jax.errors import check_at_least, check_choice
+from cadc_jax.errors import TrainingError, check_at_least, check_choice
 from cadc_jax.evaluation import ranking
 from cadc_jax.evaluation.scorers import Score, Scorer
 from cadc_jax.models.embeddings import pair_batch
@@ -70,7 +70,11 @@ def evaluate_clicks(
 
     Returns:
       `auc`; past EXACT_ROWS `auc_error`, the bound on its error; if scores are logits, `logloss`
-      and `calibration` (mean prediction over click rate).
+      and `calibration` (mean prediction over click rate). Without rows of both classes there is no
+      AUC, without clicks no calibration.
+
+    Raises:
+      TrainingError: if a score is not finite.
     """
     score, rows = scorer.score, len(columns["label"])
     exact = rows <= EXACT_ROWS
@@ -92,7 +96,9 @@ def evaluate_clicks(
         result = dict(zip(("auc", "auc_error"), stats.auc(), strict=True))
     if scorer.calibrated:
         result |= {"logloss": stats.log_loss(), "calibration": stats.calibration()}
-    return result
+    if not (np.isfinite(stats.predicted).all() and np.isfinite(stats.loss).all()):
+        raise TrainingError("a score is not a finite number: lower the learning rate")
+    return {name: value for name, value in result.items() if np.isfinite(value)}
 
 
 def _edges(score: Score, columns: Columns, rows: int) -> jax.Array:

@@ -22,7 +22,7 @@ from cadc_jax import sharding
 from cadc_jax.errors import ConfigError, check_above, check_choice
 from cadc_jax.factorization import als_solver
 from cadc_jax.factorization.als_solver import HalfStepConfig, SideData
-from cadc_jax.factorization.factors import Array, Factors, check_sizes
+from cadc_jax.factorization.factors import Array, Factors, check_finite, check_sizes
 from cadc_jax.factorization.interactions import (
     Interactions,
     Layout,
@@ -156,7 +156,8 @@ def fit(
         if iteration > 1 and losses[-2] - losses[-1] < config.tolerance * abs(losses[-2]):
             break
     user, item = users.rows(sharding.local(user)), items.rows(sharding.local(item))
-    return _factors(user, item, mean, config), np.array(losses)
+    advice = "lower als.alpha or raise als.regularization"
+    return check_finite(_factors(user, item, mean, config), advice), np.array(losses)
 
 
 def fold_in(

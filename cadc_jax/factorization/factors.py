@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cadc_jax.errors import ConfigError
+from cadc_jax.errors import ConfigError, TrainingError
 
 Array = jax.Array | np.ndarray
 
@@ -59,6 +59,14 @@ def scores(factors: Factors, user_ids: Array, item_ids: Array) -> jax.Array:
         return dot
     user_bias, item_bias, global_bias = factors.biases
     return dot + user_bias[user_ids] + item_bias[item_ids] + global_bias
+
+
+def check_finite(factors: Factors, advice: str) -> Factors:
+    """Returns the factors; raises TrainingError, with the advice, if a number is not finite."""
+    parts = jax.tree.leaves(factors)
+    if not all(bool(jnp.isfinite(x).all()) for x in parts):
+        raise TrainingError(f"factorize: the factors are not finite numbers: {advice}")
+    return factors
 
 
 def with_bias_columns(factors: Factors) -> tuple[jax.Array, jax.Array]:

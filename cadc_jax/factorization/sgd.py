@@ -21,7 +21,7 @@ import optax
 
 from cadc_jax import sparse_optimizers
 from cadc_jax.errors import ConfigError, DataError, check_above, check_at_least, check_choice
-from cadc_jax.factorization.factors import Factors, check_sizes
+from cadc_jax.factorization.factors import Factors, check_finite, check_sizes
 from cadc_jax.factorization.interactions import Interactions, SparseRows
 from cadc_jax.runtime import checkpoints
 from cadc_jax.runtime.checkpoints import Checkpoints, Facts
@@ -165,7 +165,7 @@ def fit(
         done.end_epoch(len(rows))
         if progress is not None:
             progress(epoch + 1, done.losses[-1], time.perf_counter() - start)
-    return _factors(state), np.array(done.losses)
+    return check_finite(_factors(state), "lower sgd.learning_rate"), np.array(done.losses)
 
 
 @flax.struct.dataclass

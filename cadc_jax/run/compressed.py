@@ -20,7 +20,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cadc_jax.configuration import default_config
+from cadc_jax.configuration import default_config, validate
 from cadc_jax.data.raw import SPLITS, TRAIN
 from cadc_jax.errors import ArtifactError, ConfigError
 from cadc_jax.runtime import artifacts
@@ -107,9 +107,13 @@ def open_inputs(path: pathlib.Path, verify: bool = True) -> tuple[ConfigDict, In
         )
         for name, place in places.items()
     }
-    config = default_config().unlock()  # has fields that are newer than the data set
-    config.update(_with_tuples(settings["config"]))
-    return config.lock(), Inputs(**inputs)
+    config = default_config()  # has fields that are newer than the data set
+    try:
+        config.update(_with_tuples(settings["config"]))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path}: its configuration cannot be used: {error}") from None
+    validate(config)
+    return config, Inputs(**inputs)
 
 
 def sizes(artifact: Artifact) -> str:

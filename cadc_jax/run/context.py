@@ -3,10 +3,11 @@
 Several processes go through all stages in the same order.
 """
 
+import contextlib
 import dataclasses
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -15,16 +16,22 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cadc_jax import configuration, sharding
-from cadc_jax.runtime import artifacts, distributed
+from cadc_jax.runtime import artifacts, distributed, durable
 from cadc_jax.runtime.artifacts import Artifact, materialize
 from cadc_jax.runtime.checkpoints import Checkpoints
 from cadc_jax.runtime.interrupts import Stop
+from cadc_jax.runtime.text import printable
 
 Say = Callable[[str], None]
 Write = Callable[[pathlib.Path], Mapping[str, Any]]  # writes into a folder and returns facts
 LongWrite = Callable[[pathlib.Path, Checkpoints | None], Mapping[str, Any]]
 
 COPIES_BYTES = 1 << 30  # for the copies of a side of the matrix on the cores of one CPU
+
+
+def show(line: str) -> None:
+    """Prints a line; names that come from data cannot control the terminal."""
+    print(printable(line))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +51,7 @@ class Run:
 
     config: ConfigDict
     workdir: pathlib.Path
-    say: Say = print
+    say: Say = show
     verify: bool = True
     stop: Stop = dataclasses.field(default_factory=Stop)
     cores: bool = False
@@ -53,6 +60,19 @@ class Run:
     def on_cores(self) -> bool:
         """Whether the devices in use are the cores of one CPU."""
         return self.cores and jax.default_backend() == "cpu"
+
+
+@contextlib.contextmanager
+def begin(run: Run) -> Iterator[None]:
+    """Checks the configuration and the work folder, and holds the folder for this run.
+
+    Raises:
+      ConfigError: if a setting is wrong, or another run is using the work folder.
+    """
+    configuration.validate(run.config)
+    distributed.check_shared(run.workdir)
+    with durable.lock(run.workdir) if distributed.is_first() else contextlib.nullcontext():
+        yield
 
 
 def als_mesh(run: Run, largest_side: int, factors: int) -> Mesh:

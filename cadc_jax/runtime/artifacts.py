@@ -28,11 +28,12 @@ from absl import logging
 
 from cadc_jax import __version__
 from cadc_jax.errors import ArtifactError
-from cadc_jax.runtime import distributed
+from cadc_jax.runtime import distributed, durable
 
 FORMAT = 3  # of every artefact; raise it when a layout on disk changes
 MANIFEST = "manifest.json"
 _READ_BYTES = 1 << 22
+_SAMPLE_BYTES = 1 << 16  # read at three places of a raw file
 _ADVICE = "delete the folder and run again"
 
 
@@ -133,7 +134,7 @@ def write_artifact(
         seconds = time.perf_counter() - start + facts.pop("seconds_before", 0.0)
         _write_manifest(temporary, settings, facts, seconds)
         try:
-            temporary.rename(path)
+            durable.publish(temporary, path)
         except OSError:
             if not path.exists():  # otherwise another process was faster
                 raise
@@ -178,7 +179,7 @@ def _write_manifest(
         },
         "files": checksums(folder),
     }
-    write_json(folder / MANIFEST, manifest)
+    durable.write_json(folder / MANIFEST, manifest)
 
 
 def open_artifact(path: pathlib.Path, verify: bool = False) -> Artifact:
@@ -275,13 +276,23 @@ def file_identity(paths: Iterable[str | pathlib.Path]) -> list[list]:
     """What represents raw files in a fingerprint.
 
     Returns:
-      [absolute path, size in bytes, time of the last change in nanoseconds] of each file.
+      [absolute path, size in bytes, time of the last change in nanoseconds, hash of the beginning,
+      middle and end] of each file. Only a change of other bytes that keeps size and time is missed.
     """
     identities = []
     for path in paths:
-        stat = os.stat(path)
-        identities.append([str(pathlib.Path(path).resolve()), stat.st_size, stat.st_mtime_ns])
+        stat, whole = os.stat(path), str(pathlib.Path(path).resolve())
+        identities.append([whole, stat.st_size, stat.st_mtime_ns, _sample_hash(path, stat.st_size)])
     return identities
+
+
+def _sample_hash(path: str | pathlib.Path, size: int) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for start in (0, size // 2, max(0, size - _SAMPLE_BYTES)):
+            file.seek(start)
+            digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()[:12]
 
 
 def hash_of(value: Any) -> str:
@@ -293,10 +304,3 @@ def hash_of(value: Any) -> str:
 def plain(value: Any) -> Any:
     """A JSON-able value as JSON gives it back: tuples become lists, keys become strings."""
     return json.loads(json.dumps(value))
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes `value` as indented JSON, either whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2, default=list) + "\n")
-    temporary.replace(path)

@@ -21,7 +21,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from cadc_jax.errors import check_at_least
-from cadc_jax.runtime import artifacts, distributed
+from cadc_jax.runtime import artifacts, distributed, durable
 from cadc_jax.runtime.interrupts import Stopped
 
 FORMAT = 1  # raise it when what a stage saves changes
@@ -201,7 +201,8 @@ class Checkpoints:
         files = artifacts.checksums(temporary, [x for x in names if x != _ORBAX_METADATA])
         manifest = {**manifest, "files": files}
         manifest["hash"] = artifacts.hash_of(manifest)
-        artifacts.write_json(temporary / artifacts.MANIFEST, manifest)
+        durable.write_json(temporary / artifacts.MANIFEST, manifest)
+        durable.sync_tree(temporary)
         for old in self._steps()[: 1 - self._config.keep]:
             shutil.rmtree(self._folder / str(old), ignore_errors=True)
 

@@ -34,8 +34,8 @@ class Stop:
         return self.signal is not None
 
     def install(self) -> None:
-        """Handles SIGTERM and SIGINT; call it in the main thread of a program."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        """Handles SIGTERM, SIGINT and SIGHUP; call it in the main thread of a program."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._handle)
 
     @contextlib.contextmanager
@@ -57,6 +57,8 @@ class Stop:
         del frame
         again, self.signal = self(), signal.Signals(number)
         if again or not self._deferred:
+            for other in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(other, signal.SIG_IGN)  # one is enough: the program is on its way out
             raise Stopped("finished stages are kept")
         text = f"\ncadc: {self.signal.name}: saving after this step; a second signal ends at once\n"
         os.write(2, text.encode())  # `print` is not safe inside a signal handler

@@ -25,6 +25,13 @@ def aligned(lines: Sequence[Sequence[str]], right: Collection[int] = ()) -> list
     return ["  ".join(cells).rstrip() for cells in padded]
 
 
+def printable(text: str) -> str:
+    """Text without control characters, except line breaks and tabs: safe to show on a terminal."""
+    return "".join(
+        x if x.isprintable() or x in "\n\t" else "\N{REPLACEMENT CHARACTER}" for x in text
+    )
+
+
 def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
     """A hint at the known word most like `word`: ", did you mean 'x'?", or '' if none is close.
 

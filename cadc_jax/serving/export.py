@@ -24,7 +24,7 @@ from cadc_jax.evaluation.scorers import dot_products
 from cadc_jax.models import embeddings
 from cadc_jax.models.scoring import predict
 from cadc_jax.run.arms import POPULARITY
-from cadc_jax.runtime import artifacts
+from cadc_jax.runtime import artifacts, durable
 from cadc_jax.runtime.artifacts import Artifact
 from cadc_jax.serving.trained import Trained
 
@@ -57,7 +57,7 @@ def write_export(trained: Trained, out: pathlib.Path, form: str) -> Artifact:
         FORMS[form](trained, folder)
         shutil.copytree(trained.prepared / "vocabularies", folder / "vocabularies")
         shutil.copy(trained.prepared / "statistics.json", folder)
-        artifacts.write_json(folder / "export.json", about)
+        durable.write_json(folder / "export.json", about)
         sizes = {name: list(np.shape(table)) for name, table in trained.tables.items()}
         return {"tables": sizes, "parameters": sum(map(np.size, jax.tree.leaves(trained.params)))}
 

@@ -20,7 +20,7 @@ from cadc_jax.errors import ConfigError, DataError
 from cadc_jax.evaluation.ranking import SeenItems
 from cadc_jax.factorization import topk
 from cadc_jax.run.arms import POPULARITY
-from cadc_jax.runtime import text
+from cadc_jax.runtime import durable, text
 from cadc_jax.serving.trained import Trained, make_scorer
 
 USER_BLOCK = 512  # users scored at a time, at most
@@ -158,32 +158,37 @@ def _write_parquet(
 ) -> int:
     """Writes the file, whole or not at all; returns the number of its rows."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.tmp")
     writer, rows = None, 0
     try:
-        for users, scores, ids in recommended:
-            there = ids > 0
-            ranks = np.broadcast_to(np.arange(1, ids.shape[1] + 1, dtype=np.int32), ids.shape)
-            part = pa.table(
-                {
-                    "user": raw_users.of(np.repeat(users, ids.shape[1])[there.ravel()]),
-                    "rank": ranks[there],
-                    "item": raw_items.of(ids[there]),
-                    "score": scores[there],
-                }
-            )
-            writer = writer or parquet.ParquetWriter(temporary, part.schema)
-            writer.write_table(part)
-            rows += len(part)
-        assert writer is not None  # as there are users
-        writer.close()
-        temporary.replace(out)
+        with durable.replacing(out) as temporary:
+            for part in _parts(recommended, raw_users, raw_items):
+                writer = writer or parquet.ParquetWriter(temporary, part.schema)
+                writer.write_table(part)
+                rows += len(part)
+            assert writer is not None  # as there are users
+            writer.close()
     except OSError as error:
         error.filename = str(out)  # Parquet's errors do not name it
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
     return rows
+
+
+def _parts(
+    recommended: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    raw_users: RawIds,
+    raw_items: RawIds,
+) -> Iterator[pa.Table]:
+    for users, scores, ids in recommended:
+        there = ids > 0
+        ranks = np.broadcast_to(np.arange(1, ids.shape[1] + 1, dtype=np.int32), ids.shape)
+        yield pa.table(
+            {
+                "user": raw_users.of(np.repeat(users, ids.shape[1])[there.ravel()]),
+                "rank": ranks[there],
+                "item": raw_items.of(ids[there]),
+                "score": scores[there],
+            }
+        )
 
 
 def blocks(

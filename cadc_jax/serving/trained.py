@@ -166,10 +166,10 @@ def _open(source: pathlib.Path, workdir: pathlib.Path | None) -> WorkfolderIndex
     if not source.is_dir():
         raise ArtifactError(f"{source}: no such folder")
     if (source / artifacts.MANIFEST).exists():
-        config, inputs = compressed.open_inputs(source, verify=False)
+        config, inputs = compressed.open_inputs(source)
         made = {name: getattr(inputs, name) for name in ("prepared", "factors", "sample")}
         prepared, factors, samples = ({x.fingerprint: x} for x in made.values())
-        models = workdir or pathlib.Path("workdir") / config.name
+        models = workdir or pathlib.Path("workdir") / configuration.folder_name(config)
         settings: dict[str, Mapping[str, Any]] = {
             inputs.prepared.fingerprint: {"data": artifacts.plain(config.data.to_dict())},
             inputs.factors.fingerprint: {
@@ -212,7 +212,7 @@ def _load(index: WorkfolderIndex, made: Artifact) -> Trained:
     factors = index.factors.get(settings["factors"])
     if arm.frozen and factors is None:
         raise ArtifactError(f"{made.path}: the factors it was trained with are gone; run again")
-    _check_whole(made, factors)
+    _check_whole(made, factors, prepared)
     params, tables = stages.restore(made, arm, factors)
     fields = {key: tuple(x) if isinstance(x, list) else x for key, x in fields.items()}
     return Trained(
@@ -254,6 +254,7 @@ def _baseline(
         pair = with_bias_columns(factors)
         tables = {side: np.asarray(x) for side, x in zip(("user", "item"), pair, strict=True)}
         name = index.prepared_of(made)
+    _check_whole(index.prepared[name])
     prepared = index.prepared[name].path
     return Trained(
         arm=arm,

@@ -32,6 +32,8 @@ COMMANDS = (
         (["plan", f"--config={CRITEO}", "--devices=0"], "--devices=0"),
         (["verify", "--from=/nowhere"], "/nowhere: no such folder"),
         (["train", "more"], "unexpected argument 'more'"),
+        (["run", f"--config={CRITEO}", "--workdir=gs://b/run"], "gs:// is not supported"),
+        (["train", "--from=s3://b/small"], "--from=s3://b/small: s3:// is not supported"),
         (["plan", f"--config={CRITEO}", "--workdir=/nowhere"], "give --rows=N, --num_users=N"),
     ],
 )

@@ -8,7 +8,7 @@ import sklearn.metrics
 
 from cadc_jax import sharding
 from cadc_jax.data.table import Features, Schema, Table
-from cadc_jax.errors import ConfigError
+from cadc_jax.errors import ConfigError, TrainingError
 from cadc_jax.evaluation import evaluate
 from cadc_jax.evaluation.evaluate import EvaluationConfig
 from cadc_jax.evaluation.scorers import Scorer
@@ -295,3 +295,17 @@ def test_validation_quality_of_clicks_is_minus_the_log_loss():
 def test_settings_out_of_range_are_named(fields, message):
     with pytest.raises(ConfigError, match=message):
         EvaluationConfig(**fields)
+
+
+@pytest.mark.parametrize("label", [0.0, 1.0])
+def test_rows_of_one_class_have_no_auc(label):
+    rows = ROWS | {"label": np.full(5, label, np.float32)}
+    expected = {"logloss", "calibration"} if label else {"logloss"}
+    assert set(evaluate.evaluate_clicks(BY_DENSE, rows)) == expected
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_scores_that_are_no_numbers_are_an_error(value):
+    rows = ROWS | {"dense": ROWS["dense"] * np.float32(value)}
+    with pytest.raises(TrainingError, match="not a finite number"):
+        evaluate.evaluate_clicks(BY_DENSE, rows)

@@ -37,3 +37,8 @@ def test_the_most_similar_known_word_is_suggested():
 def test_nothing_is_suggested_for_a_word_unlike_all():
     assert text.nearest("xyz", ["train", "verify"]) == ""
     assert text.nearest("train", []) == ""
+
+
+def test_control_characters_do_not_reach_a_terminal():
+    assert text.printable("a\x1b[31mb\x07\tc\n") == "a\ufffd[31mb\ufffd\tc\n"
+    assert text.printable("Amélie 千と千尋") == "Amélie 千と千尋"

@@ -68,7 +68,12 @@ def raw_files(reader: str, path: pathlib.Path, settings: Mapping[str, Any]) -> l
     if reader == "tfds":
         return tfds_reader.stored_files(settings["tfds_name"], settings["path"] or None)
     if path.is_dir():
-        files = [file for file in path.iterdir() if file.is_file() and file.name[0] != "."]
+        entries = [entry for entry in path.iterdir() if entry.name[0] != "."]
+        files = [entry for entry in entries if entry.is_file()]
+        if reader == "criteo" and len(files) < len(entries):  # no day may be missed in silence
+            other = min(set(entries) - set(files))
+            what = "a broken link" if other.is_symlink() and not other.exists() else "no file"
+            raise DataError(f"{other}: {what}; the folder may hold files of the log alone")
         if not files:
             raise DataError(f"{path}: the folder holds no files; check data.path")
         return sorted(files, key=_natural_order)

@@ -1,5 +1,7 @@
 """The registry of readers: the reader and the files of a source, and errors for missing files."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -43,12 +45,6 @@ def test_day_10_is_read_after_day_9(tmp_path):
     criteo_folder(tmp_path, [f"day_{day}" for day in range(24)])
     raw = read("criteo", tmp_path, settings(source="criteo"))
     assert raw.dense["I1"].tolist() == list(range(24))
-
-
-def test_folders_inside_a_folder_are_ignored(tmp_path):
-    criteo_folder(tmp_path, ["day_0"])
-    (tmp_path / "more").mkdir()
-    assert registry.raw_files("criteo", tmp_path, settings()) == [tmp_path / "day_0"]
 
 
 def test_a_criteo_file_is_read_alone(tmp_path):
@@ -157,3 +153,17 @@ def test_a_missing_file_of_content_is_named(tmp_path, kind):
 def test_an_empty_folder_is_named(tmp_path, source):
     with pytest.raises(DataError, match=f"{tmp_path}: the folder holds no files"):
         registry.raw_files(source, tmp_path, settings())
+
+
+@pytest.mark.parametrize("kind", ["link", "folder", "fifo"])
+def test_a_day_that_is_no_file_is_named_instead_of_skipped(tmp_path, kind):
+    (tmp_path / "day_0").write_text("0\t1\n")
+    other = tmp_path / "day_1"
+    if kind == "link":
+        other.symlink_to(tmp_path / "gone")
+    elif kind == "folder":
+        other.mkdir()
+    else:
+        os.mkfifo(other)
+    with pytest.raises(DataError, match=f"{other}: (a broken link|no file)"):
+        registry.raw_files("criteo", tmp_path, {})
