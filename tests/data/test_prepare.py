@@ -153,7 +153,8 @@ def dense_feature(path, train, held_out, **options):
     rows = len(train) + 2 * len(held_out)
     column = np.array([*train, *held_out, *held_out], np.float32)
     share = len(held_out) / rows
-    source = clicks(rows, dense={"x": column})
+    label = (np.arange(rows) % 2).astype(np.float32)
+    source = clicks(rows, label=label, dense={"x": column})
     config = dataclasses.replace(
         CLICK, validation=share, test=share, **{"log_dense": False, **options}
     )
@@ -515,3 +516,10 @@ def test_data_that_cannot_be_prepared_says_why(tmp_path, source, config, error, 
     with pytest.raises(error, match=message) as caught:
         prepare.write_table(tmp_path, raw.of_table(source), config)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_training_rows_of_one_label_are_an_error(tmp_path, label):
+    source = raw.of_table(clicks(label=np.full(20, label, np.float32)))
+    with pytest.raises(DataError, match=f"all .* training rows have label {label}"):
+        prepare.write_table(tmp_path, source, CLICK)
