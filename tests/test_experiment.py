@@ -1,0 +1,68 @@
+"""The order of stages, and what each arm's row accounts for."""
+
+import json
+
+import pytest
+
+from cadc_jax import experiment
+from cadc_jax.run import compressed
+from cadc_jax.runtime import durable
+from tests.small_runs import click_config, quiet
+
+
+@pytest.mark.parametrize(
+    ("last", "stages"),
+    [
+        ("prepare", {"synthetic", "prepare"}),
+        ("factorize", {"synthetic", "prepare", "factorize"}),
+        ("sample", {"synthetic", "prepare", "factorize", "sample"}),
+    ],
+)
+def test_a_run_ends_after_the_last_stage_that_was_asked_for(tmp_path, last, stages):
+    config = click_config()
+    config.data.synthetic_rows = 1000
+    experiment.run(experiment.Run(config, tmp_path, quiet), last)
+    made = {path.name for path in tmp_path.iterdir() if path.is_dir()}
+    assert made - {"checkpoints"} == stages
+
+
+def test_an_arm_pays_for_the_stages_that_it_needs(ranking_run):
+    rows = json.loads((ranking_run / "results.json").read_text())["rows"]
+    stages = {row["arm"]: set(row["seconds"]) - {"total"} for row in rows}
+    assert stages == {
+        "popularity": {"prepare", "evaluate"},
+        "mf_alone": {"prepare", "factorize", "evaluate"},
+        "sample": {"prepare", "sample", "train", "evaluate"},
+        "cadc_frozen": {"prepare", "factorize", "sample", "train", "evaluate"},
+    }
+    for row in rows:
+        parts = sum(value for name, value in row["seconds"].items() if name != "total")
+        assert row["seconds"]["total"] == pytest.approx(parts, abs=0.01)
+
+
+def test_a_row_says_its_rate_and_the_rows_it_used(ranking_run):
+    rows = json.loads((ranking_run / "results.json").read_text())["rows"]
+    by_arm = {row["arm"]: row for row in rows}
+    assert by_arm["cadc_frozen"]["rate"] == 0.25 and by_arm["mf_alone"]["rate"] == 1.0
+    assert by_arm["sample"]["rows_used"] < 0.4 * by_arm["popularity"]["rows_used"]
+    assert by_arm["mf_alone"]["model"] is None and "best_step" not in by_arm["mf_alone"]
+
+
+def test_a_work_folder_in_use_is_refused(click_run):
+    run = experiment.Run(click_config(), click_run, quiet)
+    _, inputs = compressed.open_inputs(click_run.parent / "compressed")
+    with durable.lock(click_run):
+        for start in (
+            lambda: experiment.run(run),
+            lambda: experiment.train_from(run, inputs),
+            lambda: experiment.compress(run, click_run.parent / "other"),
+        ):
+            with pytest.raises(experiment.ConfigError, match="another run is using it"):
+                start()
+
+
+def test_only_click_logs_have_candidates_for_users_and_items(ranking_run):
+    config = click_config()
+    config.data.task = "ranking"
+    with pytest.raises(experiment.ConfigError, match="name their users and items"):
+        experiment.candidates(experiment.Run(config, ranking_run, quiet), 100)
