@@ -6,6 +6,7 @@ user is then scored in the context (the features of a row) of their last trainin
 have none, of the last row of all.
 """
 
+import errno
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -157,9 +158,9 @@ def _write_parquet(
     raw_items: RawIds,
 ) -> int:
     """Writes the file, whole or not at all; returns the number of its rows."""
-    out.parent.mkdir(parents=True, exist_ok=True)
     writer, rows = None, 0
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         with durable.replacing(out) as temporary:
             for part in _parts(recommended, raw_users, raw_items):
                 writer = writer or parquet.ParquetWriter(temporary, part.schema)
@@ -169,7 +170,9 @@ def _write_parquet(
             writer.close()
     except OSError as error:
         error.filename = str(out)  # Parquet's errors do not name it
-        raise
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ConfigError(f"--out={out}: {error.strerror or error}; choose another path") from None
     return rows
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import pathlib
 
 import numpy as np
 import pytest
@@ -126,3 +127,9 @@ def test_a_full_disk_is_named_with_the_file(shop, small_disk):
         recommend.write_recommendations(shop, "all", 50, small_disk / "recs.parquet")
     assert caught.value.errno == errno.ENOSPC
     assert caught.value.filename == str(small_disk / "recs.parquet")
+
+
+@pytest.mark.parametrize("out", ["/proc/recs.parquet", "/dev/null/recs.parquet"])
+def test_a_path_that_cannot_be_written_is_named(shop, out):
+    with pytest.raises(ConfigError, match=f"--out={out}: .*; choose another path"):
+        recommend.write_recommendations(shop, "all", 2, pathlib.Path(out))
