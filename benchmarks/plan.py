@@ -2,7 +2,7 @@
 
     python benchmarks/plan.py [--quick] [--json FILE]
 
-Nothing is run. Arguments and temporaries are those of `memory_analysis()`. FLOPs and bytes between
+Nothing is run. Arguments and temporaries come from `memory_analysis()`. FLOPs and bytes between
 devices are counted in the optimised program. Training: DLRM with tables replicated and split,
 trained and frozen. ALS: an iteration with the fixed side gathered and sharded. --quick: 1 and 8
 devices, and tables of a tenth of the size. A ratio is predicted / compiled.
@@ -193,7 +193,7 @@ def compiled_step(
 
 
 def als_pairs(matrix: Interactions, config: als.ALSConfig, devices: int) -> Pairs:
-    """Figures of an ALS iteration; memory is that of the larger half-step."""
+    """Figures of an ALS iteration; memory of the larger half-step."""
     sizes = cost.Sizes(
         *("ranking", matrix.num_entries, matrix.num_users, matrix.num_items),
         entries=matrix.num_entries,

@@ -218,7 +218,7 @@ def of_table(table: RawTable) -> RawData:
 
     def chunk(start: int) -> Chunk:
         count = min(CHUNK_ROWS, rows - start)
-        # The report is that of the whole table; the first chunk carries it.
+        # The first chunk carries the report on the whole table.
         report = dataclasses.replace(table.report, rows=count) if start == 0 else ReadReport(count)
         part = {name: values[start : start + count] for name, values in columns.items()}
         return Chunk(table_of(part), report)

@@ -197,7 +197,7 @@ class _Job:
     """What does not change during a fit.
 
     `constant` are the frozen tables that training sees, `predicting` the ones that validation
-    sees; `shapes` are those of a batch of all processes; `zero` is 0 on all devices.
+    sees; `shapes` describe a batch of all processes; `zero` is 0 on all devices.
     """
 
     model: nn.Module
