@@ -26,6 +26,14 @@ pathlib.Path(sys.argv[sys.argv.index("--json") + 1]).write_text(json.dumps({"row
 """
 
 
+# A program that a shell starts in the background ignores SIGINT, and so do its children.
+WITH_INTERRUPTS = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
 class Repository:
     """A repository with a commit 'first', a commit 'second' and changes in the working tree.
 
@@ -64,13 +72,12 @@ class Repository:
     def start(self, *arguments):
         """Starts `compare.py`; a signal of the user reaches it as if from a terminal."""
         return subprocess.Popen(
-            [sys.executable, "benchmarks/compare.py", *arguments],
+            [sys.executable, "-c", WITH_INTERRUPTS, "benchmarks/compare.py", *arguments],
             cwd=self.folder,
             env=os.environ | {"TMPDIR": str(self.temporary)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def compare(self, *arguments):

@@ -66,7 +66,7 @@ def test_a_library_that_fails_to_import_is_named(monkeypatch):
 
 
 def test_the_doctor_makes_a_trial_run(tmp_path):
-    done = cadc("doctor", f"--workdir={tmp_path}")
+    done = cadc("doctor", f"--workdir={tmp_path}", data_dir="")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "600 synthetic rows through all stages" in done.stdout
     assert done.stdout.endswith("all is well\n")

@@ -24,7 +24,7 @@ def test_a_work_folder_is_listed_in_the_order_of_a_run(ranking_run):
 def test_every_artefact_is_explained(ranking_run, stage):
     text = folder_info.explain(next((ranking_run / stage).iterdir()))
     assert "state     whole" in text
-    assert re.search(r"made in   [\d.]+ s, by cadc_jax [\d.]+, jax", text)
+    assert re.search(r"made in   [\d.]+ s, by cadc_jax \S+, jax", text)
     assert "settings\n" in text and "facts\n" in text
 
 
