@@ -252,14 +252,14 @@ def test_killed_at_twenty_moments_the_results_are_bit_for_bit_the_same(jobs, tmp
     assert sum(len(resumed(text)) for _, said in done for text in said) > 4
 
 
-def test_sigterm_in_training_saves_and_the_same_command_goes_on(jobs, tmp_path):
+def test_sigterm_in_training_saves_and_the_same_command_resumes(jobs, tmp_path):
     job, workdir = jobs["ranking"], tmp_path / "work"
     run = Process(job.arguments, job.cache, workdir)
     run.wait_for(lambda: steps(workdir / "checkpoints" / "train"))
     run.process.terminate()
     text = run.ends(0)
     last = text.splitlines()[-1]
-    assert last.startswith("cadc: stopped by SIGTERM: step ") and "the same command goes on" in last
+    assert last.startswith("cadc: stopped by SIGTERM: step ") and "the same command resumes" in last
     assert "Traceback" not in text
     step = last.split("step ")[1].split()[0]
     assert f"Resuming from step {step} " in Process(job.arguments, job.cache, workdir).ends()

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -141,5 +142,9 @@ def test_too_little_memory_is_one_line_that_says_what_to_make_smaller(array):
     assert_one_line(guarded(array), "out of memory: ")
 
 
-def test_other_faults_keep_their_traceback():
-    assert "Traceback" in fail_with(errno.EIO).stderr
+def test_any_other_fault_is_a_bug_whose_traceback_is_kept_in_a_file():
+    done = fail_with(errno.EIO)
+    assert_one_line(done, "this is a bug: OSError: [Errno 5]")
+    file = pathlib.Path(done.stderr.split()[-1])
+    assert "Traceback" in file.read_text()
+    file.unlink()
