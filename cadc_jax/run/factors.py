@@ -24,11 +24,10 @@ from cadc_jax.runtime import distributed
 from cadc_jax.runtime.artifacts import Artifact
 from cadc_jax.runtime.checkpoints import Checkpoints
 from cadc_jax.runtime.progress import Progress
+from cadc_jax.training.assemble import Pair
 
 UNSAMPLED = "unsampled"  # name of the stage, and of its folder inside that of the factors
 REFRESH_PASSES = 5  # over all rows, which turn factors of the unsampled rows into factors of all
-
-Pair = tuple[np.ndarray, np.ndarray]
 
 
 def factorize_stage(run: Run, prepared: Artifact, sample: Artifact | None = None) -> Artifact:
