@@ -107,9 +107,9 @@ def read_rankings(folder: pathlib.Path) -> RankingData:
     )
     fold = splits.assign(raw, "given", 0, 0, seed=0)
     users = vocabulary.of(raw.user)
-    items = vocabulary.of(np.concatenate([raw.item, raw.negatives.ravel()]))
+    items = vocabulary.of(np.concatenate([raw.item, raw.negatives.items]))
     user, item = users.ids(raw.user), items.ids(raw.item)
-    test = items.ids(raw.negatives.ravel()).reshape(raw.negatives.shape)
+    test = items.ids(raw.negatives.items)[raw.negatives.places]
 
     # Validation draws only items that some training row has.
     untrained = np.setdiff1d(np.arange(1, items.size), item[fold == TRAIN])

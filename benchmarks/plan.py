@@ -11,7 +11,6 @@ devices, and tables of a tenth of the size. A ratio is predicted / compiled.
 import argparse
 import functools
 import json
-import math
 import os
 import pathlib
 import platform
@@ -129,7 +128,7 @@ def training_pairs(
 
 def _bytes_that_split_all(config, sizes, tables, frozen, devices: int) -> float:
     """Memory for tables that is one byte too small unless every table is split."""
-    limits = DeviceConfig(devices, math.inf)
+    limits = DeviceConfig(devices)
     whole = cost.place(tables, config, frozen, _batch_ids(config, sizes), devices, limits)
     held = [table.device_bytes for table in whole.tables]
     return (sum(held) - min(held)) / devices + min(held) - 1
@@ -155,7 +154,7 @@ def compiled_step(
     content, batch = cost.content_shapes(sizes), cost.batch_shapes(sizes, config)
     ids, trained = _batch_ids(config, sizes), set(tables) - frozen
     placed = placement.plan_placement(
-        mesh, tables, trained, config.table_optimizer, ids, limits.table_bytes
+        mesh, tables, trained, config.table_optimizer, ids, limits.room
     )
 
     def on(tree, spec):

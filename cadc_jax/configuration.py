@@ -4,6 +4,7 @@ All code below `run` takes plain arguments or its own dataclass, not a `ConfigDi
 """
 
 import dataclasses
+import math
 import os
 import pathlib
 import re
@@ -130,6 +131,7 @@ def validate(config: ConfigDict) -> None:
             f"rate={config.rate}: must be above 0 and at most 1, the share of training rows to "
             "keep (0.1 keeps 10 %)"
         )
+    _check_finite(config)
     folder_name(config)
     check_local("data.path", config.data.path)
     if not 0 <= config.seed < 1 << 63:
@@ -157,6 +159,15 @@ def validate(config: ConfigDict) -> None:
     checkpoint_config(config)
     device_config(config)
     _check_task(config)
+
+
+def _check_finite(config: ConfigDict, prefix: str = "") -> None:
+    """Raises ConfigError if a number is infinite or NaN, which no setting means and JSON lacks."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            _check_finite(value, f"{prefix}{name}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{prefix}{name}={value}: must be a finite number")
 
 
 def _check_task(config: ConfigDict) -> None:

@@ -59,7 +59,10 @@ def compress(this: Run, out: pathlib.Path) -> None:
         paths = registry.raw_files(this.config.data.source, raw, this.config.data.to_dict())
         stored = files.stored_size(paths)
         made = compressed.write_compressed(out, this.config, inputs, stored)
-        this.say(f"\n{compressed.sizes(made)}\n\nTrain from it: cadc train --from={out}")
+        this.say(
+            f"\n{compressed.sizes(made)}\n\nSHA-256 {made.sha256}\n"
+            f"Train from it: cadc train --from={out}"
+        )
 
     distributed.on_first(write)
 
@@ -144,8 +147,8 @@ def _network_scorer(
 ) -> Scorer:
     """A trained network with its tables on the devices that train."""
     model = configuration.make_model(run.config, model_name)
-    params, tables = stages.restore(trained, arm, factors)
-    mesh, room = training_mesh(run), run.config.devices.table_bytes
+    params, tables = stages.restore(trained, arm, factors, model, table)
+    mesh, room = training_mesh(run), configuration.device_config(run.config).room
     no_ids = dict.fromkeys(tables, 0)
     optimizer = run.config.train.table_optimizer
     placed = placement.plan_placement(mesh, tables, (), optimizer, no_ids, room)

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from benchmarks.study_lib import adapter, selection
 from benchmarks.study_lib.cells import Cell, SkipCell
 from cadc_jax import configuration
+from cadc_jax.data.encoding import read_vocabulary
 from cadc_jax.data.readers import movielens
 from cadc_jax.data.table import Columns, Table, open_table, read_columns, write_columns, write_rows
 from cadc_jax.factorization import als
@@ -57,7 +58,7 @@ def chosen_sample(run: Run, cell: Cell, prepared: Artifact) -> Artifact:
             loss = None if proxy is None else proxy_loss(run.config, proxy, train)
             count = uniform.facts["rows"]
             ids = selection.choose(cell.selection, count, cell.seed, user, item, time, loss)
-        write_columns(folder, {"row": ids})
+        write_columns(folder, {"row": ids.astype(np.int64)})
         write_rows(folder, train, ids)
         return {"rows": len(ids)}
 
@@ -79,7 +80,7 @@ def times(config: ConfigDict, prepared: pathlib.Path, table: Table) -> np.ndarra
     if raw.timestamp is None:
         raise SkipCell(f"{config.data.folder} has no timestamps")
     assert raw.user is not None and raw.item is not None  # MovieLens names both
-    names = [np.load(prepared / "vocabularies" / f"{kind}.npy") for kind in ("user", "item")]
+    names = [read_vocabulary(prepared, kind).values for kind in ("user", "item")]
     span = int(raw.item.max()) + 1
     keys = raw.user * span + raw.item
     order = np.argsort(keys, kind="stable")

@@ -152,7 +152,7 @@ def place(
         for name, x in tables.items()
     }
     return placement.plan_placement(
-        mesh, typed, set(typed) - frozen, config.table_optimizer, ids, limits.table_bytes
+        mesh, typed, set(typed) - frozen, config.table_optimizer, ids, limits.room
     )
 
 

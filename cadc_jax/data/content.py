@@ -7,11 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cadc_jax.data import encoding, vocabulary
-from cadc_jax.data.raw import EntityTable
+from cadc_jax.data import encoding, raw, vocabulary
+from cadc_jax.data.raw import EntityTable, Values
 from cadc_jax.data.table import Features
 from cadc_jax.data.vocabulary import Vocabulary
 from cadc_jax.errors import ConfigError, DataError
+
+_MOST_MEMBERS = 1000  # of a set: all sets take as much space as the largest
 
 
 class EncodedContent(NamedTuple):
@@ -19,14 +21,16 @@ class EncodedContent(NamedTuple):
 
     Attributes:
       columns: `dense` [ids, F] float32, `categorical` [ids, C] int32, and if there are any, `bags`
-        [ids, Cb, L] int32 and `titles` [ids] unicode; see `table.Table`.
+        [ids, Cb, L] int32; see `table.Table`.
       features: names and sizes of the features.
       vocabularies: '<kind>.<feature>' -> vocabulary.
+      titles: [ids] text, if there are any.
     """
 
     columns: dict[str, np.ndarray]
     features: Features
     vocabularies: dict[str, Vocabulary]
+    titles: pa.Array | None = None
 
 
 def encode_content(kind: str, entities: EntityTable | None, known: Vocabulary) -> EncodedContent:
@@ -42,7 +46,7 @@ def encode_content(kind: str, entities: EntityTable | None, known: Vocabulary) -
 
     Raises:
       ConfigError: if users have bags, or the ids are hashed.
-      DataError: if no entity has an id.
+      DataError: if no entity has an id, or a set has too many values.
     """
     num_dense, num_categorical = (
         (len(entities.dense), len(entities.categorical)) if entities else (0, 0)
@@ -53,7 +57,7 @@ def encode_content(kind: str, entities: EntityTable | None, known: Vocabulary) -
     if entities is None:
         return EncodedContent(columns, Features(), {})
     found = _find_entities(kind, entities, known)
-    ids = known.ids(entities.ids[found])
+    ids = known.ids(raw.take(entities.ids, found))
     for place, values in enumerate(entities.dense.values()):
         values = values[found]
         scale = encoding.statistics_of(values).scale(1.0)
@@ -61,15 +65,19 @@ def encode_content(kind: str, entities: EntityTable | None, known: Vocabulary) -
     categories: dict[str, Vocabulary] = {}
     members: dict[str, Vocabulary] = {}
     for place, (name, values) in enumerate(entities.categorical.items()):
-        values = values[found]
+        values = raw.take(values, found)
         categories[name] = vocabulary.of(values)
         categorical[ids, place] = categories[name].ids(values)
     if entities.bags:
-        sets = {name: values[found] for name, values in entities.bags.items()}
+        sets = {name: raw.take(values, found) for name, values in entities.bags.items()}
         columns["bags"], members = _encode_bags(sets, ids, known.size)
+    titles = None
     if entities.titles is not None:
-        columns["titles"] = np.full(known.size, "", entities.titles.dtype)
-        columns["titles"][ids] = entities.titles[found]
+        entity = np.zeros(known.size, np.int64)  # of each id
+        entity[ids] = found
+        has_content = np.isin(np.arange(known.size), ids)
+        titles = raw.as_values(entities.titles).take(pa.array(entity, mask=~has_content))
+        titles = pc.fill_null(titles, "")
     features = Features(
         dense=tuple(entities.dense),
         categorical=tuple(categories),
@@ -78,7 +86,7 @@ def encode_content(kind: str, entities: EntityTable | None, known: Vocabulary) -
         bag_sizes=tuple(values.size for values in members.values()),
     )
     vocabularies = {f"{kind}.{name}": values for name, values in (categories | members).items()}
-    return EncodedContent(columns, features, vocabularies)
+    return EncodedContent(columns, features, vocabularies, titles)
 
 
 def _find_entities(kind: str, entities: EntityTable, known: Vocabulary) -> np.ndarray:
@@ -94,23 +102,31 @@ def _find_entities(kind: str, entities: EntityTable, known: Vocabulary) -> np.nd
         raise DataError(
             f"none of the {len(entities.ids)} ids of the {kind} content occurs among the training "
             f"rows, whose {kind} ids are like {known.values[:3].tolist()}; the ids of the content "
-            f"are like {entities.ids[:3].tolist()}"
+            f"are like {raw.as_values(entities.ids)[:3].tolist()}"
         )
     return found
 
 
 def _encode_bags(
-    sets: Mapping[str, np.ndarray], ids: np.ndarray, size: int
+    sets: Mapping[str, Values], ids: np.ndarray, size: int
 ) -> tuple[np.ndarray, dict[str, Vocabulary]]:
     """Encodes sets of values: [size, Cb, L] int32, and the vocabulary of each of the Cb features.
 
     Args:
-      sets: name -> [n] unicode, such as 'Comedy|Drama'.
+      sets: name -> [n] text, such as 'Comedy|Drama'.
       ids: [n] the ids whose sets they are.
       size: number of ids.
+
+    Raises:
+      DataError: if a set has too many values.
     """
     members = {name: _split(values) for name, values in sets.items()}
     longest = max(place.max(initial=0) + 1 for _, place, _ in members.values())
+    if longest > _MOST_MEMBERS:
+        raise DataError(
+            f"a set of {', '.join(members)} has {longest:,} values: at most {_MOST_MEMBERS:,} are "
+            "supported; make the sets smaller"
+        )
     bags = np.full((size, len(members), longest), -1, np.int32)
     vocabularies = {}
     for number, (name, (row, place, values)) in enumerate(members.items()):
@@ -119,11 +135,10 @@ def _encode_bags(
     return bags, vocabularies
 
 
-def _split(sets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _split(sets: Values) -> tuple[np.ndarray, np.ndarray, pa.Array]:
     """Splits sets [n] into their M members: row, place in the set, and value of each, [M]."""
-    lists = pc.split_pattern(pa.array(sets, pa.string()), "|")
-    row = pc.list_parent_indices(lists).to_numpy()
-    values = pc.list_flatten(lists).to_numpy(zero_copy_only=False).astype(str)
-    present = values != ""
-    row, values = row[present], values[present]
+    lists = pc.split_pattern(sets, "|")
+    row, values = pc.list_parent_indices(lists).to_numpy(), pc.list_flatten(lists)
+    present = pc.not_equal(values, "")
+    values, row = values.filter(present), row[present.to_numpy(zero_copy_only=False)]
     return row, np.arange(len(row)) - np.searchsorted(row, row), values

@@ -13,9 +13,11 @@ import pyarrow as pa
 
 from cadc_jax.data import encoding, raw
 from cadc_jax.data.encoding import Statistics
+from cadc_jax.data.hosts import Form, Message
 from cadc_jax.data.raw import SPLITS, TRAIN
 from cadc_jax.data.staging import StagedChunk, map_chunks
-from cadc_jax.data.vocabulary import Counter
+from cadc_jax.data.vocabulary import COUNTED, Counter
+from cadc_jax.runtime import manifest
 
 # (rows of a chunk, the chunk) -> [n] int8, the split of each row: TRAIN, VALIDATION, TEST or none.
 FoldOf = Callable[[pa.Table, StagedChunk], np.ndarray]
@@ -36,6 +38,47 @@ class Counts(NamedTuple):
     dense: list[str]
     moments: np.ndarray
     rows: np.ndarray
+
+
+_KIND: manifest.Kind = {
+    "max_values": {str: int},
+    "overflowed": [str],
+    "dense": [str],
+    "chunks": int,
+    "rows": [int],
+}
+_MOMENTS = pa.schema([("moment", pa.float64())])
+
+
+def _pack(counts: Counts) -> Message:
+    plain = {
+        "max_values": {name: counter.max_values for name, counter in counts.values.items()},
+        "overflowed": [name for name, counter in counts.values.items() if counter.overflowed],
+        "dense": counts.dense,
+        "chunks": len(counts.moments),
+        "rows": counts.rows.tolist(),
+    }
+    moments = pa.table([counts.moments.ravel()], schema=_MOMENTS)
+    merged = {name: x.merged for name, x in counts.values.items() if x.merged is not None}
+    return Message(plain, {"moments": moments, **merged})
+
+
+def _unpack(message: Message) -> Counts:
+    plain = message.plain
+    manifest.check(plain, _KIND, "the counts")
+    if len(plain["rows"]) != len(SPLITS):
+        raise ValueError(f"rows of {len(plain['rows'])} splits")
+    counters = {}
+    for name, max_values in plain["max_values"].items():
+        overflowed = name in plain["overflowed"]
+        merged = None if overflowed else message.table(name, *COUNTED)
+        counters[name] = Counter.of_counts(max_values, merged)
+    moments = message.table("moments", _MOMENTS)["moment"].to_numpy()
+    moments = moments.reshape(plain["chunks"], len(plain["dense"]), 4)
+    return Counts(counters, plain["dense"], moments, np.array(plain["rows"], np.int64))
+
+
+COUNTS = Form(_pack, _unpack)  # how a host tells its counts to the others
 
 
 class Totals(NamedTuple):

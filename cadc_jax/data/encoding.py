@@ -7,18 +7,20 @@ it, `log_transform`.
 """
 
 import dataclasses
-import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cadc_jax.data import raw, vocabulary
-from cadc_jax.data.table import open_schema
+from cadc_jax.data.columns import ColumnKind, check_columns, open_array
+from cadc_jax.data.table import open_schema, read_text, write_columns, write_text
 from cadc_jax.data.vocabulary import Vocabulary
-from cadc_jax.errors import ConfigError, DataError
+from cadc_jax.errors import ArtifactError, ConfigError, DataError
+from cadc_jax.runtime.manifest import ADVICE, check, read_json
 
 _BLOCK = 4096  # rows of `categorical` filled at a time: they stay in the cache
 
@@ -135,7 +137,7 @@ class Encoder:
         columns = []
         for name, known in self.categorical.items():
             coded = coded_column(rows, raw.CATEGORICAL + name)
-            ids = known.ids(vocabulary.dictionary_values(coded.dictionary))
+            ids = known.ids(raw.as_values(coded.dictionary))
             columns.append((ids, coded.indices.to_numpy()))
         categorical = np.empty((len(rows), len(columns)), np.int32)
         for start in range(0, len(rows), _BLOCK):
@@ -152,26 +154,81 @@ def open_encoder(path: pathlib.Path) -> Encoder:
       ArtifactError: if the folder is not a prepared table.
     """
     schema = open_schema(path)
-    statistics = json.loads((path / "statistics.json").read_text())
-
-    def known(name: str) -> Vocabulary:
-        file = path / "vocabularies" / f"{file_name(name)}.npy"
-        return Vocabulary(np.load(file), schema.hashed.get(name, 0))
-
+    scales = _read_statistics(path, schema.context.dense)
+    sizes = {"user": schema.num_users, "item": schema.num_items}
+    context = zip(schema.context.categorical, schema.context.vocabulary_sizes, strict=True)
+    sizes |= {f"row.{name}": size for name, size in context}
+    known = {name: read_vocabulary(path, name, schema.hashed.get(name, 0)) for name in sizes}
+    for name, size in sizes.items():
+        _check_vocabulary(path / "vocabularies" / name, known[name], size)
     return Encoder(
         user_features=schema.user_features,
         item_features=schema.item_features,
         log_dense=schema.log_dense,
-        user=known("user"),
-        item=known("item"),
-        dense={name: tuple(statistics[name].values()) for name in schema.context.dense},
-        categorical={name: known(f"row.{name}") for name in schema.context.categorical},
+        user=known["user"],
+        item=known["item"],
+        dense=scales,
+        categorical={name: known[f"row.{name}"] for name in schema.context.categorical},
     )
 
 
-def file_name(vocabulary_name: str) -> str:
-    """The stem of a vocabulary's file."""
-    return vocabulary_name.replace("/", "_")
+def _read_statistics(path: pathlib.Path, names: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Mean and standard deviation of each dense feature."""
+    try:
+        found = read_json(path / "statistics.json")
+        check(found, {name: {"mean": float, "std": float} for name in names}, "statistics.json")
+        if any(found[name]["std"] <= 0 for name in names):
+            raise ValueError("a standard deviation is not positive")
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: not a prepared table ({error}); {ADVICE}") from None
+    return {name: (found[name]["mean"], found[name]["std"]) for name in names}
+
+
+def _check_vocabulary(place: pathlib.Path, known: Vocabulary, size: int) -> None:
+    """Raises ArtifactError unless a vocabulary has `size` ids, and its values ascend."""
+    values, ascends = known.values, True
+    if isinstance(values, np.ndarray):
+        ascends = bool(np.all(values[1:] > values[:-1]))
+    elif len(values) > 1:
+        ascends = pc.all(pc.greater(values[1:], values[:-1])).as_py()
+    if known.size != size or not ascends or (known.hashed and len(values)):
+        raise ArtifactError(
+            f"{place}: {len(values):,} values that do not ascend or do not belong to {size:,} ids; "
+            f"{ADVICE}"
+        )
+
+
+def write_vocabulary(path: pathlib.Path, name: str, known: Vocabulary) -> None:
+    """Writes a vocabulary of the table in the folder `path`: a `.npy` file, or a folder for text.
+
+    Args:
+      path: the folder of the table.
+      name: 'user', 'item', or 'user.', 'item.' or 'row.' and the name of a feature.
+      known: the vocabulary.
+    """
+    folder, stem = path / "vocabularies", name.replace("/", "_")
+    if isinstance(known.values, np.ndarray):
+        write_columns(folder, {stem: known.values})
+    else:
+        write_text(folder / stem, known.values)
+
+
+def read_vocabulary(path: pathlib.Path, name: str, hashed: int = 0) -> Vocabulary:
+    """Reads a vocabulary.
+
+    Args:
+      path, name: as for `write_vocabulary`.
+      hashed: `Vocabulary.hashed`.
+
+    Raises:
+      ArtifactError: if there is no such vocabulary, or its file holds anything else.
+    """
+    folder, stem = path / "vocabularies", name.replace("/", "_")
+    if (folder / stem).is_dir():
+        return Vocabulary(read_text(folder / stem), hashed)
+    values = open_array(folder / f"{stem}.npy")
+    check_columns(folder, {stem: values}, {stem: ColumnKind(np.int64)})
+    return Vocabulary(values, hashed)
 
 
 def add_user_and_item(
@@ -223,10 +280,7 @@ def check_finite(rows: pa.Table) -> None:
 
 def coded_column(rows: pa.Table, name: str) -> pa.DictionaryArray:
     """A dictionary-encoded column of a chunk, as a single array."""
-    chunked = rows[name]
-    if chunked.num_chunks != 1:
-        chunked = chunked.unify_dictionaries().combine_chunks()
-    return chunked if isinstance(chunked, pa.DictionaryArray) else chunked.chunk(0)
+    return raw.one_chunk(rows[name])
 
 
 def _check_features(rows: pa.Table, kind: str, names: Sequence[str]) -> None:

@@ -23,16 +23,18 @@ import pyarrow as pa
 from cadc_jax.data import counting, encoding, negatives, raw, splits, staging
 from cadc_jax.data.content import encode_content
 from cadc_jax.data.encoding import Encoder
-from cadc_jax.data.hosts import SINGLE_HOST, Hosts, exchange
+from cadc_jax.data.hosts import SINGLE_HOST, Form, Hosts, Message, exchange
 from cadc_jax.data.raw import SPLITS, TEST, TRAIN, VALIDATION, RawTable, ReadReport
 from cadc_jax.data.staging import StagedChunk
 from cadc_jax.data.table import (
+    TITLES,
     ColumnWriter,
     Features,
     Schema,
     read_columns,
     write_columns,
     write_schema,
+    write_text,
 )
 from cadc_jax.data.vocabulary import Vocabulary
 from cadc_jax.errors import (
@@ -42,7 +44,7 @@ from cadc_jax.errors import (
     check_below_one,
     check_choice,
 )
-from cadc_jax.runtime import durable
+from cadc_jax.runtime import durable, manifest
 
 TASKS = ("click", "ranking")
 DROPPED = -1  # the fold of a repeated row that was merged into another one
@@ -151,7 +153,7 @@ def write_table(
     def count() -> counting.Counts:
         return counting.count_chunks(own, assignment.fold_of, config.max_vocabulary, config.flag)
 
-    totals = counting.total(exchange(hosts, folder, "count", count))
+    totals = counting.total(exchange(hosts, folder, "count", count, counting.COUNTS))
     split_rows = totals.rows_by_host.sum(axis=0).tolist()
     _check_splits(split_rows, report.rows, config.split)
     encoder = _make_encoder(totals, config)
@@ -160,7 +162,8 @@ def write_table(
     def encode() -> Mapping[str, np.ndarray]:
         return _write_rows(path, own, assignment, encoder, extents)
 
-    item_counts = exchange(hosts, folder, "encode", encode)
+    items = _item_counts_form(encoder.item.size, clicks=assignment.value is None)
+    item_counts = exchange(hosts, folder, "encode", encode, items)
 
     def finish() -> Mapping[str, Any]:
         if hosts.index:
@@ -177,11 +180,44 @@ def write_table(
             "reader": dataclasses.asdict(report),
         }
 
-    facts = next(exchange(hosts, folder, "finish", finish))
+    facts = next(exchange(hosts, folder, "finish", finish, _FACTS_FORM))
     hosts.wait("prepare/end")
     if hosts.index == 0:
         shutil.rmtree(folder)
     return facts
+
+
+FACTS: manifest.Kind = {  # what `write_table` returns
+    "rows": {name: int for name in SPLITS},
+    "num_users": int,
+    "num_items": int,
+    "hashed": [str],
+    "merged_repeats": int,
+    "reader": staging.REPORT,
+}
+
+
+def _unpack_facts(message: Message) -> Mapping[str, Any]:
+    manifest.check(message.plain, FACTS, "the facts")
+    report = staging.report_of(message.plain["reader"])
+    return {**message.plain, "reader": dataclasses.asdict(report)}
+
+
+_FACTS_FORM: Form[Mapping[str, Any]] = Form(Message, _unpack_facts)
+
+
+def _item_counts_form(size: int, clicks: bool) -> Form[Mapping[str, np.ndarray]]:
+    """How a host tells what `_write_rows` returns to the others."""
+    names = ["count", "clicks"] if clicks else ["count"]
+    schema = pa.schema([(name, pa.int64()) for name in names])
+
+    def unpack(message: Message) -> Mapping[str, np.ndarray]:
+        table = message.table("items", schema)
+        if len(table) != size:
+            raise ValueError(f"counts of {len(table)} items instead of {size}")
+        return {name: table[name].to_numpy() for name in names}
+
+    return Form(lambda counts: Message(tables={"items": pa.table(dict(counts))}), unpack)
 
 
 def _clean(rows: pa.Table, config: PrepareConfig) -> pa.Table:
@@ -206,13 +242,13 @@ class _Assignment(NamedTuple):
     fold_of: counting.FoldOf
     value: np.ndarray | None = None
     merged: int = 0
-    negatives: np.ndarray | None = None
+    negatives: raw.Negatives | None = None
 
 
 def _assign(
     chunks: Sequence[StagedChunk],
     report: ReadReport,
-    given_negatives: np.ndarray | None,
+    given_negatives: raw.Negatives | None,
     config: PrepareConfig,
 ) -> _Assignment:
     """Assigns rows to splits, chunk by chunk if the split allows that."""
@@ -447,16 +483,17 @@ def _write_rest(
     items = encode_content("item", source.items, encoder.item)
     write_columns(path / "users", users.columns)
     write_columns(path / "items", items.columns | item_counts)
+    for folder, titles in (("users", users.titles), ("items", items.titles)):
+        if titles is not None:
+            write_text(path / folder / TITLES, titles)
     if config.task == "ranking":
         _write_known(path, encoder.user.size)
         _write_negatives(path, assignment.negatives, encoder.item, config)
     vocabularies = {"user": encoder.user, "item": encoder.item}
     vocabularies |= {f"row.{name}": known for name, known in encoder.categorical.items()}
     vocabularies |= users.vocabularies | items.vocabularies
-    write_columns(
-        path / "vocabularies",
-        {encoding.file_name(name): known.values for name, known in vocabularies.items()},
-    )
+    for name, known in vocabularies.items():
+        encoding.write_vocabulary(path, name, known)
     scales = {name: dict(zip(("mean", "std"), x, strict=True)) for name, x in encoder.dense.items()}
     durable.write_json(path / "statistics.json", scales)
     sizes = tuple(known.size for known in encoder.categorical.values())
@@ -486,7 +523,7 @@ def _write_known(path: pathlib.Path, num_users: int) -> None:
 
 
 def _write_negatives(
-    path: pathlib.Path, given: np.ndarray | None, items: Vocabulary, config: PrepareConfig
+    path: pathlib.Path, given: raw.Negatives | None, items: Vocabulary, config: PrepareConfig
 ) -> None:
     """Writes the items against which each held-out row's item is ranked in the '1 + K' protocol."""
     columns = [read_columns(path / split) for split in SPLITS]
@@ -494,7 +531,7 @@ def _write_negatives(
     seen = np.unique(np.concatenate(keys))
     for split in (VALIDATION, TEST):
         if split == TEST and given is not None:
-            drawn = items.ids(given.ravel()).reshape(given.shape)
+            drawn = items.ids(given.items)[given.places]
         else:
             drawn = negatives.draw_for_evaluation(
                 columns[split]["user"], seen, items.size, config.num_negatives, config.seed + split

@@ -14,11 +14,15 @@ source, which breaks ties in splits by time. A chunk has some of these columns:
 
 A dictionary-encoded column has the distinct values of the chunk, int64 or text, and int32 codes
 into them. Counting, hashing and looking up values then cost once per distinct value, not per row.
+
+A column of raw values in memory (`Values`) is int64 in NumPy, or text in Arrow, where a long value
+does not widen the others. Functions that take `Values` also take unicode arrays of NumPy.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +30,9 @@ import pyarrow.compute as pc
 
 from cadc_jax.data.readers import files
 from cadc_jax.errors import DataError
+
+Values: TypeAlias = np.ndarray | pa.Array  # [N] raw values: int64, or `TEXT`
+TEXT = pa.large_string()  # a column of it may be larger than 2 GiB
 
 TRAIN, VALIDATION, TEST = 0, 1, 2  # values of `RawTable.fold`
 SPLITS = ("train", "validation", "test")
@@ -38,16 +45,29 @@ class EntityTable:
     Attributes:
       ids: [n] raw identifiers, in the same type as the column of `RawTable` they describe.
       dense: name -> [n] float32.
-      categorical: name -> [n] int64 or unicode.
-      bags: name -> [n] unicode, sets of values such as genres, with '|' between them.
-      titles: [n] unicode, names for people to read, or None.
+      categorical: name -> [n] raw values.
+      bags: name -> [n] text, sets of values such as genres, with '|' between them.
+      titles: [n] text, names for people to read, or None.
     """
 
-    ids: np.ndarray
+    ids: Values
     dense: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    categorical: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    bags: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    titles: np.ndarray | None = None
+    categorical: Mapping[str, Values] = dataclasses.field(default_factory=dict)
+    bags: Mapping[str, Values] = dataclasses.field(default_factory=dict)
+    titles: Values | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Negatives:
+    """Items to rank each test row's item against, in the order of the TEST rows.
+
+    Attributes:
+      items: [n] raw item identifiers.
+      places: [number of TEST rows, K] integers, places in `items`.
+    """
+
+    items: Values
+    places: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,22 +101,21 @@ class RawTable:
       dense: name -> [N] float32 features of the row (its context).
       categorical: name -> [N] raw values of the row.
       fold: [N] int8 of TRAIN / VALIDATION / TEST if the data brings its own split, else None.
-      negatives: [number of TEST rows, K] raw item ids to rank each test row's item against, in the
-        order of the TEST rows, if the data brings its own, else None.
+      negatives: items to rank each test row's item against, if the data brings its own, else None.
       users: content of users, or None.
       items: content of items, or None.
     """
 
     report: ReadReport
-    user: np.ndarray | None = None
-    item: np.ndarray | None = None
+    user: Values | None = None
+    item: Values | None = None
     label: np.ndarray | None = None
     value: np.ndarray | None = None
     timestamp: np.ndarray | None = None
     dense: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    categorical: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    categorical: Mapping[str, Values] = dataclasses.field(default_factory=dict)
     fold: np.ndarray | None = None
-    negatives: np.ndarray | None = None
+    negatives: Negatives | None = None
     users: EntityTable | None = None
     items: EntityTable | None = None
 
@@ -143,8 +162,7 @@ class RawData:
       size: bytes (or rows) of all parts, for the progress.
       users: content of users, or None.
       items: content of items, or None.
-      negatives: [number of TEST rows, K] raw item ids to rank each test row's item against, in the
-        order of the TEST rows, if the data brings its own, else None.
+      negatives: items to rank each test row's item against, if the data brings its own, else None.
       confirm: called after everything was read; raises DataError if the data changed meanwhile.
       sizes: size of each part, in the unit of `size`, by which hosts share them; None: about equal.
     """
@@ -154,9 +172,25 @@ class RawData:
     size: int
     users: EntityTable | None = None
     items: EntityTable | None = None
-    negatives: np.ndarray | None = None
+    negatives: Negatives | None = None
     confirm: Callable[[], None] = lambda: None
     sizes: Sequence[int] | None = None
+
+
+def as_values(values: np.ndarray | pa.Array | pa.ChunkedArray) -> Values:
+    """A column [N] without nulls, of integers or of any kind of text, as `Values`."""
+    if isinstance(values, np.ndarray):
+        return pa.array(values.tolist(), TEXT) if values.dtype.kind == "U" else values
+    if pa.types.is_integer(values.type):
+        return pc.cast(values, pa.int64()).to_numpy()
+    values = pc.cast(values, TEXT)
+    return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+
+
+def take(values: Values, places: np.ndarray) -> Values:
+    """The values at these places: [N] -> [n]."""
+    values = as_values(values)
+    return values[places] if isinstance(values, np.ndarray) else values.take(pa.array(places))
 
 
 def coded(values: np.ndarray | pa.Array | pa.ChunkedArray) -> pa.DictionaryArray:
@@ -170,17 +204,27 @@ def coded(values: np.ndarray | pa.Array | pa.ChunkedArray) -> pa.DictionaryArray
     """
     array = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
     if pa.types.is_dictionary(array.type):
-        array = pc.cast(array, array.type.value_type)
-    kind = pa.int64() if pa.types.is_integer(array.type) else pa.string()
-    if array.type != kind:
-        array = pc.cast(array, kind)
-    array = pc.dictionary_encode(array, null_encoding="encode")
-    if isinstance(array, pa.ChunkedArray):
-        array = array.combine_chunks()
-        if isinstance(array, pa.ChunkedArray):  # it has no chunks
-            array = pa.DictionaryArray.from_arrays(pa.array([], pa.int32()), pa.array([], kind))
+        array = one_chunk(array)
+        codes = pc.dictionary_encode(array.indices, null_encoding="encode")
+        codes, dictionary = codes.indices, array.dictionary.take(codes.dictionary)
+    else:
+        array = one_chunk(pc.dictionary_encode(array, null_encoding="encode"))
+        codes, dictionary = array.indices, array.dictionary
+    kind = pa.int64() if pa.types.is_integer(dictionary.type) else pa.string()
     missing = -1 if kind == pa.int64() else ""
-    return distinct(array.indices, pc.fill_null(array.dictionary, missing))
+    return distinct(codes, pc.fill_null(pc.cast(dictionary, kind), missing))
+
+
+def one_chunk(column: pa.Array | pa.ChunkedArray) -> pa.DictionaryArray:
+    """A dictionary-encoded column as a single array."""
+    if isinstance(column, pa.ChunkedArray) and column.num_chunks == 1:
+        return column.chunk(0)
+    if isinstance(column, pa.ChunkedArray):
+        column = column.unify_dictionaries().combine_chunks()
+    if isinstance(column, pa.ChunkedArray):  # it has no chunks
+        nothing = pa.array([], column.type.value_type)
+        column = pa.DictionaryArray.from_arrays(pa.array([], pa.int32()), nothing)
+    return column
 
 
 def distinct(codes: pa.Array, dictionary: pa.Array) -> pa.DictionaryArray:
@@ -196,7 +240,7 @@ def distinct(codes: pa.Array, dictionary: pa.Array) -> pa.DictionaryArray:
     return pa.DictionaryArray.from_arrays(pc.take(again.indices, codes), again.dictionary)
 
 
-def table_of(columns: Mapping[str, np.ndarray | pa.Array]) -> pa.Table:
+def table_of(columns: Mapping[str, Values]) -> pa.Table:
     """The rows of a chunk, from arrays of raw values under the column names of a chunk."""
     arrays = {}
     for name, values in columns.items():
@@ -250,13 +294,13 @@ def collect(source: RawData, max_malformed: float = 0.0) -> RawTable:
     check_report(source.name, report, max_malformed)
     rows = pa.concat_tables([chunk.rows for chunk in chunks], promote_options="permissive")
 
-    def column(name: str) -> np.ndarray:
+    def column(name: str) -> Values:
         values = rows[name]
         if pa.types.is_dictionary(values.type):
             return raw_values(pc.cast(values, values.type.value_type))
         return values.to_numpy()
 
-    def features(prefix: str) -> dict[str, np.ndarray]:
+    def features(prefix: str) -> dict[str, Values]:
         names = [name for name in rows.column_names if name.startswith(prefix)]
         return {name.removeprefix(prefix): column(name) for name in names}
 
@@ -303,8 +347,8 @@ def check_report(name: str, report: ReadReport, max_malformed: float) -> None:
         raise DataError(f"{name}: no rows; {files.HINT}")
 
 
-def raw_values(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """A column of raw values in NumPy: int64 if all are integers, else unicode.
+def raw_values(values: pa.Array | pa.ChunkedArray) -> Values:
+    """A column of raw values in memory: int64 if all are integers, else text.
 
     Text becomes int64 if every value is a plain integer (`plain_integers`) or missing, and none is
     '-1', because -1 stands for a missing integer.
@@ -312,12 +356,11 @@ def raw_values(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
     Args:
       values: [N] int64, or string ('' is missing).
     """
-    if pa.types.is_integer(values.type):
-        return pc.cast(values, pa.int64()).to_numpy()
-    integers, plain = plain_integers(values)
-    if plain.all() and not pc.any(pc.equal(values, "-1")).as_py():
-        return integers
-    return np.asarray(values.to_numpy(zero_copy_only=False), str)
+    if not pa.types.is_integer(values.type):
+        integers, plain = plain_integers(values)
+        if plain.all() and not pc.any(pc.equal(values, "-1")).as_py():
+            return integers
+    return as_values(values)
 
 
 def plain_integers(values: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
@@ -326,7 +369,7 @@ def plain_integers(values: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.n
     Plain integers have no plus sign, no leading zero and at most 18 digits. Missing ('') is -1.
 
     Args:
-      values: [N] string.
+      values: [N] string or large_string.
 
     Returns:
       [N] int64, -1 for other text; and [N] bool, whether it is a plain integer or missing.

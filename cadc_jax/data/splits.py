@@ -1,11 +1,12 @@
 """Assigns rows to training, validation and test, and merges repeated interactions before that."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 from cadc_jax.data import sampling
-from cadc_jax.data.raw import TEST, TRAIN, VALIDATION, RawTable
+from cadc_jax.data.raw import TEST, TRAIN, VALIDATION, RawTable, as_values, take
 from cadc_jax.errors import ConfigError
 
 RULES = ("leave_one_out", "order", "time", "random", "given")
@@ -94,15 +95,16 @@ def merge_repeats(raw: RawTable) -> RawTable:
     if len(kept) == len(pair):
         return raw
     value = np.bincount(pair, weights=raw.value).astype(np.float32)[pair[kept]]
-    columns = {
-        name: getattr(raw, name)[kept]
+    columns: dict[str, Any] = {
+        name: take(getattr(raw, name), kept)
         for name in ("user", "item", "label", "timestamp", "fold")
         if getattr(raw, name) is not None
     }
     for name in ("dense", "categorical"):
-        columns[name] = {key: values[kept] for key, values in getattr(raw, name).items()}
+        columns[name] = {key: take(values, kept) for key, values in getattr(raw, name).items()}
     if raw.negatives is not None:
-        columns["negatives"] = raw.negatives[np.isin(np.flatnonzero(raw.fold == TEST), kept)]
+        places = raw.negatives.places[np.isin(np.flatnonzero(raw.fold == TEST), kept)]
+        columns["negatives"] = dataclasses.replace(raw.negatives, places=places)
     report = dataclasses.replace(raw.report, rows=len(kept))
     return dataclasses.replace(raw, report=report, value=value, **columns)
 
@@ -150,11 +152,14 @@ def _given(raw: RawTable, seed: int) -> np.ndarray:
 
 
 def _needed(raw: RawTable, name: str) -> np.ndarray:
-    """A column that a rule needs; raises ConfigError if the data lacks it."""
+    """A column that a rule needs, as a number for each value; ConfigError if the data lacks it."""
     column = getattr(raw, name)
     if column is None:
         raise ConfigError(f"the data names no {name}, which this split needs: name its column")
-    return column
+    values = as_values(column)
+    return (
+        values if isinstance(values, np.ndarray) else values.dictionary_encode().indices.to_numpy()
+    )
 
 
 def _places_from_last(user: np.ndarray, when: np.ndarray) -> np.ndarray:

@@ -10,17 +10,28 @@ import dataclasses
 import os
 import pathlib
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from cadc_jax.data import raw
-from cadc_jax.data.hosts import SINGLE_HOST, Hosts, exchange, share_of
+from cadc_jax.data.hosts import (
+    ERROR,
+    SINGLE_HOST,
+    Form,
+    Hosts,
+    Message,
+    error_of,
+    exchange,
+    share_of,
+    told_error,
+)
 from cadc_jax.data.raw import ReadReport
 from cadc_jax.errors import DataError
+from cadc_jax.runtime import manifest
 from cadc_jax.runtime.progress import Progress
 
 WORKERS = os.cpu_count() or 1
@@ -53,17 +64,21 @@ class StagedChunk:
     def read(self, names: Collection[str] | None = None) -> pa.Table:
         """Reads all its columns, or only its columns among `names`.
 
-        The file is read and not memory-mapped, because mapped pages would stay in memory.
+        The file is read and not memory-mapped, because mapped pages would stay in memory. Another
+        host may have written it, so it is checked that no offset or code leads outside of it.
         """
         with pa.OSFile(str(self.path)) as file:
             reader = pa.ipc.open_file(file)
             if names is None:
-                return reader.read_all()
-            wanted = [i for i, name in enumerate(reader.schema.names) if name in names]
-            if not wanted:
-                return pa.table({})
-            options = pa.ipc.IpcReadOptions(included_fields=wanted)
-            return pa.ipc.open_file(file, options=options).read_all()
+                rows = reader.read_all()
+            else:
+                wanted = [i for i, name in enumerate(reader.schema.names) if name in names]
+                if not wanted:
+                    return pa.table({})
+                options = pa.ipc.IpcReadOptions(included_fields=wanted)
+                rows = pa.ipc.open_file(file, options=options).read_all()
+        rows.validate(full=True)
+        return rows
 
 
 def stage_rows(
@@ -91,13 +106,13 @@ def stage_rows(
     """
     folder.mkdir(parents=True, exist_ok=True)
     reader = _ShareReader(folder, source, max_malformed, change, hosts)
-    shares = list(exchange(hosts, folder, "read", reader.read))
+    shares = list(exchange(hosts, folder, "read", reader.read, _SHARE))
     report = _check_shares(source.name, shares, max_malformed)
     staged, start = [], 0
     for host, share in enumerate(shares):
-        for name, chunk_report in share.chunks:
-            staged.append(StagedChunk(folder / name, start, chunk_report.rows, host))
-            start += chunk_report.rows
+        for part, number, rows in share.chunks:
+            staged.append(StagedChunk(folder / _file_name(part, number), start, rows, host))
+            start += rows
     return staged, report
 
 
@@ -130,16 +145,64 @@ class _Share(NamedTuple):
     """One host's share of a source, decoded.
 
     Attributes:
-      chunks: name of each chunk's file, and its report.
+      chunks: part, number in the part, and rows of each chunk.
+      report: what the reader found in all of them.
       changed: the error that `RawData.confirm` raised, or None.
       failed: the reader's first error in the order of the rows, or None.
       sizes: sizes of the parts.
     """
 
-    chunks: list[tuple[str, ReadReport]]
+    chunks: list[tuple[int, int, int]]
+    report: ReadReport
     changed: BaseException | None
     failed: BaseException | None
     sizes: list[int]
+
+
+REPORT: manifest.Kind = {"rows": int, "padded": int, "malformed": int, "examples": [str]}
+
+
+def report_of(told: Mapping[str, Any]) -> ReadReport:
+    """The report that `dataclasses.asdict` made JSON of."""
+    return ReadReport(**{**told, "examples": tuple(told["examples"])})
+
+
+_KIND: manifest.Kind = {
+    "chunks": [[int]],
+    "report": REPORT,
+    "changed": ERROR,
+    "failed": ERROR,
+    "sizes": [int],
+}
+
+
+def _pack_share(share: _Share) -> Message:
+    told = {
+        "report": dataclasses.asdict(share.report),
+        "changed": told_error(share.changed),
+        "failed": told_error(share.failed),
+    }
+    return Message(share._asdict() | told)
+
+
+def _unpack_share(message: Message) -> _Share:
+    told = message.plain
+    manifest.check(told, _KIND, "the share")
+    return _Share(
+        chunks=[(part, number, rows) for part, number, rows in told["chunks"]],
+        report=report_of(told["report"]),
+        changed=error_of(told["changed"]),
+        failed=error_of(told["failed"]),
+        sizes=told["sizes"],
+    )
+
+
+_SHARE = Form(_pack_share, _unpack_share)
+
+
+def _file_name(part: int, number: int) -> str:
+    """The file of a chunk. It is made of numbers, so no host can name a file elsewhere."""
+    return f"{part}.{number}.arrow"
 
 
 def _check_shares(name: str, shares: Sequence[_Share], max_malformed: float) -> ReadReport:
@@ -148,7 +211,7 @@ def _check_shares(name: str, shares: Sequence[_Share], max_malformed: float) -> 
         raise DataError(
             f"{name}: not of the same size on every host; give all hosts the same raw files"
         )
-    report = raw.total([report for share in shares for _, report in share.chunks])
+    report = raw.total([share.report for share in shares])
     # A change comes first, because it may be the cause of any other fault.
     failures = [share.changed for share in shares]
     if max_malformed or not report.malformed:  # else the report is the fault
@@ -204,7 +267,9 @@ class _ShareReader:
             self.source.confirm()
         except DataError as error:
             changed = error
-        return _Share(chunks, changed, failed, self.sizes)
+        report = raw.total([report for _, _, report in chunks])
+        places = [(part, number, report.rows) for part, number, report in chunks]
+        return _Share(places, report, changed, failed, self.sizes)
 
     def _read_part(self, part: int, decoders: ThreadPoolExecutor) -> list[Future]:
         """Hands the tasks of a part that are in the share to the decoders."""
@@ -226,18 +291,18 @@ class _ShareReader:
                 if self._stopped():
                     self.room.release()
                     break
-                futures.append(decoders.submit(self._decode, f"{part}.{number}.arrow", task))
+                futures.append(decoders.submit(self._decode, part, number, task))
         except BaseException:
             self._stop()
             raise
         return futures
 
-    def _decode(self, name: str, task: raw.Task) -> tuple[str, ReadReport]:
-        """Writes the rows of a task to the file `name`."""
+    def _decode(self, part: int, number: int, task: raw.Task) -> tuple[int, int, ReadReport]:
+        """Writes the rows of a task to a file."""
         try:
             chunk = task.decode()
             rows = self.change(chunk.rows)
-            with pa.OSFile(str(self.folder / name), "wb") as file:
+            with pa.OSFile(str(self.folder / _file_name(part, number)), "wb") as file:
                 with pa.ipc.new_file(file, rows.schema) as out:
                     out.write_table(rows)
         except BaseException:
@@ -251,7 +316,7 @@ class _ShareReader:
             self.bytes_done += task.consumed
             self.rows_done += len(rows)
             self.progress.update(self.bytes_done, f"{self.rows_done:,} rows")
-        return name, chunk.report
+        return part, number, chunk.report
 
     def _stop(self) -> None:
         self.stop.set()
@@ -264,7 +329,7 @@ class _ShareReader:
 
 def _results_of(
     parts: Sequence[Future[list[Future]]],
-) -> tuple[list[tuple[str, ReadReport]], BaseException | None]:
+) -> tuple[list[tuple[int, int, ReadReport]], BaseException | None]:
     """All results of finished parts, and the first exception; both in the order of the rows."""
     results, failed = [], None
     for part in parts:

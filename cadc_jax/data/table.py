@@ -1,35 +1,39 @@
-"""The prepared table: encoded columns as plain `.npy` files, memory-mapped.
+"""The prepared table: encoded columns and text as plain `.npy` files, memory-mapped.
 
     schema.json                       `Schema`
     train/ validation/ test/          a .npy file for each column; rows in the order of the source
-    users/ items/                     content of each user or item id
+    users/ items/                     content of each user or item id; `titles/` is text
     known/                            each user's training items (ranking task only)
-    vocabularies/                     raw values by id - 1 (id 0 is 'out of vocabulary'); empty if
-                                      ids are hashed
+    vocabularies/                     raw values by id - 1 (id 0 is 'out of vocabulary'), integers
+                                      as a file or text as a folder; empty if ids are hashed
     statistics.json                   mean and standard deviation by which each dense feature of
                                       rows is standardised (0 and 1 for flags)
 
 Columns of a split: `user` [N] int32, `item` [N] int32, `label` [N] float32 (clicks) or `value` [N]
 float32 (interactions), `dense` [N, F] float32, `categorical` [N, C] int32. Validation and test
 rows of the ranking task also have `negatives` [N, K] int32, the items of the '1 + K' protocol.
+Text is a folder of two arrays; see `write_text`.
 """
 
 import dataclasses
 import io
-import json
 import math
 import os
 import pathlib
 from collections.abc import Mapping
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import DTypeLike
 
-from cadc_jax.data.raw import SPLITS
+from cadc_jax.data.columns import ColumnKind, check_columns, open_array
+from cadc_jax.data.raw import SPLITS, TRAIN
 from cadc_jax.errors import ArtifactError
 from cadc_jax.runtime import durable
+from cadc_jax.runtime.manifest import ADVICE, check, read_json
 
 Columns = Mapping[str, np.ndarray]
+TITLES = "titles"  # folder of text among the content of users or items
 _ROWS = 1 << 16  # rows that `write_rows` copies at a time
 
 
@@ -106,19 +110,138 @@ class Table:
         return np.repeat(np.arange(len(counts), dtype=np.int32), counts), self.known["items"]
 
 
-def open_table(path: pathlib.Path) -> Table:
-    """Opens a table written by `prepare.write_table`.
+def open_table(path: pathlib.Path, values: bool = False) -> Table:
+    """Opens a table written by `prepare.write_table`; that of a compressed set has `train/row.npy`.
+
+    Args:
+      path: its folder.
+      values: whether to check all values too, as for a folder from elsewhere. Names, dtypes and
+        shapes are always checked.
 
     Raises:
       ArtifactError: if the folder is not a prepared table.
     """
-    return Table(
-        schema=open_schema(path),
-        splits={split: read_columns(path / split) for split in SPLITS},
-        users=read_columns(path / "users"),
-        items=read_columns(path / "items"),
-        known=read_columns(path / "known"),
-    )
+    schema = open_schema(path)
+    users, items, known = (read_columns(path / name) for name in ("users", "items", "known"))
+    splits = {
+        split: open_rows(path / split, schema, held_out=split != SPLITS[TRAIN], values=values)
+        for split in SPLITS
+    }
+    sides = (("users", users, schema.num_users), ("items", items, schema.num_items))
+    for side, columns, size in sides:
+        check_columns(path / side, columns, _content_kinds(schema, side), size, (), values)
+        if values and (found := read_titles(path, side)) is not None and len(found) != size:
+            raise ArtifactError(f"{path / side / TITLES}: {len(found)} titles of {size}; {ADVICE}")
+    _check_known(path / "known", known, schema, values)
+    return Table(schema, splits, users, items, known)
+
+
+def read_titles(path: pathlib.Path, side: str) -> pa.Array | None:
+    """Titles of the 'users' or 'items' of the table in the folder `path`: [ids] text, if any."""
+    folder = path / side / TITLES
+    return read_text(folder) if folder.exists() else None
+
+
+def open_rows(
+    path: pathlib.Path, schema: Schema, held_out: bool = False, values: bool = False
+) -> Columns:
+    """Opens the columns of some rows of a table: a split, or a sample of the training rows.
+
+    Args:
+      path: their folder.
+      schema: of the table.
+      held_out: whether they are validation or test rows.
+      values: whether to check all values.
+
+    Raises:
+      ArtifactError: if the folder does not hold such rows.
+    """
+    columns = read_columns(path)
+    ranking = schema.task == "ranking"
+    kinds = {
+        "user": ColumnKind(np.int32, (), 0, schema.num_users - 1),
+        "item": ColumnKind(np.int32, (), 0, schema.num_items - 1),
+        "value" if ranking else "label": ColumnKind(np.float32),
+        **_feature_kinds(schema.context),
+    }
+    optional = []
+    if not held_out:
+        kinds["row"] = ColumnKind(np.int64)
+        optional = ["row"]
+    elif ranking:
+        kinds["negatives"] = ColumnKind(np.int32, (None,), 0, schema.num_items - 1)
+    check_columns(path, columns, kinds, None, optional, values)
+    if values and "row" in columns and np.any(np.diff(columns["row"]) <= 0):
+        raise ArtifactError(f"{path / 'row.npy'}: the row numbers do not ascend; {ADVICE}")
+    if values and not ranking and not np.isin(columns["label"], (0, 1)).all():
+        raise ArtifactError(f"{path / 'label.npy'}: a label is neither 0 nor 1; {ADVICE}")
+    return columns
+
+
+def _feature_kinds(features: Features) -> dict[str, ColumnKind]:
+    last = np.array(features.vocabulary_sizes, np.int64) - 1
+    return {
+        "dense": ColumnKind(np.float32, (len(features.dense),)),
+        "categorical": ColumnKind(np.int32, (len(features.categorical),), 0, last),
+    }
+
+
+def _content_kinds(schema: Schema, side: str) -> dict[str, ColumnKind]:
+    """The columns of `users/` or `items/`."""
+    if side == "users":
+        return _feature_kinds(schema.user_content)
+    features = schema.item_content
+    kinds = _feature_kinds(features) | {"count": ColumnKind(np.int64)}
+    if schema.task == "click":
+        kinds["clicks"] = ColumnKind(np.int64)
+    if features.bags:
+        last = np.array(features.bag_sizes, np.int64)[:, None] - 1
+        kinds["bags"] = ColumnKind(np.int32, (len(features.bags), None), -1, last)
+    return kinds
+
+
+def _check_known(path: pathlib.Path, known: Columns, schema: Schema, values: bool) -> None:
+    """Checks `Table.known`: offsets that ascend from 0 to the number of items, items sorted."""
+    if schema.task == "click":
+        if known:
+            raise ArtifactError(f"{path}: click logs have no such folder; {ADVICE}")
+        return
+    kinds = {
+        "offsets": (ColumnKind(np.int64), schema.num_users + 1),
+        "items": (ColumnKind(np.int32, (), 0, schema.num_items - 1), None),
+    }
+    if known.keys() != kinds.keys():
+        raise ArtifactError(f"{path}: holds {sorted(known)}, not {sorted(kinds)}; {ADVICE}")
+    for name, (kind, rows) in kinds.items():
+        check_columns(path, {name: known[name]}, {name: kind}, rows, (), values)
+    offsets, items = known["offsets"], known["items"]
+    _check_offsets(path / "offsets.npy", offsets, len(items))
+    if values:
+        starts = np.zeros(len(items) + 1, bool)
+        starts[offsets] = True
+        if np.any((np.diff(items) < 0) & ~starts[1:-1]):
+            raise ArtifactError(f"{path / 'items.npy'}: a user's items are not sorted; {ADVICE}")
+
+
+_FEATURES_KIND = {
+    "dense": [str],
+    "categorical": [str],
+    "vocabulary_sizes": [int],
+    "bags": [str],
+    "bag_sizes": [int],
+}
+_SCHEMA_KIND = {
+    "task": str,
+    "num_users": int,
+    "num_items": int,
+    "context": _FEATURES_KIND,
+    "user_content": _FEATURES_KIND,
+    "item_content": _FEATURES_KIND,
+    "user_features": [str],
+    "item_features": [str],
+    "log_dense": bool,
+    "hashed": {str: int},
+}
 
 
 def open_schema(path: pathlib.Path) -> Schema:
@@ -128,14 +251,38 @@ def open_schema(path: pathlib.Path) -> Schema:
       ArtifactError: if the folder is not a prepared table.
     """
     try:
-        fields = json.loads((path / "schema.json").read_text())
-        for name in ("context", "user_content", "item_content"):
-            fields[name] = Features(**{key: tuple(value) for key, value in fields[name].items()})
-        for name in ("user_features", "item_features"):
-            fields[name] = tuple(fields[name])
-        return Schema(**fields)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path}: not a prepared table ({error!r})") from None
+        fields = read_json(path / "schema.json")
+        check(fields, _SCHEMA_KIND, "schema.json")
+        groups = {
+            name: Features(**{key: tuple(fields[name][key]) for key in _FEATURES_KIND})
+            for name in ("context", "user_content", "item_content")
+        }
+        names = {name: tuple(fields[name]) for name in ("user_features", "item_features")}
+        known = {name: fields[name] for name in _SCHEMA_KIND}
+        schema = Schema(**(known | groups | names))
+        _check_sizes(schema)
+        return schema
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: not a prepared table ({error}); {ADVICE}") from None
+
+
+def _check_sizes(schema: Schema) -> None:
+    """Raises ValueError if sizes or names of a schema contradict each other."""
+    if schema.task not in ("click", "ranking"):
+        raise ValueError(f"task {schema.task!r}")
+    sizes = [schema.num_users, schema.num_items]
+    for group in (schema.context, schema.user_content, schema.item_content):
+        for names, of_names in (
+            (group.categorical, group.vocabulary_sizes),
+            (group.bags, group.bag_sizes),
+        ):
+            if len(names) != len(of_names) or len(set(names)) != len(names):
+                raise ValueError(
+                    f"{len(names)} features and {len(of_names)} sizes, or a name twice"
+                )
+            sizes += of_names
+    if not all(1 <= size < 1 << 31 for size in sizes) or min(sizes[:2]) < 2:
+        raise ValueError("a number of ids is out of range")
 
 
 def write_schema(path: pathlib.Path, schema: Schema) -> None:
@@ -145,7 +292,7 @@ def write_schema(path: pathlib.Path, schema: Schema) -> None:
 
 def read_columns(path: pathlib.Path) -> Columns:
     """Opens all `.npy` files of a folder by memory mapping: file stem -> array."""
-    return {file.stem: _open_array(file) for file in sorted(path.glob("*.npy"))}
+    return {file.stem: open_array(file) for file in sorted(path.glob("*.npy"))}
 
 
 def write_columns(path: pathlib.Path, columns: Columns) -> None:
@@ -169,6 +316,50 @@ def write_rows(path: pathlib.Path, columns: Columns, ids: np.ndarray) -> None:
         for start in range(0, len(ids), _ROWS):
             writer.append(column[ids[start : start + _ROWS]])
         writer.close()
+
+
+def write_text(folder: pathlib.Path, values: pa.Array) -> None:
+    """Writes text as two arrays, in which a long value does not widen the others.
+
+    Text i is the bytes from `offsets[i]` to `offsets[i + 1]` of `utf8`.
+
+    Args:
+      folder: made for `offsets.npy` [N + 1] int64 and `utf8.npy` uint8.
+      values: [N] large_string without nulls.
+    """
+    offsets, utf8 = np.zeros(1, np.int64), np.zeros(0, np.uint8)
+    if len(values):
+        _, starts, content = values.buffers()
+        offsets = np.frombuffer(starts, np.int64)[values.offset : values.offset + len(values) + 1]
+        if content is not None:
+            utf8 = np.frombuffer(content, np.uint8)[offsets[0] : offsets[-1]]
+    write_columns(folder, {"offsets": offsets - offsets[0], "utf8": utf8})
+
+
+def read_text(folder: pathlib.Path) -> pa.Array:
+    """Maps what `write_text` wrote: [N] large_string.
+
+    Raises:
+      ArtifactError: if the folder holds anything else, or its text is not UTF-8.
+    """
+    offsets, utf8 = open_array(folder / "offsets.npy"), open_array(folder / "utf8.npy")
+    check_columns(folder, {"offsets": offsets}, {"offsets": ColumnKind(np.int64)})
+    check_columns(folder, {"utf8": utf8}, {"utf8": ColumnKind(np.uint8)})
+    _check_offsets(folder / "offsets.npy", offsets, len(utf8))
+    buffers = pa.py_buffer(offsets), pa.py_buffer(utf8)
+    values = pa.LargeStringArray.from_buffers(len(offsets) - 1, *buffers)
+    try:
+        values.validate(full=True)
+    except pa.ArrowInvalid:
+        raise ArtifactError(f"{folder / 'utf8.npy'}: the text is not UTF-8; {ADVICE}") from None
+    return values
+
+
+def _check_offsets(file: pathlib.Path, offsets: np.ndarray, end: int) -> None:
+    """Raises ArtifactError unless offsets ascend from 0 to `end`."""
+    ends = len(offsets) and offsets[0] == 0 and offsets[-1] == end
+    if not ends or np.any(np.diff(offsets) < 0):
+        raise ArtifactError(f"{file}: the offsets do not ascend from 0 to {end:,}; {ADVICE}")
 
 
 class ColumnWriter:
@@ -222,8 +413,3 @@ def _open_shared(file: str, flags: int) -> int:
     # O_DSYNC sends each write to the server. Without it NFS may later write back a whole page,
     # with stale bytes in place of other writers' rows.
     return os.open(file, flags & ~os.O_TRUNC | os.O_DSYNC, 0o666)
-
-
-def _open_array(file: pathlib.Path) -> np.ndarray:
-    small = file.stat().st_size < 4096  # read at once; an empty array could not be mapped
-    return np.load(file, mmap_mode=None if small else "r")

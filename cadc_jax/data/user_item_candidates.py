@@ -28,6 +28,7 @@ import numpy as np
 from scipy import sparse
 
 from cadc_jax.data import vocabulary
+from cadc_jax.data.raw import Values, as_values
 from cadc_jax.errors import ConfigError
 from cadc_jax.runtime.text import aligned
 
@@ -100,7 +101,7 @@ class Record:
 
 def compare_pairs(
     label: np.ndarray,
-    columns: Mapping[str, np.ndarray],
+    columns: Mapping[str, Values],
     candidates: Iterable[str] | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -111,7 +112,7 @@ def compare_pairs(
 
     Args:
       label: [N] 0 or 1, of training rows; 200,000 are enough for large effects.
-      columns: name -> [N] int64 or unicode; 'missing' counts as a value.
+      columns: name -> [N] raw values; 'missing' counts as a value.
       candidates: names of columns and of crosses such as 'C1*C2'; None: `candidate_columns`.
       seed: seed of the division into halves and of the initial vectors.
       progress: called with the numbers of pairs done and of all pairs.
@@ -130,8 +131,8 @@ def compare_pairs(
     label = label[order].astype(np.float64)
     candidates_coded = []
     for name in names:
-        distinct, codes = np.unique(_column(columns, name), return_inverse=True)
-        candidates_coded.append(_Coded(name, codes[order], len(distinct)))
+        codes = _codes(_column(columns, name))
+        candidates_coded.append(_Coded(name, codes[order], int(codes.max()) + 1))
     pairs = [
         sorted(two, key=lambda coded: -coded.size)
         for two in itertools.combinations(candidates_coded, 2)
@@ -151,7 +152,7 @@ def compare_pairs(
     return sorted(records, key=lambda record: record.usefulness, reverse=True)
 
 
-def candidate_columns(columns: Mapping[str, np.ndarray], max_seen_once: float = 0.95) -> list[str]:
+def candidate_columns(columns: Mapping[str, Values], max_seen_once: float = 0.95) -> list[str]:
     """Names of the columns that may serve as a user or an item.
 
     Args:
@@ -164,7 +165,7 @@ def candidate_columns(columns: Mapping[str, np.ndarray], max_seen_once: float = 
     """
     names = []
     for name, column in columns.items():
-        counts = np.unique(column, return_counts=True)[1]
+        counts = np.bincount(_codes(column))
         if len(counts) > 1 and (counts == 1).mean() <= max_seen_once:
             names.append(name)
     return names
@@ -185,7 +186,7 @@ def table(records: Sequence[Record], top: int = 20) -> str:
     return "\n".join([*_LEGEND, "", names, rule, *rows, "", _advice(records)])
 
 
-def _check_rows(label: np.ndarray, columns: Mapping[str, np.ndarray]) -> None:
+def _check_rows(label: np.ndarray, columns: Mapping[str, Values]) -> None:
     if set(np.unique(label)) != {0, 1}:
         raise ValueError("labels must be 0 and 1, and both must occur")
     for name, column in columns.items():
@@ -193,7 +194,15 @@ def _check_rows(label: np.ndarray, columns: Mapping[str, np.ndarray]) -> None:
             raise ValueError(f"column '{name}' has {len(column)} rows, the labels {len(label)}")
 
 
-def _column(columns: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+def _codes(values: Values) -> np.ndarray:
+    """The place of each raw value [N] among the sorted distinct ones: [N] integers."""
+    values = as_values(values)
+    if not isinstance(values, np.ndarray):
+        values = vocabulary.of(values).ids(values)
+    return np.unique(values, return_inverse=True)[1]
+
+
+def _column(columns: Mapping[str, Values], name: str) -> Values:
     """Raw values [N] of a column or a cross."""
     parts = name.split(CROSS)
     for part in parts:

@@ -15,35 +15,53 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cadc_jax.data import raw, sampling
+from cadc_jax.data.raw import Values
 
+# Columns of counted values; text or numbers.
+COUNTED = tuple(
+    pa.schema([("value", kind), ("count", pa.int64())]) for kind in (pa.int64(), pa.string())
+)
 _LEAST_PENDING = 1 << 16  # counted values that may wait before they are merged
+_HASHED_AT_ONCE = 1 << 14  # texts: the arrays of so many stay in the cache
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Vocabulary:
     """The values of a column that have an id of their own.
 
     Attributes:
-      values: [n] sorted distinct values, int64 or unicode; empty if ids are hashed.
+      values: [n] sorted distinct values; empty if ids are hashed.
       hashed: number of ids that values are hashed to, or 0 if `values` have the ids.
     """
 
-    values: np.ndarray
+    values: Values
     hashed: int = 0
+    _texts: "_TextPlaces | None" = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self):
+        values, texts = raw.as_values(self.values), None
+        if isinstance(values, np.ndarray):
+            values = values.astype(np.int64, copy=False)
+        else:
+            texts = _TextPlaces(values)
+        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "_texts", texts)
 
     @property
     def size(self) -> int:
         """Number of ids, id 0 included."""
         return (self.hashed or len(self.values)) + 1
 
-    def ids(self, values: np.ndarray) -> np.ndarray:
+    def ids(self, values: Values) -> np.ndarray:
         """Ids of raw values: [N] -> [N] int32 in [0, size)."""
         if self.hashed:
             keys = sampling.mix64(hash_of(values), 0)
             return (1 + keys % np.uint64(self.hashed)).astype(np.int32)
         if not len(self.values) or not len(values):
             return np.zeros(len(values), np.int32)
-        values = _as_kind(values, self.values.dtype.kind)
+        if self._texts is not None:
+            return self._texts.of(_as_texts(raw.as_values(values))) + np.int32(1)
+        values = _as_integers(raw.as_values(values))
         # Sorted values are searched from one end of a large vocabulary to the other: faster.
         order = np.argsort(values)
         ordered = values[order]
@@ -54,7 +72,7 @@ class Vocabulary:
 
     def coded_ids(self, column: pa.DictionaryArray) -> np.ndarray:
         """Ids of a dictionary-encoded column: [N] int32."""
-        return self.ids(dictionary_values(column.dictionary))[column.indices.to_numpy()]
+        return self.ids(raw.as_values(column.dictionary))[column.indices.to_numpy()]
 
 
 class Counter:
@@ -67,6 +85,13 @@ class Counter:
         self.merged: pa.Table | None = None
         self.pending: list[pa.Table] = []
         self.num_pending = 0
+
+    @classmethod
+    def of_counts(cls, max_values: int, counts: pa.Table | None) -> "Counter":
+        """A counter of these counts, with columns as in `COUNTED`; None if it has overflowed."""
+        counter = cls(max_values)
+        counter.merged, counter.overflowed = counts, counts is None
+        return counter
 
     def add(self, dictionary: pa.Array, counts: np.ndarray) -> None:
         """Adds the `counts` [n] of the values of a dictionary [n], some of which may be 0."""
@@ -109,29 +134,27 @@ class Counter:
         if self.merged is None:
             return Vocabulary(np.zeros(0, np.int64))
         frequent = self.merged.filter(pc.field("count") >= min_count)["value"]
-        return Vocabulary(np.sort(raw.raw_values(frequent)))
+        return Vocabulary(_sorted(raw.raw_values(frequent)))
 
 
-def of(values: np.ndarray, min_count: int = 1) -> Vocabulary:
+def of(values: Values, min_count: int = 1) -> Vocabulary:
     """The vocabulary of a column [N] in memory: the values of at least `min_count` rows."""
-    distinct, counts = np.unique(values, return_counts=True)
-    return Vocabulary(distinct[counts >= min_count])
+    values = raw.as_values(values)
+    if isinstance(values, np.ndarray):
+        distinct, counts = np.unique(values, return_counts=True)
+        return Vocabulary(distinct[counts >= min_count])
+    distinct, counts = pc.value_counts(values).flatten()
+    return Vocabulary(_sorted(distinct.filter(pc.greater_equal(counts, min_count))))
 
 
-def dictionary_values(dictionary: pa.Array) -> np.ndarray:
-    """The values of a dictionary in NumPy: [n] int64, or unicode exactly as it is written."""
-    values = dictionary.to_numpy(zero_copy_only=False)
-    return values if pa.types.is_integer(dictionary.type) else np.asarray(values, str)
-
-
-def values_of(column: pa.ChunkedArray) -> np.ndarray:
-    """A column of a chunk in NumPy: [N] numbers or unicode."""
+def values_of(column: pa.ChunkedArray) -> Values:
+    """A column of a chunk in memory: [N] numbers or text."""
     if not pa.types.is_dictionary(column.type):
         return column.to_numpy()
-    return dictionary_values(column.cast(column.type.value_type).combine_chunks())
+    return raw.as_values(column.cast(column.type.value_type))
 
 
-def cross(columns: list[np.ndarray]) -> np.ndarray:
+def cross(columns: list[Values]) -> Values:
     """Crosses columns into one int64 key >= 0 for each distinct combination: C columns [N] -> [N].
 
     Several columns are hashed to 63 bits. A single column is returned as it is.
@@ -145,24 +168,87 @@ def cross_coded(columns: list[pa.DictionaryArray]) -> pa.DictionaryArray:
     """`cross` for dictionary-encoded columns."""
     if len(columns) == 1:
         return columns[0]
-    hashes = [hash_of(dictionary_values(x.dictionary))[x.indices.to_numpy()] for x in columns]
+    hashes = [hash_of(raw.as_values(x.dictionary))[x.indices.to_numpy()] for x in columns]
     return raw.coded(_cross_hashes(hashes))
 
 
-def hash_of(values: np.ndarray) -> np.ndarray:
-    """Hashes of raw values: [N] integers or unicode -> [N] uint64.
+def hash_of(values: Values) -> np.ndarray:
+    """Hashes of raw values: [N] -> [N] uint64.
 
     A plain integer has the same hash as a number and as text, because only some chunks of a column
     may hold integers alone.
     """
-    if values.dtype.kind != "U":
+    values = raw.as_values(values)
+    if isinstance(values, np.ndarray):
         return values.astype(np.uint64)
-    integers, plain = raw.plain_integers(pa.array(values))
-    letters = np.ascontiguousarray(values).view(np.uint32).reshape(len(values), -1)
-    key = np.zeros(len(values), np.uint64)
-    for letter in letters.T:  # zeros pad short text: skipped, as the width must not matter
-        key = np.where(letter == 0, key, sampling.mix64(key ^ letter.astype(np.uint64), 0))
-    return np.where(plain, integers.astype(np.uint64), key)
+    integers, plain = raw.plain_integers(values)
+    return np.where(plain, integers.astype(np.uint64), _hash_letters(values))
+
+
+def _hash_letters(texts: pa.Array) -> np.ndarray:
+    """Hashes of texts [N], letter by letter: [N] uint64."""
+    starts = range(0, len(texts), _HASHED_AT_ONCE)
+    blocks = [_hash_block(texts[start : start + _HASHED_AT_ONCE]) for start in starts]
+    return np.concatenate([np.zeros(0, np.uint64), *blocks])
+
+
+def _hash_block(texts: pa.Array) -> np.ndarray:
+    texts = pc.replace_substring(texts, "\0", "")  # NUL is no letter: NumPy pads text with it
+    lengths = pc.utf8_length(texts).to_numpy()
+    letters = _letters(texts, int(lengths.sum()))
+    # The longest texts come first, so the ones that have a letter at a place are a prefix.
+    order = np.argsort(-lengths, kind="stable")
+    starts = (np.cumsum(lengths) - lengths)[order]
+    keys = np.zeros(len(texts), np.uint64)
+    longer = len(texts) - np.cumsum(np.bincount(lengths))[:-1]  # texts longer than 0, 1, ...
+    for place, count in enumerate(longer.tolist()):
+        letter = letters[starts[:count] + place].astype(np.uint64)
+        keys[:count] = sampling.mix64(keys[:count] ^ letter, 0)
+    hashes = np.empty_like(keys)
+    hashes[order] = keys
+    return hashes
+
+
+def _letters(texts: pa.Array, count: int) -> np.ndarray:
+    """The code points of all texts, one text after the other: [count] integers."""
+    if not count:
+        return np.zeros(0, np.uint8)
+    _, offsets, data = texts.buffers()
+    bounds = np.frombuffer(offsets, np.int64, len(texts) + 1, 8 * texts.offset)
+    utf8 = memoryview(data)[bounds[0] : bounds[-1]]
+    if len(utf8) == count:  # ASCII
+        return np.frombuffer(utf8, np.uint8)
+    return np.frombuffer(bytes(utf8).decode().encode("utf-32-le"), np.uint32)
+
+
+class _TextPlaces:
+    """Finds the places of texts by their hashes, twice as fast as by comparing texts."""
+
+    def __init__(self, texts: pa.Array):
+        """`texts`: [n] distinct."""
+        hashes = _hash_letters(texts)
+        order = np.argsort(hashes)
+        self.texts, self.order, self.hashes = texts, order.astype(np.int32), hashes[order]
+
+    def of(self, texts: pa.Array) -> np.ndarray:
+        """Place of each text, -1 if it is not there: [N] int32."""
+        wanted = _hash_letters(texts)
+        order = np.argsort(wanted)  # see `Vocabulary.ids`
+        candidates = np.empty(len(texts), np.int64)
+        candidates[order] = np.searchsorted(self.hashes, wanted[order])
+        found = np.full(len(texts), -1, np.int32)
+        rest = np.arange(len(texts))
+        while True:  # more than once only if different texts have the same hash
+            hashes = self.hashes[np.minimum(candidates, len(self.hashes) - 1)]
+            maybe = (candidates < len(self.hashes)) & (hashes == wanted[rest])
+            rest, candidates = rest[maybe], candidates[maybe]
+            if not len(rest):
+                return found
+            places = self.order[candidates]
+            same = pc.equal(self.texts.take(pa.array(places)), texts.take(pa.array(rest)))
+            same = same.to_numpy(zero_copy_only=False)
+            found[rest[same]] = places[same]
+            rest, candidates = rest[~same], candidates[~same] + 1
 
 
 def _cross_hashes(hashes: list[np.ndarray]) -> np.ndarray:
@@ -173,13 +259,20 @@ def _cross_hashes(hashes: list[np.ndarray]) -> np.ndarray:
     return (key >> np.uint64(1)).astype(np.int64)
 
 
-def _as_kind(values: np.ndarray, kind: str) -> np.ndarray:
-    """Values in the dtype kind of a vocabulary, which finds the text '7' among integers."""
-    if values.dtype.kind == kind:
-        return values
-    if kind == "U":
-        return values.astype(str)
-    if values.dtype.kind != "U":
-        return values.astype(np.int64)
-    integers, plain = raw.plain_integers(pa.array(values))
+def _sorted(values: Values) -> Values:
+    """Sorted values. Text sorts by its bytes in UTF-8, which is the order of code points."""
+    if isinstance(values, np.ndarray):
+        return np.sort(values)
+    return values.take(pc.array_sort_indices(values))
+
+
+def _as_texts(values: Values) -> pa.Array:
+    return pc.cast(pa.array(values), raw.TEXT) if isinstance(values, np.ndarray) else values
+
+
+def _as_integers(values: Values) -> np.ndarray:
+    """Integers, also those that are written as text."""
+    if isinstance(values, np.ndarray):
+        return values.astype(np.int64, copy=False)
+    integers, plain = raw.plain_integers(values)
     return np.where(plain, integers, np.iinfo(np.int64).min)  # a value of no vocabulary

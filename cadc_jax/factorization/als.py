@@ -135,7 +135,10 @@ def fit(
       Stopped: by `saved`, after saving, if it was asked to stop.
     """
     if interactions.num_entries == 0:
-        raise ConfigError("there are no interactions to factorise")
+        raise ConfigError(
+            "there are no interactions to factorise: give more rows, or, with "
+            "factor_rows='unsampled', lower the rate"
+        )
     start = time.perf_counter()
     users, items = prepare(interactions, config, mesh)
     user, item, losses = _start(users, items, key, saved, init)

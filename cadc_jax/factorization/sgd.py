@@ -130,7 +130,10 @@ def fit(
       Stopped: by `saved`, after saving, if it was asked to stop.
     """
     if not len(rows):
-        raise ConfigError("there are no interactions to factorise")
+        raise ConfigError(
+            "there are no interactions to factorise: give more rows, or, with "
+            "factor_rows='unsampled', lower the rate"
+        )
     start = time.perf_counter()
     blocks = _Blocks(rows, config)
     init_key, order_key, key = jax.random.split(key, 3)

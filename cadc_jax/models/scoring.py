@@ -1,6 +1,7 @@
 """Scores of a trained network, as a pure jitted function of its parameters and tables."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any, cast
 
 import jax
@@ -37,6 +38,35 @@ def predict(
     rows = embeddings.take_rows(tables, lookup_ids(content, arrays))
     logits = model.apply(params, model_inputs(as_float32(rows), content, arrays))
     return cast(jax.Array, logits)  # only with mutable variables would it be a pair
+
+
+def parameter_shapes(
+    model: nn.Module,
+    tables: Mapping[str, jax.ShapeDtypeStruct],
+    content: Content,
+    dense: int,
+) -> Any:
+    """Shapes and dtypes of a network's parameters; computes nothing.
+
+    Args:
+      model: the network.
+      tables: shapes and dtypes of all embedding tables.
+      content: features of users and items.
+      dense: number of dense features of a row.
+    """
+    one = jnp.zeros((1,), jnp.int32)
+
+    def parameters(tables: Tables, content: Content) -> Any:
+        batch = {
+            "user": one,
+            "item": one[:, None],
+            "dense": jnp.zeros((1, dense)),
+            "categorical": jnp.zeros((1, len(content.context_offsets)), jnp.int32),
+        }
+        rows = embeddings.take_rows(tables, lookup_ids(content, batch))
+        return model.init(jax.random.key(0), model_inputs(as_float32(rows), content, batch))
+
+    return jax.eval_shape(parameters, tables, content)
 
 
 def shares_items(model: nn.Module, asked: int, num_items: int, devices: int = 1) -> bool:

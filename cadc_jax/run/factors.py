@@ -15,7 +15,9 @@ import numpy as np
 
 from cadc_jax import configuration
 from cadc_jax.data import pipeline
+from cadc_jax.data.columns import ColumnKind, check_columns
 from cadc_jax.data.table import Table, open_table, read_columns, write_columns
+from cadc_jax.errors import ArtifactError
 from cadc_jax.factorization import als, sgd
 from cadc_jax.factorization.factors import Factors, dot_tables, principal_axes
 from cadc_jax.factorization.interactions import Interactions
@@ -23,6 +25,7 @@ from cadc_jax.run.context import Run, als_mesh, make_long_stage
 from cadc_jax.runtime import distributed
 from cadc_jax.runtime.artifacts import Artifact
 from cadc_jax.runtime.checkpoints import Checkpoints
+from cadc_jax.runtime.manifest import ADVICE
 from cadc_jax.runtime.progress import Progress
 from cadc_jax.training.assemble import Pair
 
@@ -69,7 +72,7 @@ def factorize_stage(run: Run, prepared: Artifact, sample: Artifact | None = None
     settings |= {"refresh": REFRESH_PASSES}
 
     def refresh(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:
-        start = Factors(**read_columns(first.path))
+        start = open_factors(first.path)
         passes = dataclasses.replace(job, config=job.config.refreshing(REFRESH_PASSES))
         factors, losses = _factorize(passes, slice(None), saved, start)
         _write_factors(folder, factors)
@@ -79,29 +82,59 @@ def factorize_stage(run: Run, prepared: Artifact, sample: Artifact | None = None
     return make_long_stage(run, "factorize", settings, refresh, together=together)
 
 
+def open_factors(folder: pathlib.Path, values: bool = False) -> Factors:
+    """Opens the factors that this stage wrote into a folder.
+
+    Args:
+      folder: the folder.
+      values: whether to check that all numbers are finite, as for a folder from elsewhere.
+
+    Raises:
+      ArtifactError: if the folder holds anything but factors, whose shapes belong together.
+    """
+    columns = read_columns(folder)
+    biased = columns.keys() & {"user_bias", "item_bias", "global_bias"}
+    rank = columns["item"].shape[-1] if "item" in columns and columns["item"].ndim else None
+    rest = dict(columns)
+    for side in ("user", "item"):
+        kinds = {side: ColumnKind(np.float32, (rank,))}
+        if biased:
+            kinds[f"{side}_bias"] = ColumnKind(np.float32)
+        own = {name: rest.pop(name) for name in kinds if name in rest}
+        check_columns(folder, own, kinds, values=values)
+    if biased and "global_bias" in rest:
+        shared = {"global_bias": rest.pop("global_bias")[None]}
+        check_columns(folder, shared, {"global_bias": ColumnKind(np.float32)}, values=values)
+    elif biased:
+        raise ArtifactError(f"{folder}: no column 'global_bias'; {ADVICE}")
+    check_columns(folder, rest, {})
+    return Factors(**columns)
+
+
 def factor_tables(folder: pathlib.Path) -> Pair:
     """User and item tables, on the host, whose dot product is the factorisation's score."""
-    user, item = dot_tables(Factors(**read_columns(folder)))
+    user, item = dot_tables(open_factors(folder))
     return np.asarray(user), np.asarray(item)
 
 
 def tables_to_train_on(factors: Artifact) -> Pair:
     """The tables that a frozen arm trains on."""
-    return factor_tables(factors.path / UNSAMPLED if _is_crossed(factors) else factors.path)
+    return factor_tables(factors.path / UNSAMPLED if is_crossed(factors) else factors.path)
 
 
 def tables_to_predict_with(factors: Artifact) -> Pair | None:
     """The tables that a frozen arm predicts with; None if it trains on the same ones."""
-    return factor_tables(factors.path) if _is_crossed(factors) else None
+    return factor_tables(factors.path) if is_crossed(factors) else None
 
 
 def width_of(factors: Artifact) -> int:
     """Width of `factor_tables`."""
-    columns = read_columns(factors.path)
-    return columns["user"].shape[1] + (2 if "user_bias" in columns else 0)
+    found = open_factors(factors.path)
+    return found.user.shape[1] + (0 if found.biases is None else 2)
 
 
-def _is_crossed(factors: Artifact) -> bool:
+def is_crossed(factors: Artifact) -> bool:
+    """Whether there are factors of the unsampled rows too."""
     return (factors.path / UNSAMPLED).exists()
 
 

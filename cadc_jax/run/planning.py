@@ -15,7 +15,7 @@ from cadc_jax.factorization import als, sgd
 from cadc_jax.run.arms import TRAINED
 from cadc_jax.run.context import Run
 from cadc_jax.run.stages import prepare_settings
-from cadc_jax.runtime import artifacts
+from cadc_jax.runtime import artifacts, manifest
 
 
 def plan(this: Run, devices: int, hardware: str, given: Mapping[str, int]) -> None:
@@ -57,9 +57,9 @@ def _prepared_before(this: Run) -> pathlib.Path | None:
     """The latest prepared table of this configuration in the work folder, from any raw files."""
     wanted = artifacts.plain(prepare_settings(this.config))
     found = []
-    for path in (this.workdir / "prepare").glob(f"*/{artifacts.MANIFEST}"):
-        settings = artifacts.settings_of(artifacts.open_artifact(path.parent).path)
-        if {name: settings[name] for name in wanted} == wanted:
+    for path in (this.workdir / "prepare").glob(f"*/{manifest.NAME}"):
+        settings = artifacts.open_artifact(path.parent).settings
+        if {name: settings.get(name) for name in wanted} == wanted:
             found.append(path)
     return max(found, key=lambda path: path.stat().st_mtime).parent if found else None
 

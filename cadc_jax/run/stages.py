@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax import linen as nn
 from ml_collections import ConfigDict
 
 from cadc_jax import configuration
@@ -23,15 +24,15 @@ from cadc_jax.data.table import (
     Columns,
     ColumnWriter,
     Table,
+    open_rows,
     open_table,
-    read_columns,
     write_columns,
     write_rows,
 )
-from cadc_jax.errors import ConfigError
+from cadc_jax.errors import ArtifactError, ConfigError
 from cadc_jax.evaluation import evaluate
 from cadc_jax.evaluation.scorers import Scorer
-from cadc_jax.models import embeddings
+from cadc_jax.models import embeddings, scoring
 from cadc_jax.run import factors as factor_stage
 from cadc_jax.run.arms import Arm
 from cadc_jax.run.compressed import Inputs
@@ -39,6 +40,7 @@ from cadc_jax.run.context import Run, make_long_stage, make_stage, training_mesh
 from cadc_jax.runtime import artifacts, distributed
 from cadc_jax.runtime.artifacts import Artifact
 from cadc_jax.runtime.checkpoints import Checkpoints
+from cadc_jax.runtime.manifest import ADVICE
 from cadc_jax.training import assemble, tensorboard
 from cadc_jax.training.assemble import EmbeddingStart, TrainingData
 from cadc_jax.training.loop import FitOptions, Fitted
@@ -69,6 +71,7 @@ def raw_data(run: Run) -> pathlib.Path:
 def prepare_stage(run: Run, raw: pathlib.Path) -> Artifact:
     """Turns raw rows into the prepared table."""
     data = run.config.data.to_dict()
+    _check_row_features(data)
 
     def identity() -> list[list]:
         return artifacts.file_identity(registry.raw_files(data["source"], raw, data))
@@ -92,6 +95,18 @@ def prepare_stage(run: Run, raw: pathlib.Path) -> Artifact:
     return made
 
 
+def _check_row_features(data: Mapping[str, Any]) -> None:
+    """Raises ConfigError if rows of the ranking task have features: items are ranked in no row."""
+    columns, named = data["columns"], (data["user_features"], data["item_features"])
+    alone = {names[0] for names in named if len(names) == 1}  # is the user or the item itself
+    left = [name for name in (*columns["dense"], *columns["categorical"]) if name not in alone]
+    if data["task"] == "ranking" and left:
+        raise ConfigError(
+            f"data.columns: the ranking task takes no features of rows ({', '.join(left)}): leave "
+            "them out of dense and categorical, or use data.task='click'"
+        )
+
+
 def prepare_settings(config: ConfigDict) -> dict[str, Any]:
     """Everything that the prepared table depends on, except the raw files."""
     data = config.data.to_dict()
@@ -107,7 +122,7 @@ def sample_stage(run: Run, prepared: Artifact) -> Artifact:
     def write(folder: pathlib.Path) -> Mapping[str, Any]:
         train = open_table(prepared.path).splits["train"]
         ids = pipeline.sampled_ids(len(train["user"]), rate, seed)
-        write_columns(folder, {"row": ids})
+        write_columns(folder, {"row": ids.astype(np.int64)})
         write_rows(folder, train, ids)
         return {"rows": len(ids)}
 
@@ -144,7 +159,9 @@ def train_stage(run: Run, inputs: Inputs, model_name: str, arm: Arm) -> Artifact
     def write(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:
         jax.clear_caches()  # each arm pays for its own compilation
         table = open_table(prepared.path)
-        rows = read_columns(sample.path) if arm.takes_sample else table.splits["train"]
+        rows = table.splits["train"]
+        if arm.takes_sample:
+            rows = open_rows(sample.path, table.schema)
         fitted = _fit(run, table, rows, factors, model_name, arm, saved)
         trained = {name: x for name, x in fitted.tables.items() if name not in arm.frozen}
         with ocp.StandardCheckpointer() as checkpointer:
@@ -193,7 +210,7 @@ def _fit(
         config.seed,
         FitOptions(
             mesh=training_mesh(run),
-            device_bytes=config.devices.table_bytes,
+            device_bytes=configuration.device_config(config).room,
             label=f"train {model_name}, {arm.name}",
             record=tensorboard.recorder(logs) if config.log.tensorboard and first else None,
             trace=str(logs) if config.log.profile and first else None,
@@ -214,7 +231,7 @@ def _embedding_start(run: Run, factors: Artifact, arm: Arm) -> EmbeddingStart:
 
 
 def restore(
-    trained: Artifact, arm: Arm, factors: Artifact | None
+    trained: Artifact, arm: Arm, factors: Artifact | None, network: nn.Module, table: Table
 ) -> tuple[Any, dict[str, np.ndarray]]:
     """Parameters and all embedding tables of a trained model, on the host.
 
@@ -222,20 +239,52 @@ def restore(
       trained: the artefact of `train_stage`.
       arm: the arm it was trained in.
       factors: the factors it was trained with; only frozen tables are made from them.
+      network: the network.
+      table: the prepared table it was trained on.
+
+    Raises:
+      ArtifactError: if the saved state is not one of this network and this table.
     """
-    path = (trained.path / "state").resolve()
-    with ocp.StandardCheckpointer() as checkpointer:
-        # To the host: the devices may be others than the ones it was saved from.
-        saved = checkpointer.metadata(path).item_metadata.tree
-        like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), saved)
-        state = checkpointer.restore(path, like)
-    tables = dict(state["tables"])
+    path, frozen = (trained.path / "state").resolve(), {}
     if arm.frozen:
         assert factors is not None  # such an arm was trained with some
         trained_on = factor_stage.tables_to_train_on(factors)
         predict_with = factor_stage.tables_to_predict_with(factors) or trained_on
-        tables |= assemble.scaled(predict_with, like=trained_on)
-    return state["params"], tables
+        frozen = assemble.scaled(predict_with, like=trained_on)
+    with ocp.StandardCheckpointer() as checkpointer:
+        # To the host: the devices may be others than the ones it was saved from.
+        try:
+            metadata = checkpointer.metadata(path).item_metadata
+            if metadata is None:
+                raise ValueError("it cannot be read")
+            saved = metadata.tree
+            _check_state(saved, frozen, network, table)
+            like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), saved)
+            state = checkpointer.restore(path, like)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+            text = " ".join(str(error).split())[:200]
+            raise ArtifactError(f"{path}: not a state of this network ({text}); {ADVICE}") from None
+    return state["params"], dict(state["tables"]) | frozen
+
+
+def _check_state(
+    saved: Mapping[str, Any], frozen: Mapping[str, np.ndarray], network: nn.Module, table: Table
+) -> None:
+    """Raises ValueError unless a saved state has the tables and parameters that are needed."""
+    rows = {
+        "user": table.schema.num_users,
+        "item": table.schema.num_items,
+        "features": max(1, embeddings.num_feature_rows(table)),
+    }
+    tables = saved["tables"] | frozen
+    found = {name: x.shape[:-1] for name, x in tables.items()}
+    if found != {name: (size,) for name, size in rows.items()}:
+        raise ValueError(f"its tables have {found} rows, not {rows}")
+    shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in tables.items()}
+    dense = len(table.schema.context.dense)
+    wanted = scoring.parameter_shapes(network, shapes, embeddings.content_of(table), dense)
+    if jax.tree.map(lambda x: x.shape, saved["params"]) != jax.tree.map(lambda x: x.shape, wanted):
+        raise ValueError("its parameters are those of another network")
 
 
 def evaluate_stage(

@@ -3,38 +3,29 @@
 An artefact is a folder named after a fingerprint, a hash of the stage's settings and inputs. The
 same configuration finds it again; another one gets a folder of its own. A stage writes into a
 temporary folder, which gets its final name only when it is whole, with a `manifest.json` beside the
-data. The manifest holds the size and checksum of every file, by which damage is found and located.
+data (see `runtime/manifest.py`), by which damage is found and located.
 
 When several processes share a work folder, the first one looks for artefacts and writes them.
 """
 
-import concurrent.futures
 import dataclasses
 import hashlib
 import json
 import os
 import pathlib
-import platform
 import shutil
 import socket
 import time
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import jax
-import numpy as np
 from absl import logging
 
-from cadc_jax import __version__
 from cadc_jax.errors import ArtifactError
-from cadc_jax.runtime import distributed, durable
+from cadc_jax.runtime import distributed, durable, manifest
+from cadc_jax.runtime.manifest import FORMAT
 
-FORMAT = 3  # of every artefact; raise it when a layout on disk changes
-MANIFEST = "manifest.json"
-_READ_BYTES = 1 << 22
 _SAMPLE_BYTES = 1 << 16  # read at three places of a raw file
-_ADVICE = "delete the folder and run again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +39,8 @@ class Artifact:
       seconds: wall time the stage took when it ran. It includes the time of interrupted runs whose
         checkpoints it continued.
       reused: whether it was found rather than made.
+      settings: its settings, with `stage` and `format`.
+      sha256: of its manifest, which covers all its files.
     """
 
     path: pathlib.Path
@@ -55,6 +48,8 @@ class Artifact:
     facts: Mapping[str, Any]
     seconds: float
     reused: bool
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    sha256: str = ""
 
 
 def materialize(
@@ -88,6 +83,11 @@ def materialize(
     if distributed.on_first(path.exists):
         distributed.wait_until_seen(path)
         artifact = open_artifact(path, verify and first)
+        if artifact.settings != plain(settings):
+            raise ArtifactError(
+                f"{path}: its {manifest.NAME} has settings that do not belong to this name; "
+                f"{manifest.ADVICE}"
+            )
         logging.info("%s: reused %s", stage, path)
         return artifact
 
@@ -127,12 +127,13 @@ def write_artifact(
       OSError: if it cannot be written; the error names a file.
     """
     temporary = _temporary_folder(path)
-    temporary.mkdir(parents=True)
+    durable.make_folder(path.parent)
+    temporary.mkdir()
     try:
         start = time.perf_counter()
         facts = dict(write(temporary))
         seconds = time.perf_counter() - start + facts.pop("seconds_before", 0.0)
-        _write_manifest(temporary, settings, facts, seconds)
+        manifest.write(temporary, settings, facts, seconds)
         try:
             durable.publish(temporary, path)
         except OSError:
@@ -149,7 +150,9 @@ def _temporary_folder(path: pathlib.Path) -> pathlib.Path:
     """Name of a folder for this process beside `path`; deletes the folders of killed processes."""
     prefix = f".{path.name}.{socket.gethostname()}."
     for folder in path.parent.glob(f"{prefix}*.tmp"):
-        if not _is_running(int(folder.name.removeprefix(prefix).removesuffix(".tmp"))):
+        process = int(folder.name.removeprefix(prefix).removesuffix(".tmp"))
+        # A process of this number may have been killed before: in a container all may be number 1.
+        if process == os.getpid() or not _is_running(process):
             shutil.rmtree(folder, ignore_errors=True)
     return path.with_name(f"{prefix}{os.getpid()}.tmp")
 
@@ -164,24 +167,6 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def _write_manifest(
-    folder: pathlib.Path, settings: Mapping[str, Any], facts: Mapping[str, Any], seconds: float
-) -> None:
-    manifest = {
-        "settings": settings,
-        "facts": facts,
-        "seconds": round(seconds, 3),
-        "versions": {
-            "cadc_jax": __version__,
-            "jax": jax.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
-        "files": checksums(folder),
-    }
-    durable.write_json(folder / MANIFEST, manifest)
-
-
 def open_artifact(path: pathlib.Path, verify: bool = False) -> Artifact:
     """Opens a finished artefact.
 
@@ -190,81 +175,12 @@ def open_artifact(path: pathlib.Path, verify: bool = False) -> Artifact:
       verify: whether to read all files and compare their checksums. Sizes are always compared.
 
     Raises:
-      ArtifactError: if its manifest is missing, unreadable or of another format version, or a file
-        is missing or damaged.
+      ArtifactError: if its manifest is missing, damaged or of another format version, or its files
+        are not exactly those that the manifest lists.
     """
-    if not path.is_dir():
-        raise ArtifactError(f"{path}: no such folder")
-    if not (path / MANIFEST).exists():
-        raise ArtifactError(
-            f"{path}: not a whole artefact, as it has no {MANIFEST}; name another folder, or, if a "
-            f"stage made this one, {_ADVICE}"
-        )
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        version = manifest["settings"]["format"]
-        files = manifest["files"] if version == FORMAT else {}
-        artifact = Artifact(path, path.name, manifest["facts"], manifest["seconds"], reused=True)
-    except PermissionError:  # deleting the folder would be the wrong advice
-        raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path}: not a whole artefact ({error!r}); {_ADVICE}") from None
-    if version != FORMAT:
-        raise ArtifactError(
-            f"{path}: artefact format {version}, this version reads {FORMAT}; {_ADVICE}"
-        )
-    _check_sizes(path, files)
-    if verify:
-        _check_checksums(path, files)
-    return artifact
-
-
-def _check_sizes(path: pathlib.Path, files: Mapping[str, list]) -> None:
-    for name, (size, _) in files.items():
-        found = (path / name).stat().st_size if (path / name).is_file() else None
-        if found != size:
-            fault = "is missing" if found is None else f"has {found} bytes instead of {size}"
-            raise ArtifactError(f"{path / name}: the file {fault}; {_ADVICE}")
-
-
-def _check_checksums(path: pathlib.Path, files: Mapping[str, list]) -> None:
-    found = checksums(path, files)
-    for name, expected in files.items():
-        if found[name] != expected:
-            raise ArtifactError(
-                f"{path / name}: the file is damaged (its checksum is {found[name][1]} instead "
-                f"of {expected[1]}); {_ADVICE}"
-            )
-
-
-def settings_of(path: pathlib.Path) -> Mapping[str, Any]:
-    """The settings in the manifest of an artefact that `open_artifact` has opened."""
-    return json.loads((path / MANIFEST).read_text())["settings"]
-
-
-def checksums(path: pathlib.Path, names: Iterable[str] | None = None) -> dict[str, list]:
-    """Sizes and checksums of the files in a folder and below it.
-
-    Args:
-      path: the folder.
-      names: files to read, relative to it; all files by default.
-
-    Returns:
-      Name -> [size in bytes, CRC-32 in hexadecimal].
-    """
-    if names is None:
-        names = sorted(str(x.relative_to(path)) for x in path.rglob("*") if x.is_file())
-    names = list(names)
-
-    def checksum(name: str) -> list:
-        size, value = 0, 0
-        with open(path / name, "rb") as file:
-            while block := file.read(_READ_BYTES):
-                size, value = size + len(block), zlib.crc32(block, value)
-        return [size, f"{value:08x}"]
-
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(zip(names, pool.map(checksum, names), strict=True))
+    found = manifest.read(path)
+    manifest.check_files(path, found.files, verify)
+    return Artifact(path, path.name, found.facts, found.seconds, True, found.settings, found.sha256)
 
 
 def size_of(path: pathlib.Path) -> int:

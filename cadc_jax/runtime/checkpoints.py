@@ -23,8 +23,10 @@ import orbax.checkpoint as ocp
 from cadc_jax.errors import check_at_least
 from cadc_jax.runtime import artifacts, distributed, durable
 from cadc_jax.runtime.interrupts import Stopped
+from cadc_jax.runtime.manifest import NAME as MANIFEST
+from cadc_jax.runtime.manifest import checksums
 
-FORMAT = 1  # raise it when what a stage saves changes
+FORMAT = 2  # raise it when what a stage saves changes
 _TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that Orbax is writing
 _ORBAX_METADATA = "_CHECKPOINT_METADATA"  # Orbax changes it after the checksums are taken
 
@@ -41,8 +43,8 @@ class CheckpointConfig:
     """How often checkpoints are saved, and how many are kept.
 
     Attributes:
-      seconds: wall time between saves. 0 saves at every chance, infinity only when the run is asked
-        to stop.
+      seconds: wall time between saves. 0 saves at every chance. A run that is asked to stop saves
+        whatever the time.
       keep: checkpoints to keep, at least 2: if the newest is damaged, the one before it is used.
     """
 
@@ -182,6 +184,8 @@ class Checkpoints:
         facts = artifacts.plain(facts)  # a copy, as the work may change its own meanwhile
         self._pending = step, {"format": FORMAT, "seconds": seconds, "facts": facts}
         try:
+            if distributed.is_first():
+                durable.make_folder(self._folder)
             # `force` replaces a folder of that name: another run of the same work left it.
             path = self._folder / str(step)
             self._writer.save(path, args=ocp.args.StandardSave(state), force=True)
@@ -198,10 +202,10 @@ class Checkpoints:
         step, manifest = self._pending
         (temporary,) = self._folder.glob(f"{step}{_TEMPORARY}*")
         names = [str(x.relative_to(temporary)) for x in temporary.rglob("*") if x.is_file()]
-        files = artifacts.checksums(temporary, [x for x in names if x != _ORBAX_METADATA])
+        files = checksums(temporary, [x for x in names if x != _ORBAX_METADATA])
         manifest = {**manifest, "files": files}
         manifest["hash"] = artifacts.hash_of(manifest)
-        durable.write_json(temporary / artifacts.MANIFEST, manifest)
+        durable.write_json(temporary / MANIFEST, manifest)
         durable.sync_tree(temporary)
         for old in self._steps()[: 1 - self._config.keep]:
             shutil.rmtree(self._folder / str(old), ignore_errors=True)
@@ -213,6 +217,8 @@ class Checkpoints:
         step, _ = self._pending
         try:
             self._writer.wait_until_finished()
+            if distributed.is_first():
+                durable.sync(self._folder)  # the name that Orbax has given to the checkpoint
         except _SAVE_FAULTS as error:
             self._give_up_save(step, error)
         else:
@@ -257,12 +263,12 @@ def _read_manifest(path: pathlib.Path) -> Mapping[str, Any]:
       ValueError: if it is of another format, or a file is damaged.
       OSError: if a file is missing or cannot be read.
     """
-    manifest = json.loads((path / artifacts.MANIFEST).read_text())
+    manifest = json.loads((path / MANIFEST).read_text())
     if artifacts.hash_of({k: v for k, v in manifest.items() if k != "hash"}) != manifest["hash"]:
-        raise ValueError(f"{artifacts.MANIFEST} is damaged")
+        raise ValueError(f"{MANIFEST} is damaged")
     if manifest["format"] != FORMAT:
         raise ValueError(f"its format is {manifest['format']}, this version reads {FORMAT}")
-    found = artifacts.checksums(path, manifest["files"])
+    found = checksums(path, manifest["files"])
     for name, expected in manifest["files"].items():
         if found[name] != expected:
             raise ValueError(f"{name} is damaged")

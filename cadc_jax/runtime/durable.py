@@ -47,8 +47,8 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a value as indented JSON."""
-    write_text(path, json.dumps(value, indent=2, default=list) + "\n")
+    """Writes a value as indented JSON; raises ValueError if a number in it is not finite."""
+    write_text(path, json.dumps(value, indent=2, default=list, allow_nan=False) + "\n")
 
 
 def publish(temporary: pathlib.Path, path: pathlib.Path) -> None:
@@ -70,6 +70,14 @@ def sync_tree(folder: pathlib.Path) -> None:
         sync(pathlib.Path(root))
 
 
+def make_folder(path: pathlib.Path) -> None:
+    """Makes a folder, and the ones above it that are missing, and flushes their names."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+        sync(folder.parent)
+
+
 @contextlib.contextmanager
 def lock(folder: pathlib.Path) -> Iterator[None]:
     """Holds a work folder for one run; the lock ends with the process, however it ends.
@@ -79,7 +87,7 @@ def lock(folder: pathlib.Path) -> Iterator[None]:
     Raises:
       ConfigError: if another run holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with open(folder / LOCK, "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -24,11 +24,10 @@ from cadc_jax.evaluation.scorers import dot_products
 from cadc_jax.models import embeddings
 from cadc_jax.models.scoring import predict
 from cadc_jax.run.arms import POPULARITY
-from cadc_jax.runtime import artifacts, durable
+from cadc_jax.run.formats import EXPORT
+from cadc_jax.runtime import artifacts, durable, manifest
 from cadc_jax.runtime.artifacts import Artifact
 from cadc_jax.serving.trained import Trained
-
-STAGE = "export"
 
 
 def write_export(trained: Trained, out: pathlib.Path, form: str) -> Artifact:
@@ -51,7 +50,7 @@ def write_export(trained: Trained, out: pathlib.Path, form: str) -> Artifact:
             f"--arm={POPULARITY.name}: there is no model to export; see items/count.npy"
         )
     about = describe(trained)
-    settings = {"stage": STAGE, "format": artifacts.FORMAT, "form": form, **about}
+    settings = {"stage": EXPORT, "format": manifest.FORMAT, "form": form, **about}
 
     def write_files(folder: pathlib.Path) -> Mapping[str, Any]:
         FORMS[form](trained, folder)

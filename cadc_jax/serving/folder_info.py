@@ -1,16 +1,19 @@
 """Explains a folder: an artefact, a compressed data set, an export or a work folder."""
 
-import json
 import os
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from cadc_jax.data.encoding import open_encoder
+from cadc_jax.data.table import open_table
 from cadc_jax.errors import ArtifactError
 from cadc_jax.run import compressed
-from cadc_jax.runtime import artifacts
+from cadc_jax.run.factors import UNSAMPLED, open_factors
+from cadc_jax.run.formats import COMPRESSED, EXPORT, open_stage
+from cadc_jax.runtime import artifacts, manifest
 from cadc_jax.runtime.text import aligned
-from cadc_jax.serving import export
+from cadc_jax.serving.trained import network_of
 
 _STAGES = {  # in the order of a run -> what their artefacts are
     "synthetic": "made-up rows in Criteo's format",
@@ -19,8 +22,8 @@ _STAGES = {  # in the order of a run -> what their artefacts are
     "sample": "the training rows that are kept",
     "train": "a trained model: the state that validated best",
     "evaluate": "test metrics",
-    compressed.STAGE: "a compressed data set: train from it with cadc train --from=DIR",
-    export.STAGE: "a trained model for other programs",
+    COMPRESSED: "a compressed data set: train from it with cadc train --from=DIR",
+    EXPORT: "a trained model for other programs",
 }
 _LONGEST = 100  # characters of a value that are shown
 _UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
@@ -38,40 +41,47 @@ def explain(path: pathlib.Path, verify: bool = True) -> str:
     """
     if not path.is_dir():
         raise ArtifactError(f"{path}: no such folder")
-    if (path / artifacts.MANIFEST).exists():
+    if (path / manifest.NAME).exists():
         return _artifact(path, verify)
     if any((path / stage).is_dir() for stage in _STAGES):
         return _workdir(path, verify)
-    within = next((up for up in path.resolve().parents if (up / artifacts.MANIFEST).exists()), None)
+    within = next((up for up in path.resolve().parents if (up / manifest.NAME).exists()), None)
     hint = f"; it lies within {within}" if within else ""
     raise ArtifactError(
-        f"{path}: neither a work folder nor an artefact (it has no {artifacts.MANIFEST}){hint}"
+        f"{path}: neither a work folder nor an artefact (it has no {manifest.NAME}){hint}"
     )
 
 
 def _artifact(path: pathlib.Path, verify: bool) -> str:
-    manifest = _manifest(path)
-    settings, facts, stage = manifest["settings"], manifest["facts"], manifest["settings"]["stage"]
-    state = _state(path, verify)
-    versions = ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())
+    found = manifest.read(path)
+    facts, stage, state = found.facts, found.stage, _state(path, verify)
+    versions = ", ".join(f"{name} {number}" for name, number in found.versions.items())
     lines = [
         f"{path}: {_STAGES.get(stage, f'an artefact of the stage {stage}')}",
         "",
         f"state     {state}",
-        f"size      {_bytes(artifacts.size_of(path))} in {len(manifest['files']):,} files",
-        f"made in   {manifest['seconds']:,.1f} s, by {versions}",
-        f"rows      {_rows(facts)}",
+        f"size      {_bytes(artifacts.size_of(path))} in {len(found.files):,} files",
+        f"SHA-256   {found.sha256}",
+        f"made in   {found.seconds:,.1f} s, by {versions}",
     ]
+    if state.startswith("whole"):
+        lines += _content(path, stage, facts)
+    shown = {name: x for name, x in found.settings.items() if name not in ("stage", "format")}
+    lines += ["", "settings", *_pairs(shown)]
+    lines += ["", "facts", *_pairs(facts)]
+    return "\n".join(line for line in lines if not line.endswith("      -"))
+
+
+def _content(path: pathlib.Path, stage: str, facts: Mapping[str, Any]) -> list[str]:
+    """What an artefact that is whole holds."""
+    lines = [f"rows      {_rows(stage, facts)}"]
     if stage == "train":
         best = max(entry["validation"] for entry in facts["history"])
         lines.append(f"model     {facts['model']}, {facts['arm']}")
         lines.append(f"best      validation {best:.4f} at step {facts['best_step']:,}")
-    if stage == compressed.STAGE and state.startswith("whole"):
+    if stage == COMPRESSED:
         lines += ["", compressed.sizes(artifacts.open_artifact(path))]
-    shown = {name: x for name, x in settings.items() if name not in ("stage", "format")}
-    lines += ["", "settings", *_pairs(shown)]
-    lines += ["", "facts", *_pairs(facts)]
-    return "\n".join(line for line in lines if not line.endswith("      -"))
+    return lines
 
 
 def _workdir(path: pathlib.Path, verify: bool) -> str:
@@ -100,43 +110,65 @@ def _workdir(path: pathlib.Path, verify: bool) -> str:
 def _summary(folder: pathlib.Path) -> list[str]:
     """Kind, rows and seconds of an artefact in a work folder."""
     try:
-        manifest = _manifest(folder)
-        settings, facts = manifest["settings"], manifest["facts"]
-        what = {
-            "prepare": lambda: f"{settings['data']['source']}, {settings['data']['split']}",
-            "factorize": lambda: settings["method"],
-            "sample": lambda: f"rate {settings['rate']:g}",
-            "train": lambda: f"{facts['model']}, {facts['arm']}",
-            "evaluate": lambda: f"of {settings['scorer']}",
-        }.get(settings["stage"], lambda: "-")()
-        return [what, _rows(facts).split(" ")[0], f"{manifest['seconds']:,.1f}"]
-    except (ArtifactError, KeyError, IndexError):  # the column 'state' says why
+        made = open_stage(folder)
+    except ArtifactError:  # the column 'state' says why
         return ["?", "-", "-"]
-
-
-def _manifest(path: pathlib.Path) -> Mapping[str, Any]:
-    try:
-        manifest = json.loads((path / artifacts.MANIFEST).read_text())
-        manifest["settings"]["stage"], manifest["facts"], manifest["versions"], manifest["files"]
-        return manifest
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path}: its {artifacts.MANIFEST} is damaged ({error!r})") from None
+    settings, facts, stage = made.settings, made.facts, made.settings["stage"]
+    what = {
+        "prepare": lambda: f"{settings['data']['source']}, {settings['data']['split']}",
+        "factorize": lambda: settings["method"],
+        "sample": lambda: f"rate {settings['rate']:g}",
+        "train": lambda: f"{facts['model']}, {facts['arm']}",
+        "evaluate": lambda: f"of {settings['scorer']}",
+    }.get(stage, lambda: "-")()
+    return [what, _rows(stage, facts).split(" ")[0], f"{made.seconds:,.1f}"]
 
 
 def _state(path: pathlib.Path, verify: bool) -> str:
     try:
-        artifacts.open_artifact(path, verify)
+        check_artifact(path, verify)
     except ArtifactError as error:
-        text = str(error).removesuffix("; delete the folder and run again")
+        text = str(error).removesuffix(f"; {manifest.ADVICE}")
         return "DAMAGED: " + text.removeprefix(f"{path}: ").removeprefix(f"{path}{os.sep}")
     return "whole" if verify else "whole by sizes"
 
 
-def _rows(facts: Mapping[str, Any]) -> str:
-    rows = facts.get("rows", facts.get("facts", {}).get("sample", {}).get("rows"))
-    if isinstance(rows, Mapping):
-        return ", ".join(f"{count:,} {split}" for split, count in rows.items())
-    return "-" if rows is None else f"{rows:,}"
+def check_artifact(path: pathlib.Path, verify: bool = True) -> str:
+    """Checks an artefact of any stage as far as it can be checked by itself.
+
+    Args:
+      path: its folder.
+      verify: whether to read all files, to compare their checksums and check each value.
+
+    Returns:
+      SHA-256 of its manifest.
+
+    Raises:
+      ArtifactError: if it is not what its stage writes.
+    """
+    made = open_stage(path, verify)
+    stage = made.settings["stage"]
+    if stage not in (*_STAGES, UNSAMPLED):
+        raise ArtifactError(f"{path}: of a stage {stage!r} that this version does not know")
+    if stage == COMPRESSED:
+        compressed.open_inputs(path, verify)
+    elif stage == "prepare":
+        open_table(path, verify)
+        open_encoder(path)
+    elif stage in ("factorize", UNSAMPLED):
+        open_factors(path, verify)
+    elif stage == "train":
+        network_of(made)
+    return made.sha256
+
+
+def _rows(stage: str, facts: Mapping[str, Any]) -> str:
+    rows = facts.get("rows")
+    if stage == COMPRESSED:
+        rows = facts["facts"]["sample"]["rows"]
+    if stage == "prepare":
+        return ", ".join(f"{count:,} {split}" for split, count in facts["rows"].items())
+    return f"{rows:,}" if isinstance(rows, int) else "-"
 
 
 def _pairs(values: Mapping[str, Any], prefix: str = "") -> Iterable[str]:

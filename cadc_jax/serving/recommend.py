@@ -16,7 +16,8 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from cadc_jax.data import encoding, vocabulary
-from cadc_jax.data.table import Table
+from cadc_jax.data.raw import Values, take
+from cadc_jax.data.table import Table, read_titles
 from cadc_jax.errors import ConfigError, DataError
 from cadc_jax.evaluation.ranking import SeenItems
 from cadc_jax.factorization import topk
@@ -63,11 +64,11 @@ class RawIds:
             raise ConfigError(f"--{self.kind}={raw}: not a hexadecimal number") from None
         return int(self.vocabulary.ids(vocabulary.cross(columns))[0])
 
-    def of(self, ids: np.ndarray) -> np.ndarray:
+    def of(self, ids: np.ndarray) -> Values:
         """Raw ids [N] of ids [N], none of them 0."""
         if self.vocabulary.hashed:
             return np.array([f"#{number}" for number in ids])
-        values = self.vocabulary.values[ids - 1]
+        values = take(self.vocabulary.values, ids - 1)
         if self.hexadecimal and len(self.columns) < 2:
             return np.array(["" if value < 0 else f"{value:08x}" for value in values])
         return values
@@ -94,7 +95,7 @@ def show(trained: Trained, raw: str, k: int) -> str:
         )
     (_, scores, ids), *_ = blocks(trained, np.array([user], np.int32), k)
     scores, ids = scores[0][ids[0] > 0], ids[0][ids[0] > 0]
-    header, titles = ["rank", "item", "score"], trained.table.items.get("titles")
+    header, titles = ["rank", "item", "score"], read_titles(trained.prepared, "items")
     columns = [
         map(str, range(1, len(ids) + 1)),
         map(str, items.of(ids)),
@@ -102,7 +103,7 @@ def show(trained: Trained, raw: str, k: int) -> str:
     ]
     if titles is not None:
         header.append("title")
-        columns.append(map(str, titles[ids]))
+        columns.append(map(str, take(titles, ids)))
     lines = [header, *map(list, zip(*columns, strict=True))]
     who = "an unknown user" if user == 0 else f"user {raw}"
     if trained.table.known:

@@ -11,15 +11,17 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from cadc_jax import configuration
-from cadc_jax.data.table import Table, open_table, read_columns
+from cadc_jax.data.table import Table, open_table
 from cadc_jax.errors import ArtifactError, ConfigError, check_choice
 from cadc_jax.evaluation import scorers
 from cadc_jax.evaluation.scorers import Scorer
-from cadc_jax.factorization.factors import Factors, with_bias_columns
+from cadc_jax.factorization.factors import with_bias_columns
 from cadc_jax.models import embeddings
 from cadc_jax.run import compressed, stages
 from cadc_jax.run.arms import ARMS, BASELINES, MF_ALONE, POPULARITY, TRAINED, Arm
-from cadc_jax.runtime import artifacts
+from cadc_jax.run.factors import open_factors
+from cadc_jax.run.formats import open_stage
+from cadc_jax.runtime import artifacts, manifest
 from cadc_jax.runtime.artifacts import Artifact
 
 
@@ -148,7 +150,7 @@ class WorkfolderIndex:
 def _no_model(source: pathlib.Path, index: WorkfolderIndex) -> str:
     """Why no trained model can be used, and what to do."""
     baselines = f"choose --arm={MF_ALONE.name} or --arm={POPULARITY.name}"
-    if (source / artifacts.MANIFEST).exists():
+    if (source / manifest.NAME).exists():
         return (
             f"{source}: no trained model yet: run 'cadc train --from={source}' first, or name by "
             f"--workdir=DIR where it ran, or {baselines}"
@@ -165,7 +167,7 @@ def _open(source: pathlib.Path, workdir: pathlib.Path | None) -> WorkfolderIndex
     """Indexes a folder; raises ArtifactError if it is no work folder and no compressed data set."""
     if not source.is_dir():
         raise ArtifactError(f"{source}: no such folder")
-    if (source / artifacts.MANIFEST).exists():
+    if (source / manifest.NAME).exists():
         config, inputs = compressed.open_inputs(source)
         made = {name: getattr(inputs, name) for name in ("prepared", "factors", "sample")}
         prepared, factors, samples = ({x.fingerprint: x} for x in made.values())
@@ -191,9 +193,7 @@ def _open(source: pathlib.Path, workdir: pathlib.Path | None) -> WorkfolderIndex
     trained = _stage(models, "train")
     read = [made for stage in (prepared, factors, samples, trained) for made in stage.values()]
     settings |= {
-        made.fingerprint: artifacts.settings_of(made.path)
-        for made in read
-        if made.fingerprint not in settings
+        made.fingerprint: made.settings for made in read if made.fingerprint not in settings
     }
     sources = {name: settings[name]["data"]["source"] for name in prepared}
     return WorkfolderIndex(prepared, factors, samples, trained, settings, sources)
@@ -202,31 +202,56 @@ def _open(source: pathlib.Path, workdir: pathlib.Path | None) -> WorkfolderIndex
 def _stage(workdir: pathlib.Path, stage: str) -> dict[str, Artifact]:
     """The finished artefacts of a stage, by fingerprint."""
     folders = sorted(path for path in (workdir / stage).glob("[!.]*") if path.is_dir())
-    return {path.name: artifacts.open_artifact(path) for path in folders}
+    found = {path.name: open_stage(path) for path in folders}
+    for made in found.values():
+        if made.settings["stage"] != stage:
+            raise ArtifactError(f"{made.path}: not of stage '{stage}'; {manifest.ADVICE}")
+    return found
 
 
 def _load(index: WorkfolderIndex, made: Artifact) -> Trained:
     settings = index.settings[made.fingerprint]
     prepared = index.prepared[index.prepared_of(made)]
-    arm, (name, fields) = TRAINED[made.facts["arm"]], settings["model"]
+    arm, network = network_of(made)
     factors = index.factors.get(settings["factors"])
     if arm.frozen and factors is None:
         raise ArtifactError(f"{made.path}: the factors it was trained with are gone; run again")
     _check_whole(made, factors, prepared)
-    params, tables = stages.restore(made, arm, factors)
-    fields = {key: tuple(x) if isinstance(x, list) else x for key, x in fields.items()}
+    table = _table_of(prepared)
+    params, tables = stages.restore(made, arm, factors, network, table)
     return Trained(
         arm=arm,
-        model=name,
+        model=made.facts["model"],
         path=made.path,
         validation=_validation(made),
         prepared=prepared.path,
         source=index.sources[prepared.fingerprint],
-        table=open_table(prepared.path),
-        network=configuration.MODELS[name](**fields),
+        table=table,
+        network=network,
         params=params,
         tables=tables,
     )
+
+
+def network_of(made: Artifact) -> tuple[Arm, nn.Module]:
+    """The arm and the network of a trained model, as its manifest names them."""
+    (name, fields), facts = made.settings["model"], made.facts
+    try:
+        arm = TRAINED[facts["arm"]]
+        if name != facts["model"]:
+            raise ValueError(f"its model is {name!r} and {facts['model']!r}")
+        fields = {key: tuple(x) if isinstance(x, list) else x for key, x in fields.items()}
+        return arm, configuration.MODELS[name](**fields)
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise ArtifactError(
+            f"{made.path}: damaged ({manifest.NAME}: no network of this version: {error}); "
+            f"{manifest.ADVICE}"
+        ) from None
+
+
+def _table_of(prepared: Artifact) -> Table:
+    """The prepared table, with all values checked; those of a compressed set are already."""
+    return open_table(prepared.path, values=bool(prepared.sha256))
 
 
 def _baseline(
@@ -250,20 +275,19 @@ def _baseline(
     (name, made), *_ = found.items()
     if arm is MF_ALONE:
         _check_whole(made)
-        factors = Factors(**{key: np.asarray(x) for key, x in read_columns(made.path).items()})
-        pair = with_bias_columns(factors)
+        pair = with_bias_columns(jax.tree.map(np.asarray, open_factors(made.path, values=True)))
         tables = {side: np.asarray(x) for side, x in zip(("user", "item"), pair, strict=True)}
         name = index.prepared_of(made)
     _check_whole(index.prepared[name])
-    prepared = index.prepared[name].path
+    prepared = index.prepared[name]
     return Trained(
         arm=arm,
         model=None,
         path=made.path,
         validation=None,
-        prepared=prepared,
+        prepared=prepared.path,
         source=index.sources[name],
-        table=open_table(prepared),
+        table=_table_of(prepared),
         network=None,
         params=None,
         tables=tables,
@@ -273,7 +297,7 @@ def _baseline(
 def _check_whole(*used: Artifact | None) -> None:
     """Compares the checksums of artefacts; factors in a compressed data set have no manifest."""
     for made in used:
-        if made is not None and (made.path / artifacts.MANIFEST).exists():
+        if made is not None and made.sha256:
             artifacts.open_artifact(made.path, verify=True)
 
 

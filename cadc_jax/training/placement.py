@@ -40,15 +40,20 @@ class DeviceConfig:
     Attributes:
       model: devices that share a split table; a divisor of the number of devices.
       table_bytes: memory of a device for tables and their optimizer state; past it the largest
-        tables are split.
+        tables are split. 0: no limit.
     """
 
     model: int = 1
-    table_bytes: float = math.inf
+    table_bytes: float = 0.0
 
     def __post_init__(self) -> None:
         check_at_least("devices.model", self.model, 1)
         check_at_least("devices.table_bytes", self.table_bytes, 0)
+
+    @property
+    def room(self) -> float:
+        """`table_bytes`, or infinity if there is no limit."""
+        return self.table_bytes or math.inf
 
 
 @dataclasses.dataclass(frozen=True)

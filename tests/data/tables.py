@@ -1,8 +1,13 @@
-"""Small raw tables for the tests of this folder, and how to prepare them."""
+"""Small raw tables for the tests of this folder, how to prepare them, and a measure of memory."""
 
 import dataclasses
+import pathlib
+import subprocess
+import sys
+import textwrap
 
 import numpy as np
+import pytest
 
 from cadc_jax.data import prepare, raw
 from cadc_jax.data.prepare import PrepareConfig
@@ -50,3 +55,27 @@ def prepared(path, table, config):
     """The prepared table of a raw table, opened, and the facts about it."""
     facts = prepare.write_table(path, raw.of_table(table), config)
     return open_table(path), facts
+
+
+def peak_growth(imports, code):
+    """By how many MB the memory of a process grows at its peak while it runs code.
+
+    Args:
+      imports: statements that run before.
+      code: statements to measure.
+    """
+    if not pathlib.Path("/proc/self/status").exists():
+        pytest.skip("this system does not tell the peak of a process")
+    program = """
+import re
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1024
+{imports}
+before = peak()
+{code}
+print(peak() - before)
+"""
+    program = program.format(imports=textwrap.dedent(imports), code=textwrap.dedent(code))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    return float(done.stdout.split()[-1])

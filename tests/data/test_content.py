@@ -1,6 +1,7 @@
 """The content of users and items, by id."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from cadc_jax.data.raw import EntityTable
 from cadc_jax.data.table import Features
 from cadc_jax.data.vocabulary import Vocabulary
 from cadc_jax.errors import ConfigError, DataError
+from tests.data.tables import peak_growth
 
 KNOWN = vocabulary.of(np.array([10, 20, 30, 40]))  # ids 1 to 4
 
@@ -40,7 +42,7 @@ def test_content_is_aligned_to_ids_and_may_be_missing():
     # User 99 has no id, so its age and country count nowhere.
     np.testing.assert_array_equal(found.columns["dense"], [[0, 0], [0, -1], [0, 0], [1, 1], [0, 0]])
     assert found.columns["categorical"].tolist() == [[0], [1], [0], [2], [0]]  # of 'de', 'no'
-    assert found.columns["titles"].tolist() == ["", "Hans", "", "Kari", ""]
+    assert found.titles.tolist() == ["", "Hans", "", "Kari", ""]
     assert found.features == Features(("flag", "age"), ("country",), (3,))
     assert {name: x.values.tolist() for name, x in found.vocabularies.items()} == {
         "user.country": ["de", "no"]
@@ -89,8 +91,32 @@ def test_bags_hold_exactly_the_values_of_each_set(sets):
     found = encode_content("item", items, KNOWN)
     values = found.vocabularies["item.x"].values
     for ids, expected in zip(found.columns["bags"][1 : len(sets) + 1, 0], sets, strict=True):
-        assert values[ids[ids >= 0] - 1].tolist() == expected
+        assert values.take(pa.array(ids[ids >= 0] - 1)).tolist() == expected
         assert np.all(ids[len(expected) :] == -1)
+
+
+def test_a_long_title_does_not_widen_the_others():
+    growth = peak_growth(
+        """
+        import numpy as np, pyarrow as pa
+        from cadc_jax.data import vocabulary
+        from cadc_jax.data.content import encode_content
+        from cadc_jax.data.raw import EntityTable
+        """,
+        """
+        ids = np.arange(10_000)
+        titles = pa.array(["x" * 1_000_000] + ["Film"] * 9_999)
+        found = encode_content("item", EntityTable(ids, titles=titles), vocabulary.of(ids))
+        assert found.titles[1].as_py() == "x" * 1_000_000
+        """,
+    )
+    assert growth < 100  # 40 GB if all were as wide as the longest one
+
+
+def test_a_set_of_too_many_values_is_refused():
+    items = EntityTable(np.array([10]), bags={"x": np.array(["|".join(map(str, range(1001)))])})
+    with pytest.raises(DataError, match="a set of x has 1,001 values: at most 1,000"):
+        encode_content("item", items, KNOWN)
 
 
 def test_users_have_no_sets_of_values():

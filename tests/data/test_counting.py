@@ -2,14 +2,17 @@
 
 import dataclasses
 import itertools
+import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cadc_jax.data import counting, encoding, raw, staging
 from cadc_jax.data.encoding import Statistics
+from cadc_jax.data.hosts import Message
 from cadc_jax.data.raw import TEST, TRAIN, VALIDATION, RawTable, ReadReport
 
 TABLE = RawTable(
@@ -100,3 +103,55 @@ def test_sums_do_not_depend_on_how_hosts_share_the_chunks(values, border):
     two = counting.total([part(moments[:border]), part(moments[border:])])
     assert one.statistics == two.statistics
     assert isinstance(one.statistics["x"], Statistics)
+
+
+# What a host tells the others.
+
+
+@pytest.mark.parametrize("max_vocabulary", [0, 2])
+def test_counts_are_told_as_they_are(chunks, max_vocabulary):
+    counts = counting.count_chunks(chunks, fold_of, max_vocabulary, flag=1.0)
+    message = counting.COUNTS.pack(counts)
+    again = counting.COUNTS.unpack(Message(json.loads(json.dumps(message.plain)), message.tables))
+    assert again.dense == counts.dense
+    assert again.moments.tobytes() == counts.moments.tobytes()
+    assert again.moments.shape == counts.moments.shape
+    assert again.rows.tolist() == counts.rows.tolist()
+    for name, counter in counts.values.items():
+        for min_count in (1, 3):
+            told, known = (x.vocabulary(min_count) for x in (again.values[name], counter))
+            assert told.hashed == known.hashed
+            assert told.values.tolist() == known.values.tolist()
+
+
+def test_counts_without_dense_features_are_told_too():
+    counts = counting.Counts({}, [], np.zeros((3, 0, 4)), np.array([1, 2, 3]))
+    again = counting.COUNTS.unpack(counting.COUNTS.pack(counts))
+    assert again.moments.shape == (3, 0, 4)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_values": {"user": 0, "nobody": 0}},
+        {"max_values": {"user": -1}},
+        {"chunks": 4},
+        {"dense": ["x", "y"]},
+        {"rows": [4, 1]},
+        {"rows": [4, 1, 1.5]},
+    ],
+    ids=str,
+)
+def test_counts_of_another_kind_are_refused(chunks, wrong):
+    counts = counting.count_chunks(chunks, fold_of, max_vocabulary=0, flag=1.0)
+    message = counting.COUNTS.pack(counts)
+    with pytest.raises(ValueError):
+        counting.COUNTS.unpack(message._replace(plain=message.plain | wrong))
+
+
+def test_counted_values_of_another_type_are_refused(chunks):
+    counts = counting.count_chunks(chunks, fold_of, max_vocabulary=0, flag=1.0)
+    message = counting.COUNTS.pack(counts)
+    floats = pa.table({"value": [0.5], "count": [1]})
+    with pytest.raises(ValueError, match="no table 'item' of value int64, count int64 or value"):
+        counting.COUNTS.unpack(message._replace(tables={**message.tables, "item": floats}))

@@ -178,5 +178,25 @@ def test_a_folder_without_a_table_has_no_encoder(tmp_path):
         encoding.open_encoder(tmp_path)
 
 
-def test_a_slash_in_the_name_of_a_vocabulary_is_not_a_folder():
-    assert encoding.file_name("row.a/b") == "row.a_b"
+@pytest.mark.parametrize("values", [np.array([3, 7]), np.array(["Zürich", "é"]), np.array([], int)])
+def test_a_vocabulary_is_read_back_whatever_its_name(tmp_path, values):
+    """A slash in a name is not a folder."""
+    (tmp_path / "vocabularies").mkdir()
+    encoding.write_vocabulary(tmp_path, "row.a/b", vocabulary.of(values))
+    found = encoding.read_vocabulary(tmp_path, "row.a/b", hashed=7)
+    assert found.values.tolist() == values.tolist() and found.hashed == 7
+    (file,) = (tmp_path / "vocabularies").iterdir()
+    assert file.name == ("row.a_b.npy" if values.dtype == int else "row.a_b")
+
+
+@pytest.mark.parametrize("values", [np.zeros(3, np.float32), np.zeros((3, 1), np.int64)])
+def test_a_file_of_other_numbers_is_no_vocabulary(tmp_path, values):
+    (tmp_path / "vocabularies").mkdir()
+    np.save(tmp_path / "vocabularies" / "user.npy", values)
+    with pytest.raises(ArtifactError, match="user.npy: .*where int64 .* belongs"):
+        encoding.read_vocabulary(tmp_path, "user")
+
+
+def test_a_missing_vocabulary_is_an_error(tmp_path):
+    with pytest.raises(ArtifactError, match="user.npy: .*No such file"):
+        encoding.read_vocabulary(tmp_path, "user")

@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from cadc_jax.data import prepare, raw
+from cadc_jax.data import encoding, prepare, raw
 from cadc_jax.data.prepare import PrepareConfig
-from cadc_jax.data.raw import TEST, TRAIN, EntityTable, RawTable, ReadReport
-from cadc_jax.data.table import open_table
+from cadc_jax.data.raw import TEST, TRAIN, EntityTable, Negatives, RawTable, ReadReport
+from cadc_jax.data.table import open_table, read_text
 from cadc_jax.errors import ConfigError, DataError
 from cadc_jax.models import embeddings
 from tests.data.tables import CLICK, GIVEN, RANKING, clicks, interactions, prepared
@@ -221,8 +221,11 @@ def test_features_of_rows_and_of_users_have_separate_vocabularies(tmp_path):
     users = EntityTable(np.array([10, 20]), categorical={"age": np.array(["old", "young"])})
     source = interactions(users=users, categorical={"user_age": np.arange(24) % 3})
     prepare.write_table(tmp_path, raw.of_table(source), RANKING)
-    written = [np.load(file).tolist() for file in (tmp_path / "vocabularies").glob("*.npy")]
-    assert [0, 1, 2] in written and ["old", "young"] in written
+    written = {
+        name: encoding.read_vocabulary(tmp_path, name).values.tolist()
+        for name in ("row.user_age", "user.age")
+    }
+    assert written == {"row.user_age": [0, 1, 2], "user.age": ["old", "young"]}
 
 
 def test_crossed_features_name_the_user(tmp_path):
@@ -250,7 +253,8 @@ def test_content_is_written_by_id_and_never_logged(tmp_path):
     assert vocabulary == [1, 2, 3, 6, 7, 8, 9, 21, 22, 23]  # 5 is only held out
     expected = np.array([0, 0, 0 - 2, 0, 1 - 2, 5 - 2, 0, 0, 0, 0, 0]) / np.sqrt(14 / 3)
     np.testing.assert_allclose(table.items["dense"][:, 0], expected, rtol=1e-6)
-    assert table.items["titles"].tolist()[:6] == ["", "", "two", "three", "six", "seven"]
+    titles = read_text(tmp_path / "items" / "titles")
+    assert titles.tolist()[:6] == ["", "", "two", "three", "six", "seven"]
     assert table.schema.item_content.dense == ("length",)
 
 
@@ -335,14 +339,17 @@ def test_drawn_negatives_depend_on_the_seed_only(tmp_path):
     assert np.any(first != tables[0].splits["validation"]["negatives"])
 
 
+NEGATIVES = Negatives(np.array([12, 15, 16, 99]), np.array([[1, 3], [0, 2]]))
+
+
 def test_given_negatives_are_encoded_for_their_test_rows(tmp_path):
-    source = with_a_test_split(negatives=np.array([[15, 99], [12, 16]]))
+    source = with_a_test_split(negatives=NEGATIVES)
     config = dataclasses.replace(GIVEN, num_negatives=1)
     table, _ = prepared(tmp_path, source, config)
     vocabulary = np.load(tmp_path / "vocabularies" / "item.npy").tolist()
     expected = [
         [vocabulary.index(i) + 1 if i in vocabulary else 0 for i in row]
-        for row in source.negatives.tolist()
+        for row in ([15, 99], [12, 16])
     ]
     assert table.splits["test"]["negatives"].tolist() == expected
     assert expected[0][1] == 0  # no training row has item 99
@@ -352,7 +359,7 @@ def test_given_negatives_are_encoded_for_their_test_rows(tmp_path):
 
 def test_given_negatives_need_the_given_split(tmp_path):
     """Another split would put them beside rows of other users."""
-    source = with_a_test_split(negatives=np.array([[15], [12]]))
+    source = with_a_test_split(negatives=NEGATIVES)
     with pytest.raises(ConfigError, match="negatives"):
         prepare.write_table(
             tmp_path, raw.of_table(source), dataclasses.replace(RANKING, num_negatives=1)

@@ -96,14 +96,30 @@ def test_every_integer_of_at_most_18_digits_is_plain(integer):
     [
         (pa.array([3, -1], pa.int32()), np.array([3, -1])),
         (pa.array(["3", ""]), np.array([3, -1])),
-        (pa.array(["3", "x"]), np.array(["3", "x"])),
-        (pa.array(["3", "03"]), np.array(["3", "03"])),
-        (pa.array(["-1", ""]), np.array(["-1", ""])),  # -1 would be a missing integer
         (pa.chunked_array([["3"], ["4"]]), np.array([3, 4])),
     ],
 )
 def test_raw_values_are_integers_only_if_no_value_gets_lost(column, expected):
     np.testing.assert_array_equal(raw.raw_values(column), expected, strict=True)
+
+
+@pytest.mark.parametrize("texts", [["3", "x"], ["3", "03"], ["-1", ""]])  # -1: a missing integer
+def test_other_raw_values_stay_text(texts):
+    for column in (pa.array(texts), pa.chunked_array([texts[:1], texts[1:]])):
+        assert raw.raw_values(column).equals(pa.array(texts, raw.TEXT))
+
+
+@pytest.mark.parametrize("texts", [[], ["a", "é", "a\0b", "x" * 1000]])
+def test_text_of_any_kind_becomes_text_in_memory(texts):
+    expected = pa.array(texts, raw.TEXT)
+    columns = [np.array(texts, str), pa.array(texts, pa.string()), pa.array(texts, pa.binary())]
+    for column in (*columns, pa.chunked_array([texts], pa.string())):
+        assert raw.as_values(column).equals(expected)
+
+
+@pytest.mark.parametrize("values", [np.array([5, 6, 7]), np.array(["a", "b", "c"])])
+def test_values_at_places_are_taken(values):
+    assert raw.take(values, np.array([2, 0, 2])).tolist() == values[[2, 0, 2]].tolist()
 
 
 # Sources.
@@ -120,7 +136,7 @@ def table_of_all_columns(rows):
         fold=np.zeros(rows, np.int8),
         dense={"x": np.array([np.nan] * rows, np.float32)},
         categorical={"c": np.array(["", "a"] * (rows // 2)), "n": np.array([-1, 4] * (rows // 2))},
-        negatives=np.arange(4).reshape(2, 2),
+        negatives=raw.Negatives(np.arange(4), np.arange(4).reshape(2, 2)),
     )
 
 
@@ -144,11 +160,12 @@ def test_a_source_is_collected_into_the_same_table(monkeypatch):
     table = table_of_all_columns(10)
     found = raw.collect(raw.of_table(table))
     assert found.report == table.report and found.negatives is table.negatives
-    for name in ("user", "item", "label", "value", "timestamp", "fold"):
+    assert found.item.tolist() == table.item.tolist() and found.item.type == raw.TEXT
+    for name in ("user", "label", "value", "timestamp", "fold"):
         np.testing.assert_array_equal(getattr(found, name), getattr(table, name), strict=True)
     np.testing.assert_array_equal(found.dense["x"], table.dense["x"], strict=True)
     for name, column in table.categorical.items():
-        np.testing.assert_array_equal(found.categorical[name], column, strict=True)
+        assert found.categorical[name].tolist() == column.tolist()
 
 
 def source_of(chunks, confirm=lambda: None):
@@ -164,7 +181,7 @@ def test_text_of_plain_integers_is_collected_as_integers():
     found = raw.collect(source_of([chunk_of(np.array([7])), chunk_of(np.array([8]))]))
     np.testing.assert_array_equal(found.user, np.array([7, 8]), strict=True)
     found = raw.collect(source_of([chunk_of(np.array(["7"])), chunk_of(np.array(["x"]))]))
-    np.testing.assert_array_equal(found.user, np.array(["7", "x"]), strict=True)
+    assert found.user.equals(pa.array(["7", "x"], raw.TEXT))
 
 
 def test_malformed_rows_are_left_out_up_to_a_share():

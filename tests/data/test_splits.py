@@ -1,12 +1,13 @@
 """The split of each row, and how repeated pairs are merged."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cadc_jax.data import splits
-from cadc_jax.data.raw import TEST, TRAIN, VALIDATION, RawTable, ReadReport
+from cadc_jax.data.raw import TEST, TRAIN, VALIDATION, Negatives, RawTable, ReadReport
 from cadc_jax.errors import ConfigError
 
 
@@ -232,11 +233,12 @@ def test_negatives_stay_with_their_test_rows_when_repeats_merge():
         [1, 1, 1, 2],
         [5, 7, 7, 9],
         fold=np.array([TRAIN, TEST, TEST, TEST], np.int8),
-        negatives=np.array([[10], [20], [30]]),
+        negatives=Negatives(np.array([10, 20, 30]), np.array([[0], [1], [2]])),
     )
     merged = splits.merge_repeats(table)
     assert merged.item.tolist() == [5, 7, 9]
-    assert merged.negatives.tolist() == [[20], [30]]
+    assert merged.negatives.places.tolist() == [[1], [2]]
+    assert merged.negatives.items is table.negatives.items
 
 
 def test_the_negatives_of_a_test_row_that_was_merged_away_are_dropped():
@@ -245,8 +247,22 @@ def test_the_negatives_of_a_test_row_that_was_merged_away_are_dropped():
         [7, 7, 9],
         fold=np.array([TRAIN, TEST, TEST], np.int8),
         timestamp=np.array([2, 1, 3]),
-        negatives=np.array([[20], [30]]),
+        negatives=Negatives(np.array([20, 30]), np.array([[0], [1]])),
     )
     merged = splits.merge_repeats(table)
     assert merged.fold.tolist() == [TRAIN, TEST]
-    assert merged.negatives.tolist() == [[30]]
+    assert merged.negatives.places.tolist() == [[1]]
+
+
+@pytest.mark.parametrize("rule", ["leave_one_out", "given"])
+def test_users_and_items_may_be_text(rule):
+    rng = np.random.default_rng(0)
+    user, item = rng.integers(0, 9, 100), rng.integers(0, 30, 100)
+    more = {"timestamp": rng.permutation(100), "value": np.ones(100, np.float32)}
+    more["fold"] = np.where(np.arange(100) < 80, TRAIN, TEST).astype(np.int8)
+    numbers = splits.merge_repeats(raw(user, item, **more))
+    names = (pa.array([f"n{x}" for x in column]) for column in (user, item))
+    texts = splits.merge_repeats(RawTable(ReadReport(100), *names, **more))
+    assert texts.user.to_pylist() == [f"n{x}" for x in numbers.user]
+    expected = splits.assign(numbers, rule, 0, 0, seed=1)
+    np.testing.assert_array_equal(splits.assign(texts, rule, 0, 0, seed=1), expected)

@@ -1,5 +1,7 @@
 """Reading a source in parallel: order, bounds and faults."""
 
+import dataclasses
+import json
 import threading
 import time
 
@@ -8,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from cadc_jax.data import raw, staging
+from cadc_jax.data.hosts import Hosts
 from cadc_jax.data.raw import ReadReport
 from cadc_jax.errors import DataError
 
@@ -157,3 +160,68 @@ def test_an_ordered_map_keeps_the_order_and_runs_only_a_little_ahead():
     time.sleep(0.05)
     assert len(started) <= 2 * staging.WORKERS + 2
     assert list(results) == list(range(2, 200, 2))
+
+
+# What another host tells.
+
+SHARE = {
+    "chunks": [[0, 1, 5]],
+    "report": {"rows": 5, "padded": 0, "malformed": 1, "examples": ["here:7: bad"]},
+    "changed": None,
+    "failed": None,
+    "sizes": [2],
+}
+
+
+def stage_beside(tmp_path, share):
+    """The first of two hosts stages its share, one row, and the second one tells `share`."""
+    line = {"failure": None, "plain": share, "tables": []}
+
+    def wait(name):
+        (tmp_path / "read.1").write_text(f"{json.dumps(line)}\n\n")
+
+    here = dataclasses.replace(source([[[1], [2]]]), sizes=[2])
+    return staging.stage_rows(tmp_path, here, max_malformed=0.5, hosts=Hosts(0, 2, wait))
+
+
+def test_the_chunks_of_all_hosts_follow_each_other(tmp_path):
+    (own, other), report = stage_beside(tmp_path, SHARE)
+    assert (own.path, own.start, own.rows, own.host) == (tmp_path / "0.0.arrow", 0, 1, 0)
+    assert (other.path, other.start, other.rows, other.host) == (tmp_path / "0.1.arrow", 1, 5, 1)
+    assert report == ReadReport(6, 0, 1, ("here:7: bad",))
+
+
+def test_the_error_of_another_host_is_raised(tmp_path):
+    failed = {"kind": "DataError", "text": "day_3: truncated"}
+    with pytest.raises(DataError, match="^day_3: truncated$"):
+        stage_beside(tmp_path, SHARE | {"failed": failed})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"chunks": [["../0", 1, 5]]},
+        {"chunks": [[0, 1, -5]]},
+        {"chunks": [[0, 1]]},
+        {"report": {"rows": 5}},
+        {"failed": "truncated"},
+        {"sizes": None},
+    ],
+    ids=str,
+)
+def test_a_share_of_another_kind_is_refused(tmp_path, wrong):
+    with pytest.raises(DataError, match=r"read\.1: not what another host of this run writes"):
+        stage_beside(tmp_path, SHARE | wrong)
+
+
+def test_a_chunk_whose_codes_lead_outside_its_dictionary_is_refused(tmp_path):
+    codes = pa.py_buffer(np.array([0, 1 << 20], np.int32))
+    indices = pa.Array.from_buffers(pa.int32(), 2, [None, codes])
+    user = pa.DictionaryArray.from_arrays(indices, pa.array(["a"]), safe=False)
+    rows = pa.table({"user": user})
+    with pa.ipc.new_file(tmp_path / "0.0.arrow", rows.schema) as out:
+        out.write_table(rows)
+    chunk = staging.StagedChunk(tmp_path / "0.0.arrow", 0, 2)
+    for names in (None, ["user"]):
+        with pytest.raises(pa.ArrowInvalid, match="out of bounds"):
+            chunk.read(names)

@@ -48,14 +48,23 @@ def test_a_restored_model_validates_as_it_did_when_it_was_saved(made, arm):
     run, inputs = made
     name, arm = run.config.models[0], TRAINED[arm]
     trained = stages.train_stage(run, inputs, name, arm)
-    params, tables = stages.restore(trained, arm, inputs.factors)
     table = open_table(inputs.prepared.path)
     network = stages.configuration.make_model(run.config, name)
+    params, tables = stages.restore(trained, arm, inputs.factors, network, table)
     content = embeddings.content_of(table)
     scorer = scorers.network(network, params, tables, content, training_mesh(run))
     options = stages.configuration.evaluation_config(run.config)
     best = max(entry["validation"] for entry in trained.facts["history"])
     assert evaluate.validation_quality(scorer, table, options) == pytest.approx(best)
+
+
+@pytest.mark.parametrize(("arm", "stored"), [("sample", 3), ("cadc_frozen", 1)])
+def test_frozen_tables_are_not_stored_with_a_model(made, arm, stored):
+    run, inputs = made
+    trained = stages.train_stage(run, inputs, run.config.models[0], TRAINED[arm])
+    with stages.ocp.StandardCheckpointer() as checkpointer:
+        saved = checkpointer.metadata((trained.path / "state").resolve()).item_metadata.tree
+    assert len(saved["tables"]) == stored
 
 
 def test_a_trained_model_says_its_arm_and_network(made):
@@ -88,6 +97,6 @@ def test_a_rate_that_keeps_no_row_is_refused(made):
 def test_the_sample_holds_the_kept_rows_of_the_prepared_table(made):
     _, inputs = made
     train = open_table(inputs.prepared.path).splits["train"]
-    kept = stages.read_columns(inputs.sample.path)
+    kept = stages.open_rows(inputs.sample.path, open_table(inputs.prepared.path).schema)
     for name, column in train.items():
         np.testing.assert_array_equal(kept[name], column[kept["row"]])

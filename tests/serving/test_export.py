@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cadc_jax import configuration
+from cadc_jax.data.table import read_text
 from cadc_jax.errors import ConfigError
 from cadc_jax.models import scoring
 from cadc_jax.models.embeddings import Content
@@ -104,14 +105,14 @@ def test_factors_alone_are_exported_with_their_biases(click_run, tmp_path):
 
 def test_raw_ids_and_the_places_of_features_go_along(shop, tmp_path):
     made = export.write_export(shop, tmp_path / "out", "npz")
-    users = np.load(made.path / "vocabularies/user.npy")
+    users = read_text(made.path / "vocabularies/user").tolist()
     arrays = np.load(made.path / "model.npz")
     assert users[0] == "ann00"
     assert arrays["tables/user"].shape[0] == 1 + len(users)  # id 0 is no user of the log's
     about = json.loads((made.path / "export.json").read_text())
     (feature,) = about["features"]
-    tags = np.load(made.path / "vocabularies" / f"{feature}.npy")
-    assert tags.tolist() == ["blue", "green", "red"]
+    tags = read_text(made.path / "vocabularies" / feature).tolist()
+    assert tags == ["blue", "green", "red"]
     assert arrays["tables/features"].shape[0] == about["features"][feature] + 1 + len(tags)
 
 

@@ -73,5 +73,5 @@ def test_other_folders_are_an_error(ranking_run, tmp_path):
     with pytest.raises(ArtifactError, match=f"it lies within {inner.parent.resolve()}"):
         folder_info.explain(inner)
     (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(ArtifactError, match="manifest.json is damaged"):
+    with pytest.raises(ArtifactError, match="manifest.json: settings is missing"):
         folder_info.explain(tmp_path)

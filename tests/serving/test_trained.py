@@ -6,10 +6,12 @@ import shutil
 import numpy as np
 import pytest
 
+from cadc_jax import experiment
 from cadc_jax.errors import ArtifactError, ConfigError
 from cadc_jax.models.embeddings import pair_batch
+from cadc_jax.run import compressed
 from cadc_jax.serving import trained
-from tests.small_runs import ranking_config
+from tests.small_runs import quiet, ranking_config
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +25,14 @@ def test_the_model_that_validated_best_is_taken(ranking_run, shop):
     assert {model.arm.name for model in both} == {"sample", "cadc_frozen"}
 
 
-def test_a_compressed_data_set_goes_with_the_work_folder_of_its_training(click_run):
-    compressed = click_run.parent / "compressed"
-    model = trained.open_trained(compressed, click_run)
+def test_a_compressed_data_set_goes_with_the_work_folder_of_its_training(click_run, tmp_path):
+    small = click_run.parent / "compressed"
+    config, inputs = compressed.open_inputs(small)
+    experiment.train_from(experiment.Run(config, tmp_path, quiet), inputs)
+    model = trained.open_trained(small, tmp_path)
     assert model.arm.name == "cadc_frozen"
-    assert compressed in model.prepared.parents
-    alone = trained.open_trained(compressed, click_run / "none", arm="mf_alone")
+    assert small in model.prepared.parents
+    alone = trained.open_trained(small, tmp_path / "none", arm="mf_alone")
     assert alone.tables["user"].shape[1] == 6 + 2
 
 
@@ -70,7 +74,7 @@ def test_a_wrong_folder_says_what_is_wanted(ranking_run, tmp_path):
         trained.open_trained(tmp_path / "nothing")
     with pytest.raises(ArtifactError, match="neither a work folder"):
         trained.open_trained(tmp_path)
-    with pytest.raises(ArtifactError, match="not a compressed data set, but of stage prepare"):
+    with pytest.raises(ArtifactError, match="not a compressed data set, but of stage 'prepare'"):
         trained.open_trained(next((ranking_run / "prepare").iterdir()))
 
 

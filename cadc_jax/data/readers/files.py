@@ -18,6 +18,10 @@ from cadc_jax.runtime import text as text_lib
 
 HINT = "check `data.path`"
 
+# Content and negatives are read as a whole. A compressed file may unpack to a thousand times its
+# size, so what it unpacks to is bounded.
+MOST_BYTES = 1 << 30
+
 _UTF8_BOM = b"\xef\xbb\xbf"
 _PIECE_BLOCKS = 32  # blocks in a piece
 _COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5": "zstd"}  # by the first two bytes of a file
@@ -99,7 +103,7 @@ def pieces(path: str | Path, size: int) -> list[Piece]:
 
 
 def read_blocks(
-    path: str | Path, size: int, hint: str = HINT, piece: Piece = WHOLE
+    path: str | Path, size: int, hint: str = HINT, piece: Piece = WHOLE, utf8: bool = True
 ) -> Iterator[Block]:
     r"""Yields the lines of a text file in blocks.
 
@@ -109,6 +113,7 @@ def read_blocks(
       size: bytes read at a time; a line may be at most twice as long.
       hint: as for `open_stream`.
       piece: the part of the file to read, from `pieces` with the same `size`.
+      utf8: whether text that does not begin in UTF-8 is refused as a binary file.
 
     Raises:
       DataError: as `open_stream`; a binary file; a truncated or damaged compressed file; a line
@@ -130,7 +135,7 @@ def read_blocks(
             rest = _start_of_line(file, piece.start, 2 * size)
         chunk = read()
         if not piece.start:
-            _check_text(path, chunk)
+            _check_text(path, chunk, utf8)
             chunk = chunk.removeprefix(_UTF8_BOM)
         while chunk:
             cut = chunk.rfind(b"\n") + 1
@@ -153,25 +158,6 @@ def read_blocks(
             yield Block(line, _unix_lines(rest + b"\n"), consumed())
         elif line == 1 and not piece.start:
             raise _empty_error(path)
-
-
-def read_text(path: str | Path, hint: str = HINT) -> bytes:
-    """Returns a whole text file, in any encoding, with line ends as in `read_blocks`.
-
-    Args:
-      path: a text file, plain or compressed.
-      hint: as for `open_stream`.
-
-    Raises:
-      DataError: as `open_stream`; a file with NUL bytes; a damaged compressed file.
-    """
-    with open_stream(path, hint) as file, _decompressed(file) as stream:
-        text = _read(stream, None, path).removeprefix(_UTF8_BOM)
-    if not text:
-        raise _empty_error(path)
-    if b"\0" in text:
-        raise binary_error(path)
-    return _unix_lines(text if text.endswith(b"\n") else text + b"\n")
 
 
 def stored_size(paths: Iterable[str | Path]) -> int:
@@ -215,6 +201,13 @@ def check_columns(path: str | Path, names: Sequence[str], present: Sequence[str]
         raise DataError(f"{path}: {fault}; there are {', '.join(shown)}")
 
 
+def too_large_error(path: str | Path, most: str) -> DataError:
+    """Returns the error for a file that is read as a whole and holds more than `most`."""
+    return DataError(
+        f"{path}: more than {most}, too much for a file that is read as a whole; make it smaller"
+    )
+
+
 def no_rows_error(path: str | Path) -> DataError:
     """Returns the error for a table without rows."""
     return DataError(f"{path}: no rows; {HINT}, or do not name the file")
@@ -248,7 +241,7 @@ def _decompressed(file: pa.NativeFile) -> pa.NativeFile:
     return pa.CompressedInputStream(file, compression) if compression else file
 
 
-def _read(stream: pa.NativeFile, size: int | None, path: str | Path) -> bytes:
+def _read(stream: pa.NativeFile, size: int, path: str | Path) -> bytes:
     try:
         return stream.read(size)
     except OSError as error:
@@ -257,10 +250,11 @@ def _read(stream: pa.NativeFile, size: int | None, path: str | Path) -> bytes:
         ) from error
 
 
-def _check_text(path: str | Path, head: bytes) -> None:
-    """Raises DataError unless the first bytes of a file are UTF-8 text."""
+def _check_text(path: str | Path, head: bytes, utf8: bool) -> None:
+    """Raises DataError unless the first bytes of a file are text, if `utf8` in UTF-8."""
     try:
-        codecs.getincrementaldecoder("utf-8")().decode(head)
+        if utf8:
+            codecs.getincrementaldecoder("utf-8")().decode(head)
     except UnicodeDecodeError as error:
         raise binary_error(path) from error
     if b"\0" in head:

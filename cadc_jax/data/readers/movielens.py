@@ -4,6 +4,9 @@ All variants have the same features under the same names, so one configuration f
 have `age` (the lower end of an age band: 1, 18, 25, 35, 45, 50 or 56), `gender`, `occupation` and
 `zip` (the first character of the code). Items have `year` (of release, from the title; NaN if the
 title has none) and the bag `genres`.
+
+The table is in memory as a whole. A file may therefore have at most 512 MiB, unpacked, which is
+twice the largest original one; its rows then take at most about 2 GiB.
 """
 
 import itertools
@@ -31,6 +34,8 @@ _RATINGS = {
     "1m": ("ratings.dat", "ratings.dat.gz", "ratings_no_timestamp.dat.gz"),
     "10m": ("ratings.dat", "ratings.dat.gz"),
 }
+_MOST_BYTES = 1 << 29
+_BLOCK_BYTES = 1 << 22  # of text that is parsed at once
 _AGE_BANDS = np.array([1, 18, 25, 35, 45, 50, 56])  # of MovieLens 1M
 _GENRES_100K = (
     *("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime"),
@@ -63,7 +68,7 @@ def read_movielens(folder: str | Path, variant: str) -> raw.RawTable:
 
     Raises:
       ConfigError: another variant.
-      DataError: the folder or one of its files is missing, or a row is malformed.
+      DataError: the folder or one of its files is missing, too large, or has a malformed row.
     """
     if variant not in VARIANTS:
         raise ConfigError(
@@ -100,14 +105,14 @@ def read_users(path: str | Path, variant: str) -> raw.EntityTable:
         types = (_INT, _TEXT, _INT, _INT, _TEXT)
     separator = "|" if variant == "100k" else "::"
     columns = _read_columns(path, separator, dict(zip(names, types, strict=True)))
-    band = np.searchsorted(_AGE_BANDS, _numpy(columns["age"]), side="right") - 1
+    band = np.searchsorted(_AGE_BANDS, columns["age"].to_numpy(), side="right") - 1
     return raw.EntityTable(
-        ids=_numpy(columns["id"]),
+        ids=raw.as_values(columns["id"]),
         categorical={
             "age": _AGE_BANDS[np.maximum(band, 0)],
-            "gender": _numpy(columns["gender"]),
-            "occupation": _numpy(columns["occupation"]),
-            "zip": _numpy(pc.utf8_slice_codeunits(columns["zip"], 0, 1)),
+            "gender": raw.as_values(columns["gender"]),
+            "occupation": raw.as_values(columns["occupation"]),
+            "zip": raw.as_values(pc.utf8_slice_codeunits(columns["zip"], 0, 1)),
         },
     )
 
@@ -122,18 +127,18 @@ def read_items(path: str | Path, variant: str) -> raw.EntityTable:
         types = dict.fromkeys(["id", "title", "release", "video", "url"], _TEXT)
         types |= {"id": _INT} | dict.fromkeys(_GENRES_100K, _INT)
         columns = _read_columns(path, "|", types)
-        flags = np.stack([_numpy(columns[genre]) for genre in _GENRES_100K], axis=1)
-        genres = ["|".join(itertools.compress(_GENRES_100K, row)) for row in flags]
+        flags = np.stack([columns[genre].to_numpy() for genre in _GENRES_100K], axis=1)
+        genres = pa.array("|".join(itertools.compress(_GENRES_100K, row)) for row in flags)
     else:
         columns = _read_columns(path, "::", {"id": _INT, "title": _TEXT, "genres": _TEXT})
         genres = pc.replace_substring(columns["genres"], _NO_GENRES, "")
     title = columns["title"]
     year = pc.struct_field(pc.extract_regex(title, r".*\((?P<year>[0-9]{4})\)"), "year")
     return raw.EntityTable(
-        ids=_numpy(columns["id"]),
+        ids=raw.as_values(columns["id"]),
         dense={"year": pc.fill_null(pc.cast(year, _FLOAT), np.nan).to_numpy()},
-        bags={"genres": np.asarray(genres, str)},
-        titles=_numpy(title),
+        bags={"genres": raw.as_values(genres)},
+        titles=raw.as_values(title),
     )
 
 
@@ -145,15 +150,17 @@ def _read_ratings(
     path = next((folder / name for name in names if (folder / name).exists()), folder / names[0])
     types = {"user": _INT, "item": _INT, "rating": _FLOAT, "timestamp": _INT}
     columns = _read_columns(path, " " if variant == "100k" else "::", types, optional="timestamp")
-    rating = _numpy(columns["rating"])
+    rating = columns.pop("rating").to_numpy()
     outside = np.flatnonzero(~((rating >= 0.5) & (rating <= 5)))
     if len(outside):
         row = outside[0]
         raise DataError(
             f"{path}:{row + 1}: rating: {rating[row]:g} is not between 0.5 and 5; {_ADVICE}"
         )
-    timestamp = _numpy(columns["timestamp"]) if "timestamp" in columns else None
-    return _numpy(columns["user"]), _numpy(columns["item"]), rating, timestamp
+    # Each column leaves its blocks before the next one follows.
+    user, item = columns.pop("user").to_numpy(), columns.pop("item").to_numpy()
+    timestamp = columns.pop("timestamp").to_numpy() if "timestamp" in columns else None
+    return user, item, rating, timestamp
 
 
 def _read_columns(
@@ -171,32 +178,55 @@ def _read_columns(
       name -> [N] values.
 
     Raises:
-      DataError: the file is missing or damaged, or a row is malformed.
+      DataError: the file is missing, damaged or too large, or a row is malformed.
     """
-    text = files.read_text(path, HINT)
-    if separator == " ":
-        text = re.sub(rb"[ \t]+", b"\t", text).replace(b"\t\n", b"\n")
-    delimiter = {" ": "\t", "::": "\x1f"}.get(separator, separator)
-    text = text.replace(separator.encode(), delimiter.encode())
-    if optional and text[: text.index(b"\n")].count(delimiter.encode()) == len(types) - 2:
-        types = {name: kind for name, kind in types.items() if name != optional}
+    delimiter = {" ": b"\t", "::": b"\x1f"}.get(separator, separator.encode())
+    tables: list[pa.Table] = []
+    size = 0
+    for block in files.read_blocks(path, _BLOCK_BYTES, HINT, utf8=False):
+        size += len(block.text)
+        if size > _MOST_BYTES:
+            raise files.too_large_error(path, f"{_MOST_BYTES >> 20} MiB of text")
+        if b"\0" in block.text:
+            raise files.binary_error(path)
+        if not block.text.strip():
+            continue
+        text = block.text
+        if separator == " ":
+            text = re.sub(rb"[ \t]+", b"\t", text).replace(b"\t\n", b"\n")
+        text = text.replace(separator.encode(), delimiter)
+        if optional and not tables:
+            fields = text[: text.index(b"\n")].count(delimiter) + 1
+            types = dict(list(types.items())[: max(fields, len(types) - 1)])
+        try:
+            tables.append(_parse(text, delimiter, types))
+        except pa.ArrowInvalid as error:
+            fault = _first_fault(text, delimiter, types, block.line) or f": {error}"
+            raise DataError(f"{path}{fault}; {_ADVICE}") from error
+    if not tables:
+        raise files.no_rows_error(path)
+    return dict(zip(types, pa.concat_tables(tables).columns, strict=True))
+
+
+def _parse(text: bytes, delimiter: bytes, types: Mapping[str, pa.DataType]) -> pa.Table:
+    """Parses lines that have these fields; raises `pa.ArrowInvalid` if one has others."""
     encoding = "utf8" if text.isascii() else "latin-1"
-    try:
-        table = csv.read_csv(
-            pa.BufferReader(text),
-            csv.ReadOptions(column_names=list(types), encoding=encoding),
-            csv.ParseOptions(delimiter=delimiter, quote_char=False),
-            csv.ConvertOptions(column_types=types, null_values=[]),
-        )
-    except pa.ArrowInvalid as error:
-        fault = _first_fault(text, delimiter.encode(), types) or f": {error}"
-        raise DataError(f"{path}{fault}; {_ADVICE}") from error
-    return dict(zip(types, table.columns, strict=True))
+    return csv.read_csv(
+        pa.BufferReader(text),
+        csv.ReadOptions(column_names=list(types), encoding=encoding, block_size=len(text)),
+        csv.ParseOptions(delimiter=delimiter.decode(), quote_char=False),
+        csv.ConvertOptions(column_types=types, null_values=[]),
+    )
 
 
-def _first_fault(text: bytes, delimiter: bytes, types: Mapping[str, pa.DataType]) -> str:
-    """':line: what is wrong' for the first malformed line, or '' if there is none."""
-    for number, line in enumerate(text.split(b"\n"), start=1):
+def _first_fault(
+    text: bytes, delimiter: bytes, types: Mapping[str, pa.DataType], first: int
+) -> str:
+    """':line: what is wrong' for the first malformed line, or '' if there is none.
+
+    The first line of the text has the number `first`.
+    """
+    for number, line in enumerate(text.split(b"\n"), start=first):
         fields = line.split(delimiter)
         if line and len(fields) != len(types):
             return f":{number}: {len(fields)} fields, where a row has {len(types)}"
@@ -205,9 +235,3 @@ def _first_fault(text: bytes, delimiter: bytes, types: Mapping[str, pa.DataType]
             if line and not pattern.fullmatch(field):
                 return f":{number}: {name}: {field[:40].decode('latin-1')!r} is not {meaning}"
     return ""
-
-
-def _numpy(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """A column in NumPy, text as fixed-width unicode."""
-    array = np.asarray(column)
-    return array.astype(str) if array.dtype == object else array

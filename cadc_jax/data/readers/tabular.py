@@ -27,6 +27,8 @@ from cadc_jax.data.readers.tabular_rows import Field
 from cadc_jax.data.readers.tabular_text import TextFile
 from cadc_jax.errors import ConfigError, DataError
 
+_MOST_NEGATIVES = 1 << 28  # of all test rows, in memory
+
 
 @dataclasses.dataclass(frozen=True)
 class ColumnNames:
@@ -132,17 +134,19 @@ def open_rows(
       folder: the folder of the files.
       table_files: the files.
       columns: the columns of the files of rows.
-      block_bytes: text decoded at a time. Parquet files are decoded by row groups.
+      block_bytes: text decoded at a time. Parquet files are decoded as in `tabular_parquet`.
 
     Returns:
       Chunks of the train, validation and test rows, in this order. Content and negatives are in
-      memory. Reading raises DataError if a file is damaged, or a quoted field has no end.
+      memory, at most 1 GiB of each file and 2**28 negatives of all test rows. Reading raises
+      DataError if a file is damaged, or a quoted field has no end.
 
     Raises:
       ConfigError: no column is named; negatives without a test file or a user column; an unknown
         content format; a separator that is not one character.
       DataError: a file is missing, empty or unreadable, or has no rows; a column is missing; a row
-        of the content or the negatives is malformed; a test user has no negatives.
+        of the content or the negatives is malformed; a test user has no negatives; content or
+        negatives are too large for memory.
     """
     _check_arguments(table_files, columns)
     folder = Path(folder)
@@ -200,13 +204,15 @@ def read_rows(
     table = raw.collect(source, max_malformed)
     user, user_ids = _in_one_type(table.user, table.users.ids if table.users else None)
     item, item_ids, negatives = _in_one_type(
-        table.item, table.items.ids if table.items else None, table.negatives
+        table.item,
+        table.items.ids if table.items else None,
+        table.negatives.items if table.negatives else None,
     )
     return dataclasses.replace(
         table,
         user=user,
         item=item,
-        negatives=negatives,
+        negatives=table.negatives and dataclasses.replace(table.negatives, items=negatives),
         users=_with_ids(table.users, user_ids),
         items=_with_ids(table.items, item_ids),
     )
@@ -293,12 +299,28 @@ def _tasks(
 
 
 def _read_whole(file: TextFile | ParquetFile, fields: Sequence[Field]) -> pa.Table:
-    """All rows of a file; raises DataError if one is malformed."""
-    parts = [task.decode() for task in _tasks(file, fields, None, tabular_text.HEAD_BYTES)]
-    report = raw.total([part.report for part in parts])
-    if report.malformed:
-        raise DataError(f"{report.examples[0]}; mend or remove the row")
-    return pa.concat_tables([part.rows for part in parts])
+    """All rows of a file; raises DataError if one is malformed, or there are too many."""
+    parts, size = [], 0
+    for task in _tasks(file, fields, None, tabular_text.HEAD_BYTES):
+        part = task.decode()
+        if part.report.malformed:
+            raise DataError(f"{part.report.examples[0]}; mend or remove the row")
+        size += sum(map(_text_bytes, part.rows.columns))
+        if size > files.MOST_BYTES:
+            raise files.too_large_error(file.path, f"{files.MOST_BYTES >> 30} GiB of rows")
+        parts.append(part.rows)
+    return pa.concat_tables(parts)
+
+
+def _text_bytes(column: pa.ChunkedArray) -> int:
+    """Bytes of a column in memory when its values are not shared."""
+    if not pa.types.is_dictionary(column.type):
+        return column.nbytes
+    return sum(
+        int(pc.binary_length(part.dictionary).to_numpy()[part.indices.to_numpy()].sum())
+        + 8 * len(part)
+        for part in column.chunks
+    )
 
 
 def _read_content(
@@ -329,24 +351,42 @@ def _read_content(
             name: raw.raw_values(_texts(table[raw.CATEGORICAL + name]))
             for name in content.categorical
         },
-        bags={name: np.asarray(_texts(table[f"bag.{name}"]), str) for name in content.bags},
-        titles=np.asarray(_texts(table["title"]), str) if content.title else None,
+        bags={name: raw.as_values(_texts(table[f"bag.{name}"])) for name in content.bags},
+        titles=raw.as_values(_texts(table["title"])) if content.title else None,
     )
 
 
-def _read_negatives(path: Path, columns: ColumnNames, test: Iterator[raw.Task]) -> np.ndarray:
-    """The negatives of each test row: [number of TEST rows, K] raw item ids."""
+def _read_negatives(path: Path, columns: ColumnNames, test: Iterator[raw.Task]) -> raw.Negatives:
+    """The negatives of each test row, K columns of items."""
     file = _open(path, dataclasses.replace(columns, header=()))
     user_column, *item_columns = file.types
     if not item_columns:
         raise DataError(f"{path}: no column of items; it has only '{user_column}'")
     table = _read_whole(file, [Field(name, name, _as_ids) for name in file.types])
     texts = [part for name in item_columns for part in _texts(table[name]).chunks]
-    items = raw.raw_values(pa.chunked_array(texts)).reshape(len(item_columns), -1)  # [K, users]
-    test_rows = pa.concat_tables([task.decode().rows.select(["user"]) for task in test])
-    users = np.asarray(_texts(table[user_column]), str)
-    test_users = np.asarray(_texts(test_rows["user"]), str)
-    return items[:, _indices_of(test_users, users, path)].T
+    items = raw.coded(pa.chunked_array(texts))
+    places = items.indices.to_numpy().reshape(len(item_columns), -1)  # [K, users]
+    users = raw.coded(_texts(table[user_column]))
+    rows_of = np.bincount(users.indices.to_numpy())  # of each distinct user
+    row_of = np.zeros(len(rows_of), np.int64)
+    row_of[users.indices.to_numpy()] = np.arange(len(users))
+    rows, number = [np.zeros(0, np.int64)], 0
+    for task in test:
+        test_users = raw.coded(task.decode().rows["user"])
+        known = pc.index_in(pc.cast(test_users.dictionary, pa.string()), users.dictionary)
+        known = pc.fill_null(known, len(rows_of)).to_numpy()
+        count = np.append(rows_of, 0)[known]
+        if (count != 1).any():
+            wrong = int(np.argmax(count != 1))
+            raise DataError(
+                f"{path}: user {test_users.dictionary[wrong]} of the test rows has {count[wrong]} "
+                "rows of negatives; it must have one"
+            )
+        rows.append(row_of[known][test_users.indices.to_numpy()])
+        number += len(test_users) * len(item_columns)
+        if number > _MOST_NEGATIVES:
+            raise files.too_large_error(path, f"{_MOST_NEGATIVES:,} negatives of all test rows")
+    return raw.Negatives(raw.raw_values(items.dictionary), places[:, np.concatenate(rows)].T)
 
 
 _as_ids = functools.partial(tabular_rows.as_coded, required=True)
@@ -357,27 +397,12 @@ def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.cast(pc.cast(column, column.type.value_type), pa.string())
 
 
-def _in_one_type(*columns: np.ndarray | None) -> list[np.ndarray | None]:
+def _in_one_type(*columns: raw.Values | None) -> list[raw.Values | None]:
     """Columns of raw values, all as text if one of them is text."""
-    if all(column is None or column.dtype.kind != "U" for column in columns):
+    if all(column is None or isinstance(column, np.ndarray) for column in columns):
         return list(columns)
-    return [column if column is None else column.astype(str) for column in columns]
+    return [column if column is None else pc.cast(column, raw.TEXT) for column in columns]
 
 
-def _with_ids(content: raw.EntityTable | None, ids: np.ndarray | None) -> raw.EntityTable | None:
+def _with_ids(content: raw.EntityTable | None, ids: raw.Values | None) -> raw.EntityTable | None:
     return content if content is None or ids is None else dataclasses.replace(content, ids=ids)
-
-
-def _indices_of(test_users: np.ndarray, users: np.ndarray, path: Path) -> np.ndarray:
-    """Index in `users` of each test user; raises DataError unless it occurs there exactly once."""
-    order = np.argsort(users, kind="stable")
-    ordered = users[order]
-    first = np.searchsorted(ordered, test_users, side="left")
-    found = np.searchsorted(ordered, test_users, side="right") - first
-    if (found != 1).any():
-        row = int(np.argmax(found != 1))
-        raise DataError(
-            f"{path}: user {test_users[row]} of the test rows has {found[row]} rows of negatives; "
-            "it must have one"
-        )
-    return order[first]

@@ -1,4 +1,9 @@
-"""Reads Parquet files of rows, one row group at a time."""
+"""Reads Parquet files of rows: small row groups in parallel, large ones in batches, one by one.
+
+A small file may hold any number of rows, and a dictionary page any number of repeats of a large
+value. Text therefore stays dictionary-encoded, and no more than `_GROUP_BYTES` of rows, by the
+sizes that the file states, are in memory at once. Only a page, which is at most 2 GiB, is whole.
+"""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -6,11 +11,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet
 
 from cadc_jax.data.readers import files
 from cadc_jax.data.readers.tabular_rows import FileRows
 from cadc_jax.errors import DataError
+
+_GROUP_BYTES = 1 << 27  # a row group of more decoded bytes is read in batches
+_BATCH_BYTES = 1 << 24  # decoded bytes of a batch
+_LEAST_ROWS = 64  # of a batch
+_BUFFER_BYTES = 1 << 20  # of each column that are read from the file at once
 
 
 class ParquetFile(NamedTuple):
@@ -29,7 +40,8 @@ def open_file(path: Path, names: Sequence[str] | None) -> ParquetFile:
       names: columns to read; None: all.
 
     Raises:
-      DataError: the file is missing or damaged, lacks a column, or has no rows.
+      DataError: the file is missing or damaged, lacks a column, has no rows, or holds lists or
+        other nested values in a column to read.
     """
     files.open_stream(path).close()
     try:
@@ -49,37 +61,92 @@ def open_file(path: Path, names: Sequence[str] | None) -> ParquetFile:
         name: kind.value_type if pa.types.is_dictionary(kind) else kind
         for name, kind in types.items()
     }
+    for name, kind in types.items():
+        if pa.types.is_nested(kind):
+            raise DataError(
+                f"{path}: column '{name}' holds {kind}, which cannot be read as single values; "
+                "convert it or name another"
+            )
     return ParquetFile(path, types, metadata)
 
 
 def read_parquet_rows(file: ParquetFile) -> Iterator[tuple[int, Callable[[], FileRows]]]:
-    """Yields (bytes, function that reads the rows) of each row group.
+    """Yields (bytes, function that reads the rows) of each row group, or each batch of a large one.
 
-    The bytes are the group's share of the file by its rows, for the progress.
+    Numbers come as they are, text as a dictionary and codes. The bytes are the share of the file by
+    its rows, for the progress.
     """
     size, rows = files.stored_size([file.path]), file.metadata.num_rows
     first = 0
+
+    def consumed(count: int) -> int:
+        return size * (first + count) // rows - size * first // rows
+
     for group in range(file.metadata.num_row_groups):
-        last = first + file.metadata.row_group(group).num_rows
-        consumed = size * last // rows - size * first // rows
-        yield consumed, functools.partial(_read_group, file, group, first + 1)
-        first = last
+        count = file.metadata.row_group(group).num_rows
+        row_bytes = _row_bytes(file, group)
+        if count * row_bytes <= _GROUP_BYTES:
+            yield consumed(count), functools.partial(_read_group, file, group, first + 1)
+            first += count
+            continue
+        for table in _read_batches(file, group, max(_LEAST_ROWS, _BATCH_BYTES // row_bytes)):
+            yield consumed(len(table)), functools.partial(_numbered, file, table, first + 1)
+            first += len(table)
+
+
+def _row_bytes(file: ParquetFile, group: int) -> int:
+    """About how many bytes a row of a row group takes in memory, at most."""
+    metadata = file.metadata.row_group(group)
+    kinds = (kind for kind in file.types.values() if not _is_text(kind) and kind != pa.null())
+    fixed = 8 * len(file.types) + sum(kind.bit_width // 8 for kind in kinds)
+    # This counts other columns, too. Sizes of single columns crash on damaged metadata.
+    return fixed + max(0, metadata.total_byte_size) // max(1, metadata.num_rows)
 
 
 def _read_group(file: ParquetFile, group: int, first: int) -> FileRows:
     """Reads a row group, whose first row is number `first` of the file."""
+    rows = max(1, file.metadata.row_group(group).num_rows)
+    tables = list(_read_batches(file, group, rows))
+    return _numbered(file, pa.concat_tables(tables), first)
+
+
+def _read_batches(file: ParquetFile, group: int, rows: int) -> Iterator[pa.Table]:
+    """Yields the rows of a row group in tables of at most so many rows."""
+    texts = [name for name, kind in file.types.items() if _is_text(kind)]
+    types = {name: kind for name, kind in file.types.items() if name not in texts}
+    found = 0
     try:
         with pyarrow.parquet.ParquetFile(
-            file.path, metadata=file.metadata, page_checksum_verification=True
+            file.path,
+            metadata=file.metadata,
+            read_dictionary=texts,
+            page_checksum_verification=True,
+            buffer_size=_BUFFER_BYTES,
         ) as opened:
-            table = opened.read_row_group(group, list(file.types), use_threads=False)
-        # The cast replaces dictionaries by their values.
-        table = table.select(list(file.types)).cast(pa.schema(file.types))
+            for batch in opened.iter_batches(rows, [group], list(file.types), use_threads=False):
+                # The cast replaces dictionaries of numbers by their values.
+                columns = {name: pc.cast(batch[name], kind) for name, kind in types.items()}
+                columns |= {name: batch[name] for name in texts}
+                yield pa.table({name: columns[name] for name in file.types})
+                found += len(batch)
     except (pa.ArrowException, OSError) as error:
         raise _damaged_error(file.path, error) from error
-    if len(table) != file.metadata.row_group(group).num_rows:
+    if found != file.metadata.row_group(group).num_rows:
         raise _damaged_error(file.path, f"row group {group} has lost rows")
+
+
+def _numbered(file: ParquetFile, table: pa.Table, first: int) -> FileRows:
+    """Rows of which the first one is number `first` of the file."""
     return FileRows(table, f"{file.path}: row ", lambda row: first + row)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Whether values are text or bytes of any length."""
+    tests = (
+        *(pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
+        *(pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view),
+    )
+    return any(test(kind) for test in tests)
 
 
 def _damaged_error(path: Path, error: object) -> DataError:

@@ -18,15 +18,17 @@ from cadc_jax.errors import DataError
 
 EXAMPLES = 5  # malformed rows quoted in the report of a chunk
 
-# Characters of an id or categorical value. A vocabulary stores all values as wide as its longest.
-_MAX_LENGTH = 1_000
+_MAX_LENGTH = 1_000  # characters of an id or categorical value; more are hardly one
 _TEXT = pa.string()
+
+# Text that Arrow takes for a floating-point number.
+_NUMBER = r"(?i)^[-+]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?|inf(inity)?|nan(\([0-9a-z_]*\))?)$"
 
 
 class FileRows(NamedTuple):
     """Rows of a file before conversion."""
 
-    table: pa.Table
+    table: pa.Table  # text may be dictionary-encoded
     where: str  # precedes the number of a row in messages
     number: Callable[[int], int]  # index of a row in `table` -> its number in the file
     malformed: int = 0  # rows that could not be split into the columns; not in `table`
@@ -84,13 +86,29 @@ def chunk(path: Path, rows: FileRows, fields: Sequence[Field], fold: int | None)
 
 
 def _convert(path: Path, column: pa.ChunkedArray, field: Field) -> tuple[pa.Array, list[_Fault]]:
+    encoded = pa.types.is_dictionary(column.type)
     try:
+        if encoded:
+            return _convert_distinct(column, field.convert)
         return field.convert(column.combine_chunks())
     except pa.ArrowNotImplementedError as error:
+        kind = column.type.value_type if encoded else column.type
         raise DataError(
-            f"{path}: column '{field.name}' holds {column.type}, which cannot be read as "
+            f"{path}: column '{field.name}' holds {kind}, which cannot be read as "
             f"{field.key.split('/')[0]}; convert it or name another"
         ) from error
+
+
+def _convert_distinct(column: pa.ChunkedArray, convert: Convert) -> tuple[pa.Array, list[_Fault]]:
+    """Converts each distinct value of a dictionary-encoded column once."""
+    encoded = raw.one_chunk(column)
+    codes, values = encoded.indices, encoded.dictionary
+    if codes.null_count:
+        codes = pc.fill_null(codes, len(values))
+        values = pa.concat_arrays([values, pa.nulls(1, values.type)])
+    converted, faults = convert(values)
+    rows = codes.to_numpy()
+    return converted.take(codes), [_Fault(fault.rows[rows], fault.template) for fault in faults]
 
 
 def _describe(name: str, fault: _Fault, value: pa.Scalar) -> str:
@@ -206,12 +224,43 @@ def as_seconds(column: pa.Array) -> tuple[pa.Array, list[_Fault]]:
 def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
     """The column as another type; null where a value is missing or cannot be converted."""
     try:
-        return pc.cast(column, kind, safe=not pa.types.is_floating(kind))
-    except pa.ArrowInvalid:  # names only one bad value, so halve the column to find all of them
+        return _cast_all(column, kind)
+    except pa.ArrowInvalid:
+        return _cast_any(pc.if_else(_may_be(column, kind), column, None), kind)
+
+
+def _cast_all(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    return pc.cast(column, kind, safe=not pa.types.is_floating(kind))
+
+
+def _may_be(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Which values may be converted: all that can be, and hardly another if there are many."""
+    if pa.types.is_binary(column.type) and kind == _TEXT:
+        return pa.array([value is None or _is_utf8(value) for value in column.to_pylist()])
+    if pa.types.is_string(column.type) and pa.types.is_floating(kind):
+        return pc.match_substring_regex(column, _NUMBER)
+    return pa.array(np.ones(len(column), bool))
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _cast_any(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    """`_cast` for columns with few values that cannot be converted."""
+    try:
+        return _cast_all(column, kind)
+    except pa.ArrowInvalid:  # names only one of them, so halve the column to find all
         middle = len(column) // 2
         if not middle:
             return pa.nulls(len(column), kind)
-        return pa.concat_arrays([_cast(column[:middle], kind), _cast(column[middle:], kind)])
+        return pa.concat_arrays(
+            [_cast_any(column[:middle], kind), _cast_any(column[middle:], kind)]
+        )
 
 
 def _missing(column: pa.Array) -> np.ndarray:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cadc_jax.data import raw
+from cadc_jax.data.raw import Values
 from cadc_jax.data.readers.tabular import ColumnNames
 from cadc_jax.errors import ConfigError, DataError
 from cadc_jax.runtime import text
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
-CHUNK_ROWS = 1 << 16
+CHUNK_ROWS = 1 << 16  # at most
+_CHUNK_BYTES = 1 << 26
 
 
 def open_splits(
@@ -88,7 +91,7 @@ def read_chunks(
     data_dir: str | None = None,
     columns: Sequence[str] | None = None,
     download: bool = False,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Iterator[dict[str, Values]]:
     """Yields the rows of one split, shard by shard, in the same order in every run.
 
     Args:
@@ -101,7 +104,7 @@ def read_chunks(
       download: let TFDS download and prepare a data set that is not there.
 
     Yields:
-      name -> [at most CHUNK_ROWS]: text as unicode, integers, flags and class labels as int64,
+      name -> [at most CHUNK_ROWS]: text in Arrow, integers, flags and class labels as int64,
       other numbers as float32.
 
     Raises:
@@ -127,14 +130,19 @@ def read_chunks(
         column: tf.io.FixedLenFeature((), _record_type(info.features[column])) for column in columns
     }
     # TFDS would parse the records one by one, which takes ten times as long.
-    chunks = records.batch(CHUNK_ROWS).map(lambda batch: tf.io.parse_example(batch, schema))
+    rows = _rows_of_chunk(info.splits[split.partition("[")[0]])
+    chunks = records.batch(rows).map(lambda batch: tf.io.parse_example(batch, schema))
     for chunk in chunks.prefetch(1).as_numpy_iterator():
         yield {column: _decoded(name, column, chunk[column]) for column in columns}
 
 
-def _chunk(
-    where: str, first: int, columns: Mapping[str, np.ndarray], fold: int | None
-) -> raw.Chunk:
+def _rows_of_chunk(split: "tfds.core.SplitInfo") -> int:
+    """Rows that take about `_CHUNK_BYTES` as they are stored."""
+    row_bytes = split.num_bytes // max(split.num_examples, 1)
+    return max(1, min(CHUNK_ROWS, _CHUNK_BYTES // max(row_bytes, 1)))
+
+
+def _chunk(where: str, first: int, columns: Mapping[str, Values], fold: int | None) -> raw.Chunk:
     """A chunk of the rows that have a valid label and value.
 
     Args:
@@ -213,12 +221,12 @@ def _record_type(feature: "tfds.features.FeatureConnector") -> "tf.DType":
     return kind if kind == tf.string else tf.float32 if kind.is_floating else tf.int64
 
 
-def _decoded(name: str, column: str, values: np.ndarray) -> np.ndarray:
-    """Decodes text to unicode; other values stay unchanged."""
+def _decoded(name: str, column: str, values: np.ndarray) -> Values:
+    """Decodes text; other values stay unchanged."""
     if values.dtype == object:
         try:
-            return np.array([value.decode() for value in values])
-        except UnicodeDecodeError as error:
+            return pc.cast(pa.array(values, pa.large_binary()), raw.TEXT)
+        except pa.ArrowInvalid as error:
             raise DataError(
                 f"column '{column}' of TFDS data set '{name}' is not UTF-8 text ({error})"
             ) from error

@@ -102,14 +102,15 @@ def test_a_line_that_is_too_long_is_named_by_its_number_in_the_file(tmp_path):
     assert messages[0] == str(whole.value) and f"{path}:201: the line is longer" in messages[0]
 
 
-# Whole files.
+# Encodings and faults.
 
 
-def test_text_of_any_encoding_is_read_with_line_ends_as_newlines(tmp_path):
+def test_text_of_any_encoding_is_read_if_asked_for(tmp_path):
     (tmp_path / "x").write_bytes(b"caf\xe9\r\nbar")
-    assert files.read_text(tmp_path / "x") == b"caf\xe9\nbar\n"
-    (tmp_path / "x.gz").write_bytes(gzip.compress(b"\xef\xbb\xbfa\n"))
-    assert files.read_text(tmp_path / "x.gz") == b"a\n"
+    blocks = files.read_blocks(tmp_path / "x", 100, utf8=False)
+    assert b"".join(block.text for block in blocks) == b"caf\xe9\nbar\n"
+    with pytest.raises(DataError, match="a binary file"):
+        list(files.read_blocks(tmp_path / "x", 100))
 
 
 @pytest.mark.parametrize(
@@ -124,9 +125,9 @@ def test_text_of_any_encoding_is_read_with_line_ends_as_newlines(tmp_path):
 def test_empty_binary_and_damaged_files_are_errors(tmp_path, content, message):
     path = tmp_path / "x"
     path.write_bytes(content)
-    for read in (files.read_text, lambda path: list(files.read_blocks(path, 1 << 20))):
+    for utf8 in (True, False):
         with pytest.raises(DataError, match=f"^{path}: .*{message}"):
-            read(path)
+            list(files.read_blocks(path, 1 << 20, utf8=utf8))
 
 
 def test_a_missing_file_and_a_folder_are_errors_with_the_hint(tmp_path):

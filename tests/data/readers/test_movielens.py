@@ -9,6 +9,7 @@ import pytest
 from cadc_jax.configuration import data_folder
 from cadc_jax.data.readers import movielens
 from cadc_jax.errors import ConfigError, DataError
+from tests.data.tables import peak_growth
 
 DATA_DIR = data_folder()
 
@@ -91,8 +92,8 @@ def test_ages_of_100k_fall_into_the_bands_of_1m(tmp_path):
     users = movielens.read_movielens(write(tmp_path, "100k", u_user=lines), "100k").users
     bands = [1, 1, 18, 18, 25, 25, 35, 35, 45, 45, 50, 50, 56, 56]
     assert users.categorical["age"].tolist() == bands
-    assert set(users.categorical["zip"]) == {"V"}
-    assert set(users.categorical["occupation"]) == {"writer"}
+    assert set(users.categorical["zip"].to_pylist()) == {"V"}
+    assert set(users.categorical["occupation"].to_pylist()) == {"writer"}
 
 
 def test_10m_has_no_users(tmp_path):
@@ -102,9 +103,9 @@ def test_10m_has_no_users(tmp_path):
 def test_items_have_titles_and_a_set_of_genres(tmp_path, variant):
     items = movielens.read_movielens(write(tmp_path, variant), variant).items
     assert items.ids.tolist() == [10, 20]
-    assert items.titles[0] == "Amélie (2001)"
+    assert items.titles[0].as_py() == "Amélie (2001)"
     assert list(items.dense) == ["year"] and items.dense["year"].dtype == np.float32
-    assert [set(text.split("|")) for text in items.bags["genres"]] == GENRES[variant]
+    assert [set(text.split("|")) for text in items.bags["genres"].to_pylist()] == GENRES[variant]
 
 
 def test_the_year_is_the_last_one_in_the_title_or_nan(tmp_path):
@@ -211,6 +212,42 @@ def test_an_empty_or_binary_file_is_an_error(tmp_path):
     assert "ratings.dat: a binary file" in error_of(tmp_path, "1m")
 
 
+def test_a_file_that_unpacks_to_too_much_is_an_error_and_does_not_fill_the_memory(tmp_path):
+    write(tmp_path, "1m")
+    (tmp_path / "ratings.dat").unlink()
+    with gzip.open(tmp_path / "ratings.dat.gz", "wb", 1) as file:
+        for _ in range(30):
+            file.write(b"7::20::5::100\n" * 1_000_000)  # 420 MB in all
+    growth = peak_growth(
+        """
+        from cadc_jax.data.readers import movielens
+        from cadc_jax.errors import DataError
+        movielens._MOST_BYTES = 32 << 20
+        """,
+        f"""
+        try:
+            movielens.read_movielens({str(tmp_path)!r}, "1m")
+            raise AssertionError("too much was read")
+        except DataError as error:
+            assert "ratings.dat.gz: more than 32 MiB of text" in str(error), error
+        """,
+    )
+    assert growth < 250
+
+
+def test_a_row_may_be_longer_than_a_megabyte(tmp_path):
+    title = "x" * 3_000_000
+    write(tmp_path, "1m", movies_dat=f"20::{title}::War\n10::Up (2009)::War\n")
+    items = movielens.read_movielens(tmp_path, "1m").items
+    assert items.titles.to_pylist() == [title, "Up (2009)"]
+
+
+def test_a_fault_in_a_later_block_has_its_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(movielens, "_BLOCK_BYTES", 64)
+    write(tmp_path, "1m", ratings_dat="7::20::5::100\n" * 50 + "7::20::5\n" + "7::20::5::1\n" * 9)
+    assert "ratings.dat:51: 3 fields, where a row has 4" in error_of(tmp_path, "1m")
+
+
 # Real data.
 
 
@@ -223,7 +260,7 @@ def test_the_real_100k_has_the_published_counts():
     assert (table.user[0], table.item[0], table.value[0]) == (196, 242, 3)
     assert np.bincount(table.value.astype(int)).tolist() == [0, 6110, 11370, 27145, 34174, 21201]
     assert np.isnan(table.items.dense["year"]).sum() == 1  # the item called 'unknown'
-    assert len(set("|".join(table.items.bags["genres"]).split("|"))) == 19
+    assert len(set("|".join(table.items.bags["genres"].to_pylist()).split("|"))) == 19
 
 
 @has("ml-1m")
@@ -235,4 +272,4 @@ def test_the_real_1m_has_the_published_counts():
     histogram = np.bincount(table.value.astype(int))
     assert histogram.tolist() == [0, 56174, 107557, 261197, 348971, 226310]
     assert not np.isnan(table.items.dense["year"]).any()
-    assert len(set("|".join(table.items.bags["genres"]).split("|"))) == 18
+    assert len(set("|".join(table.items.bags["genres"].to_pylist()).split("|"))) == 18

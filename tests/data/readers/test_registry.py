@@ -104,7 +104,7 @@ def test_all_files_of_a_table_are_read_by_their_use(tmp_path):
     given["item_content"] |= {"file": "i.csv", "id": "key", "title": "name"}
     raw = read("tabular", tmp_path, given)
     assert raw.item.tolist() == [10, 11, 12, 13] and raw.fold.tolist() == [0, 0, 1, 2]
-    assert raw.negatives.tolist() == [[14, 15]]
+    assert raw.negatives.items[raw.negatives.places].tolist() == [[14, 15]]
     assert raw.users.dense["age"].tolist() == [30] and raw.users.titles is None
     assert raw.items.ids.tolist() == [10] and raw.items.titles.tolist() == ["Ten"]
     names = [file.name for file in registry.raw_files("tabular", tmp_path, given)]

@@ -11,7 +11,7 @@ import pytest
 
 from cadc_jax.configuration import data_folder
 from cadc_jax.data import raw
-from cadc_jax.data.readers import tabular
+from cadc_jax.data.readers import files, tabular
 from cadc_jax.data.readers.tabular import ColumnNames, ContentFile, TableFiles
 from cadc_jax.errors import ConfigError, DataError
 
@@ -22,6 +22,12 @@ IDS = ColumnNames(user="user", item="item")
 def has(folder: str):
     path = DATA_DIR / folder
     return pytest.mark.skipif(not path.is_dir(), reason=f"{path} is absent; set CADC_DATA_DIR")
+
+
+def lists(negatives):
+    """The negatives of each test row."""
+    items = raw.as_values(negatives.items).tolist()
+    return [[items[place] for place in row] for row in negatives.places.tolist()]
 
 
 def write(folder: Path, **texts: str) -> Path:
@@ -66,7 +72,7 @@ def test_identifiers_may_be_text(tmp_path):
     table = tabular.read_rows(
         write(tmp_path, train="user,item\nann,B01\nbob,B02\n"), "train.csv", IDS
     )
-    assert table.user.tolist() == ["ann", "bob"] and table.user.dtype.kind == "U"
+    assert table.user.tolist() == ["ann", "bob"] and table.user.type == raw.TEXT
     assert table.item.tolist() == ["B01", "B02"]
 
 
@@ -95,7 +101,7 @@ def test_identifiers_have_one_type_in_all_files(tmp_path):
         items=ContentFile("items.csv", dense=["price"]),
     )
     assert table.item.tolist() == ["2", "x"]
-    assert table.negatives.tolist() == [["3", "4"]]
+    assert lists(table.negatives) == [["3", "4"]]
     assert table.items.ids.tolist() == ["2"]
     assert table.user.tolist() == [1, 1] and table.users.ids.tolist() == [1]
 
@@ -183,7 +189,7 @@ def test_negatives_are_in_the_order_of_the_test_rows(tmp_path):
     table = tabular.read_rows(
         tmp_path, "train.csv", IDS, test="test.csv", negatives="negatives.csv"
     )
-    assert table.negatives.tolist() == [[31, 32], [11, 12], [31, 32]]
+    assert lists(table.negatives) == [[31, 32], [11, 12], [31, 32]]
 
 
 def test_content_has_ids_features_and_titles(tmp_path):
@@ -304,6 +310,30 @@ def test_a_test_user_needs_one_row_of_negatives(tmp_path, rows, count):
     write(tmp_path, train="user,item\n1,2\n", test="user,item\n1,5\n", negatives=f"user,a\n{rows}")
     message = error_of(tmp_path, test="test.csv", negatives="negatives.csv")
     assert f"user 1 of the test rows has {count} rows of negatives; it must have one" in message
+
+
+def test_content_and_negatives_that_are_too_large_for_memory_are_errors(tmp_path, monkeypatch):
+    write(tmp_path, train="user,item\n1,2\n", test="user,item\n1,5\n1,6\n1,7\n")
+    write(tmp_path, negatives="user,a,b\n1,3,4\n", items="id,name\n2,Lamp\n5,Pen\n")
+    monkeypatch.setattr(files, "MOST_BYTES", 20)
+    message = error_of(tmp_path, items=ContentFile("items.csv", title="name"))
+    assert "items.csv: more than 0 GiB of rows, too much for a file that is read as a" in message
+    own = {"test": "test.csv", "negatives": "negatives.csv"}
+    assert "negatives.csv: more than 0 GiB of rows" in error_of(tmp_path, **own)
+    monkeypatch.undo()
+    monkeypatch.setattr(tabular, "_MOST_NEGATIVES", 5)
+    assert "negatives.csv: more than 5 negatives of all test rows" in error_of(tmp_path, **own)
+
+
+def test_a_repeated_value_counts_as_often_as_it_is_there(tmp_path, monkeypatch):
+    write(tmp_path, train="user,item\n1,2\n")
+    names = pa.array(["x" * 100] * 1000).dictionary_encode()
+    pyarrow.parquet.write_table(
+        pa.table({"id": np.arange(1000), "name": names}), tmp_path / "items.parquet"
+    )
+    monkeypatch.setattr(files, "MOST_BYTES", 100_000)
+    content = ContentFile("items.parquet", title="name")
+    assert "items.parquet: more than 0 GiB of rows" in error_of(tmp_path, items=content)
 
 
 def test_arguments_that_contradict_each_other_are_errors(tmp_path):
@@ -427,7 +457,7 @@ def test_negatives_belong_to_the_well_formed_test_rows(tmp_path):
     more = {"test": "test.csv", "negatives": "negatives.csv", "max_malformed": 0.5}
     table = tabular.read_rows(tmp_path, "train.csv", IDS, **more)
     assert table.item.tolist() == ["2", "5", "7"]
-    assert table.negatives.tolist() == [["31", "32"], ["11", "x"]]
+    assert lists(table.negatives) == [["31", "32"], ["11", "x"]]
 
 
 def test_a_malformed_row_of_content_is_an_error(tmp_path):
@@ -515,9 +545,10 @@ def test_the_real_ncf_split_is_read_with_its_negatives_and_content():
     assert np.bincount(table.fold).tolist() == [994_169, 0, 6_040]
     assert len(np.unique(table.user)) == len(table.users.ids) == 6_040
     assert len(np.unique(table.item)) == 3_706
-    assert table.negatives.shape == (6_040, 99) and table.negatives.dtype == np.int64
-    assert table.negatives[0, :3].tolist() == [458, 2392, 2742]
-    assert not (table.negatives == table.item[table.fold == raw.TEST][:, None]).any()
+    negatives = table.negatives.items[table.negatives.places]
+    assert negatives.shape == (6_040, 99) and negatives.dtype == np.int64
+    assert negatives[0, :3].tolist() == [458, 2392, 2742]
+    assert not (negatives == table.item[table.fold == raw.TEST][:, None]).any()
 
 
 @has("epinions")

@@ -1,11 +1,15 @@
 """Conversion of columns: types, missing values, faults, and what a chunk leaves out."""
 
 import datetime
+import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cadc_jax.data.raw import TEST
 from cadc_jax.data.readers import tabular_rows
@@ -111,6 +115,66 @@ def test_seconds_must_be_finite_numbers_of_64_bits():
         4: "1e30 is not a number of 64 bits",
         5: f"{'9' * 20} is not a number of 64 bits",
     }
+
+
+@pytest.mark.parametrize("value", ["2024-01-01T12:00:00", "12.5.2024", "--", "1 2"])
+def test_columns_of_malformed_values_take_no_longer_than_others(value):
+    start = time.perf_counter()
+    column = pa.array([value, "5", "nan", None, "0x10", "+7"] * 50_000)
+    _, faults = tabular_rows.as_seconds(column)
+    assert time.perf_counter() - start < 3  # value by value it would take 10 s
+    bad = next(fault.rows for fault in faults if fault.template == "{!r} is not a number")
+    assert bad[:6].tolist() == [True, False, False, False, True, False]
+    assert np.count_nonzero(bad) == 100_000
+
+
+def test_many_malformed_bytes_are_found():
+    _, faults = tabular_rows.as_coded(pa.array([b"\xff", b"a", None] * 50_000))
+    assert np.count_nonzero(faults[0].rows) == 50_000
+
+
+LETTERS = "0123456789.+-einfatyNA()_ x"
+numbers = st.from_regex(tabular_rows._NUMBER.replace("(?i)", ""), fullmatch=True, alphabet=LETTERS)
+
+
+@given(st.lists(numbers | st.text(LETTERS, max_size=8), min_size=1))
+def test_the_values_that_are_not_numbers_are_those_that_arrow_refuses_one_by_one(texts):
+    def refused(text):
+        try:
+            pc.cast(pa.array([text]), pa.float64())
+        except pa.ArrowInvalid:
+            return True
+        return False
+
+    cast = tabular_rows._cast(pa.array(texts), pa.float64())
+    assert [value is None for value in cast.to_pylist()] == [refused(text) for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("convert", "values"),
+    [
+        (tabular_rows.as_coded, ["a", None, "", "x" * 1001, "a"]),
+        (tabular_rows.as_coded, [b"a", b"\xff", None, b"a"]),
+        (tabular_rows.as_dense, ["1", "x", None, "1"]),
+        (tabular_rows.as_seconds, ["1", "", "monday", None]),
+    ],
+)
+def test_a_dictionary_encoded_column_is_converted_like_its_values(convert, values):
+    plain, encoded = pa.array(values), pa.array(values).dictionary_encode()
+    halves = pa.chunked_array([encoded[:2], pa.array(values[2:]).dictionary_encode()])
+    found = [
+        tabular_rows.chunk(
+            Path("x"),
+            FileRows(pa.table({"a": column}), "x:", lambda row: row),
+            [Field("a", "key", convert)],
+            None,
+        )
+        for column in (plain, encoded, halves)
+    ]
+    assert found[0].report == found[1].report == found[2].report
+    assert [str(chunk.rows["key"].to_pylist()) for chunk in found] == [
+        str(found[0].rows["key"].to_pylist())
+    ] * 3
 
 
 # Chunks.

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 
 from cadc_jax.configuration import data_folder, default_config
 from cadc_jax.data import prepare, raw
-from cadc_jax.data.raw import TEST, TRAIN
+from cadc_jax.data.raw import TEST, TEXT, TRAIN
 from cadc_jax.data.readers import registry, tfds_reader
 from cadc_jax.data.readers.tabular import ColumnNames
 from cadc_jax.data.table import open_table
@@ -94,9 +94,18 @@ def test_chunks_have_a_limit_and_lose_no_row(data_dir, monkeypatch):
     np.testing.assert_array_equal(joined, whole)
 
 
+def test_rows_of_many_bytes_come_in_smaller_chunks(data_dir, monkeypatch):
+    info = tfds.builder(NAME, data_dir=data_dir).info.splits["train"]
+    monkeypatch.setattr(tfds_reader, "_CHUNK_BYTES", 7 * (info.num_bytes // info.num_examples))
+    chunks = list(tfds_reader.read_chunks(NAME, "train", data_dir, ["user_rating"]))
+    assert {len(chunk["user_rating"]) for chunk in chunks[:-1]} == {7}
+
+
 def test_values_are_text_integers_and_numbers(data_dir):
     chunk = read(data_dir)
-    assert [chunk[name].dtype.kind for name in SCALARS] == ["U", "f", "i", "i"]
+    text, *numbers = (chunk[name] for name in SCALARS)
+    assert text.type == TEXT
+    assert [values.dtype.kind for values in numbers] == ["f", "i", "i"]
     assert chunk["liked"].dtype == chunk["gender"].dtype == np.int64
     assert chunk["user_rating"].dtype == np.float32
 
