@@ -39,7 +39,7 @@ from cadc_jax.run.compressed import Inputs
 from cadc_jax.run.context import Run, make_long_stage, make_stage, training_mesh
 from cadc_jax.runtime import artifacts, distributed
 from cadc_jax.runtime.artifacts import Artifact
-from cadc_jax.runtime.checkpoints import Checkpoints
+from cadc_jax.runtime.checkpoints import Checkpoints, quiet_orbax
 from cadc_jax.runtime.manifest import ADVICE
 from cadc_jax.training import assemble, tensorboard
 from cadc_jax.training.assemble import EmbeddingStart, TrainingData
@@ -251,19 +251,19 @@ def restore(
         trained_on = factor_stage.tables_to_train_on(factors)
         predict_with = factor_stage.tables_to_predict_with(factors) or trained_on
         frozen = assemble.scaled(predict_with, like=trained_on)
-    with ocp.StandardCheckpointer() as checkpointer:
-        # To the host: the devices may be others than the ones it was saved from.
-        try:
+    try:
+        with quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
             metadata = checkpointer.metadata(path).item_metadata
             if metadata is None:
                 raise ValueError("it cannot be read")
             saved = metadata.tree
             _check_state(saved, frozen, network, table)
+            # To the host: the devices may be others than the ones it was saved from.
             like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), saved)
             state = checkpointer.restore(path, like)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
-            text = " ".join(str(error).split())[:200]
-            raise ArtifactError(f"{path}: not a state of this network ({text}); {ADVICE}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise ArtifactError(f"{path}: not a state of this network ({text}); {ADVICE}") from None
     return state["params"], dict(state["tables"]) | frozen
 
 

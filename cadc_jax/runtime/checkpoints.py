@@ -8,13 +8,15 @@ Restoring compares the checksums first and takes the newest checkpoint without d
         factors, losses = als.fit(interactions, config, key, saved=checkpoints)
 """
 
+import contextlib
 import dataclasses
 import json
 import logging as python_logging
 import pathlib
 import shutil
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -235,6 +237,28 @@ class Checkpoints:
         )
 
 
+@contextlib.contextmanager
+def quiet_orbax() -> Iterator[None]:
+    """Reads with Orbax so that a damaged folder ends in an exception alone.
+
+    Orbax also logs warnings, and its threads answer to an event loop that the exception has closed;
+    they do so a little later, so after an exception the hook stays.
+    """
+    logger, before = python_logging.getLogger("absl"), sys.unraisablehook
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    logger.addFilter(_is_not_of_orbax)
+    try:
+        yield
+        sys.unraisablehook = before
+    finally:
+        logger.removeFilter(_is_not_of_orbax)
+
+
 class _Unusable(Exception):
     """A checkpoint cannot be used; the text says why."""
 
@@ -280,6 +304,10 @@ def _one_line(error: Exception) -> str:
     if len(text) > 240:  # TensorStore begins with what it tried to do and ends with the cause
         text = f"{text[:80]} ... {text[-150:]}"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _is_not_of_orbax(record: python_logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname
 
 
 def _is_not_orbax_error(record: python_logging.LogRecord) -> bool:
