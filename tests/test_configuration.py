@@ -48,6 +48,7 @@ def test_a_rate_outside_its_range_is_named(rate):
         ({"factor_rows": "unsampled", "rate": 1.0}, "rate=1 leaves no such row"),
         ({"train__loss": "hinge"}, "train.loss='hinge'"),
         ({"train__batch_rows": 0}, "train.batch_rows=0"),
+        ({"train__batch_rows": 64, "train__negatives": 10**7}, "train.negatives=10000000: a batch"),
         ({"train__negatives": 0}, "ranking task needs at least 1"),
         ({"data__task": "click"}, "rows have labels; set it to 0"),
         ({"data__task": "click", "train__loss": "softmax"}, "'softmax' needs the ranking task"),

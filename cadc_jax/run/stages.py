@@ -164,7 +164,7 @@ def train_stage(run: Run, inputs: Inputs, model_name: str, arm: Arm) -> Artifact
             rows = open_rows(sample.path, table.schema)
         fitted = _fit(run, table, rows, factors, model_name, arm, saved)
         trained = {name: x for name, x in fitted.tables.items() if name not in arm.frozen}
-        with ocp.StandardCheckpointer() as checkpointer:
+        with quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
             path = (folder / "state").resolve()
             checkpointer.save(path, {"params": fitted.params, "tables": trained})
         return {

@@ -98,19 +98,20 @@ class Checkpoints:
         self.seconds_before = 0.0
         self._folder = pathlib.Path(folder).resolve()
         self._config, self._stop, self._say = config, stop, say
+        self._quiet = contextlib.ExitStack()
         self._opened = self._saved = time.monotonic()
         self._pending: tuple[int, Facts] | None = None  # step and manifest of the save under way
         options = ocp.options.AsyncOptions(post_finalization_callback=self._complete)
         self._writer = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler(), async_options=options)
 
     def __enter__(self) -> "Checkpoints":
-        python_logging.getLogger("absl").addFilter(_is_not_orbax_error)
+        self._quiet.enter_context(quiet_orbax())
         return self
 
     def __exit__(self, *error: object) -> None:
         self._wait()
         self._writer.close()
-        python_logging.getLogger("absl").removeFilter(_is_not_orbax_error)
+        self._quiet.close()
 
     def restore(self, target: Any) -> tuple[Any, Facts] | None:
         """Restores the newest undamaged checkpoint; reports damaged ones and deletes them.
@@ -239,24 +240,31 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def quiet_orbax() -> Iterator[None]:
-    """Reads with Orbax so that a damaged folder ends in an exception alone.
+    """Within it a fault of Orbax is an exception alone, whose text we show.
 
-    Orbax also logs warnings, and its threads answer to an event loop that the exception has closed;
-    they do so a little later, so after an exception the hook stays.
+    Orbax also logs it. Its threads and futures may complain later that nobody waits for them any
+    more: that is dropped from here on.
     """
-    logger, before = python_logging.getLogger("absl"), sys.unraisablehook
-
-    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            before(unraisable)
-
-    sys.unraisablehook = hook
+    python_logging.getLogger("asyncio").addFilter(_is_not_unretrieved)
+    if not isinstance(sys.unraisablehook, _WithoutClosedLoops):
+        sys.unraisablehook = _WithoutClosedLoops(sys.unraisablehook)
+    logger = python_logging.getLogger("absl")
     logger.addFilter(_is_not_of_orbax)
     try:
         yield
-        sys.unraisablehook = before
     finally:
         logger.removeFilter(_is_not_of_orbax)
+
+
+class _WithoutClosedLoops:
+    """A hook for exceptions that nobody can catch, without those of closed event loops."""
+
+    def __init__(self, before: Callable[[Any], Any]):
+        self.before = before
+
+    def __call__(self, unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            self.before(unraisable)
 
 
 class _Unusable(Exception):
@@ -306,10 +314,9 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+def _is_not_unretrieved(record: python_logging.LogRecord) -> bool:
+    return "exception was never retrieved" not in record.getMessage()
+
+
 def _is_not_of_orbax(record: python_logging.LogRecord) -> bool:
-    return "orbax" not in record.pathname
-
-
-def _is_not_orbax_error(record: python_logging.LogRecord) -> bool:
-    """Drops the traceback that Orbax logs for a failed save, which is reported in one line."""
-    return not ("orbax" in record.pathname and record.levelno >= python_logging.ERROR)
+    return "orbax" not in record.pathname or record.levelno < python_logging.WARNING

@@ -149,6 +149,8 @@ def read_json(path: pathlib.Path) -> Any:
       ValueError: if it is anything else.
       OSError: if it cannot be read.
     """
+    if path.is_symlink():
+        raise ValueError("a link, not a plain file")
     # A FIFO or a device is opened without waiting, and then refused.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     with open(descriptor, "rb") as file:

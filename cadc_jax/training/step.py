@@ -12,7 +12,7 @@ from flax import linen as nn
 from flax import struct
 
 from cadc_jax import sharding, sparse_optimizers
-from cadc_jax.errors import check_at_least, check_below_one, check_choice
+from cadc_jax.errors import ConfigError, check_at_least, check_below_one, check_choice
 from cadc_jax.models import embeddings
 from cadc_jax.models.embeddings import Batch, Content, HostBatch, Tables, lookup_ids, model_inputs
 from cadc_jax.models.scoring import as_float32, shares_items
@@ -77,8 +77,15 @@ class TrainConfig:
         for name, least in _LEAST.items():
             check_at_least(f"train.{name}", getattr(self, name), least)
         check_below_one("train.label_smoothing", self.label_smoothing)
+        pairs = self.batch_rows * (1 + self.negatives)
+        if pairs > MOST_PAIRS:
+            raise ConfigError(
+                f"train.negatives={self.negatives}: a batch of {self.batch_rows:,} rows would have "
+                f"{pairs:,} pairs; at most {MOST_PAIRS:,} are possible: lower one of the two"
+            )
 
 
+MOST_PAIRS = 1 << 28  # of users and items in a batch
 _LEAST = {
     "batch_rows": 1,
     "negatives": 0,

@@ -1,7 +1,9 @@
 """Checkpoints are whole or absent, their damage is found, and a failed save stops no work."""
 
 import json
+import sys
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -231,3 +233,16 @@ def test_a_full_disk_is_a_warning_and_the_last_good_checkpoint_stays(small_disk,
 def test_settings_outside_their_range_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         CheckpointConfig(**settings)
+
+
+def test_a_fault_of_orbax_is_an_exception_alone(monkeypatch):
+    """Its threads answer to a closed event loop; what else goes wrong in a thread is shown."""
+    shown = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda told: shown.append(str(told.exc_value)))
+    with checkpoints.quiet_orbax():
+        pass
+    for text in ("Event loop is closed", "another fault"):
+        error = RuntimeError(text)
+        told = dict(exc_type=RuntimeError, exc_value=error, exc_traceback=None)
+        sys.unraisablehook(types.SimpleNamespace(**told, err_msg=None, object=None))
+    assert shown == ["another fault"]

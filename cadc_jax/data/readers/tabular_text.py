@@ -79,8 +79,9 @@ def _parse_header(path: Path, separator: str, row: bytes) -> list[str]:
         raise files.no_rows_error(path)
     if not _is_utf8(row):
         raise files.binary_error(path)
+    read = pyarrow.csv.ReadOptions(block_size=len(row))  # a header must not exceed a block
     parse = pyarrow.csv.ParseOptions(delimiter=separator, newlines_in_values=True)
-    return pyarrow.csv.read_csv(pa.BufferReader(row), parse_options=parse).column_names
+    return pyarrow.csv.read_csv(pa.BufferReader(row), read, parse).column_names
 
 
 def _parse_block(file: TextFile, line: int, text: bytes) -> FileRows:

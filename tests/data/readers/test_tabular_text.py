@@ -160,3 +160,10 @@ def test_a_block_of_malformed_rows_is_an_empty_table(tmp_path):
     (rows,) = rows_of(open_text(tmp_path, b"a,b\n1\n2\n"))
     assert rows.table.num_rows == 0 and rows.malformed == 2
     assert rows.table.column_names == ["a", "b"]
+
+
+def test_a_header_may_be_longer_than_a_block_of_arrow(tmp_path):
+    names = [f"column_{i}" for i in range(100_000)]  # 1.3 MB
+    (tmp_path / "wide.csv").write_text(",".join(names) + "\n" + ",".join("1" * len(names)) + "\n")
+    opened = tabular_text.open_file(tmp_path / "wide.csv", ",", (), ["column_7"])
+    assert opened.names == names
