@@ -249,11 +249,15 @@ def quiet_orbax() -> Iterator[None]:
     if not isinstance(sys.unraisablehook, _WithoutClosedLoops):
         sys.unraisablehook = _WithoutClosedLoops(sys.unraisablehook)
     logger = python_logging.getLogger("absl")
-    logger.addFilter(_is_not_of_orbax)
+
+    def is_ours(record: python_logging.LogRecord) -> bool:  # a filter of this block alone
+        return "orbax" not in record.pathname or record.levelno < python_logging.WARNING
+
+    logger.addFilter(is_ours)
     try:
         yield
     finally:
-        logger.removeFilter(_is_not_of_orbax)
+        logger.removeFilter(is_ours)
 
 
 class _WithoutClosedLoops:
@@ -316,7 +320,3 @@ def _one_line(error: Exception) -> str:
 
 def _is_not_unretrieved(record: python_logging.LogRecord) -> bool:
     return "exception was never retrieved" not in record.getMessage()
-
-
-def _is_not_of_orbax(record: python_logging.LogRecord) -> bool:
-    return "orbax" not in record.pathname or record.levelno < python_logging.WARNING
