@@ -92,10 +92,11 @@ def read(folder: pathlib.Path) -> Manifest:
             f"stage made this one, {ADVICE}"
         )
     try:
-        fields = read_json(folder / NAME)
+        fields = _parse(_read_plain_file(folder / NAME))
         check(fields, {"settings": {"stage": str, "format": int}}, "")
         if fields["settings"]["format"] != FORMAT:
             raise ArtifactError(f"{folder}: {_other_format(fields['settings'])}")
+        _check_strict(fields, _MAX_DEPTH)  # manifests of older formats are not
         check(fields, _KIND, "")
         manifest = Manifest(**{field.name: fields[field.name] for field in _FIELDS})
         if manifest.seconds < 0:
@@ -149,6 +150,12 @@ def read_json(path: pathlib.Path) -> Any:
       ValueError: if it is anything else.
       OSError: if it cannot be read.
     """
+    value = _parse(_read_plain_file(path))
+    _check_strict(value, _MAX_DEPTH)
+    return value
+
+
+def _read_plain_file(path: pathlib.Path) -> bytes:
     if path.is_symlink():
         raise ValueError("a link, not a plain file")
     # A FIFO or a device is opened without waiting, and then refused.
@@ -159,10 +166,7 @@ def read_json(path: pathlib.Path) -> Any:
             raise ValueError("no plain file")
         if status.st_size > _MAX_BYTES:
             raise ValueError(f"{status.st_size:,} bytes, more than the {_MAX_BYTES:,} allowed")
-        try:
-            return _parse(file.read(_MAX_BYTES))
-        except RecursionError:
-            raise ValueError("nested too deeply") from None
+        return file.read(_MAX_BYTES)
 
 
 def check(value: Any, kind: Kind, where: str) -> None:
@@ -295,30 +299,28 @@ def _plain_files(folder: pathlib.Path) -> dict[str, int]:
 
 
 def _parse(text: bytes) -> Any:
-    """Strict JSON: finite numbers, each name once, and no deep nesting."""
-
-    def number(digits: str) -> float:
-        if not math.isfinite(value := float(digits)):
-            raise ValueError(f"{digits[:20]} is no finite number")
-        return value
+    """JSON in which each name of an object occurs once."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(value := dict(pairs)) != len(pairs):
             raise ValueError("a name occurs twice in an object")
         return value
 
-    value = json.loads(text, parse_float=number, parse_constant=number, object_pairs_hook=unique)
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _check_strict(value: Any, depth: int) -> None:
+    """Raises ValueError if a number is not finite, or objects and lists are nested too deeply."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is no finite number")
     if isinstance(value, dict | list):
-        _check_depth(value, _MAX_DEPTH)
-    return value
-
-
-def _check_depth(value: Any, left: int) -> None:
-    if not left:
-        raise ValueError("nested too deeply")
-    for inner in value.values() if isinstance(value, dict) else value:
-        if isinstance(inner, dict | list):
-            _check_depth(inner, left - 1)
+        if not depth:
+            raise ValueError("nested too deeply")
+        for inner in value.values() if isinstance(value, dict) else value:
+            _check_strict(inner, depth - 1)
 
 
 def _sha256(fields: Mapping[str, Any]) -> str:
