@@ -76,7 +76,10 @@ def test_a_changed_manifest_is_noticed(folder, place):
         (b'{"settings": {"stage": "x", "format": 4}, "a": NaN}', "nan is no finite number"),
         (b'{"settings": {"stage": "x", "format": 4}, "a": 1e999}', "inf is no finite number"),
         (b'{"a": 1, "a": 2}', "a name occurs twice"),
-        (b'{"a": ' + b"[" * 60 + b"]" * 60 + b"}", "nested too deeply"),
+        (
+            b'{"settings": {"stage": "x", "format": 4}, "a": ' + b"[" * 60 + b"]" * 60 + b"}",
+            "nested too deeply",
+        ),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"\xff', "codec can't decode"),
     ],
