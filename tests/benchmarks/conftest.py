@@ -11,6 +11,12 @@ from cadc_jax.data.table import Features, Schema, write_columns, write_schema
 from cadc_jax.runtime.artifacts import materialize
 
 
+def no_features(columns, rows):
+    """Columns with the two that hold no features."""
+    shape = (rows, 0)
+    return {**columns, "dense": np.zeros(shape, np.float32), "categorical": np.zeros(shape, "i4")}
+
+
 class HandMade:
     """A study with one data set, in whose folder results are put.
 
@@ -26,8 +32,18 @@ class HandMade:
         def write(folder):
             write_schema(folder, schema)
             for split, columns in splits.items():
-                write_columns(folder / split, columns)
-            write_columns(folder / "items", items)
+                write_columns(folder / split, no_features(columns, len(columns["user"])))
+                if schema.task == "ranking":
+                    write_columns(folder / split, {"value": np.ones_like(columns["user"], "f4")})
+                    if split != "train":
+                        negatives = np.zeros((len(columns["user"]), 0), np.int32)
+                        write_columns(folder / split, {"negatives": negatives})
+            write_columns(folder / "users", no_features({}, schema.num_users))
+            write_columns(folder / "items", no_features(items, schema.num_items))
+            if schema.task == "ranking":
+                ends = np.cumsum(np.bincount(splits["train"]["user"], minlength=schema.num_users))
+                known = {"offsets": np.append(0, ends), "items": splits["train"]["item"]}
+                write_columns(folder / "known", known)
             return {"rows": {split: len(x["user"]) for split, x in splits.items()}}
 
         self.prepared = materialize(self.work, "prepare", {}, write)
@@ -61,18 +77,26 @@ def rankings(tmp_path):
     item = np.array([1, 1, 2, 1, 2, 3, 1, 2, 3, 4], np.int32)
     one_each = {"user": np.arange(1, 5, dtype=np.int32), "item": np.array([5, 1, 2, 3], np.int32)}
     splits = {"train": {"user": user, "item": item}, "validation": one_each, "test": one_each}
-    schema = Schema("ranking", 5, 6, Features(), Features(), Features())
-    return HandMade(tmp_path, "ml-100k", schema, splits, {"count": np.bincount(item, minlength=6)})
+    schema = Schema("ranking", 5, 30, Features(), Features(), Features())
+    return HandMade(tmp_path, "ml-100k", schema, splits, {"count": np.bincount(item, minlength=30)})
 
 
 @pytest.fixture
 def clicks(tmp_path):
     """Four test rows whose labels are 0, 1, 0, 1, and the probabilities they were drawn from."""
     rows = {"user": np.ones(4, np.int32), "item": np.ones(4, np.int32)}
-    splits = {name: rows | {"label": np.array([0, 1, 0, 1])} for name in ("train", "test")}
+    splits = {
+        name: rows | {"label": np.array([0, 1, 0, 1], np.float32)} for name in ("train", "test")
+    }
     splits["validation"] = splits["train"]
     schema = Schema("click", 2, 2, Features(), Features(), Features())
-    made = HandMade(tmp_path, "synthetic", schema, splits, {"count": np.array([0, 4])})
+    made = HandMade(
+        tmp_path,
+        "synthetic",
+        schema,
+        splits,
+        {"count": np.array([0, 4]), "clicks": np.array([0, 2])},
+    )
     truth = np.concatenate([np.full(8, 0.5), [0.1, 0.9, 0.4, 0.3]])
     for name, values in (("other", np.zeros(5)), ("own", truth)):
         folder = made.work / "synthetic" / name
