@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from cadc_jax.data.prepare import PrepareConfig
 from cadc_jax.errors import ConfigError, check_at_least, check_choice, check_local
@@ -112,6 +112,9 @@ def default_config() -> ConfigDict:
     config.devices = ConfigDict(_fields_of(DeviceConfig))
     config.checkpoints = ConfigDict(_fields_of(CheckpointConfig))
     config.evaluation = ConfigDict(_fields_of(EvaluationConfig))
+    # A tuple, or a number alone: a field of the type `object` takes both.
+    cut_offs = config.evaluation.k
+    config.evaluation.k = FieldReference(cut_offs, field_type=object)
     config.log = ConfigDict()
     config.log.tensorboard = False  # write scalars of training to <workdir>/logs
     config.log.profile = False  # write a jax.profiler trace of one interval of steps there

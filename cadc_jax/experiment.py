@@ -183,12 +183,14 @@ def _row(
         seconds["sample"] = inputs.sample.seconds
     seconds |= {**training, "evaluate": evaluated.seconds}
     seconds = {name: round(value, 2) for name, value in seconds.items()}
+    users = evaluated.facts["users"]  # of clicks nothing
     return {
         "arm": arm.name,
         "model": None,
         "rate": run.config.rate if arm.takes_sample else 1.0,
         "rows_used": inputs.prepared.facts["rows"]["train"],
-        "metrics": dict(evaluated.facts),
+        "metrics": dict(evaluated.facts["metrics"]),
         "seconds": {**seconds, "total": round(sum(seconds.values()), 2)},
         "evaluation": evaluated.fingerprint,
+        **({"test_users": users} if users else {}),
     }

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from cadc_jax import sharding
+from cadc_jax import metrics, sharding
 from cadc_jax.data import negatives, sampling
 from cadc_jax.data.negatives import NegativeSampling
 from cadc_jax.data.table import Columns, Table, open_table, read_columns
@@ -206,7 +206,7 @@ def train(
     def quality(scorer: Scorer) -> float:
         if clicks:
             return -evaluate.evaluate_clicks(scorer, validation)["logloss"]
-        return evaluate.of_ranks(evaluate.ranks_sampled(scorer, validation), 10)["ndcg@10"]
+        return float(metrics.ndcg(evaluate.ranks_sampled(scorer, validation), 10))
 
     start = _embedding_start(embeddings, factors, embedding_dim)
     fitted = assemble.train(network, config, data, start, quality, seed)

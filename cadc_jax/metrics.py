@@ -1,8 +1,13 @@
-"""Metrics: AUC, log loss and calibration for clicks, hit rate and NDCG for rankings.
+"""Metrics: AUC, log loss and calibration for clicks; of rankings, those of users and those of rows.
+
+`UserRankings` has the metrics of whole lists, a value for each user. `hit_rate` and `ndcg` are of
+rows: each held-out item has a rank of its own, whoever its user is.
 
 `auc` sorts all scores at once. For more rows than fit in memory, `click_stats` reduces each block
 of rows to statistics of fixed size, and `merge` adds them up.
 """
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -142,8 +147,93 @@ def merge(a: ClickStats, b: ClickStats) -> ClickStats:
     )
 
 
+NEVER = np.iinfo(np.int64).max  # place of an item that is in no list
+
+
+@dataclasses.dataclass(frozen=True)
+class UserRankings:
+    """The places of users' held-out items in their lists.
+
+    Rows are those of the held-out items, without users that were not ranked and without repeats of
+    an item. All metrics are float64, a value for each user.
+
+    Attributes:
+      users: [U], ids of the users, ascending.
+      rows: [M], which of the given rows these are: by user, the best places first.
+      owner: [M], index in `users`.
+      nth: [M], number of the user's held-out items with a better place.
+      place: [M] int64, place in the user's list, 0 the first; NEVER if it is in none.
+    """
+
+    users: np.ndarray
+    rows: np.ndarray
+    owner: np.ndarray
+    nth: np.ndarray
+    place: np.ndarray
+
+    @classmethod
+    def of_ranks(
+        cls, ranks: np.ndarray, user: np.ndarray, item: np.ndarray, num_items: int
+    ) -> "UserRankings":
+        """Places of the items that `evaluation.ranking.full_ranks` has ranked.
+
+        Args:
+          ranks: [N] int, as it gives them; rows below 0 are left out.
+          user: [N] int.
+          item: [N] int; 0 is an unknown item, of which a user may have several.
+          num_items: I; a rank of I or more is a miss.
+        """
+        user, item = np.asarray(user), np.asarray(item)
+        rows = np.flatnonzero(ranks >= 0)
+        rows = rows[np.lexsort((item[rows], ranks[rows], user[rows]))]
+        repeated = np.zeros(len(rows), bool)
+        same = (user[rows][1:] == user[rows][:-1]) & (item[rows][1:] == item[rows][:-1])
+        repeated[1:] = same & (item[rows][1:] != 0)
+        rows = rows[~repeated]
+        users, first, owner = np.unique(user[rows], return_index=True, return_inverse=True)
+        nth = np.arange(len(rows)) - first[owner]
+        found = np.asarray(ranks)[rows].astype(np.int64)
+        return cls(users, rows, owner, nth, np.where(found < num_items, found + nth, NEVER))
+
+    @property
+    def held_out(self) -> np.ndarray:
+        """[U], number of held-out items."""
+        return np.bincount(self.owner, minlength=len(self.users))
+
+    def recall(self, k: int) -> np.ndarray:
+        """[U], hits among the first k / number of held-out items."""
+        return self._sum(self.place < k) / self.held_out
+
+    def hit(self, k: int) -> np.ndarray:
+        """[U], 1 if any held-out item is among the first k."""
+        return (self._sum(self.place < k) > 0).astype(np.float64)
+
+    def ndcg(self, k: int) -> np.ndarray:
+        """[U], sum of 1 / log2(place + 2) of the hits / that of the first min(k, n) places."""
+        ideal = np.concatenate([[0], np.cumsum(1 / np.log2(np.arange(k) + 2.0))])
+        return self._sum(self.gain(k)) / ideal[np.minimum(self.held_out, k)]
+
+    def gain(self, k: int) -> np.ndarray:
+        """[M], 1 / log2(place + 2) of each held-out item among the first k, else 0."""
+        return np.where(self.place < k, 1 / np.log2(self.place + 2.0), 0)
+
+    def average_precision(self, k: int) -> np.ndarray:
+        """[U], sum of the precision at each hit among the first k / min(k, n)."""
+        precision = np.where(self.place < k, (self.nth + 1) / (self.place + 1.0), 0)
+        return self._sum(precision) / np.minimum(self.held_out, k)
+
+    def reciprocal_rank(self) -> np.ndarray:
+        """[U], 1 / (place + 1) of the best held-out item; 0 if none is in the list."""
+        first = self.place[self.nth == 0]
+        return np.where(first < NEVER, 1 / (first + 1.0), 0)
+
+    def _sum(self, values: np.ndarray) -> np.ndarray:
+        """[M] -> [U], sums by user."""
+        return np.bincount(self.owner, values, minlength=len(self.users))
+
+
 def hit_rate(ranks: jax.Array | np.ndarray, k: int) -> jax.Array:
-    """HR@k: share of rows whose held-out item is among the first k.
+    """HR@k of rows: share of them whose held-out item is among the first k.
 
     Args:
       ranks: [N] int, rank of each row's held-out item; 0 is the best.
@@ -156,7 +246,7 @@ def hit_rate(ranks: jax.Array | np.ndarray, k: int) -> jax.Array:
 
 
 def ndcg(ranks: jax.Array | np.ndarray, k: int) -> jax.Array:
-    """NDCG@k with one relevant item a row: mean of 1 / log2(rank + 2) for ranks below k, else 0.
+    """NDCG@k of rows with one relevant item each: mean of 1 / log2(rank + 2) below k, else 0.
 
     Args:
       ranks: [N] int, rank of each row's held-out item; 0 is the best.

@@ -7,12 +7,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from cadc_jax.run.arms import ARMS
+from cadc_jax.run.arms import ARMS, POPULARITY
 from cadc_jax.runtime import durable
 from cadc_jax.runtime.text import aligned
 
 SECONDS = ("prepare", "factorize", "sample", "train", "evaluate", "total")  # columns, in order
 BOUNDS = ("auc_error",)  # errors of other metrics: in results.json and a note, without a column
+HEADLINE = ("ndcg", "recall")  # of the full ranking at the first cut-off; all others come second
 Row = Mapping[str, Any]
 
 
@@ -37,43 +38,103 @@ def write_report(
     counts = ", ".join(f"{count:,} {split}" for split, count in facts["rows"].items())
     notes = [
         f"Rows: {counts}. Users {facts['num_users']:,}, items {facts['num_items']:,}.",
-        *explain(rows, config),
+        *explain(rows),
     ]
-    header, *body = table(rows)
-    markdown = [f"# {heading}", "", *notes, "", _markdown(header), _markdown(["---"] * len(header))]
-    markdown += [_markdown(line) for line in body]
-    markdown += ["", "![quality against wall time](report.png)", ""]
+    loud = warnings(rows)
+    tables = [lines for lines in (table(rows), further_table(rows)) if lines]
+    markdown = [f"# {heading}", "", *(f"{line}\n" for line in loud), *notes, ""]
+    for header, *body in tables:
+        markdown += [_markdown(header), _markdown(["---"] * len(header))]
+        markdown += [*map(_markdown, body), ""]
+    markdown += ["![quality against wall time](report.png)", ""]
     durable.write_text(workdir / "report.md", "\n".join(markdown))
-    names, *others = aligned([header, *body], right=range(2, len(header)))
-    lines = [heading, *notes, "", names, "-" * len(names), *others, ""]
-    lines.append(f"{workdir / 'report.md'}, report.png and results.json hold the same.")
-    return "\n".join(lines)
+    text = [heading, *notes, ""]
+    for lines in tables:
+        names, *others = aligned(lines, right=range(2, len(lines[0])))
+        text += [names, "-" * len(names), *others, ""]
+    text += [*loud, f"{workdir / 'report.md'}, report.png and results.json hold the same."]
+    return "\n".join(text)
 
 
 def table(rows: Sequence[Row]) -> list[list[str]]:
-    """The header and one line a row, as text. The best value of each metric of an arm has a *."""
-    names = dict.fromkeys(name for row in rows for name in row["metrics"])
-    metrics = [name for name in names if name not in BOUNDS]
+    """The header and one line a row, as text: the headline metrics, seconds, and a note.
+
+    The best value of each metric has a *. The column of notes is there if any row has one.
+    """
+    metrics = headlines(rows)
     stages = [name for name in SECONDS if any(name in row["seconds"] for row in rows)]
-    best = {}
-    for name in metrics:
-        values = [row["metrics"][name] for row in rows if name in row["metrics"]]
-        best[name] = max(values, key=lambda value: _goodness(name, value))
-    lines = [["arm", "model", "rows used", *metrics, *(f"{name} s" for name in stages)]]
-    for row in rows:
-        line = [ARMS[row["arm"]].label, row["model"] or "-", f"{row['rows_used']:,}"]
-        for name in metrics:
-            value = row["metrics"].get(name)
-            star = "*" if value == best[name] else " "
-            line.append("-" if value is None else f"{value:.4f}{star}")
+    noted = any(map(_added_nothing, rows))
+    header = ["arm", "model", "rows used", *map(label, metrics), *(f"{name} s" for name in stages)]
+    lines = [header + ["note"] * noted]
+    for row, values in zip(rows, _values(rows, metrics), strict=True):
+        line = [*_names(row), f"{row['rows_used']:,}", *values]
         line += [f"{row['seconds'][s]:.1f}" if s in row["seconds"] else "-" for s in stages]
-        lines.append(line)
+        note = "the network added nothing" if _added_nothing(row) else ""
+        lines.append(line + [note] * noted)
+    return lines
+
+
+def further_table(rows: Sequence[Row]) -> list[list[str]]:
+    """The other metrics at the first cut-off; nothing if there are none."""
+    shown = headlines(rows)
+    cut_off = next((f"@{_cut_off(name)}" for name in shown if "@" in name), "")
+    names = dict.fromkeys(name for row in rows for name in row["metrics"])
+    metrics = [
+        name
+        for name in names
+        if name not in (*BOUNDS, *shown) and f"@{_cut_off(name)}" in ("@", cut_off)
+    ]
+    if not metrics:
+        return []
+    lines = [["arm", "model", *map(label, metrics)]]
+    for row, values in zip(rows, _values(rows, metrics), strict=True):
+        lines.append([*_names(row), *values])
+    return lines
+
+
+def headlines(rows: Sequence[Row]) -> list[str]:
+    """The metrics of the first table; of clicks, all of them. The first one judges an arm."""
+    names = dict.fromkeys(name for row in rows for name in row["metrics"])
+    found = [name for name in names if name.split("@")[0] in HEADLINE and "/" not in name]
+    if not found:
+        return [name for name in names if name not in BOUNDS]
+    return [name for name in found if _cut_off(name) == _cut_off(found[0])]
+
+
+def label(metric: str) -> str:
+    """The name of a metric as tables show it, which says what a ranking's is a mean of."""
+    name, _, protocol = metric.partition("/")
+    if protocol:
+        return f"{name} sampled {protocol}"
+    kind = name.split("@")[0]
+    if kind in (*HEADLINE, "hit", "map", "mrr"):
+        return f"{name} per user"
+    return f"{name} per row" if kind == "hr" else name
+
+
+def warnings(rows: Sequence[Row]) -> list[str]:
+    """A loud line for each row that is worse than popularity."""
+    baselines = [row["metrics"] for row in rows if ARMS[row["arm"]] is POPULARITY]
+    popularity: Mapping[str, float] = baselines[0] if baselines else {}
+    metric = next((name for name in headlines(rows) if name in popularity), None)
+    if metric is None:
+        return []
+    lines = []
+    for row in rows:
+        value = row["metrics"].get(metric)
+        if value is not None and not _goodness(metric, value) >= _goodness(
+            metric, popularity[metric]
+        ):
+            lines.append(
+                f"*** {', '.join(_names(row)).removesuffix(', -')}: {label(metric)} {value:.4f} is "
+                f"worse than popularity's {popularity[metric]:.4f} ***"
+            )
     return lines
 
 
 def plot(path: pathlib.Path, rows: Sequence[Row]) -> None:
     """Quality (the first metric) against the seconds it took to get there, after `prepare`."""
-    metric = next((name for row in rows[::-1] for name in row["metrics"]), "quality")
+    metric = next(iter(headlines(rows)), "quality")
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     models = list(dict.fromkeys(row["model"] for row in rows))
@@ -84,28 +145,23 @@ def plot(path: pathlib.Path, rows: Sequence[Row]) -> None:
         marker = "os^D"[models.index(row["model"])]
         point = (max(seconds, 0.1), row["metrics"][metric])
         axes.scatter(*point, marker=marker, s=60)
-        label = ARMS[row["arm"]].label + (f" ({row['model']})" if row["model"] else "")
-        axes.annotate(label, point, xytext=(6, 5), textcoords="offset points", fontsize=8)
+        name = ARMS[row["arm"]].label + (f" ({row['model']})" if row["model"] else "")
+        axes.annotate(name, point, xytext=(6, 5), textcoords="offset points", fontsize=8)
     axes.set_xscale("log")
     axes.set_xlabel("seconds: factorise + sample + train")
-    axes.set_ylabel(f"{metric} (test)")
+    axes.set_ylabel(f"{label(metric)} (test)")
     axes.margins(x=0.25, y=0.1)
     axes.grid(alpha=0.3)
     with durable.replacing(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
 
 
-def explain(rows: Sequence[Row], config: Mapping[str, Any]) -> list[str]:
-    """Notes that a reader of the table needs, a line each."""
+def explain(rows: Sequence[Row]) -> list[str]:
+    """Notes that a reader of the tables needs, a line each."""
     metrics = {name for row in rows for name in row["metrics"]}
     lines = ["Stopping and other choices by the validation split; figures are of the test split."]
     if any(name.startswith("hr@") for name in metrics):
-        limit = config["evaluation"]["max_users"]
-        whom = f"{limit:,} users drawn at random" if limit else "all test users"
-        lines.append(
-            f"hr, ndcg: {whom}, every item not seen before as a candidate; with '/1+K': the test "
-            "item among K unseen items only. Ties count against the model."
-        )
+        lines += _explain_rankings(rows)
     lines.append(
         "Seconds include compiling. 'rows used' are those the model trains on; the factors of MF "
         "and CADC come from all training rows. * marks the best of a column."
@@ -118,12 +174,53 @@ def explain(rows: Sequence[Row], config: Mapping[str, Any]) -> list[str]:
     if error:
         lines.append(f"auc: from a histogram of the scores; its error is at most {error:.1e}.")
     for row in rows:
-        if row.get("best_step") == 0:
+        if _added_nothing(row):
             lines.append(
-                f"{ARMS[row['arm']].label} ({row['model']}): no training step bettered the "
-                "validation result of the start; the figures are of the start."
+                f"{ARMS[row['arm']].label} ({row['model']}): the network added nothing: no "
+                "training step bettered the validation result of the start, whose figures these "
+                "are."
             )
     return lines
+
+
+def _explain_rankings(rows: Sequence[Row]) -> list[str]:
+    users = next(row["test_users"] for row in rows if "test_users" in row)
+    whom = f"all {users['all']:,} test users"
+    if users["ranked"] < users["all"]:
+        whom = f"{users['ranked']:,} of {users['all']:,} test users, drawn at random"
+    return [
+        f"per user: means over {whom}, whose test items are looked for among all items that they "
+        "had not seen. Ties count against the model.",
+        "per row: means over held-out items, so that a user with more of them counts more. "
+        "sampled 1+K: per row too, the held-out item among K drawn items only; not to be compared "
+        "with the full ranking.",
+    ]
+
+
+def _names(row: Row) -> list[str]:
+    return [ARMS[row["arm"]].label, row["model"] or "-"]
+
+
+def _added_nothing(row: Row) -> bool:
+    """Whether training did not better the start."""
+    return row.get("best_step") == 0
+
+
+def _cut_off(metric: str) -> str:
+    """'10' of 'ndcg@10' and 'hr@10/1+99', '' of 'mrr'."""
+    return metric.partition("@")[2].partition("/")[0]
+
+
+def _values(rows: Sequence[Row], metrics: Sequence[str]) -> list[list[str]]:
+    """The values of metrics as text, a list for each row; the best of a metric has a *."""
+    columns = []
+    for name in metrics:
+        values = [row["metrics"].get(name) for row in rows]
+        best = max((x for x in values if x is not None), key=lambda x: _goodness(name, x))
+        columns.append(
+            ["-" if x is None else f"{x:.4f}" + ("*" if x == best else " ") for x in values]
+        )
+    return [list(line) for line in zip(*columns, strict=True)] or [[] for _ in rows]
 
 
 def _goodness(name: str, value: float) -> float:

@@ -4,8 +4,8 @@ Reads `ml-1m-implicit/` in $CADC_DATA_DIR: train.csv.gz, test.csv, test_negative
 and movies.dat. Training rows have no timestamps: the validation item of each user is drawn from its
 training items. It is then neither a training row nor in the interaction matrix.
 
-Test hr@10 / ndcg@10 of seed 0: MF alone 0.7414 / 0.4585, CADC frozen 0.7477 / 0.4638 (a tenth of
-the rows) and 0.7440 / 0.4615 (a hundredth). Five seeds are in docs/results.md.
+Test hr@10 / ndcg@10 sampled 1+99, of seed 0: MF alone 0.7414 / 0.4585, CADC frozen 0.7477 / 0.4638
+(a tenth of the rows) and 0.7440 / 0.4615 (a hundredth). Five seeds are in docs/results.md.
 
     python -m cadc_jax.main --config=configs/movielens_1m_ncf.py
 """

@@ -94,6 +94,13 @@ def test_the_loss_in_the_batch_goes_with_two_towers_and_no_negatives():
     assert configuration.train_config(config).loss == "in_batch"
 
 
+@pytest.mark.parametrize(("assigned", "found"), [(20, (20,)), ((20, 10), (20, 10)), ([5], (5,))])
+def test_cut_offs_may_be_one_number_or_several(assigned, found):
+    config = changed(evaluation__k=assigned)
+    configuration.validate(config)
+    assert configuration.evaluation_config(config).k == found
+
+
 def test_raw_data_is_looked_for_in_the_data_folder_unless_a_path_is_given(monkeypatch):
     monkeypatch.setenv("CADC_DATA_DIR", "/data")
     assert configuration.raw_path(changed(data__folder="ml-1m")) == pathlib.Path("/data/ml-1m")

@@ -187,4 +187,8 @@ def test_a_ranking_run_from_csv_files_with_their_own_split(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "w/results.json").read_text())["rows"]
     assert len(rows) == 2 + 2 * 4
-    assert set(rows[-1]["metrics"]) == {"hr@10", "ndcg@10", "hr@10/1+20", "ndcg@10/1+20"}
+    names = ("ndcg", "recall", "hit", "map", "hr", "coverage")
+    full = {f"{name}@{k}" for name in names for k in (10, 20, 50)} | {"mrr"}
+    sampled = {f"{name}@{k}/1+20" for name in ("hr", "ndcg") for k in (10, 20, 50)}
+    assert set(rows[-1]["metrics"]) == full | sampled
+    assert rows[-1]["test_users"] == {"ranked": 40, "all": 40}

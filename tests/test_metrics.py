@@ -267,3 +267,56 @@ def test_ndcg_equals_scikit_learns(k):
     ranks = np.sum(scores > scores[:, 4:5], axis=1)
     expected = sklearn.metrics.ndcg_score(relevant, scores, k=k)
     assert float(metrics.ndcg(ranks, k)) == pytest.approx(expected, rel=1e-5)
+
+
+# Metrics of users.
+
+
+def rankings(rows, num_items=100):
+    """Of (user, item, rank) rows."""
+    user, item, ranks = np.array(rows).T
+    return metrics.UserRankings.of_ranks(ranks, user, item, num_items)
+
+
+# User 7: 3 items at places 0, 2 and 11. User 9: 1 item at place 4. User 8: none is ever found.
+THREE = rankings([(7, 1, 10), (9, 5, 4), (7, 2, 0), (8, 0, 100), (7, 3, 1), (8, 0, 100)])
+
+
+def test_places_are_ranks_and_the_users_own_better_items():
+    assert THREE.users.tolist() == [7, 8, 9] and THREE.held_out.tolist() == [3, 2, 1]
+    assert THREE.rows.tolist() == [2, 4, 0, 3, 5, 1]
+    never = metrics.NEVER
+    assert THREE.place.tolist() == [0, 2, 12, never, never, 4]
+
+
+def test_metrics_of_users_equal_values_by_hand():
+    assert THREE.recall(10) == pytest.approx([2 / 3, 0, 1])
+    assert THREE.recall(13) == pytest.approx([1, 0, 1])
+    assert THREE.hit(3).tolist() == [1, 0, 0]
+    gain = {place: 1 / np.log2(place + 2) for place in range(5)}
+    ideal = gain[0] + gain[1] + gain[2]
+    assert THREE.ndcg(10) == pytest.approx([(gain[0] + gain[2]) / ideal, 0, gain[4]])
+    assert THREE.ndcg(2) == pytest.approx([gain[0] / (gain[0] + gain[1]), 0, 0])
+    assert THREE.average_precision(10) == pytest.approx([(1 + 2 / 3) / 3, 0, 1 / 5])
+    assert THREE.average_precision(2) == pytest.approx([1 / 2, 0, 0])
+    assert THREE.reciprocal_rank() == pytest.approx([1, 0, 1 / 5])
+
+
+def test_a_miss_is_no_hit_even_if_the_list_is_shorter_than_the_cut_off():
+    few = rankings([(1, 0, 5), (1, 2, 3)], num_items=5)
+    assert few.recall(50) == [1 / 2] and few.place.tolist() == [3, metrics.NEVER]
+
+
+def test_rows_of_users_that_were_not_drawn_and_repeats_of_an_item_count_nowhere():
+    found = rankings([(1, 5, -1), (2, 6, 0), (2, 6, 0), (2, 7, 0), (3, 6, 0)])
+    assert found.users.tolist() == [2, 3] and found.held_out.tolist() == [2, 1]
+    assert found.rows.tolist() == [1, 3, 4] and found.place.tolist() == [0, 1, 0]
+
+
+def test_with_one_item_a_user_the_metrics_are_those_of_rows():
+    ranks = np.random.default_rng(0).integers(0, 60, 500)
+    found = rankings(np.stack([np.arange(500), np.ones(500, int), ranks], axis=1))
+    for k in (1, 10, 30):
+        assert found.ndcg(k).mean() == pytest.approx(float(metrics.ndcg(ranks, k)), abs=1e-7)
+        hits = float(metrics.hit_rate(ranks, k))
+        assert found.recall(k).mean() == found.hit(k).mean() == pytest.approx(hits, abs=1e-7)

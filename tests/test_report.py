@@ -29,7 +29,7 @@ ROWS = [
         "seconds": {"prepare": 1.0, "train": 9.0, "total": 10.0},
     },
 ]
-CONFIG = {"name": "x", "rate": 0.1, "evaluation": {"max_users": 0}}
+CONFIG = {"name": "x", "rate": 0.1}
 
 
 def test_the_table_has_a_line_an_arm_and_stars_the_best():
@@ -53,8 +53,8 @@ def test_the_calibration_nearest_one_is_best():
     rows = with_metrics({"calibration": 0.5}, {"calibration": 1.1}, {"calibration": 0.95})
     cells = [line[3].strip() for line in report.table(rows)]
     assert cells == ["calibration", "0.5000", "1.1000", "0.9500*"]
-    assert any(line.startswith("calibration: mean") for line in report.explain(rows, CONFIG))
-    assert not any("calibration" in line for line in report.explain(ROWS, CONFIG))
+    assert any(line.startswith("calibration: mean") for line in report.explain(rows))
+    assert not any("calibration" in line for line in report.explain(ROWS))
 
 
 def test_a_value_that_is_no_number_is_never_best():
@@ -66,8 +66,8 @@ def test_the_error_of_a_streamed_auc_is_a_note_and_no_column():
     metrics = [{"auc": 0.7, "auc_error": error} for error in (1.2e-5, 1.34e-5, 1.1e-5)]
     rows = with_metrics(*metrics)
     assert "auc_error" not in report.table(rows)[0]
-    assert any("at most 1.3e-05" in line for line in report.explain(rows, CONFIG))
-    assert not any("histogram" in line for line in report.explain(ROWS, CONFIG))
+    assert any("at most 1.3e-05" in line for line in report.explain(rows))
+    assert not any("histogram" in line for line in report.explain(ROWS))
 
 
 def test_every_model_has_a_marker_in_the_plot(tmp_path):
@@ -78,9 +78,68 @@ def test_every_model_has_a_marker_in_the_plot(tmp_path):
 
 def test_an_arm_that_training_did_not_better_is_named():
     rows = [*ROWS[:1], ROWS[1] | {"best_step": 0}, ROWS[2] | {"best_step": 50}]
-    lines = report.explain(rows, CONFIG)
-    assert any(line.startswith("CADC, frozen (dlrm): no training step") for line in lines)
+    lines = report.explain(rows)
+    assert any(line.startswith("CADC, frozen (dlrm): the network added") for line in lines)
     assert not any(line.startswith("full data") for line in lines)
+
+
+def test_a_row_whose_start_is_best_says_so_in_the_table():
+    rows = [*ROWS[:1], ROWS[1] | {"best_step": 0}, ROWS[2] | {"best_step": 50}]
+    notes = [line[-1] for line in report.table(rows)]
+    assert notes == ["note", "", "the network added nothing", ""]
+
+
+# Rankings.
+
+
+def ranked(arm, ndcg, users=(40, 40), **more):
+    """A row of the ranking task with two cut-offs."""
+    names = ("ndcg", "recall", "hit", "map", "hr", "coverage")
+    found = {f"{name}@{k}": ndcg + k / 1000 for k in (20, 10) for name in names}
+    found |= {"mrr": 0.1, "hr@20/1+99": 0.7, "ndcg@20/1+99": 0.5, "hr@10/1+99": 0.6}
+    model = None if arm in ("popularity", "mf_alone") else "two_tower"
+    row = {"arm": arm, "model": model, "rows_used": 9, "metrics": found, "seconds": {"total": 1.0}}
+    return row | {"test_users": dict(zip(("ranked", "all"), users, strict=True))} | more
+
+
+def test_rankings_have_ndcg_and_recall_of_users_first_and_the_rest_in_a_second_table():
+    rows = [ranked("popularity", 0.2), ranked("mf_alone", 0.3)]
+    header, _, mf = report.table(rows)
+    assert header[3:] == ["ndcg@20 per user", "recall@20 per user", "total s"]
+    assert mf[3:] == ["0.3200*", "0.3200*", "1.0"]
+    header, popularity, _ = report.further_table(rows)
+    assert header == [
+        *("arm", "model", "hit@20 per user", "map@20 per user", "hr@20 per row", "coverage@20"),
+        *("mrr per user", "hr@20 sampled 1+99", "ndcg@20 sampled 1+99"),
+    ]
+    assert popularity[-2:] == ["0.7000*", "0.5000*"]
+    assert report.further_table(ROWS) == []  # clicks
+
+
+def test_the_number_of_ranked_users_is_said():
+    (line,) = (x for x in report.explain([ranked("mf_alone", 0.3)]) if x.startswith("per user"))
+    assert "all 40 test users" in line
+    drawn = report.explain([ranked("mf_alone", 0.3, users=(2000, 40163))])
+    (line,) = (x for x in drawn if x.startswith("per user"))
+    assert "2,000 of 40,163 test users, drawn at random" in line
+
+
+def test_an_arm_that_is_worse_than_popularity_is_named_loudly(tmp_path):
+    rows = [ranked("popularity", 0.2), ranked("mf_alone", 0.2), ranked("cadc_frozen", 0.19)]
+    (line,) = report.warnings(rows)
+    assert line == (
+        "*** CADC, frozen, two_tower: ndcg@20 per user 0.2100 is worse than popularity's 0.2200 ***"
+    )
+    facts = {"rows": {"train": 9, "validation": 1, "test": 1}, "num_users": 3, "num_items": 4}
+    text = report.write_report(tmp_path, {"config": CONFIG, "seed": 0, "rows": rows}, facts)
+    assert line in text and line in (tmp_path / "report.md").read_text()
+    assert "hr@20 sampled 1+99" in text
+
+
+def test_a_score_that_is_no_number_is_worse_than_popularity():
+    rows = [ranked("popularity", 0.2), ranked("mf_alone", math.nan)]
+    assert len(report.warnings(rows)) == 1
+    assert report.warnings(rows[1:]) == []  # without popularity there is nothing to compare
 
 
 def test_everything_is_written_and_the_text_holds_the_table(tmp_path):

@@ -97,7 +97,7 @@ def test_scorer(
 
     made = stages.evaluate_stage(run, prepared, name, make_scorer, name)
     rows = prepared.facts["rows"]["train"]
-    return Tested(made.facts, {"evaluate": made.seconds}, rows, made.fingerprint)
+    return Tested(made.facts["metrics"], {"evaluate": made.seconds}, rows, made.fingerprint)
 
 
 def test_baseline(run: Run, prepared: Artifact, factors: Artifact, arm: str) -> Tested:

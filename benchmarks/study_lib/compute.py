@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from benchmarks.study_lib import adapter, rivals, samples, selection
 from benchmarks.study_lib.adapter import Tested
 from benchmarks.study_lib.cells import ARMS, DATA, RIVALS, Cell, SkipCell
+from benchmarks.study_lib.data_report import K
 from benchmarks.study_lib.results import COLUMNS, SECONDS, Row
 from cadc_jax.data.readers import synthetic
 from cadc_jax.data.table import Table, open_table
@@ -138,7 +139,7 @@ def _run_rival(run: Run, cell: Cell, prepared: Artifact) -> _Outcome:
 
     def make_scorer(table: Table) -> Scorer:
         candidates = rivals.CANDIDATES[cell.arm](rivals.matrix_of(table))
-        found, scorer = rivals.best(candidates, table, options.k, options.max_users, run.say)
+        found, scorer = rivals.best(candidates, table, K, options.max_users, run.say)
         chosen.update(found)
         return scorer
 
@@ -176,7 +177,9 @@ def _result_row(study: Study, cell: Cell, prepared: Artifact, outcome: _Outcome)
         "train_bytes": artifacts.size_of(prepared.path / "train"),
     }
     for name, value in tested.metrics.items():  # 'hr@10' -> hr, 'hr@10/1+99' -> hr_sampled
-        row[name.split("@")[0] + ("_sampled" if "/" in name else "")] = value
+        metric, _, cut_off = name.partition("@")
+        if cut_off.partition("/")[0] in ("", str(K)):
+            row[metric + ("_sampled" if "/" in name else "")] = value
     row |= {f"{name}_s": s for name, s in tested.seconds.items() if f"{name}_s" in SECONDS}
     for name in ("sample", "factors", "state"):
         made = getattr(outcome, name)

@@ -13,6 +13,7 @@ from benchmarks.study_lib import paired
 from benchmarks.study_lib.paired import Interval
 from benchmarks.study_lib.results import Row, primary
 from cadc_jax.data.table import Table, open_table
+from cadc_jax.metrics import UserRankings
 from cadc_jax.runtime import artifacts
 
 K = 10  # cut-off of the rankings
@@ -27,7 +28,7 @@ ARM_NAMES = {
     "frozen": "CADC, frozen",
 }
 METRIC_NAMES = {
-    "hr": f"HR@{K}",
+    "hr": f"HR@{K} (rows)",
     "ndcg": f"NDCG@{K}",
     "hr_sampled": f"HR@{K} (1+K)",
     "ndcg_sampled": f"NDCG@{K} (1+K)",
@@ -45,13 +46,17 @@ class Group:
     Attributes:
       key: arm, model, selection, rate.
       rows: S rows of results.csv, by seed.
-      values: [S, N], for each scored test row the NDCG@K in the full ranking, or the score.
+      values: [S, N], for each ranked user the NDCG@K in the full ranking; of clicks, for each test
+        row the score.
+      gains: [S, M], for each test row of the ranked users its part of the NDCG, before it is
+        divided by the ideal; None for clicks.
       few: [S, N'] int32, for each test row its rank in the (1+K) ranking; None for clicks.
     """
 
     key: Key
     rows: list[Row]
     values: np.ndarray
+    gains: np.ndarray | None = None
     few: np.ndarray | None = None
 
     def column(self, name: str) -> np.ndarray:
@@ -72,7 +77,9 @@ class DataReport:
       name: of the data set.
       table: the prepared table.
       metric: 'ndcg' or 'auc'.
-      places: [N], the test rows that were scored.
+      places: [M], the test rows that were scored.
+      users: [N], the user of each value of a group: every ranked user once; of clicks, the user of
+        each row.
       groups: by their key.
       truth: [N], click probabilities of the test rows; None if they are not known.
     """
@@ -81,6 +88,7 @@ class DataReport:
     table: Table
     metric: str
     places: np.ndarray
+    users: np.ndarray
     groups: dict[Key, Group]
     truth: np.ndarray | None
 
@@ -138,11 +146,18 @@ class DataReport:
             return paired.over_rows(self.labels, ours.values, theirs.values)
         return paired.over_users(ours.values, theirs.values)
 
-    def quality(self, group: Group, rows: np.ndarray) -> float:
-        """The metric on some of the scored rows, [N] bool; the mean over seeds."""
+    def quality(self, group: Group, chosen: np.ndarray) -> float:
+        """The metric on some of the users, or of the rows of clicks, [N] bool; mean over seeds."""
         if self.metric == "auc":
-            return float(np.mean([paired.auc(self.labels[rows], v[rows]) for v in group.values]))
-        return float(group.values[:, rows].mean())
+            values = [paired.auc(self.labels[chosen], v[chosen]) for v in group.values]
+            return float(np.mean(values))
+        return float(group.values[:, chosen].mean())
+
+    def quality_of_rows(self, group: Group, rows: np.ndarray) -> float:
+        """The metric on some of the scored rows, [M] bool; of rankings, their mean gain."""
+        if group.gains is None:
+            return self.quality(group, rows)
+        return float(group.gains[:, rows].mean())
 
 
 def gather(out: pathlib.Path, name: str, rows: Sequence[Row]) -> DataReport | None:
@@ -163,35 +178,44 @@ def gather(out: pathlib.Path, name: str, rows: Sequence[Row]) -> DataReport | No
     prepared = work / "prepare" / good[0]["prepared"]
     table = open_table(prepared)
     metric = primary(good[0])
-    places = np.arange(len(table.splits["test"]["user"]))
+    users = np.asarray(table.splits["test"]["user"])
+    places = np.arange(len(users))
     if metric == "ndcg":
-        places = np.flatnonzero(_evaluated(work, good[0], "ranks_full") >= 0)
+        ranked = _rankings(work, good[0], table)
+        places, users = np.sort(ranked.rows), ranked.users
     by_key: dict[Key, list[Row]] = collections.defaultdict(list)
     for row in good:
         by_key[row["arm"], row["model"], row["selection"], float(row["rate"])].append(row)
-    groups = {key: _group(work, key, found, metric, places) for key, found in by_key.items()}
-    return DataReport(name, table, metric, places, groups, _truth(work, prepared, len(places)))
+    groups = {key: _group(work, key, found, table) for key, found in by_key.items()}
+    truth = _truth(work, prepared, len(places))
+    return DataReport(name, table, metric, places, users, groups, truth)
 
 
 def ndcg(ranks: np.ndarray) -> np.ndarray:
-    """NDCG@K of each held-out item, from its rank; the first rank is 0."""
+    """NDCG@K of each test row by itself, from its rank; the first rank is 0."""
     return np.where(ranks < K, 1 / np.log2(ranks + 2.0), 0.0)
 
 
 def hit(ranks: np.ndarray) -> np.ndarray:
-    """HR@K of each held-out item: 1 if it is among the first K, else 0."""
+    """HR@K of each test row: 1 if it is among the first K, else 0."""
     return (ranks < K).astype(np.float64)
 
 
-def _group(
-    work: pathlib.Path, key: Key, rows: Sequence[Row], metric: str, places: np.ndarray
-) -> Group:
+def _group(work: pathlib.Path, key: Key, rows: Sequence[Row], table: Table) -> Group:
     rows = sorted(rows, key=lambda row: int(row["seed"]))
-    if metric == "auc":
+    if primary(rows[0]) == "auc":
         return Group(key, rows, np.stack([_evaluated(work, row, "scores") for row in rows]))
-    values = np.stack([ndcg(_evaluated(work, row, "ranks_full")[places]) for row in rows])
+    rankings = [_rankings(work, row, table) for row in rows]
+    values = np.stack([ranking.ndcg(K) for ranking in rankings])
+    gains = np.stack([ranking.gain(K)[np.argsort(ranking.rows)] for ranking in rankings])
     few = np.stack([_evaluated(work, row, "ranks_sampled") for row in rows])
-    return Group(key, rows, values, few)
+    return Group(key, rows, values, gains, few)
+
+
+def _rankings(work: pathlib.Path, row: Row, table: Table) -> UserRankings:
+    """The places of the test items in the full rankings of a cell."""
+    test, ranks = table.splits["test"], _evaluated(work, row, "ranks_full")
+    return UserRankings.of_ranks(ranks, test["user"], test["item"], table.schema.num_items)
 
 
 def _evaluated(work: pathlib.Path, row: Row, name: str) -> np.ndarray:

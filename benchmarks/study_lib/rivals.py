@@ -116,8 +116,8 @@ def best(
     """
     found = None
     for options, candidate in candidates:
-        ranks = evaluate.ranks_full(candidate, table, "validation", max_users)
-        quality = evaluate.of_ranks(ranks, k)[f"ndcg@{k}"]
+        ranked = evaluate.rank_users(candidate, table, "validation", max_users)
+        quality = ranked.quality((k,))[f"ndcg@{k}"]
         say(f"validation ndcg@{k} {quality:.4f}: {options}")
         if found is None or quality > found[0]:
             found = quality, options, candidate

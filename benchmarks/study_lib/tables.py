@@ -118,12 +118,13 @@ def activity_table(report: DataReport) -> Table:
     """Quality by the number of training rows of the user."""
     train = np.asarray(report.table.splits["train"]["user"])
     rows_of_user = np.bincount(train, minlength=report.table.schema.num_users)
-    return _by_size(report, rows_of_user[report.test_column("user")])
+    return _by_size(report, rows_of_user[report.users], report.quality)
 
 
 def popularity_table(report: DataReport) -> Table:
-    """Quality by the number of training rows of the item."""
-    return _by_size(report, np.asarray(report.table.items["count"])[report.test_column("item")])
+    """Quality by the number of training rows of the item, a value for each test row."""
+    size = np.asarray(report.table.items["count"])[report.test_column("item")]
+    return _by_size(report, size, report.quality_of_rows)
 
 
 def fold_in_table(report: DataReport) -> Table:
@@ -201,8 +202,10 @@ def _has(report: DataReport, metric: str) -> bool:
     return any(len(group.column(metric)) for group in report.groups.values())
 
 
-def _by_size(report: DataReport, size: np.ndarray) -> Table:
-    """A line for each decile of `size` [N], and for the rows where it is 0 or 1."""
+def _by_size(
+    report: DataReport, size: np.ndarray, quality: Callable[[Group, np.ndarray], float]
+) -> Table:
+    """A line for each decile of `size` [N], and for the users or rows where it is 0 or 1."""
     shown: dict[str, Group | None] = {
         ARM_NAMES[arm]: report.baseline(arm)
         for arm in ("popularity", "mf_alone", "ease", "item_knn")
@@ -214,7 +217,7 @@ def _by_size(report: DataReport, size: np.ndarray) -> Table:
                 name = f"{ARM_NAMES[arm]}, {model}, {rate:g}"
                 shown[name] = report.sampled(arm, model, rate)
     groups = {name: group for name, group in shown.items() if group is not None}
-    lines = [["training rows", "test rows", *groups]]
+    lines = [["training rows", "tested", *groups]]
     parts = [("none", size == 0), ("1", size == 1)]
     decile = paired.deciles(size)
     for nth in np.unique(decile):
@@ -225,7 +228,7 @@ def _by_size(report: DataReport, size: np.ndarray) -> Table:
     for name, inside in parts:
         if inside.any() and inside.tobytes() not in seen:  # a decile may be the rows of size 0 or 1
             seen.add(inside.tobytes())
-            values = [f"{report.quality(group, inside):.4f}" for group in groups.values()]
+            values = [f"{quality(group, inside):.4f}" for group in groups.values()]
             lines.append([name, f"{inside.sum():,}", *values])
     return lines
 
@@ -240,9 +243,9 @@ def _of_hidden_users(report: DataReport, group: Group, seeds: list[int]) -> np.n
     Popularity has one result for all seeds.
     """
     values = dict(zip(_seeds(group), group.values, strict=True))
-    user, num_users = report.test_column("user"), report.table.schema.num_users
+    num_users = report.table.schema.num_users
     parts = [
-        values.get(seed, group.values[0])[selection.hidden_users(num_users, seed)[user]]
+        values.get(seed, group.values[0])[selection.hidden_users(num_users, seed)[report.users]]
         for seed in seeds
     ]
     return np.concatenate([np.zeros(0), *parts])[None]

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from cadc_jax import metrics, sharding
 from cadc_jax.data import sampling
 from cadc_jax.data.raw import SPLITS
 from cadc_jax.data.table import Columns, Table
-from cadc_jax.errors import TrainingError, check_at_least, check_choice
+from cadc_jax.errors import ConfigError, TrainingError, check_at_least, check_choice
 from cadc_jax.evaluation import ranking
 from cadc_jax.evaluation.scorers import Score, Scorer
 from cadc_jax.models.embeddings import pair_batch
@@ -27,20 +28,31 @@ class EvaluationConfig:
     """How rankings are evaluated.
 
     Attributes:
-      k: cut-off of HR@k and NDCG@k.
+      k: cut-offs of the metrics; the NDCG at the first one chooses the best step. A number alone is
+        a tuple of one.
       max_users: users of the full ranking, drawn at random; 0 for all.
       ranking: ranking of the validation items that chooses the best step: 'sampled', among
         `data.num_negatives` other items, which favours popular items, or 'full', among all.
     """
 
-    k: int = 10
+    k: tuple[int, ...] = (10, 20, 50)
     max_users: int = 0
     ranking: str = "sampled"
 
     def __post_init__(self) -> None:
-        check_at_least("evaluation.k", self.k, 1)
+        object.__setattr__(self, "k", _cut_offs(self.k))
         check_at_least("evaluation.max_users", self.max_users, 0)
         check_choice("evaluation.ranking", self.ranking, ("sampled", "full"))
+
+
+def _cut_offs(k: Any) -> tuple[int, ...]:
+    """`evaluation.k` as a tuple of different numbers, in the given order."""
+    found = tuple(k) if isinstance(k, list | tuple) else (k,)
+    if not found or not all(isinstance(x, int) for x in found):
+        raise ConfigError(f"evaluation.k={k!r}: must be a number, or a tuple such as (10, 20)")
+    if min(found) < 1:
+        raise ConfigError(f"evaluation.k={k!r}: must be at least 1")
+    return tuple(dict.fromkeys(found))
 
 
 def validation_quality(scorer: Scorer, table: Table, config: EvaluationConfig) -> float:
@@ -48,11 +60,10 @@ def validation_quality(scorer: Scorer, table: Table, config: EvaluationConfig) -
     rows = table.splits["validation"]
     if table.schema.task == "click":
         return -evaluate_clicks(scorer, rows)["logloss"]
+    k = config.k[0]
     if config.ranking == "full":
-        ranks = ranks_full(scorer, table, "validation", config.max_users)
-    else:
-        ranks = ranks_sampled(scorer, rows)
-    return of_ranks(ranks, config.k)[f"ndcg@{config.k}"]
+        return rank_users(scorer, table, "validation", config.max_users).quality((k,))[f"ndcg@{k}"]
+    return float(metrics.ndcg(ranks_sampled(scorer, rows), k))
 
 
 def evaluate_clicks(
@@ -132,51 +143,120 @@ def ranks_sampled(scorer: Scorer, columns: Columns) -> np.ndarray:
     )
 
 
-def ranks_full(
-    scorer: Scorer, table: Table, split: str, max_users: int = 0, seed: int = 0
-) -> np.ndarray:
-    """Rank of each held-out item among all items its user has not seen before it.
+@dataclasses.dataclass(frozen=True)
+class FullRanking:
+    """Where the held-out items of a split stand among all items that their users had not seen.
+
+    Attributes:
+      user: [N] int32.
+      item: [N] int32.
+      ranks: [N] int32, for each held-out item the number of items with at least its score that its
+        user has not seen and that are not held out for the user. The j-th best held-out item of a
+        user, counted from 0, is at place rank + j of the user's list. I, the number of items, for
+        id 0 and scores that are not numbers; -1 for users that were not drawn.
+      best: [I] int64, the best place of each item in the list of any ranked user, within the
+        length of the lists; `metrics.NEVER` if it is in none.
+    """
+
+    user: np.ndarray
+    item: np.ndarray
+    ranks: np.ndarray
+    best: np.ndarray
+
+    @property
+    def users(self) -> dict[str, int]:
+        """Numbers of users: `ranked`, and `all` that have held-out items."""
+        ranked = np.unique(self.user[self.ranks >= 0])
+        return {"ranked": len(ranked), "all": len(np.unique(self.user))}
+
+    def quality(self, k: Sequence[int], coverage: bool = False) -> dict[str, float]:
+        """Metrics at each cut-off.
+
+        Means over users: `ndcg@k`, `recall@k`, `hit@k`, `map@k` and `mrr`, as `UserRankings` has
+        them. `hr@k` is the share of held-out items, of all users together, among the first k.
+
+        Args:
+          k: the cut-offs.
+          coverage: whether to add `coverage@k`, the share of items that are among the first k of
+            any ranked user; the lists must be as long.
+        """
+        lists = metrics.UserRankings.of_ranks(self.ranks, self.user, self.item, len(self.best))
+        found: dict[str, Any] = {}
+        for cut in k:
+            found[f"ndcg@{cut}"] = lists.ndcg(cut)
+            found[f"recall@{cut}"] = lists.recall(cut)
+            found[f"hit@{cut}"] = lists.hit(cut)
+            found[f"map@{cut}"] = lists.average_precision(cut)
+            found[f"hr@{cut}"] = lists.place < cut
+            if coverage:
+                found[f"coverage@{cut}"] = self.best[1:] < cut
+        found["mrr"] = lists.reciprocal_rank()
+        return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def rank_users(
+    scorer: Scorer, table: Table, split: str, max_users: int = 0, seed: int = 0, length: int = 0
+) -> FullRanking:
+    """Ranks the held-out items of each user among all items the user has not seen before.
 
     Args:
-      scorer: scores users with all items.
+      scorer: scores users with all items; it scores each user once (see `ranking.GROUP`).
       table: a prepared table of the ranking task.
       split: 'validation' or 'test'; the rows of all earlier splits are 'seen'.
-      max_users: number of rows to rank, drawn by `seed`; 0 for all.
+      max_users: number of users to rank, drawn by `seed`; 0 for all.
       seed: of that draw.
-
-    Returns:
-      [N] int32, -1 for rows that are not ranked.
+      length: of the lists that coverage is counted in; 0 makes none.
     """
-    columns = table.splits[split]
-    chosen = np.arange(len(columns["user"]))
-    if 0 < max_users < len(chosen):
-        chosen = np.sort(np.argsort(sampling.mix64(chosen, seed))[:max_users])
+    columns, num_items = table.splits[split], table.schema.num_items
+    user, item = (np.asarray(columns[name]) for name in ("user", "item"))
+    chosen = np.flatnonzero(_drawn(user, max_users, seed))
+    best = np.full(num_items, metrics.NEVER)
+    length = min(length, num_items)
+
+    def keep(lists: np.ndarray) -> None:
+        np.minimum.at(best, lists, np.arange(length)[None])
+
+    all_items = np.arange(num_items, dtype=np.int32)[None]
+    ranks = np.full(len(user), -1, np.int32)
+    ranks[chosen] = ranking.full_ranks(
+        lambda users: scorer.score(pair_batch(users, all_items)),
+        user[chosen],
+        item[chosen],
+        _seen_before(table, split),
+        _block_size(scorer, num_items, len(np.unique(user[chosen]))),
+        (length, keep) if length else None,
+    )
+    return FullRanking(user, item, ranks, best)
+
+
+def _drawn(user: np.ndarray, max_users: int, seed: int) -> np.ndarray:
+    """[N] bool, whether the user of each row is one of the `max_users` drawn ones."""
+    users, index = np.unique(user, return_inverse=True)
+    if not 0 < max_users < len(users):
+        return np.ones(len(user), bool)
+    drawn = np.zeros(len(users), bool)
+    drawn[np.argsort(sampling.mix64(np.arange(len(users)), seed))[:max_users]] = True
+    return drawn[index]
+
+
+def _seen_before(table: Table, split: str) -> ranking.SeenItems:
+    """What each user has in the splits before this one."""
     held_out = [table.splits[name] for name in SPLITS[1 : SPLITS.index(split)]]
     earlier = [table.known_pairs(), *((rows["user"], rows["item"]) for rows in held_out)]
     users, items = (np.concatenate(columns) for columns in zip(*earlier, strict=True))
-    seen = ranking.SeenItems.of_pairs(users, items, table.schema.num_users)
-    all_items = np.arange(table.schema.num_items, dtype=np.int32)[None]
-    block = int(np.clip(scorer.pairs // table.schema.num_items, 1, len(chosen)))
-    block += -block % jax.device_count()  # users, to be split over the devices
-    ranks = np.full(len(columns["user"]), -1, np.int32)
-    ranks[chosen] = ranking.full_ranks(
-        lambda users: scorer.score(pair_batch(users, all_items)),
-        columns["user"][chosen],
-        columns["item"][chosen],
-        seen,
-        block,
-    )
-    return ranks
+    return ranking.SeenItems.of_pairs(users, items, table.schema.num_users)
 
 
-def of_ranks(ranks: np.ndarray, k: int, negatives: int | None = None) -> dict[str, float]:
-    """HR@k and NDCG@k of ranks [N], those below 0 left out.
+def _block_size(scorer: Scorer, num_items: int, users: int) -> int:
+    """Users to score at a time, to be split over the devices."""
+    block = int(np.clip(scorer.pairs // num_items, 1, users))
+    return block + -block % jax.device_count()
 
-    With the number of negatives that a rank is among, if these are not all items, keys say so.
-    """
-    suffix = "" if negatives is None else f"/1+{negatives}"
-    ranks = ranks[ranks >= 0]
-    return {
-        f"hr@{k}{suffix}": float(metrics.hit_rate(ranks, k)),
-        f"ndcg@{k}{suffix}": float(metrics.ndcg(ranks, k)),
-    }
+
+def sampled_quality(ranks: np.ndarray, k: Sequence[int], negatives: int) -> dict[str, float]:
+    """HR@k and NDCG@k of rows, from ranks [N] among 1 + `negatives` items each."""
+    found = {}
+    for cut in k:
+        found[f"hr@{cut}/1+{negatives}"] = float(metrics.hit_rate(ranks, cut))
+        found[f"ndcg@{cut}/1+{negatives}"] = float(metrics.ndcg(ranks, cut))
+    return found

@@ -35,7 +35,7 @@ _FACTS: dict[str, Kind] = {
         "best_step": int,
         "history": [{"step": int, "validation": float}],
     },
-    "evaluate": {str: float},
+    "evaluate": {"metrics": {str: float}, "users": {str: int}},
     COMPRESSED: {
         "raw_bytes": int,
         "facts": {"prepared": _PREPARED, "factors": _FACTORIZED, "sample": {"rows": int}},
@@ -54,6 +54,7 @@ _SETTINGS: dict[str, Kind] = {
         "model": [(str, {})],
         "k": int,
         "ranking": str,
+        "max_users": int,
     },
     "evaluate": {"prepared": str, "scorer": str},
     COMPRESSED: {"config": {}},

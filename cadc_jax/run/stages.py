@@ -135,11 +135,13 @@ def sample_stage(run: Run, prepared: Artifact) -> Artifact:
 
 def train_settings(config: ConfigDict, model_name: str) -> dict[str, Any]:
     """Everything in a configuration that a trained model depends on, except rows and factors."""
+    options = configuration.evaluation_config(config)
     return {
         "model": [model_name, config[model_name].to_dict()],
         "train": dataclasses.asdict(configuration.train_config(config)),
-        "k": config.evaluation.k,
-        "ranking": config.evaluation.ranking,
+        "k": options.k[0],
+        "ranking": options.ranking,
+        "max_users": options.max_users if options.ranking == "full" else 0,
         "seed": config.seed,
     }
 
@@ -296,9 +298,12 @@ def evaluate_stage(
 ) -> Artifact:
     """Test metrics of a scorer, and the scores or ranks of all test rows.
 
-    `scores.npy` [N] float32 of clicks; `ranks_full.npy` [N] int32 (-1: a user that was not drawn)
-    and `ranks_sampled.npy` [N] int32 of rankings. Two scorers can be compared user by user with
-    them. The users drawn by `max_users` depend on the table alone, not on the seed of the run.
+    `scores.npy` [N] float32 of clicks. Of rankings `ranks_full.npy` [N] int32, what
+    `FullRanking.ranks` is (-1: a user that was not drawn), and `ranks_sampled.npy` [N] int32. Two
+    scorers can be compared user by user with them; `metrics.UserRankings` has each user's metrics.
+    The users drawn by `max_users` depend on the table alone, not on the seed of the run.
+
+    The facts are `metrics` and `users`, of rankings how many were `ranked` of `all`.
 
     Args:
       run: what the stages share.
@@ -312,7 +317,7 @@ def evaluate_stage(
         "prepared": prepared.fingerprint,
         "scorer": source,
         "evaluation": dataclasses.asdict(options),
-        "keeps": "rows",
+        "keeps": "rows, ranked by user",
     }
 
     def write(folder: pathlib.Path) -> Mapping[str, Any]:
@@ -321,16 +326,18 @@ def evaluate_stage(
         first = distributed.is_first()
         if table.schema.task == "click":
             if not first:
-                return evaluate.evaluate_clicks(scorer, test)
+                return {"metrics": evaluate.evaluate_clicks(scorer, test), "users": {}}
             scores = ColumnWriter(folder / "scores.npy", np.float32, (len(test["label"]),))
             quality = evaluate.evaluate_clicks(scorer, test, keep=scores.append)
             scores.close()
-            return quality
-        full = evaluate.ranks_full(scorer, table, "test", options.max_users)
+            return {"metrics": quality, "users": {}}
+        length, k = max(options.k), options.k
+        full = evaluate.rank_users(scorer, table, "test", options.max_users, length=length)
         sampled = evaluate.ranks_sampled(scorer, test)
         if first:
-            write_columns(folder, {"ranks_full": full, "ranks_sampled": sampled})
-        among = test["negatives"].shape[1]
-        return evaluate.of_ranks(full, options.k) | evaluate.of_ranks(sampled, options.k, among)
+            write_columns(folder, {"ranks_full": full.ranks, "ranks_sampled": sampled})
+        found = full.quality(k, coverage=True)
+        found |= evaluate.sampled_quality(sampled, k, test["negatives"].shape[1])
+        return {"metrics": found, "users": full.users}
 
     return make_stage(run, "evaluate", settings, write, label, together=True)

@@ -306,10 +306,10 @@ def _check_one(source: pathlib.Path, found: set, what: str) -> None:
         raise ConfigError(f"{source}: holds {len(found)} {what}; choose by --config=... as it ran")
 
 
-def _validated_by(index: WorkfolderIndex, made: Artifact) -> tuple[int, str]:
-    """Cut-off and kind of the ranking that chose the best step."""
+def _validated_by(index: WorkfolderIndex, made: Artifact) -> tuple[int, str, int]:
+    """Cut-off, kind and number of users of the ranking that chose the best step."""
     settings = index.settings[made.fingerprint]
-    return settings["k"], settings.get("ranking", "sampled")
+    return settings["k"], settings["ranking"], settings["max_users"]
 
 
 def _validation(made: Artifact) -> float:

@@ -77,8 +77,8 @@ def rankings(tmp_path):
     item = np.array([1, 1, 2, 1, 2, 3, 1, 2, 3, 4], np.int32)
     one_each = {"user": np.arange(1, 5, dtype=np.int32), "item": np.array([5, 1, 2, 3], np.int32)}
     splits = {"train": {"user": user, "item": item}, "validation": one_each, "test": one_each}
-    schema = Schema("ranking", 5, 6, Features(), Features(), Features())
-    return HandMade(tmp_path, "ml-100k", schema, splits, {"count": np.bincount(item, minlength=6)})
+    schema = Schema("ranking", 5, 30, Features(), Features(), Features())
+    return HandMade(tmp_path, "ml-100k", schema, splits, {"count": np.bincount(item, minlength=30)})
 
 
 @pytest.fixture

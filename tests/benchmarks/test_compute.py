@@ -146,15 +146,15 @@ def test_ease_is_tested_with_the_regularisation_that_validates_best(small):
     matrix, quality = rivals.matrix_of(table), {}
     for regularization in rivals.REGULARIZATIONS:
         scorer = rivals.scorer(matrix, rivals.ease(matrix, regularization))
-        ranks = evaluate.ranks_full(scorer, table, "validation", 30)
-        quality[regularization] = evaluate.of_ranks(ranks, 10)["ndcg@10"]
+        ranked = evaluate.rank_users(scorer, table, "validation", 30)
+        quality[regularization] = ranked.quality((10,))["ndcg@10"]
     best = max(quality, key=quality.get)
     assert min(quality.values()) < quality[best]
     row = rows[Cell("epinions", "ease")]
     assert json.loads(row["chosen"]) == {"regularization": best}
     scorer = rivals.scorer(matrix, rivals.ease(matrix, best))
-    ranks = evaluate.ranks_full(scorer, table, "test", 30)
-    assert row["ndcg"] == pytest.approx(evaluate.of_ranks(ranks, 10)["ndcg@10"])
+    expected = evaluate.rank_users(scorer, table, "test", 30).quality((10,))["ndcg@10"]
+    assert row["ndcg"] == pytest.approx(expected)
 
 
 @pytest.mark.slow

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
-from benchmarks.study_lib import data_report, results
+from benchmarks.study_lib import data_report, results, tables
 from benchmarks.study_lib.cells import Cell
+from cadc_jax.data.table import Features, Schema
 from cadc_jax.evaluation import evaluate
+from tests.benchmarks.conftest import HandMade
 
 
 def gather(made):
@@ -14,9 +16,28 @@ def gather(made):
 
 def test_ndcg_and_hits_are_those_of_the_evaluation():
     ranks = np.array([0, 1, 9, 10, 500])
-    expected = evaluate.of_ranks(ranks, data_report.K)
-    assert data_report.ndcg(ranks).mean() == pytest.approx(expected[f"ndcg@{data_report.K}"])
-    assert data_report.hit(ranks).mean() == pytest.approx(expected[f"hr@{data_report.K}"])
+    expected = evaluate.sampled_quality(ranks, (data_report.K,), 999)
+    found = {"hr": data_report.hit(ranks).mean(), "ndcg": data_report.ndcg(ranks).mean()}
+    assert expected == pytest.approx(
+        {f"{name}@{data_report.K}/1+999": value for name, value in found.items()}
+    )
+
+
+def test_a_user_with_several_test_items_has_one_value_and_a_gain_for_each(tmp_path):
+    train = {"user": np.array([1, 2, 2], np.int32), "item": np.array([1, 1, 2], np.int32)}
+    test = {"user": np.array([2, 1, 2], np.int32), "item": np.array([5, 4, 3], np.int32)}
+    schema = Schema("ranking", 3, 20, Features(), Features(), Features())
+    splits = {"train": train, "validation": test, "test": test}
+    study = HandMade(tmp_path, "ml-100k", schema, splits, {"count": np.zeros(20, np.int64)})
+    study.add_ranks(Cell("ml-100k", "mf_alone"), [1, 0, 1])  # the second user's: places 1 and 2
+    report = gather(study)
+    (group,) = report.groups.values()
+    ideal = 1 + 1 / np.log2(3)
+    assert group.values.tolist() == [[1, pytest.approx((1 / np.log2(3) + 1 / 2) / ideal)]]
+    assert report.users.tolist() == [1, 2] and report.places.tolist() == [0, 1, 2]
+    assert sorted(group.gains[0]) == pytest.approx([1 / 2, 1 / np.log2(3), 1])
+    assert group.gains[0][1] == 1
+    assert len(tables.activity_table(report)) == len(tables.popularity_table(report)) + 1
 
 
 def test_seeds_of_a_cell_are_a_group_in_order_and_unranked_rows_are_left_out(compared):

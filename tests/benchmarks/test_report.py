@@ -29,7 +29,7 @@ def test_the_page_shows_what_was_run(made):
     text = words(made[0])
     assert "5 of 6 cells have a result. this &amp; machine; cadc_jax" in text
     assert "python study.py --quick" in text
-    assert "Rows: 10 train, 4 validation, 4 test (3 of them drawn); 4 users, 5 items." in text
+    assert "Rows: 10 train, 4 validation, 4 test (3 of them drawn); 4 users, 29 items." in text
 
 
 def test_the_page_has_the_tables_that_are_not_empty(made):

@@ -82,7 +82,7 @@ def test_activity_groups_users_by_their_training_rows(compared):
     """The ranked users have 1, 2 and 4 rows; the user of one row has no second line."""
     lines = table(tables.activity_table, compared)
     assert [line["training rows"] for line in lines] == ["1", "2", "4"]
-    assert [line["test rows"] for line in lines] == ["1", "1", "1"]
+    assert [line["tested"] for line in lines] == ["1", "1", "1"]
     assert [line["MF alone"] for line in lines] == ["0.5000", "1.0000", "1.0000"]
     cadc = "CADC, frozen, two_tower, 0.1"
     assert [line[cadc] for line in lines] == ["1.0000", "1.0000", "0.5000"]

@@ -185,20 +185,21 @@ def odd_users_hit(batch):
 
 
 def quality_full(score, table, split, k, max_users=0, seed=0, **settings):
-    ranks = evaluate.ranks_full(Scorer(score, **settings), table, split, max_users, seed)
-    return evaluate.of_ranks(ranks, k)
+    scorer = Scorer(score, **settings)
+    return evaluate.rank_users(scorer, table, split, max_users, seed).quality((k,))
 
 
 def quality_sampled(score, columns, k):
     ranks = evaluate.ranks_sampled(Scorer(score), columns)
-    return evaluate.of_ranks(ranks, k, columns["negatives"].shape[1])
+    return evaluate.sampled_quality(ranks, (k,), columns["negatives"].shape[1])
 
 
 def test_the_full_ranking_leaves_out_all_earlier_splits():
     """Of items 1.. ordered by number, 1 (train) and 2 (validation) are seen, so 5 is third."""
     table = ranking_table()
     test = quality_full(lower_is_better, table, "test", 3)
-    assert test == {"hr@3": 1.0, "ndcg@3": pytest.approx(0.5)}
+    third = {"ndcg@3": 0.5, "recall@3": 1, "hit@3": 1, "map@3": 1 / 3, "hr@3": 1, "mrr": 1 / 3}
+    assert test == pytest.approx(third)
     assert quality_full(lower_is_better, table, "test", 2)["hr@2"] == 0
     validation = quality_full(lower_is_better, table, "validation", 1)
     assert validation["hr@1"] == 1
@@ -245,9 +246,74 @@ def test_a_part_of_the_users_is_drawn_by_the_seed():
 
 def test_ranks_stand_beside_their_rows_and_mark_those_not_drawn():
     table = ranking_table()
-    ranks = evaluate.ranks_full(Scorer(lower_is_better), table, "test", max_users=10)
+    ranking = evaluate.rank_users(Scorer(lower_is_better), table, "test", max_users=10)
+    ranks = ranking.ranks
     assert len(ranks) == 39 and np.sum(ranks == -1) == 29
     assert set(ranks[ranks >= 0]) == {2}
+    assert ranking.users == {"ranked": 10, "all": 39}
+
+
+def with_more(table, split, item, users):
+    """The table with one more held-out item for some users, at the end of the split."""
+    rows, more = table.splits[split], len(users)
+    added = {"user": np.array(users, np.int32), "item": np.full(more, item, np.int32)}
+    added["negatives"] = rows["negatives"][:more]
+    table.splits[split] = {name: np.concatenate([rows[name], added[name]]) for name in rows}
+    return table
+
+
+def test_users_are_drawn_with_all_their_rows():
+    table = with_more(ranking_table(), "test", 4, range(1, 40))
+    ranks = evaluate.rank_users(Scorer(lower_is_better), table, "test", max_users=10).ranks
+    assert np.sum(ranks >= 0) == 20
+    np.testing.assert_array_equal(ranks[:39] >= 0, ranks[39:] >= 0)
+
+
+def test_a_user_with_several_items_counts_once_per_user_and_more_per_row():
+    """Of items 3.. ordered by number, all users test 5, at place 2; 13 test 4 too, and these have
+    their items at places 1 and 2."""
+    table = with_more(ranking_table(), "test", 4, range(1, 14))
+    quality = quality_full(lower_is_better, table, "test", 2)
+    assert quality == pytest.approx(
+        {
+            "ndcg@2": 13 * (1 / np.log2(3)) / (1 + 1 / np.log2(3)) / 39,
+            "recall@2": 13 * 0.5 / 39,
+            "hit@2": 13 / 39,
+            "map@2": 13 * (1 / 2) / 2 / 39,
+            "hr@2": 13 / 52,
+            "mrr": (13 * (1 / 2) + 26 * (1 / 3)) / 39,
+        }
+    )
+
+
+def test_each_user_is_scored_once():
+    table = with_more(ranking_table(), "test", 4, range(1, 40))
+    users = []
+
+    def score(batch):
+        users.extend(batch["user"].tolist())
+        return lower_is_better(batch)
+
+    evaluate.rank_users(Scorer(score), table, "test")
+    assert users[:39] == list(range(1, 40)) and set(users[39:]) <= {39}  # the rest is padding
+
+
+def test_coverage_counts_the_items_in_any_list_of_a_ranked_user():
+    """Users see 3, 4, .. in this order; item 0 is none of the 29."""
+    table = ranking_table()
+    ranking = evaluate.rank_users(Scorer(lower_is_better), table, "test", length=5)
+    quality = ranking.quality((1, 5), coverage=True)
+    assert quality["coverage@1"] == 1 / 29 and quality["coverage@5"] == 5 / 29
+    table.known["items"][0] = 3  # the first user has seen it, and 1 not
+    ranking = evaluate.rank_users(Scorer(lower_is_better), table, "test", length=5)
+    assert ranking.quality((1,), coverage=True)["coverage@1"] == 2 / 29
+
+
+def test_lists_longer_than_there_are_items_hold_them_all():
+    ranking = evaluate.rank_users(Scorer(lower_is_better), ranking_table(), "test", length=50)
+    quality = ranking.quality((50,), coverage=True)
+    assert quality["coverage@50"] == 27 / 29  # all but 1 and 2, which everyone has seen
+    assert quality["recall@50"] == 1
 
 
 def test_as_many_users_as_there_are_is_all_of_them():
@@ -270,7 +336,7 @@ def test_validation_quality_is_the_ndcg_of_the_configured_ranking():
     scorer = Scorer(lower_is_better)
     rows = table.splits["validation"]
     rows["item"][:] = 3  # item 2 comes first among all, and no negative is below 6
-    full = EvaluationConfig(k=5, ranking="full")
+    full = EvaluationConfig(k=(5, 1), ranking="full")
     sampled = EvaluationConfig(k=5, ranking="sampled")
     assert evaluate.validation_quality(scorer, table, full) == pytest.approx(1 / np.log2(3))
     assert evaluate.validation_quality(scorer, table, sampled) == 1
@@ -288,6 +354,10 @@ def test_validation_quality_of_clicks_is_minus_the_log_loss():
     "fields, message",
     [
         ({"k": 0}, "evaluation.k=0: must be at least 1"),
+        ({"k": (10, 0)}, r"evaluation.k=\(10, 0\): must be at least 1"),
+        ({"k": ()}, r"evaluation.k=\(\): must be a number, or a tuple such as \(10, 20\)"),
+        ({"k": "10,20"}, "evaluation.k='10,20': must be a number, or a tuple"),
+        ({"k": 2.5}, "evaluation.k=2.5: must be a number, or a tuple"),
         ({"max_users": -1}, "evaluation.max_users=-1: must be at least 0"),
         ({"ranking": "all"}, "evaluation.ranking='all': must be one of sampled, full"),
     ],
@@ -295,6 +365,13 @@ def test_validation_quality_of_clicks_is_minus_the_log_loss():
 def test_settings_out_of_range_are_named(fields, message):
     with pytest.raises(ConfigError, match=message):
         EvaluationConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"), [(20, (20,)), ([5, 10], (5, 10)), ((20, 10, 20), (20, 10))]
+)
+def test_cut_offs_are_a_tuple_in_the_given_order(given, found):
+    assert EvaluationConfig(k=given).k == found
 
 
 @pytest.mark.parametrize("label", [0.0, 1.0])

@@ -36,10 +36,10 @@ def test_the_best_step_is_chosen_by_the_configured_ranking(made, ranking):
     table = open_table(inputs.prepared.path)
     scorer = scorers.factors(*factor_tables(inputs.factors.path), calibrated=False)
     if ranking == "full":
-        ranks = evaluate.ranks_full(scorer, table, "validation")
+        expected = evaluate.rank_users(scorer, table, "validation").quality((10,))["ndcg@10"]
     else:
         ranks = evaluate.ranks_sampled(scorer, table.splits["validation"])
-    expected = evaluate.of_ranks(ranks, 10)["ndcg@10"]
+        expected = evaluate.sampled_quality(ranks, (10,), 20)["ndcg@10/1+20"]
     assert trained.facts["history"][0]["validation"] == pytest.approx(expected)
 
 
