@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 
 import numpy as np
 import pytest
@@ -138,6 +139,7 @@ def test_compress_train_and_candidates_are_commands(tmp_path):
     done = cadc("compress", *own, "--rate=0.2", f"--out={tmp_path / 'out'}")
     assert done.returncode == 0, done.stderr
     assert "raw log" in done.stdout and "--from=" in done.stdout
+    (sha256,) = re.findall(r"SHA-256 (\w{64})", done.stdout)
     done = cadc("candidates", *own, "--rows=3000")
     assert done.returncode == 0, done.stderr
     assert "C7" in done.stdout and "data.user_features" in done.stdout
@@ -147,7 +149,10 @@ def test_compress_train_and_candidates_are_commands(tmp_path):
     rows = json.loads((tmp_path / "w2" / "results.json").read_text())["rows"]
     assert [row["arm"] for row in rows] == [arm for arm in ARMS if arm != "full"]
     assert rows[-1]["rate"] == 0.2
-    assert cadc("verify", f"--from={tmp_path / 'out'}").stdout.endswith("whole and undamaged\n")
+    done = cadc("verify", f"--from={tmp_path / 'out'}", f"--sha256={sha256}")
+    assert "whole and undamaged" in done.stdout and sha256 in done.stdout
+    done = cadc("verify", f"--from={tmp_path / 'out'}", f"--sha256={'0' * 64}")
+    assert_one_line(done, f"its SHA-256 is {sha256}, not 000")
 
 
 def test_an_error_in_a_stage_ends_in_one_clear_line(tmp_path):

@@ -115,25 +115,25 @@ def files_as_objects(name):
     yield file(name, "zeros", lambda path, content: path.symlink_to("/dev/zero"))
 
 
-def header(name, text):
-    """Another header of a .npy file, such as one of pickled objects or of a huge shape."""
+def header(name, label, text):
+    """Another header of a .npy file."""
 
     def write(path, content):
         line = text.encode().ljust(117) + b"\n"
         path.write_bytes(b"\x93NUMPY\x01\x00" + len(line).to_bytes(2, "little") + line + content)
 
-    return file(name, f"header {text[:50]}", write)
+    return file(name, f"header of {label}", write)
 
 
-HEADERS = (
-    "{'descr': '|O', 'fortran_order': False, 'shape': (3,), }",
-    "{'descr': '<i4', 'fortran_order': False, 'shape': (1000000000000,), }",
-    "{'descr': '<i4', 'fortran_order': False, 'shape': (-1,), }",
-    "{'descr': '<i4', 'fortran_order': True, 'shape': (2, 2), }",
-    "{'descr': [('a', '<i4')], 'fortran_order': False, 'shape': (3,), }",
-    "__import__('os').system('touch /tmp/owned')",
-    "(" * 100,
-)
+HEADERS = {
+    "objects": "{'descr': '|O', 'fortran_order': False, 'shape': (3,), }",
+    "a huge shape": "{'descr': '<i4', 'fortran_order': False, 'shape': (1000000000000,), }",
+    "a negative shape": "{'descr': '<i4', 'fortran_order': False, 'shape': (-1,), }",
+    "another order": "{'descr': '<i4', 'fortran_order': True, 'shape': (2, 2), }",
+    "fields": "{'descr': [('a', '<i4')], 'fortran_order': False, 'shape': (3,), }",
+    "code": "__import__('os').system('touch /tmp/owned')",
+    "brackets": "(" * 100,
+}
 INTEGERS = (
     "table/train/user.npy",
     "table/train/item.npy",
@@ -201,8 +201,8 @@ def of_a_compressed_set(task):
     yield from in_json(schema, ("context", "vocabulary_sizes"), None, [0], [-1], [1 << 40])
     for name in (schema, "table/statistics.json", "factors/user.npy", "table/train/item.npy"):
         yield from files_as_objects(name)
-    for text in HEADERS:
-        yield header("factors/item.npy", text)
+    for label, text in HEADERS.items():
+        yield header("factors/item.npy", label, text)
     for name in INTEGERS:
         for value in (-1, 1 << 20, np.iinfo(np.int32).min):
             yield array(name, f"first {value}", with_first(value))
@@ -467,8 +467,8 @@ AS_COMMANDS = [
     ("table/train/item.npy:first 1048576", "train"),
     ("table/train/item.npy:fifo", "verify"),
     ("factors/user.npy:first nan", "recommend"),
-    ("factors/item.npy:header {'descr': '|O', 'fortran_order': False, 'shape': (3", "export"),
-    ("factors/item.npy:header {'descr': '<i4', 'fortran_order': False, 'shape': (1", "verify"),
+    ("factors/item.npy:header of objects", "export"),
+    ("factors/item.npy:header of a huge shape", "verify"),
     ("surplus factors/user_bias.npy", "train"),
     ("table/known/offsets.npy:beyond", "recommend"),
 ]
