@@ -206,7 +206,9 @@ def csv_output(table) -> list[tuple]:
     """The rows of a table as tuples, with ids as text."""
 
     def text(values):
-        return np.where(values == -1, "", values.astype(str)) if values.dtype == int else values
+        if isinstance(values, np.ndarray) and values.dtype == int:
+            return np.where(values == -1, "", values.astype(str))
+        return values
 
     columns = [text(table.user), text(table.item), table.label, table.timestamp]
     columns += [np.nan_to_num(table.dense["price"], nan=-1), text(table.categorical["city"])]
