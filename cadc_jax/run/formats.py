@@ -6,6 +6,7 @@ artefact of another version is refused in one line: its stage can be run again.
 
 import pathlib
 
+from cadc_jax.data import prepare
 from cadc_jax.errors import ArtifactError
 from cadc_jax.runtime import artifacts
 from cadc_jax.runtime.artifacts import Artifact
@@ -13,18 +14,10 @@ from cadc_jax.runtime.manifest import ADVICE, NAME, Kind, check
 
 COMPRESSED, EXPORT = "compressed", "export"  # stages whose artefacts leave the work folder
 
-_PREPARED: Kind = {
-    "rows": {"train": int, "validation": int, "test": int},
-    "num_users": int,
-    "num_items": int,
-    "hashed": [str],
-    "merged_repeats": int,
-    "reader": {"rows": int, "padded": int, "malformed": int, "examples": [str]},
-}
 _FACTORIZED: Kind = {"losses": [float]}
 _FACTS: dict[str, Kind] = {
     "synthetic": {"rows": int},
-    "prepare": _PREPARED,
+    "prepare": prepare.FACTS,
     "factorize": _FACTORIZED,
     "unsampled": _FACTORIZED,
     "sample": {"rows": int},
@@ -38,7 +31,7 @@ _FACTS: dict[str, Kind] = {
     "evaluate": {"metrics": {str: float}, "users": {str: int}},
     COMPRESSED: {
         "raw_bytes": int,
-        "facts": {"prepared": _PREPARED, "factors": _FACTORIZED, "sample": {"rows": int}},
+        "facts": {"prepared": prepare.FACTS, "factors": _FACTORIZED, "sample": {"rows": int}},
         "seconds": {"prepared": float, "factors": float, "sample": float},
     },
     EXPORT: {"tables": {str: [int]}, "parameters": int},

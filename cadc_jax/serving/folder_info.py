@@ -146,13 +146,14 @@ def check_artifact(path: pathlib.Path, verify: bool = True) -> str:
     Raises:
       ArtifactError: if it is not what its stage writes.
     """
-    made = open_stage(path, verify)
-    stage = made.settings["stage"]
+    found = manifest.read(path)
+    if found.stage == COMPRESSED:  # reads its files by itself
+        compressed.open_inputs(path, verify)
+        return found.sha256
+    made, stage = open_stage(path, verify), found.stage
     if stage not in (*_STAGES, UNSAMPLED):
         raise ArtifactError(f"{path}: of a stage {stage!r} that this version does not know")
-    if stage == COMPRESSED:
-        compressed.open_inputs(path, verify)
-    elif stage == "prepare":
+    if stage == "prepare":
         open_table(path, verify)
         open_encoder(path)
     elif stage in ("factorize", UNSAMPLED):
