@@ -96,7 +96,7 @@ def by_user(table: Table, names: tuple[str, ...]) -> dict[int, np.ndarray]:
 
 
 def read(name: str) -> Table:
-    """The splits of a data set as a table; ids are those of the files, plus 1 for items."""
+    """The splits of a data set as a table; an item id is 1 more than in the files."""
     folder, files = FILES[name]
     parts = []
     for file in files:

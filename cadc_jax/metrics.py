@@ -1,4 +1,4 @@
-"""Metrics: AUC, log loss and calibration for clicks; of rankings, those of users and those of rows.
+"""Metrics of clicks (AUC, log loss, calibration) and of rankings (per user and per row).
 
 `UserRankings` has the metrics of whole lists, a value for each user. `hit_rate` and `ndcg` are of
 rows: each held-out item has a rank of its own, whoever its user is.

@@ -38,8 +38,8 @@ class ColumnKind(NamedTuple):
     Attributes:
       dtype: of its values. Floats have to be finite.
       row: shape of a row; None stands for any size.
-      least: the smallest value that integers may have.
-      most: the largest one: a number, or one for each place of a row's last axis.
+      least: smallest integer allowed.
+      most: largest integer allowed; an array has one for each place of a row's last axis.
     """
 
     dtype: DTypeLike

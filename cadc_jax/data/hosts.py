@@ -90,7 +90,7 @@ class Message(NamedTuple):
         """The table of this name, which has one of these schemas and no missing values.
 
         Raises:
-          ValueError: if there is none.
+          ValueError: if there is no such table.
         """
         table = self.tables.get(name)
         if table is None or table.schema not in schemas:

@@ -20,13 +20,13 @@ from jax import lax
 
 from cadc_jax import sharding
 
-# Held-out items of a user that are ranked at a time. A user with more of them is scored again for
-# each further group, so that one user with very many makes no block larger.
+# Held-out items of a user that are ranked at a time. A user with more is scored once for each
+# group, because the user with the most sets the width of a block.
 GROUP = 64
 
 ScoreGrid = Callable[[np.ndarray], jax.Array]  # users [B] int32 -> scores [B, I]
 ScoreItems = Callable[[np.ndarray, np.ndarray], jax.Array]  # users [B], items [B, G] -> [B, G]
-Keep = Callable[[np.ndarray], None]  # lists [B, K] int32 of the best items, 0 where there are none
+Keep = Callable[[np.ndarray], None]  # takes lists [B, K] int32 of the best items; 0 is padding
 
 
 def full_ranks(
@@ -170,7 +170,7 @@ def _rank_users(
 
     Args:
       scores: [B, I].
-      items: [B, G] held-out items to rank, of which the first `steps` columns are.
+      items: [B, G] held-out items; the first `steps` columns are ranked.
       seen: [B, L] items left out.
       held_out: [B, M] all held-out items of each user, which do not compete with each other.
       steps: [] int.

@@ -1,8 +1,8 @@
 """Reads Parquet files of rows: small row groups in parallel, large ones in batches, one by one.
 
 A small file may hold any number of rows, and a dictionary page any number of repeats of a large
-value. Text therefore stays dictionary-encoded, and no more than `_GROUP_BYTES` of rows, by the
-sizes that the file states, are in memory at once. Only a page, which is at most 2 GiB, is whole.
+value. So text stays dictionary-encoded, and at most `_GROUP_BYTES` of rows are decoded at a time,
+by the sizes that the file states. Only a page, of at most 2 GiB, is unpacked as a whole.
 """
 
 import functools
@@ -136,7 +136,7 @@ def _read_batches(file: ParquetFile, group: int, rows: int) -> Iterator[pa.Table
 
 
 def _numbered(file: ParquetFile, table: pa.Table, first: int) -> FileRows:
-    """Rows of which the first one is number `first` of the file."""
+    """Rows of a file, beginning with its row number `first`."""
     return FileRows(table, f"{file.path}: row ", lambda row: first + row)
 
 
