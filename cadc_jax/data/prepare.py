@@ -27,6 +27,7 @@ from cadc_jax.data.hosts import SINGLE_HOST, Form, Hosts, Message, exchange
 from cadc_jax.data.raw import SPLITS, TEST, TRAIN, VALIDATION, RawTable, ReadReport
 from cadc_jax.data.staging import StagedChunk
 from cadc_jax.data.table import (
+    KNOWN,
     TITLES,
     ColumnWriter,
     Features,
@@ -519,7 +520,7 @@ def _write_known(path: pathlib.Path, num_users: int) -> None:
     order = np.lexsort((train["item"], train["user"]))
     counts = np.bincount(train["user"], minlength=num_users)
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    write_columns(path / "known", {"offsets": offsets, "items": train["item"][order]})
+    write_columns(path / KNOWN, {"offsets": offsets, "items": train["item"][order]})
 
 
 def _write_negatives(

@@ -16,11 +16,13 @@ Text is a folder of two arrays; see `write_text`.
 """
 
 import dataclasses
+import functools
 import io
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +35,8 @@ from cadc_jax.runtime import durable
 from cadc_jax.runtime.manifest import ADVICE, check, read_json
 
 Columns = Mapping[str, np.ndarray]
+T = TypeVar("T")
+KNOWN = "known"  # folder of the items of each user's training rows
 TITLES = "titles"  # folder of text among the content of users or items
 _ROWS = 1 << 16  # rows that `write_rows` copies at a time
 
@@ -83,19 +87,41 @@ class Schema:
     hashed: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
+class Lazy(Mapping[str, T]):
+    """A mapping whose values are opened when they are first asked for."""
+
+    def __init__(self, names: Iterable[str], load: Callable[[str], T]):
+        self._names, self._load = tuple(names), functools.cache(load)
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._load(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
     """An open prepared table. All arrays are memory-mapped and read-only.
 
+    Files of rows are opened when they are asked for: what trains on a sample opens neither the
+    rows of the training split nor `known`.
+
     Attributes:
       schema: what it holds.
-      splits: split name -> columns.
+      splits: split name -> columns; a table that was unpacked from a compressed set has no 'train'.
       users: content of users: `dense` [U, F] float32 and `categorical` [U, C] int32.
       items: content of items: `dense` [I, F] and `categorical` [I, C] as for users; with bags,
         `bags` [I, Cb, L] int32, the ids of each set of values, then -1; `count` [I] int64, training
         rows of each item; for clicks, `clicks` [I] int64, those with label 1.
       known: for the ranking task, `offsets` [U + 1] int64 and `items` [N] int32: the sorted items
-        of the training rows of user u are `items[offsets[u] : offsets[u + 1]]`.
+        of the training rows of user u are `items[offsets[u] : offsets[u + 1]]`. They are no
+        candidates when the user's items are ranked; nothing else may open them.
     """
 
     schema: Schema
@@ -122,17 +148,27 @@ def open_table(path: pathlib.Path, values: bool = False) -> Table:
       ArtifactError: if the folder is not a prepared table.
     """
     schema = open_schema(path)
-    users, items, known = (read_columns(path / name) for name in ("users", "items", "known"))
-    splits = {
-        split: open_rows(path / split, schema, held_out=split != SPLITS[TRAIN], values=values)
-        for split in SPLITS
-    }
+    users, items = (read_columns(path / name) for name in ("users", "items"))
+
+    def open_split(split: str) -> Columns:
+        return open_rows(path / split, schema, held_out=split != SPLITS[TRAIN], values=values)
+
+    @functools.cache
+    def open_known() -> Columns:
+        known = read_columns(path / KNOWN)
+        _check_known(path / KNOWN, known, schema, values)
+        return known
+
+    splits = Lazy([name for name in SPLITS if (path / name).is_dir()], open_split)
+    names = ("offsets", "items") if schema.task == "ranking" else ()
+    known = Lazy(names, lambda name: open_known()[name])
     sides = (("users", users, schema.num_users), ("items", items, schema.num_items))
     for side, columns, size in sides:
         check_columns(path / side, columns, _content_kinds(schema, side), size, (), values)
         if values and (found := read_titles(path, side)) is not None and len(found) != size:
             raise ArtifactError(f"{path / side / TITLES}: {len(found)} titles of {size}; {ADVICE}")
-    _check_known(path / "known", known, schema, values)
+    if values:
+        _ = dict(splits), dict(known)  # opens and checks all of them
     return Table(schema, splits, users, items, known)
 
 
@@ -202,10 +238,6 @@ def _content_kinds(schema: Schema, side: str) -> dict[str, ColumnKind]:
 
 def _check_known(path: pathlib.Path, known: Columns, schema: Schema, values: bool) -> None:
     """Checks `Table.known`: offsets that ascend from 0 to the number of items, items sorted."""
-    if schema.task == "click":
-        if known:
-            raise ArtifactError(f"{path}: click logs have no such folder; {ADVICE}")
-        return
     kinds = {
         "offsets": (ColumnKind(np.int64), schema.num_users + 1),
         "items": (ColumnKind(np.int32, (), 0, schema.num_items - 1), None),

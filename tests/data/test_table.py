@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -150,7 +151,24 @@ def test_a_table_opens_with_its_schema_splits_and_content(written):
 def test_another_dtype_shape_or_name_is_refused(written, place, column, fault):
     np.save(written / f"{place}.npy", column)
     with pytest.raises(ArtifactError, match=fault):
-        table.open_table(written)
+        opened = table.open_table(written)
+        _ = dict(opened.splits), dict(opened.known)
+
+
+def test_rows_are_opened_when_they_are_asked_for(written):
+    np.save(written / "train" / "user.npy", np.zeros(2))  # no such column of int32
+    np.save(written / "known" / "x.npy", np.zeros(2))
+    opened = table.open_table(written)
+    assert opened.splits["test"]["item"].tolist() == [2, 3, 0]
+    with pytest.raises(ArtifactError, match="train/user"):
+        opened.splits["train"]
+    with pytest.raises(ArtifactError, match="holds .'items', 'offsets', 'x'."):
+        opened.known["items"]
+
+
+def test_a_table_without_training_rows_has_the_other_splits(written):
+    shutil.rmtree(written / "train")
+    assert list(table.open_table(written, values=True).splits) == ["validation", "test"]
 
 
 @pytest.mark.parametrize(
