@@ -17,6 +17,7 @@ from cadc_jax.data.prepare import PrepareConfig
 from cadc_jax.errors import ConfigError, check_at_least, check_choice, check_local
 from cadc_jax.evaluation.evaluate import EvaluationConfig
 from cadc_jax.factorization.als import ALSConfig
+from cadc_jax.factorization.quantization import check_bits
 from cadc_jax.factorization.sgd import SGDConfig
 from cadc_jax.models.dcn import DCN
 from cadc_jax.models.dlrm import DLRM
@@ -102,6 +103,8 @@ def default_config() -> ConfigDict:
     # learns to trust them too much. In both cases it predicts with the factors of all rows, and a
     # trainable arm starts from these.
     config.factor_rows = "all"
+    # Bits of an entry of the factors: 2 to 8 (integers with a scale a row), 16 or 32.
+    config.factor_bits = 8
     config.als = ConfigDict(_fields_of(ALSConfig))
     config.sgd = ConfigDict(_fields_of(SGDConfig))
     config.train = ConfigDict(_fields_of(TrainConfig))
@@ -144,6 +147,7 @@ def validate(config: ConfigDict) -> None:
     check_at_least("data.synthetic_rows", config.data.synthetic_rows, 0)
     check_choice("factorization", config.factorization, METHODS)
     check_choice("factor_rows", config.factor_rows, FACTOR_ROWS)
+    check_bits("factor_bits", config.factor_bits)
     if config.factor_rows == "unsampled" and config.rate == 1:
         raise ConfigError("factor_rows='unsampled': rate=1 leaves no such row; lower the rate")
     for name, allowed in (("models", MODELS), ("arms", TRAINED)):

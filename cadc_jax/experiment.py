@@ -5,6 +5,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from cadc_jax import configuration, report, sharding
 from cadc_jax.data import pipeline, user_item_candidates
 from cadc_jax.data.readers import files, registry
@@ -15,7 +17,9 @@ from cadc_jax.evaluation.scorers import Scorer
 from cadc_jax.models import embeddings
 from cadc_jax.run import compressed, stages
 from cadc_jax.run.arms import BASELINES, TRAINED, Arm
-from cadc_jax.run.compressed import Inputs
+from cadc_jax.run.budget import choose
+from cadc_jax.run.compressed import Compressed
+from cadc_jax.run.context import Inputs as Inputs
 from cadc_jax.run.context import Run as Run
 from cadc_jax.run.context import begin, training_mesh
 from cadc_jax.run.factors import factor_tables, factorize_stage
@@ -43,37 +47,59 @@ def run(this: Run, last: str = "report") -> None:
             compare(this, inputs, last)
 
 
-def compress(this: Run, out: pathlib.Path) -> None:
+def compress(this: Run, out: pathlib.Path, budget: int | None = None) -> None:
     """Writes the compressed data set to `out`; see `run.compressed`.
+
+    Args:
+      this: the run.
+      out: a folder that is not there yet.
+      budget: bytes of what training reads, for which `run.budget` chooses rank, bits and rate.
 
     Raises:
       CadcError: an error that the user can fix.
     """
+    config = this.config
+    if out.exists():
+        raise ConfigError(f"--out={out}: the folder exists; name another one, or delete it")
     with begin(this):
         raw = stages.raw_data(this)
         prepared = stages.prepare_stage(this, raw)
-        factors = factorize_stage(this, prepared)
-        inputs = Inputs(prepared, factors, stages.sample_stage(this, prepared))
+
+        def make(config: ConfigDict) -> Inputs:
+            run = dataclasses.replace(this, config=config)
+            return Inputs(
+                prepared, factorize_stage(run, prepared), stages.sample_stage(run, prepared)
+            )
+
+        if budget is None:
+            inputs = make(config)
+        else:
+            chosen = choose(config, budget, make, this.say)
+            config, inputs = chosen.config, chosen.inputs
 
     def write() -> None:
-        paths = registry.raw_files(this.config.data.source, raw, this.config.data.to_dict())
-        stored = files.stored_size(paths)
-        made = compressed.write_compressed(out, this.config, inputs, stored)
+        paths = registry.raw_files(config.data.source, raw, config.data.to_dict())
+        raw_size = compressed.RawSize(files.stored_size(paths), files.unpacked_size(paths))
+        made = compressed.write_compressed(out, config, inputs, raw_size)
         this.say(
-            f"\n{compressed.sizes(made)}\n\nSHA-256 {made.sha256}\n"
+            f"\n{compressed.describe(made)}\n\nSHA-256 {made.sha256}\n"
             f"Train from it: cadc train --from={out}"
         )
 
     distributed.on_first(write)
 
 
-def train_from(this: Run, inputs: Inputs) -> None:
-    """Trains, evaluates and reports from a compressed data set, which has the kept rows only."""
+def train_from(this: Run, given: Compressed) -> None:
+    """Trains, evaluates and reports from a compressed data set, which has the kept rows only.
+
+    Raises:
+      CadcError: an error that the user can fix.
+    """
     config = this.config.copy_and_resolve_references()
     config.arms = tuple(name for name in this.config.arms if TRAINED[name].takes_sample)
     this = dataclasses.replace(this, config=config)
     with begin(this):
-        compare(this, inputs, "report")
+        compare(this, compressed.unpack(this, given), "report")
 
 
 def candidates(this: Run, rows: int) -> None:

@@ -20,6 +20,7 @@ Results depend on `seed` and the arguments alone.
 
 import dataclasses
 import pathlib
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ from flax import linen as nn
 from cadc_jax import metrics, sharding
 from cadc_jax.data import negatives, sampling
 from cadc_jax.data.negatives import NegativeSampling
-from cadc_jax.data.table import Columns, Table, open_table, read_columns
+from cadc_jax.data.table import Columns, Table, open_table, with_training_rows
 from cadc_jax.errors import ConfigError, check_choice
 from cadc_jax.evaluation import evaluate, scorers
 from cadc_jax.evaluation.ranking import SeenItems
@@ -42,6 +43,7 @@ from cadc_jax.factorization.interactions import Interactions
 from cadc_jax.models.embeddings import Content, Tables, pair_batch, stacked_offsets
 from cadc_jax.run import compressed
 from cadc_jax.run.arms import FACTOR_TABLES
+from cadc_jax.run.factors import open_factors
 from cadc_jax.training import assemble
 from cadc_jax.training.assemble import EmbeddingStart, TrainingData
 from cadc_jax.training.step import TrainConfig
@@ -291,10 +293,13 @@ def load(folder: str | pathlib.Path) -> CompressedData:
     Raises:
       ArtifactError: if the folder is no compressed data set, or is damaged.
     """
-    _, inputs = compressed.open_inputs(pathlib.Path(folder))
-    return CompressedData(
-        open_table(inputs.prepared.path), Factors(**read_columns(inputs.factors.path))
-    )
+    given = compressed.open_compressed(pathlib.Path(folder))
+    with tempfile.TemporaryDirectory() as name:
+        unpacked = pathlib.Path(name)
+        compressed.unpack_into(given, unpacked)
+        table = with_training_rows(open_table(unpacked / "table"), unpacked / "rows")
+        _ = dict(table.splits), dict(table.known)  # what is mapped outlives its file
+        return CompressedData(table, open_factors(unpacked / "factors"))
 
 
 def _whole(rows: Columns) -> dict[str, np.ndarray]:

@@ -37,6 +37,7 @@ from cadc_jax.cli import (
     recommend,
     run,
     train,
+    unpack,
     verify,
 )
 from cadc_jax.errors import CadcError
@@ -46,6 +47,7 @@ COMMANDS = {
     "run": run,
     "compress": compress,
     "train": train,
+    "unpack": unpack,
     "candidates": candidates,
     "plan": plan,
     "verify": verify,

@@ -50,11 +50,11 @@ def test_a_row_says_its_rate_and_the_rows_it_used(ranking_run):
 
 def test_a_work_folder_in_use_is_refused(click_run):
     run = experiment.Run(click_config(), click_run, quiet)
-    _, inputs = compressed.open_inputs(click_run.parent / "compressed")
+    given = compressed.open_compressed(click_run.parent / "compressed")
     with durable.lock(click_run):
         for start in (
             lambda: experiment.run(run),
-            lambda: experiment.train_from(run, inputs),
+            lambda: experiment.train_from(run, given),
             lambda: experiment.compress(run, click_run.parent / "other"),
         ):
             with pytest.raises(experiment.ConfigError, match="another run is using it"):

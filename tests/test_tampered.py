@@ -14,7 +14,9 @@ import shutil
 import signal
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from cadc_jax import experiment
 from cadc_jax.errors import CadcError
@@ -71,13 +73,38 @@ def in_json(name, path, *values):
         yield f"{name}:{label}", change_file
 
 
-def array(name, label, function):
-    """A change of the array in a .npy file."""
+def parquet_file(name, label, function):
+    """A change of the Arrow table in a Parquet file."""
 
     def change(folder):
-        np.save(folder / name, function(np.load(folder / name)))
+        written = function(parquet.read_table(folder / name))
+        parquet.write_table(written, folder / name, store_schema=False)
 
     return f"{name}:{label}", change
+
+
+def column(name, column, label, function):
+    """A change of the NumPy array of a column of numbers."""
+
+    def changed(table):
+        place = table.column_names.index(column)
+        return table.set_column(place, column, pa.array(function(table[column].to_numpy())))
+
+    return parquet_file(name, f"{column} {label}", changed)
+
+
+def bytes_column(name, column, label, function, dtype=np.int32):
+    """A change of the NumPy array [N, ...] in a column of bytes."""
+
+    def changed(table):
+        place = table.column_names.index(column)
+        values = np.array([np.frombuffer(row, dtype) for row in table[column].to_pylist()])
+        values = np.ascontiguousarray(function(values))
+        kind, data = pa.binary(values.nbytes // len(values)), pa.py_buffer(values)
+        rows = pa.FixedSizeBinaryArray.from_buffers(kind, len(values), [None, data])
+        return table.set_column(place, column, rows)
+
+    return parquet_file(name, f"{column} {label}", changed)
 
 
 def with_first(value):
@@ -115,30 +142,40 @@ def files_as_objects(name):
     yield file(name, "zeros", lambda path, content: path.symlink_to("/dev/zero"))
 
 
-def header(name, label, text):
-    """Another header of a .npy file."""
+def of_a_parquet_file(name, column):
+    """Changes of the structure of a Parquet file, all in its column `column`."""
 
-    def write(path, content):
-        line = text.encode().ljust(117) + b"\n"
-        path.write_bytes(b"\x93NUMPY\x01\x00" + len(line).to_bytes(2, "little") + line + content)
+    def put(values):
+        def changed(table):
+            return table.set_column(table.column_names.index(column), column, values(table))
 
-    return file(name, f"header of {label}", write)
+        return changed
+
+    one = {
+        "null": lambda table: pa.array([None] * len(table), table[column].type),
+        "text": lambda table: pa.array(["x"] * len(table)),
+        "bool": lambda table: pa.array([True] * len(table)),
+        "list": lambda table: pa.array([[1]] * len(table)),
+        "nested": lambda table: pa.array([{"a": 1}] * len(table)),
+        "date": lambda table: pa.array([0] * len(table), pa.date32()),
+    }
+    for label, values in one.items():
+        yield parquet_file(name, f"{column} of {label}", put(values))
+    yield parquet_file(name, f"no {column}", lambda table: table.drop_columns([column]))
+    yield parquet_file(name, "a row less", lambda table: table.slice(1))
+    yield parquet_file(name, "no rows", lambda table: table.slice(0, 0))
+    yield parquet_file(
+        name, "one more", lambda table: table.append_column("x", pa.array([1] * len(table)))
+    )
+    yield parquet_file(name, "twice", lambda table: table.append_column(column, table[column]))
+    yield parquet_file(name, "none", lambda table: table.select([]))
 
 
-HEADERS = {
-    "objects": "{'descr': '|O', 'fortran_order': False, 'shape': (3,), }",
-    "a huge shape": "{'descr': '<i4', 'fortran_order': False, 'shape': (1000000000000,), }",
-    "a negative shape": "{'descr': '<i4', 'fortran_order': False, 'shape': (-1,), }",
-    "another order": "{'descr': '<i4', 'fortran_order': True, 'shape': (2, 2), }",
-    "fields": "{'descr': [('a', '<i4')], 'fortran_order': False, 'shape': (3,), }",
-    "code": "__import__('os').system('touch /tmp/owned')",
-    "brackets": "(" * 100,
-}
 INTEGERS = (
-    "table/train/user.npy",
-    "table/train/item.npy",
-    "table/validation/user.npy",
-    "table/test/item.npy",
+    ("rows.parquet", "user"),
+    ("rows.parquet", "item"),
+    ("held_out/validation.parquet", "user"),
+    ("held_out/test.parquet", "item"),
 )
 
 
@@ -185,7 +222,8 @@ def of_a_compressed_set(task):
         changes = list(field(("settings", "config", name), *values))
         yield from changes[1:]  # without it the default is taken
     facts = ("facts", "facts")
-    yield from field(("facts", "raw_bytes"), None, -1, "x", [])
+    yield from field(("facts", "raw"), *WRONG)
+    yield from field(("facts", "raw", "stored"), None, -1, "x", [])
     yield from field(("facts", "seconds"), *WRONG)
     yield from field((*facts, "prepared"), *WRONG)
     yield from field((*facts, "prepared", "rows"), *WRONG)
@@ -193,55 +231,45 @@ def of_a_compressed_set(task):
     yield from field((*facts, "prepared", "reader"), *WRONG)
     yield from field((*facts, "factors"), *WRONG)
     yield from field((*facts, "sample", "rows"), None, -1, "x", 1, 10**6)
-    schema = "table/schema.json"
+    schema = "schema.json"
     other = "click" if task == "ranking" else "ranking"
     for name in ("task", "num_users", "num_items", "context", "item_content", "hashed"):
         yield from in_json(schema, (name,), *WRONG, 3, 0, other)
     yield from in_json(schema, ("context", "categorical"), None, "x", [1], ["a"], ["../x"])
     yield from in_json(schema, ("context", "vocabulary_sizes"), None, [0], [-1], [1 << 40])
-    for name in (schema, "table/statistics.json", "factors/user.npy", "table/train/item.npy"):
+    for name in (schema, "statistics.json", "factors/user.parquet", "rows.parquet"):
         yield from files_as_objects(name)
-    for label, text in HEADERS.items():
-        yield header("factors/item.npy", label, text)
-    for name in INTEGERS:
+    for name in ("rows.parquet", "held_out/test.parquet"):
+        yield from of_a_parquet_file(name, "item")
+    yield from of_a_parquet_file("factors/item.parquet", "item")
+    yield from of_a_parquet_file("content/items.parquet", "count")
+    yield from of_a_parquet_file("vocabularies/item.parquet", "value")
+    for name, ids in INTEGERS:
         for value in (-1, 1 << 20, np.iinfo(np.int32).min):
-            yield array(name, f"first {value}", with_first(value))
-        yield array(name, "int64", lambda x: x.astype(np.int64))
-        yield array(name, "a row less", lambda x: x[:-1])
-        yield array(name, "two axes", lambda x: x[:, None])
-    for name in ("factors/user.npy", "factors/item.npy"):
-        for value in (np.nan, np.inf):
-            yield array(name, f"first {value}", with_first(value))
-        yield array(name, "float64", lambda x: x.astype(np.float64))
-        yield array(name, "a row less", lambda x: x[:-1])
-        yield array(name, "narrower", lambda x: np.ascontiguousarray(x[:, :-1]))
-        yield array(name, "one axis", lambda x: x[:, 0].copy())
-    yield array("table/train/row.npy", "order", lambda x: x[::-1].copy())
-    yield array("table/train/row.npy", "beyond", lambda x: x + 10**6)
-    yield array("table/items/count.npy", "negative", with_first(-1))
+            yield column(name, ids, f"first {value}", with_first(value))
+        yield column(name, ids, "int64", lambda x: x.astype(np.int64))
+    for side in ("user", "item"):
+        name = f"factors/{side}.parquet"
+        for value in (np.nan, np.inf, 3e38):
+            yield column(name, f"{side}_scale", f"first {value}", with_first(value))
+        yield column(name, f"{side}_scale", "float64", lambda x: x.astype(np.float64))
+        yield bytes_column(name, side, "narrower", lambda x: x[:, :-1], np.int8)
+        yield bytes_column(name, side, "beyond", with_first(-128), np.int8)
+    yield column("content/items.parquet", "count", "negative", with_first(-1))
     if task == "ranking":
-        yield array("table/known/offsets.npy", "order", lambda x: x[::-1].copy())
-        yield array("table/known/offsets.npy", "beyond", lambda x: x + 1)
-        yield array("table/known/items.npy", "order", lambda x: x[::-1].copy())
-        yield array("table/known/items.npy", "beyond", with_first(1 << 20))
-        yield array("table/test/negatives.npy", "beyond", with_first(1 << 20))
-        yield array("table/items/bags.npy", "beyond", with_first(1 << 20))
-        yield array("table/train/value.npy", "nan", with_first(np.nan))
+        for ids in ("user", "item"):
+            yield column("mask.parquet", ids, "order", lambda x: x[::-1].copy())
+            yield column("mask.parquet", ids, "beyond", lambda x: x + (1 << 20))
+            yield column("mask.parquet", ids, "negative", with_first(-1))
+        yield from of_a_parquet_file("mask.parquet", "user")
+        held_out = "held_out/test.parquet"
+        yield bytes_column(held_out, "negatives", "beyond", with_first(1 << 20))
+        yield bytes_column("content/items.parquet", "bags", "beyond", with_first(1 << 20))
+        yield column("rows.parquet", "value", "nan", with_first(np.nan))
     else:
-        yield array("table/train/label.npy", "half", with_first(0.5))
-        yield array("table/train/categorical.npy", "beyond", with_first(1 << 20))
-        yield array("table/test/dense.npy", "inf", with_first(np.inf))
-
-    def surplus(name):
-        def change(folder):
-            np.save(folder / name, np.ones(3, np.float32))
-
-        return f"surplus {name}", change
-
-    for folder in ("factors", "table/train", "table/users"):
-        yield surplus(f"{folder}/x.npy")
-    if task == "ranking":
-        yield surplus("factors/user_bias.npy")
+        yield column("rows.parquet", "label", "half", with_first(0.5))
+        yield column("rows.parquet", "categorical.C1", "beyond", with_first(1 << 20))
+        yield column("held_out/test.parquet", "dense.I1", "inf", with_first(np.inf))
 
     def unsampled(folder):
         shutil.copytree(folder / "factors", folder / "x")
@@ -311,8 +339,8 @@ def commands(folder, scratch):
     """The commands that read a compressed data set, by name."""
 
     def train():
-        config, inputs = compressed.open_inputs(folder)
-        experiment.train_from(Run(config, scratch / "work", quiet), inputs)
+        given = compressed.open_compressed(folder)
+        experiment.train_from(Run(given.config, scratch / "work", quiet), given)
 
     def recommended():
         trained = open_trained(folder, scratch / "work", arm="mf_alone")
@@ -399,7 +427,7 @@ def test_a_sound_data_set_that_was_resealed_is_legitimate(small, tmp_path):
     whole, copy, _ = small
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(whole, copy)
-    np.save(copy / "factors/user.npy", np.load(copy / "factors/user.npy") * 2)
+    column("factors/user.parquet", "user_scale", "doubled", lambda x: x * 2)[1](copy)
     sealed(copy)
     made = commands(copy, tmp_path)
     found = {name: outcome(command, limit=300) for name, command in made.items()}  # it trains
@@ -410,9 +438,12 @@ def test_results_of_one_data_set_are_not_taken_for_those_of_another(small, tmp_p
     whole, copy, _ = small
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(whole, copy)
-    np.save(copy / "factors/item.npy", -np.load(copy / "factors/item.npy"))
+    column("factors/item.parquet", "item_scale", "negative", np.negative)[1](copy)
     sealed(copy)
-    (_, one), (_, other) = compressed.open_inputs(whole), compressed.open_inputs(copy)
+    one, other = (
+        compressed.unpack(Run(given.config, tmp_path, quiet), given)
+        for given in map(compressed.open_compressed, (whole, copy))
+    )
     for name in ("prepared", "factors", "sample"):
         assert getattr(one, name).fingerprint != getattr(other, name).fingerprint
 
@@ -463,15 +494,15 @@ AS_COMMANDS = [
     ("manifest.json:8 GB", "recommend"),
     ("manifest.json:NaN", "export"),
     ("facts.facts.prepared.rows.test=1000000", "train"),
-    ("table/schema.json:num_items=3", "train"),
-    ("table/schema.json:num_items=3", "recommend"),
-    ("table/train/item.npy:first 1048576", "train"),
-    ("table/train/item.npy:fifo", "verify"),
-    ("factors/user.npy:first nan", "recommend"),
-    ("factors/item.npy:header of objects", "export"),
-    ("factors/item.npy:header of a huge shape", "verify"),
-    ("surplus factors/user_bias.npy", "train"),
-    ("table/known/offsets.npy:beyond", "recommend"),
+    ("schema.json:num_items=3", "train"),
+    ("schema.json:num_items=3", "recommend"),
+    ("rows.parquet:item first 1048576", "train"),
+    ("rows.parquet:fifo", "verify"),
+    ("factors/user.parquet:user_scale first nan", "recommend"),
+    ("factors/item.parquet:item of text", "export"),
+    ("factors/item.parquet:twice", "verify"),
+    ("factors/item.parquet:one more", "train"),
+    ("mask.parquet:item beyond", "recommend"),
 ]
 
 
@@ -482,7 +513,8 @@ def test_commands_end_with_one_line(ranking_set, tmp_path, label, command):
     shutil.copytree(ranking_set, copy)
     cases[label](copy)
     sealed(copy)
-    before = sorted(tmp_path.rglob("*"))
+    before = sorted(tmp_path.glob("*"))
     done = cadc(*COMMANDS[command](copy, tmp_path / "out"), cwd=tmp_path)
     assert_one_line(done, str(copy))
-    assert sorted(tmp_path.rglob("*")) == before
+    assert sorted(path for path in tmp_path.glob("*") if path.name != "out") == before
+    assert not list((tmp_path / "out").glob("train/*"))

@@ -19,7 +19,6 @@ def main() -> None:
     from cadc_jax import experiment
     from cadc_jax.run import compressed
 
-    settings, inputs = compressed.open_inputs(folder, VERIFY.value)
-    if CONFIG.value is not None:
-        settings = config()
-    experiment.train_from(run_of(settings), inputs)
+    given = compressed.open_compressed(folder, VERIFY.value)
+    settings = given.config if CONFIG.value is None else config()
+    experiment.train_from(run_of(settings), given)

@@ -164,12 +164,21 @@ def open_table(path: pathlib.Path, values: bool = False) -> Table:
     known = Lazy(names, lambda name: open_known()[name])
     sides = (("users", users, schema.num_users), ("items", items, schema.num_items))
     for side, columns, size in sides:
-        check_columns(path / side, columns, _content_kinds(schema, side), size, (), values)
+        check_columns(path / side, columns, content_kinds(schema, side), size, (), values)
         if values and (found := read_titles(path, side)) is not None and len(found) != size:
             raise ArtifactError(f"{path / side / TITLES}: {len(found)} titles of {size}; {ADVICE}")
     if values:
         _ = dict(splits), dict(known)  # opens and checks all of them
     return Table(schema, splits, users, items, known)
+
+
+def with_training_rows(table: Table, path: pathlib.Path) -> Table:
+    """The table with the rows in the folder `path`, such as a sample, as its training rows."""
+
+    def open_split(split: str) -> Columns:
+        return table.splits[split] if split != SPLITS[TRAIN] else open_rows(path, table.schema)
+
+    return dataclasses.replace(table, splits=Lazy(SPLITS, open_split))
 
 
 def read_titles(path: pathlib.Path, side: str) -> pa.Array | None:
@@ -193,6 +202,25 @@ def open_rows(
       ArtifactError: if the folder does not hold such rows.
     """
     columns = read_columns(path)
+    kinds = row_kinds(schema, held_out)
+    optional = [] if held_out else ["row"]
+    if not held_out:
+        kinds["row"] = ColumnKind(np.int64)
+    check_columns(path, columns, kinds, None, optional, values)
+    if values and "row" in columns and np.any(np.diff(columns["row"]) <= 0):
+        raise ArtifactError(f"{path / 'row.npy'}: the row numbers do not ascend; {ADVICE}")
+    if values and schema.task == "click" and not np.isin(columns["label"], (0, 1)).all():
+        raise ArtifactError(f"{path / 'label.npy'}: a label is neither 0 nor 1; {ADVICE}")
+    return columns
+
+
+def row_kinds(schema: Schema, held_out: bool = False) -> dict[str, ColumnKind]:
+    """The columns of rows of a table: name -> what it has to be.
+
+    Args:
+      schema: of the table.
+      held_out: whether they are validation or test rows.
+    """
     ranking = schema.task == "ranking"
     kinds = {
         "user": ColumnKind(np.int32, (), 0, schema.num_users - 1),
@@ -200,18 +228,9 @@ def open_rows(
         "value" if ranking else "label": ColumnKind(np.float32),
         **_feature_kinds(schema.context),
     }
-    optional = []
-    if not held_out:
-        kinds["row"] = ColumnKind(np.int64)
-        optional = ["row"]
-    elif ranking:
+    if ranking and held_out:
         kinds["negatives"] = ColumnKind(np.int32, (None,), 0, schema.num_items - 1)
-    check_columns(path, columns, kinds, None, optional, values)
-    if values and "row" in columns and np.any(np.diff(columns["row"]) <= 0):
-        raise ArtifactError(f"{path / 'row.npy'}: the row numbers do not ascend; {ADVICE}")
-    if values and not ranking and not np.isin(columns["label"], (0, 1)).all():
-        raise ArtifactError(f"{path / 'label.npy'}: a label is neither 0 nor 1; {ADVICE}")
-    return columns
+    return kinds
 
 
 def _feature_kinds(features: Features) -> dict[str, ColumnKind]:
@@ -222,8 +241,8 @@ def _feature_kinds(features: Features) -> dict[str, ColumnKind]:
     }
 
 
-def _content_kinds(schema: Schema, side: str) -> dict[str, ColumnKind]:
-    """The columns of `users/` or `items/`."""
+def content_kinds(schema: Schema, side: str) -> dict[str, ColumnKind]:
+    """The columns of `users/` or `items/`: name -> what it has to be."""
     if side == "users":
         return _feature_kinds(schema.user_content)
     features = schema.item_content

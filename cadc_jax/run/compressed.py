@@ -1,53 +1,100 @@
 """The compressed data set: a folder to train from, elsewhere and without the raw log.
 
-    manifest.json   configuration, facts and checksums, as in every artefact
-    table/          a prepared table (`data/table.py`) whose `train/` holds the kept rows only;
-                    `train/row.npy` [M] int64 are their numbers in the training split
-    factors/        factors of all training rows: `user.npy` [U, D], `item.npy` [I, D] float32 and,
-                    if logistic, `user_bias.npy` [U], `item_bias.npy` [I], `global_bias.npy` [];
-                    with `factor_rows='unsampled'` the folder `unsampled/` has the factors of the
-                    rows that are not kept, to train on the kept ones
+    manifest.json            configuration, facts and checksums, as in every artefact
+    schema.json              `table.Schema`, and `statistics.json`, as in a prepared table
+    rows.parquet             the kept training rows
+    factors/                 `user.parquet` and `item.parquet`: `user` or `item` [N, D], int8 with a
+                             `user_scale` or `item_scale` a row, float16 or float32; biases, if any
+    factors/unsampled/       with `factor_rows='unsampled'` the factors of the rows that are not
+                             kept, to train on the kept ones. The int8 levels of `factors/` are then
+                             differences from `quantization.predicted_levels` of these, modulo 256
+    content/                 features, counts and titles of users and items
+    vocabularies/            raw values by id - 1
+    mask.parquet             `user` and `item` of all training rows of the ranking task, which are
+                             no candidates: for evaluation and recommendations alone
+    held_out/                validation and test rows
 
-All arrays are plain `.npy` files. Held-out rows are there in full. The ranking task also has each
-user's training items (`table/known/`), which are not candidates.
+All files are Parquet (`data/packed.py`). To train, `unpack` writes them into the work folder as the
+ordinary artefacts `prepare`, `factorize` and `sample`, which everything else reads. Nothing is used
+before these were checked.
 """
 
 import dataclasses
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from cadc_jax.configuration import default_config, validate
+from cadc_jax.data import packed
+from cadc_jax.data.columns import ColumnKind, open_array
 from cadc_jax.data.encoding import open_encoder
-from cadc_jax.data.raw import SPLITS, TRAIN
-from cadc_jax.data.table import Table, open_table
+from cadc_jax.data.raw import SPLITS, TEST, TRAIN, VALIDATION
+from cadc_jax.data.table import (
+    KNOWN,
+    TITLES,
+    Columns,
+    Schema,
+    content_kinds,
+    open_rows,
+    open_schema,
+    open_table,
+    read_columns,
+    read_text,
+    row_kinds,
+    write_columns,
+)
 from cadc_jax.errors import ArtifactError, ConfigError
-from cadc_jax.run.factors import UNSAMPLED, is_crossed, open_factors
-from cadc_jax.run.formats import COMPRESSED, open_stage
-from cadc_jax.runtime import artifacts, manifest
+from cadc_jax.factorization.quantization import predicted_levels
+from cadc_jax.run import stages
+from cadc_jax.run.context import Inputs, Run, make_stage
+from cadc_jax.run.factors import (
+    UNSAMPLED,
+    has_biases,
+    is_crossed,
+    open_factors,
+    side_kinds,
+    write_factors,
+)
+from cadc_jax.run.formats import COMPRESSED, UNPACKED, open_stage
+from cadc_jax.runtime import artifacts, durable, manifest
 from cadc_jax.runtime.artifacts import Artifact
+
+_SIDES = ("user", "item")
+_HELD_OUT = (SPLITS[VALIDATION], SPLITS[TEST])
+_JSON = ("schema.json", "statistics.json")
+_FACTORS, _CONTENT, _VOCABULARIES = "factors", "content", "vocabularies"
+_ROWS, _MASK = "rows.parquet", "mask.parquet"
+_MASK_KINDS = {"user": ColumnKind(np.int32), "item": ColumnKind(np.int32)}
 
 
 @dataclasses.dataclass(frozen=True)
-class Inputs:
-    """The artefacts that training starts from.
+class RawSize:
+    """Bytes of a raw log: of its files, and of their content, decompressed."""
 
-    Attributes:
-      prepared: the prepared table.
-      factors: factors of all training rows, and of the unsampled rows if they are used.
-      sample: columns of the kept training rows.
-    """
+    stored: int
+    unpacked: int
 
-    prepared: Artifact
-    factors: Artifact
-    sample: Artifact
+
+@dataclasses.dataclass(frozen=True)
+class Compressed:
+    """A compressed data set, opened; its files are not checked yet."""
+
+    made: Artifact
+    config: ConfigDict
+
+    @property
+    def path(self) -> pathlib.Path:
+        """Its folder."""
+        return self.made.path
 
 
 def write_compressed(
-    out: pathlib.Path, config: ConfigDict, inputs: Inputs, raw_bytes: int
+    out: pathlib.Path, config: ConfigDict, inputs: Inputs, raw: RawSize
 ) -> Artifact:
     """Writes the compressed data set to the folder `out`, whole or not at all.
 
@@ -61,38 +108,95 @@ def write_compressed(
     config.data.path = ""  # where the raw log lies concerns nobody else
     settings = {"stage": COMPRESSED, "format": manifest.FORMAT, "config": config.to_dict()}
 
-    def copy(folder: pathlib.Path) -> Mapping[str, Any]:
-        table = folder / "table"
-        train = SPLITS[TRAIN]
-        no_manifest = shutil.ignore_patterns(manifest.NAME)
-        for path in inputs.prepared.path.iterdir():
-            if path.is_dir() and path.name != train:
-                shutil.copytree(path, table / path.name)
-            elif path.is_file() and path.name != manifest.NAME:
-                table.mkdir(exist_ok=True)
-                shutil.copy(path, table)
-        shutil.copytree(inputs.sample.path, table / train, ignore=no_manifest)
-        shutil.copytree(inputs.factors.path, folder / "factors", ignore=no_manifest)
+    def write(folder: pathlib.Path) -> Mapping[str, Any]:
+        pack_content(inputs.prepared.path, folder)
+        _pack_for_evaluation(inputs.prepared.path, folder)
+        pack_rows(inputs, folder)
+        pack_factors(inputs.factors, folder)
         return {
-            "raw_bytes": raw_bytes,
+            "raw": dataclasses.asdict(raw),
             "facts": {name: made.facts for name, made in found.items()},
             "seconds": {name: made.seconds for name, made in found.items()},
         }
 
-    artifacts.write_artifact(out, settings, copy)
+    artifacts.write_artifact(out, settings, write)
     return artifacts.open_artifact(out)
 
 
-def open_inputs(path: pathlib.Path, verify: bool = True) -> tuple[ConfigDict, Inputs]:
-    """The configuration and the inputs that a compressed data set holds.
+def pack_rows(inputs: Inputs, out: pathlib.Path) -> None:
+    """Packs the kept rows into the folder `out`."""
+    kept = dict(read_columns(inputs.sample.path))
+    kept.pop("row")  # the rule says which ones they are
+    packed.pack(out / _ROWS, kept, open_schema(inputs.prepared.path).context)
 
-    The folder may come from elsewhere: everything in it is checked before it is used. Fingerprints
-    of the inputs come from the content of the whole folder, so that nothing that was made from
-    another one is taken for theirs.
+
+def pack_content(prepared: pathlib.Path, out: pathlib.Path) -> None:
+    """Packs content and vocabularies of a prepared table into the folder `out`."""
+    table = open_table(prepared)
+    schema = table.schema
+    for name in _JSON:
+        shutil.copy(prepared / name, out)
+    content = {"users": (table.users, schema.user_content)}
+    content["items"] = (table.items, schema.item_content)
+    for side, (columns, features) in content.items():
+        packed.pack(out / _CONTENT / f"{side}.parquet", columns, features)
+        if (titles := prepared / side / TITLES).exists():
+            packed.pack_values(out / _CONTENT / f"{side}_{TITLES}.parquet", read_text(titles))
+    for place in sorted((prepared / _VOCABULARIES).iterdir()):
+        is_text = place.is_dir()
+        values = read_text(place) if is_text else open_array(place)
+        stem = place.name if is_text else place.stem
+        packed.pack_values(out / _VOCABULARIES / f"{stem}.parquet", values)
+
+
+def _pack_for_evaluation(prepared: pathlib.Path, out: pathlib.Path) -> None:
+    """Packs the mask and the held-out rows of a prepared table."""
+    table = open_table(prepared)
+    for split in _HELD_OUT:
+        file = out / "held_out" / f"{split}.parquet"
+        packed.pack(file, table.splits[split], table.schema.context)
+    if table.known:
+        user, item = table.known_pairs()
+        packed.pack(out / _MASK, {"user": user, "item": item})
+
+
+def pack_factors(factors: Artifact, out: pathlib.Path) -> None:
+    """Packs factors into a part of the folder `out`."""
+    columns = dict(read_columns(factors.path))
+    before: dict[str, np.ndarray] = {}
+    if is_crossed(factors):
+        before = dict(read_columns(factors.path / UNSAMPLED))
+        _pack_sides(before, out / _FACTORS / UNSAMPLED)
+    for side in _SIDES:
+        if (guess := _guess(before, columns, side)) is not None:
+            columns[side] = columns[side] - guess
+    _pack_sides(columns, out / _FACTORS)
+
+
+def _pack_sides(columns: Columns, out: pathlib.Path) -> None:
+    for side in _SIDES:
+        own = {name: x for name, x in columns.items() if name.startswith(side)}
+        packed.pack(out / f"{side}.parquet", own)
+    if "global_bias" in columns:
+        packed.pack(out / "global_bias.parquet", {"global_bias": columns["global_bias"][None]})
+
+
+def _guess(before: Columns, columns: Columns, side: str) -> np.ndarray | None:
+    """What the int8 levels of a side are stored as differences from, if from anything."""
+    scale = f"{side}_scale"
+    if scale not in before or scale not in columns:
+        return None
+    if before[side].shape[0] != len(columns[scale]):
+        raise ArtifactError(f"{_FACTORS}: two sets of {side} factors of different sizes")
+    return predicted_levels(before[side], before[scale], columns[scale])
+
+
+def open_compressed(path: pathlib.Path, verify: bool = True) -> Compressed:
+    """Opens a compressed data set.
 
     Args:
       path: the folder.
-      verify: whether to read all files, to compare their checksums and check each value.
+      verify: whether to read all files and compare their checksums.
 
     Raises:
       ArtifactError: if the folder is no compressed data set, or is damaged.
@@ -103,92 +207,13 @@ def open_inputs(path: pathlib.Path, verify: bool = True) -> tuple[ConfigDict, In
     if made.settings["stage"] != COMPRESSED:
         stage = made.settings["stage"]
         raise ArtifactError(f"{path}: not a compressed data set, but of stage {stage!r}")
-    config = _config_of(made)
-    places = {"prepared": "table", "factors": "factors", "sample": f"table/{SPLITS[TRAIN]}"}
-    inputs = {
-        name: Artifact(
-            path=path / place,
-            fingerprint=artifacts.hash_of([made.sha256, name]),
-            facts=made.facts["facts"][name],
-            seconds=made.facts["seconds"][name],
-            reused=True,
-        )
-        for name, place in places.items()
-    }
-    _check_content(path, config, Inputs(**inputs), verify)
-    return config, Inputs(**inputs)
-
-
-def _config_of(made: Artifact) -> ConfigDict:
     config = default_config()  # has fields that are newer than the data set
     try:
         config.update(_with_tuples(made.settings["config"]))
         validate(config)
     except (AttributeError, KeyError, TypeError, ValueError, ConfigError) as error:
-        raise ArtifactError(f"{made.path}: its configuration cannot be used: {error}") from None
-    return config
-
-
-def _check_content(path: pathlib.Path, config: ConfigDict, inputs: Inputs, values: bool) -> None:
-    """Raises ArtifactError unless table, factors and facts are sound and belong together."""
-    table = open_table(inputs.prepared.path, values)
-    open_encoder(inputs.prepared.path)
-    for fault in (*_row_faults(table, config, inputs), *_factor_faults(table, config, inputs)):
-        raise ArtifactError(f"{path}: {fault}; get a whole copy, or compress again")
-    for folder in _factor_folders(config, inputs):
-        open_factors(folder, values)
-
-
-def _row_faults(table: Table, config: ConfigDict, inputs: Inputs) -> Iterator[str]:
-    kept, rows = table.splits[SPLITS[TRAIN]], inputs.prepared.facts["rows"]
-    if table.schema.task != config.data.task:
-        yield "the task of its table is not that of its configuration"
-    if "row" not in kept or not len(kept["row"]):
-        yield "its table has no kept rows, or not their numbers"
-    elif len(kept["row"]) != inputs.sample.facts["rows"] or kept["row"][-1] >= rows["train"]:
-        yield f"the numbers of its training rows are not those of its {manifest.NAME}"
-    for split in ("validation", "test"):
-        if not len(table.splits[split]["user"]) == rows[split] > 0:
-            yield f"its {split} rows are not as many as its {manifest.NAME} says, or none"
-
-
-def _factor_faults(table: Table, config: ConfigDict, inputs: Inputs) -> Iterator[str]:
-    schema = table.schema
-    biased = config.factorization == "sgd" or config.als.feedback == "explicit"
-    if is_crossed(inputs.factors) != (config.factor_rows == "unsampled"):
-        yield f"its factors do not go with factor_rows={config.factor_rows!r}"
-    for folder in _factor_folders(config, inputs):
-        factors = open_factors(folder)
-        if (len(factors.user), len(factors.item)) != (schema.num_users, schema.num_items):
-            yield f"{folder.name}/ has factors of other users or items than the table"
-        if (factors.biases is not None) != biased:
-            yield f"{folder.name}/ has biases that its factorisation does not make, or lacks them"
-
-
-def _factor_folders(config: ConfigDict, inputs: Inputs) -> list[pathlib.Path]:
-    first = inputs.factors.path
-    return [first, first / UNSAMPLED] if config.factor_rows == "unsampled" else [first]
-
-
-def sizes(artifact: Artifact) -> str:
-    """A table of the bytes of each part, and their share of the raw log."""
-    table = artifact.path / "table"
-    kept = artifacts.size_of(table / SPLITS[TRAIN])
-    held_out = sum(artifacts.size_of(table / split) for split in SPLITS if split != SPLITS[TRAIN])
-    factors = artifacts.size_of(artifact.path / "factors")
-    total = artifacts.size_of(artifact.path)
-    raw = artifact.facts["raw_bytes"]
-    parts = {
-        "kept training rows": kept,
-        "validation and test rows": held_out,
-        "factors": factors,
-        "vocabularies and the rest": total - kept - held_out - factors,
-        "in all": total,
-        "raw log": raw,
-    }
-    return "\n".join(
-        f"{name:<26} {size / 1e6:>10,.1f} MB {size / raw:>8.1%}" for name, size in parts.items()
-    )
+        raise ArtifactError(f"{path}: its configuration cannot be used: {error}") from None
+    return Compressed(made, config)
 
 
 def _with_tuples(value: Any) -> Any:
@@ -196,3 +221,227 @@ def _with_tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _with_tuples(x) for name, x in value.items()}
     return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
+
+
+def unpack(run: Run, given: Compressed) -> Inputs:
+    """The stages `prepare`, `factorize` and `sample` of a run, from a compressed data set.
+
+    Their seconds are those of the run that made the data set, and of unpacking.
+
+    Raises:
+      ArtifactError: if the data set holds anything but what `write_compressed` writes.
+    """
+    facts, config = given.made.facts, given.config
+    source = {"unpacked": given.made.sha256}
+
+    def stage(name: str, part: str, settings: Mapping[str, Any], work: _Work) -> Artifact:
+        def write(folder: pathlib.Path) -> Mapping[str, Any]:
+            _checked(given, folder, work)
+            return facts["facts"][part]
+
+        made = make_stage(run, name, {**settings, **source}, write, "unpacked")
+        return dataclasses.replace(made, seconds=made.seconds + facts["seconds"][part])
+
+    prepared = stage("prepare", "prepared", stages.prepare_settings(config), _unpack_table)
+    schema, base = open_schema(prepared.path), {"prepared": prepared.fingerprint}
+    method = {"method": config.factorization, "config": config[config.factorization].to_dict()}
+    kept = {"rate": config.rate, "seed": config.seed}
+    return Inputs(
+        prepared,
+        stage("factorize", "factors", base | method, _unpack_factors(schema)),
+        stage("sample", "sample", base | kept, _unpack_rows(schema)),
+    )
+
+
+def check(given: Compressed) -> None:
+    """Checks every value of a compressed data set, as `unpack` does.
+
+    Raises:
+      ArtifactError: if anything is not what `write_compressed` writes.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        unpack_into(given, pathlib.Path(name))
+
+
+def write_plain(given: Compressed, out: pathlib.Path) -> Artifact:
+    """Writes a compressed data set as plain `.npy` files, for other programs.
+
+    The folder `table/` is a prepared table whose `train/` has the kept rows, and `factors/` has the
+    factors in float32 (with `factor_rows='unsampled'` also `factors/unsampled/`).
+
+    Raises:
+      ConfigError: if the folder `out` is there already.
+      ArtifactError: if the data set holds anything but what `write_compressed` writes.
+    """
+    if out.exists():
+        raise ConfigError(f"--out={out}: the folder exists; name another one, or delete it")
+
+    def write(folder: pathlib.Path) -> Mapping[str, Any]:
+        unpack_into(given, folder)
+        (folder / "rows").rename(folder / "table" / SPLITS[TRAIN])
+        for part in sorted((folder / _FACTORS).glob("**/")):
+            factors = open_factors(part)
+            for file in part.glob("*.npy"):
+                file.unlink()
+            write_factors(part, factors, bits=32)
+        return {"rows": given.made.facts["facts"]["sample"]["rows"]}
+
+    settings = {"stage": UNPACKED, "format": manifest.FORMAT, "compressed": given.made.sha256}
+    artifacts.write_artifact(out, settings, write)
+    return artifacts.open_artifact(out)
+
+
+def unpack_into(given: Compressed, folder: pathlib.Path) -> None:
+    """Unpacks into the folders `table`, `factors` and `rows` of an empty folder; see `unpack`."""
+    parts = {name: folder / name for name in ("table", "factors", "rows")}
+    for part in parts.values():
+        part.mkdir()
+    _checked(given, parts["table"], _unpack_table)
+    schema = open_schema(parts["table"])
+    _checked(given, parts["factors"], _unpack_factors(schema))
+    _checked(given, parts["rows"], _unpack_rows(schema))
+
+
+# Unpacks a part into a folder, and yields what is wrong with it.
+_Work = Callable[[Compressed, pathlib.Path], Iterator[str]]
+
+
+def _checked(given: Compressed, folder: pathlib.Path, work: _Work) -> None:
+    """Unpacks a part into `folder`; errors name the compressed data set."""
+    try:
+        for fault in work(given, folder):
+            raise ArtifactError(f"{given.path}: {fault}; {packed.ADVICE}")
+    except ArtifactError as error:
+        text = str(error).removesuffix(f"; {manifest.ADVICE}")
+        if str(folder) not in text:
+            raise
+        text = text.replace(f"{folder}/", "").replace(f"{folder}: ", "")
+        raise ArtifactError(f"{given.path}: {text}; {packed.ADVICE}") from None
+
+
+def _unpack_table(given: Compressed, folder: pathlib.Path) -> Iterator[str]:
+    """Unpacks a prepared table without training rows. Yields what is wrong with it."""
+    source, rows = given.path, given.made.facts["facts"]["prepared"]["rows"]
+    for name in _JSON:
+        try:
+            durable.write_json(folder / name, manifest.read_json(source / name))
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"{source / name}: {error}; {packed.ADVICE}") from None
+    schema = open_schema(folder)
+    if schema.task != given.config.data.task:
+        yield "the task of its table is not that of its configuration"
+    for split in _HELD_OUT:
+        kinds = row_kinds(schema, held_out=True)
+        file = source / "held_out" / f"{split}.parquet"
+        if not packed.unpack(file, folder / split, kinds, schema.context) == rows[split] > 0:
+            yield f"its {split} rows are not as many as its {manifest.NAME} says, or none"
+    if schema.task == "ranking":
+        _unpack_mask(source / _MASK, folder / KNOWN, schema)
+    content = {"users": (schema.user_content, schema.num_users)}
+    content["items"] = (schema.item_content, schema.num_items)
+    for side, (features, ids) in content.items():
+        file = source / _CONTENT / f"{side}.parquet"
+        packed.unpack(file, folder / side, content_kinds(schema, side), features, ids)
+        if (titles := source / _CONTENT / f"{side}_{TITLES}.parquet").exists():
+            packed.unpack_values(titles, folder / side, TITLES)
+    for file in sorted((source / _VOCABULARIES).glob("*.parquet")):
+        packed.unpack_values(file, folder / _VOCABULARIES, file.stem)
+    open_table(folder, values=True)
+    open_encoder(folder)
+
+
+def _unpack_mask(file: pathlib.Path, folder: pathlib.Path, schema: Schema) -> None:
+    """Unpacks the mask as `Table.known`."""
+    packed.unpack(file, folder, _MASK_KINDS)
+    found = read_columns(folder)
+    user, items = np.array(found["user"]), np.array(found["item"])
+    if np.any(np.diff(user) < 0) or (len(user) and not 0 <= user[0] <= user[-1] < schema.num_users):
+        raise ArtifactError(f"{file}: the users do not ascend; {packed.ADVICE}")
+    counts = np.bincount(user, minlength=schema.num_users)
+    shutil.rmtree(folder)
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    write_columns(folder, {"offsets": offsets, "items": items})
+
+
+def _unpack_rows(schema: Schema) -> _Work:
+    """Unpacks the kept rows of a table. Yields what is wrong with them."""
+
+    def work(given: Compressed, folder: pathlib.Path) -> Iterator[str]:
+        facts, kinds = given.made.facts["facts"], row_kinds(schema)
+        rows = packed.unpack(given.path / _ROWS, folder, kinds, schema.context)
+        if not facts["prepared"]["rows"]["train"] >= rows == facts["sample"]["rows"] > 0:
+            yield f"its training rows are not as many as its {manifest.NAME} says, or none"
+        open_rows(folder, schema, values=True)
+
+    return work
+
+
+def _unpack_factors(schema: Schema) -> _Work:
+    """Unpacks the factors of a table's users and items. Yields what is wrong with them."""
+
+    def work(given: Compressed, folder: pathlib.Path) -> Iterator[str]:
+        source, config = given.path / _FACTORS, given.config
+        crossed = config.factor_rows == "unsampled"
+        if (source / UNSAMPLED).exists() != crossed:
+            yield f"its factors do not go with factor_rows={config.factor_rows!r}"
+        before: Columns = {}
+        if crossed:
+            _unpack_sides(source / UNSAMPLED, folder / UNSAMPLED, config)
+            before = read_columns(folder / UNSAMPLED)
+        _unpack_sides(source, folder, config)
+        columns = read_columns(folder)
+        for side in _SIDES:
+            if (guess := _guess(before, columns, side)) is not None:
+                write_columns(folder, {side: columns[side] + guess})
+        for part in (folder, folder / UNSAMPLED) if crossed else (folder,):
+            found = open_factors(part, values=True)
+            if (len(found.user), len(found.item)) != (schema.num_users, schema.num_items):
+                yield f"{_FACTORS}: of other users or items than the table"
+
+    return work
+
+
+def _unpack_sides(source: pathlib.Path, folder: pathlib.Path, config: ConfigDict) -> None:
+    """Unpacks one set of factors, which has the bits and biases that the configuration says."""
+    bits, biased = config.factor_bits, has_biases(config)
+    dtype = np.dtype(np.int8 if bits <= 8 else np.float16 if bits == 16 else np.float32)
+    for side in _SIDES:
+        packed.unpack(source / f"{side}.parquet", folder, side_kinds(side, dtype, None, biased))
+    if biased:
+        kinds = {"global_bias": ColumnKind(np.float32)}
+        if packed.unpack(source / "global_bias.parquet", folder, kinds) != 1:
+            raise ArtifactError(f"{source}: not one global bias; {packed.ADVICE}")
+        write_columns(folder, {"global_bias": read_columns(folder)["global_bias"][0]})
+
+
+def sizes(made: Artifact) -> dict[str, int]:
+    """Bytes of each part of a compressed data set."""
+    path = made.path
+    found = {
+        "kept rows": (path / _ROWS).stat().st_size,
+        "factors": artifacts.size_of(path / _FACTORS),
+    }
+    mask = path / _MASK
+    later = {
+        "mask": mask.stat().st_size if mask.exists() else 0,
+        "held-out rows": artifacts.size_of(path / "held_out"),
+    }
+    total = artifacts.size_of(path)
+    rest = total - sum(found.values()) - sum(later.values())
+    return found | {"content and vocabularies": rest} | later
+
+
+def describe(made: Artifact) -> str:
+    """A table of the bytes of each part, and their share of the raw log."""
+    parts, raw = sizes(made), made.facts["raw"]
+    names = ("kept rows", "factors", "content and vocabularies")
+    lines = {name: parts[name] for name in names}
+    lines["to train from"] = sum(lines.values())
+    lines |= {"mask (evaluation, recommend)": parts["mask"]}
+    lines |= {"held-out rows (evaluation)": parts["held-out rows"], "in all": sum(parts.values())}
+    lines |= {"raw log, as stored": raw["stored"], "raw log, unpacked": raw["unpacked"]}
+    text = [f"{'':<30} {'MB':>12} {'of stored':>10} {'of unpacked':>12}"]
+    for name, size in lines.items():
+        shares = (size / max(1, raw[x]) for x in ("stored", "unpacked"))
+        text.append(f"{name:<30} {size / 1e6:>12,.3f} {next(shares):>10.1%} {next(shares):>12.1%}")
+    return "\n".join(text)

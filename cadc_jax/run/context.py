@@ -62,6 +62,21 @@ class Run:
         return self.cores and jax.default_backend() == "cpu"
 
 
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """The artefacts that training starts from.
+
+    Attributes:
+      prepared: the prepared table.
+      factors: factors of all training rows, and of the unsampled rows if they are used.
+      sample: columns of the kept training rows.
+    """
+
+    prepared: Artifact
+    factors: Artifact
+    sample: Artifact
+
+
 @contextlib.contextmanager
 def begin(run: Run) -> Iterator[None]:
     """Checks the configuration and the work folder, and holds the folder for this run.

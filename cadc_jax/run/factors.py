@@ -7,11 +7,13 @@ rows, which continue from the first set and stay in its basis.
 
 import dataclasses
 import pathlib
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from cadc_jax import configuration
 from cadc_jax.data import pipeline
@@ -21,8 +23,9 @@ from cadc_jax.errors import ArtifactError
 from cadc_jax.factorization import als, sgd
 from cadc_jax.factorization.factors import Factors, dot_tables, principal_axes
 from cadc_jax.factorization.interactions import Interactions
+from cadc_jax.factorization.quantization import dequantize, quantize
 from cadc_jax.run.context import Run, als_mesh, make_long_stage
-from cadc_jax.runtime import distributed
+from cadc_jax.runtime import distributed, manifest
 from cadc_jax.runtime.artifacts import Artifact
 from cadc_jax.runtime.checkpoints import Checkpoints
 from cadc_jax.runtime.manifest import ADVICE
@@ -50,13 +53,14 @@ def factorize_stage(run: Run, prepared: Artifact, sample: Artifact | None = None
         "method": run.config.factorization,
         "config": dataclasses.asdict(job.config),
         "seed": run.config.seed,
+        "bits": run.config.factor_bits,
     }
     together = run.config.factorization == "als"  # SGD is the first process's work alone
     if run.config.factor_rows == "all":
 
         def write(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:
             factors, losses = _factorize(job, slice(None), saved)
-            _write_factors(folder, factors)
+            write_factors(folder, factors, run.config.factor_bits)
             return {"losses": losses.tolist()}
 
         return make_long_stage(run, "factorize", settings, write, together=together)
@@ -65,7 +69,7 @@ def factorize_stage(run: Run, prepared: Artifact, sample: Artifact | None = None
 
     def write_unsampled(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:
         factors, losses = _factorize(job, _unsampled_rows(job, sample), saved)
-        _write_factors(folder, principal_axes(factors))
+        write_factors(folder, principal_axes(factors), run.config.factor_bits)
         return {"losses": losses.tolist()}
 
     first = make_long_stage(run, UNSAMPLED, settings, write_unsampled, together=together)
@@ -75,15 +79,17 @@ def factorize_stage(run: Run, prepared: Artifact, sample: Artifact | None = None
         start = open_factors(first.path)
         passes = dataclasses.replace(job, config=job.config.refreshing(REFRESH_PASSES))
         factors, losses = _factorize(passes, slice(None), saved, start)
-        _write_factors(folder, factors)
-        _write_factors(folder / UNSAMPLED, start)
+        write_factors(folder, factors, run.config.factor_bits)
+        if distributed.is_first():
+            no_manifest = shutil.ignore_patterns(manifest.NAME)
+            shutil.copytree(first.path, folder / UNSAMPLED, ignore=no_manifest)
         return {"losses": losses.tolist(), "seconds_before": first.seconds}
 
     return make_long_stage(run, "factorize", settings, refresh, together=together)
 
 
 def open_factors(folder: pathlib.Path, values: bool = False) -> Factors:
-    """Opens the factors that this stage wrote into a folder.
+    """Opens the factors that this stage wrote into a folder, as float32.
 
     Args:
       folder: the folder.
@@ -92,23 +98,46 @@ def open_factors(folder: pathlib.Path, values: bool = False) -> Factors:
     Raises:
       ArtifactError: if the folder holds anything but factors, whose shapes belong together.
     """
-    columns = read_columns(folder)
-    biased = columns.keys() & {"user_bias", "item_bias", "global_bias"}
+    columns = dict(read_columns(folder))
+    biased = bool(columns.keys() & {"user_bias", "item_bias", "global_bias"})
     rank = columns["item"].shape[-1] if "item" in columns and columns["item"].ndim else None
-    rest = dict(columns)
+    found = {}
     for side in ("user", "item"):
-        kinds = {side: ColumnKind(np.float32, (rank,))}
-        if biased:
-            kinds[f"{side}_bias"] = ColumnKind(np.float32)
-        own = {name: rest.pop(name) for name in kinds if name in rest}
+        dtype = columns[side].dtype if side in columns else np.dtype(np.int8)
+        kinds = side_kinds(side, dtype, rank, biased)
+        own = {name: columns.pop(name) for name in kinds if name in columns}
         check_columns(folder, own, kinds, values=values)
-    if biased and "global_bias" in rest:
-        shared = {"global_bias": rest.pop("global_bias")[None]}
+        found[side] = dequantize(own[side], own.get(f"{side}_scale"))
+        if values and not np.isfinite(found[side]).all():
+            raise ArtifactError(f"{folder / side}.npy: a factor is not a finite number; {ADVICE}")
+        if biased:
+            found[f"{side}_bias"] = own[f"{side}_bias"]
+    if biased and "global_bias" in columns:
+        found["global_bias"] = columns.pop("global_bias")
+        shared = {"global_bias": found["global_bias"][None]}
         check_columns(folder, shared, {"global_bias": ColumnKind(np.float32)}, values=values)
     elif biased:
         raise ArtifactError(f"{folder}: no column 'global_bias'; {ADVICE}")
-    check_columns(folder, rest, {})
-    return Factors(**columns)
+    check_columns(folder, columns, {})
+    return Factors(**found)
+
+
+def side_kinds(side: str, dtype: np.dtype, rank: int | None, biased: bool) -> dict[str, ColumnKind]:
+    """The columns of one side's factors.
+
+    Args:
+      side: 'user' or 'item'.
+      dtype: int8, float16 or float32.
+      rank: D; None for any.
+      biased: whether there are biases.
+    """
+    allowed = dtype if dtype in (np.int8, np.float16) else np.float32
+    kinds = {side: ColumnKind(allowed, (rank,), -127, 127)}
+    if allowed == np.int8:
+        kinds[f"{side}_scale"] = ColumnKind(np.float32)
+    if biased:
+        kinds[f"{side}_bias"] = ColumnKind(np.float32)
+    return kinds
 
 
 def factor_tables(folder: pathlib.Path) -> Pair:
@@ -129,8 +158,13 @@ def tables_to_predict_with(factors: Artifact) -> Pair | None:
 
 def width_of(factors: Artifact) -> int:
     """Width of `factor_tables`."""
-    found = open_factors(factors.path)
-    return found.user.shape[1] + (0 if found.biases is None else 2)
+    columns = read_columns(factors.path)
+    return columns["item"].shape[1] + (2 if "item_bias" in columns else 0)
+
+
+def has_biases(config: ConfigDict) -> bool:
+    """Whether the factorisation of a configuration makes biases."""
+    return config.factorization == "sgd" or config.als.feedback == "explicit"
 
 
 def is_crossed(factors: Artifact) -> bool:
@@ -208,9 +242,18 @@ def _interactions(rows: sgd.TrainingRows, value: np.ndarray | None) -> Interacti
     return Interactions.from_rows(users, items, rows.num_users, rows.num_items, value)
 
 
-def _write_factors(folder: pathlib.Path, factors: Factors) -> None:
+def write_factors(folder: pathlib.Path, factors: Factors, bits: int) -> None:
+    """Writes factors in `bits` bits an entry; biases in float32.
+
+    `user.npy` [U, D] and `item.npy` [I, D] are int8 with `user_scale.npy` [U] and `item_scale.npy`
+    [I] float32, or float16, or float32; see `quantization.quantize`.
+    """
     if not distributed.is_first():
         return
     found = {field.name: getattr(factors, field.name) for field in dataclasses.fields(factors)}
     arrays = {name: np.asarray(x, np.float32) for name, x in found.items() if x is not None}
+    for side in ("user", "item"):
+        arrays[side], scale = quantize(arrays[side], bits)
+        if scale is not None:
+            arrays[f"{side}_scale"] = scale
     write_columns(folder, arrays)

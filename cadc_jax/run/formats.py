@@ -12,7 +12,8 @@ from cadc_jax.runtime import artifacts
 from cadc_jax.runtime.artifacts import Artifact
 from cadc_jax.runtime.manifest import ADVICE, NAME, Kind, check
 
-COMPRESSED, EXPORT = "compressed", "export"  # stages whose artefacts leave the work folder
+# Stages whose artefacts leave the work folder.
+COMPRESSED, UNPACKED, EXPORT = "compressed", "unpacked", "export"
 
 _FACTORIZED: Kind = {"losses": [float]}
 _FACTS: dict[str, Kind] = {
@@ -21,6 +22,7 @@ _FACTS: dict[str, Kind] = {
     "factorize": _FACTORIZED,
     "unsampled": _FACTORIZED,
     "sample": {"rows": int},
+    UNPACKED: {"rows": int},
     "train": {
         "arm": str,
         "model": str,
@@ -30,7 +32,7 @@ _FACTS: dict[str, Kind] = {
     },
     "evaluate": {"metrics": {str: float}, "users": {str: int}},
     COMPRESSED: {
-        "raw_bytes": int,
+        "raw": {"stored": int, "unpacked": int},
         "facts": {"prepared": prepare.FACTS, "factors": _FACTORIZED, "sample": {"rows": int}},
         "seconds": {"prepared": float, "factors": float, "sample": float},
     },

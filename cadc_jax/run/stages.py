@@ -35,8 +35,7 @@ from cadc_jax.evaluation.scorers import Scorer
 from cadc_jax.models import embeddings, scoring
 from cadc_jax.run import factors as factor_stage
 from cadc_jax.run.arms import Arm
-from cadc_jax.run.compressed import Inputs
-from cadc_jax.run.context import Run, make_long_stage, make_stage, training_mesh
+from cadc_jax.run.context import Inputs, Run, make_long_stage, make_stage, training_mesh
 from cadc_jax.runtime import artifacts, distributed
 from cadc_jax.runtime.artifacts import Artifact
 from cadc_jax.runtime.checkpoints import Checkpoints, quiet_orbax
@@ -161,9 +160,9 @@ def train_stage(run: Run, inputs: Inputs, model_name: str, arm: Arm) -> Artifact
     def write(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:
         jax.clear_caches()  # each arm pays for its own compilation
         table = open_table(prepared.path)
-        rows = table.splits["train"]
-        if arm.takes_sample:
-            rows = open_rows(sample.path, table.schema)
+        # A sample arm opens the kept rows alone.
+        kept = arm.takes_sample
+        rows = open_rows(sample.path, table.schema) if kept else table.splits["train"]
         fitted = _fit(run, table, rows, factors, model_name, arm, saved)
         trained = {name: x for name, x in fitted.tables.items() if name not in arm.frozen}
         with quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:

@@ -10,7 +10,7 @@ from cadc_jax.data.table import open_table
 from cadc_jax.errors import ArtifactError
 from cadc_jax.run import compressed
 from cadc_jax.run.factors import UNSAMPLED, open_factors
-from cadc_jax.run.formats import COMPRESSED, EXPORT, open_stage
+from cadc_jax.run.formats import COMPRESSED, EXPORT, UNPACKED, open_stage
 from cadc_jax.runtime import artifacts, manifest
 from cadc_jax.runtime.text import aligned
 from cadc_jax.serving.trained import network_of
@@ -23,6 +23,7 @@ _STAGES = {  # in the order of a run -> what their artefacts are
     "train": "a trained model: the state that validated best",
     "evaluate": "test metrics",
     COMPRESSED: "a compressed data set: train from it with cadc train --from=DIR",
+    UNPACKED: "a compressed data set as plain .npy files for other programs",
     EXPORT: "a trained model for other programs",
 }
 _LONGEST = 100  # characters of a value that are shown
@@ -80,7 +81,7 @@ def _content(path: pathlib.Path, stage: str, facts: Mapping[str, Any]) -> list[s
         lines.append(f"model     {facts['model']}, {facts['arm']}")
         lines.append(f"best      validation {best:.4f} at step {facts['best_step']:,}")
     if stage == COMPRESSED:
-        lines += ["", compressed.sizes(artifacts.open_artifact(path))]
+        lines += ["", compressed.describe(artifacts.open_artifact(path))]
     return lines
 
 
@@ -147,13 +148,14 @@ def check_artifact(path: pathlib.Path, verify: bool = True) -> str:
       ArtifactError: if it is not what its stage writes.
     """
     found = manifest.read(path)
-    if found.stage == COMPRESSED:  # reads its files by itself
-        compressed.open_inputs(path, verify)
-        return found.sha256
     made, stage = open_stage(path, verify), found.stage
     if stage not in (*_STAGES, UNSAMPLED):
         raise ArtifactError(f"{path}: of a stage {stage!r} that this version does not know")
-    if stage == "prepare":
+    if stage == COMPRESSED:
+        given = compressed.open_compressed(path, verify=False)  # its checksums are compared above
+        if verify:
+            compressed.check(given)
+    elif stage == "prepare":
         open_table(path, verify)
         open_encoder(path)
     elif stage in ("factorize", UNSAMPLED):

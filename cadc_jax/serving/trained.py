@@ -11,7 +11,8 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from cadc_jax import configuration
-from cadc_jax.data.table import Table, open_table
+from cadc_jax.data.raw import SPLITS, TRAIN
+from cadc_jax.data.table import Table, open_table, with_training_rows
 from cadc_jax.errors import ArtifactError, ConfigError, check_choice
 from cadc_jax.evaluation import scorers
 from cadc_jax.evaluation.scorers import Scorer
@@ -19,6 +20,7 @@ from cadc_jax.factorization.factors import with_bias_columns
 from cadc_jax.models import embeddings
 from cadc_jax.run import compressed, stages
 from cadc_jax.run.arms import ARMS, BASELINES, MF_ALONE, POPULARITY, TRAINED, Arm
+from cadc_jax.run.context import Run
 from cadc_jax.run.factors import open_factors
 from cadc_jax.run.formats import open_stage
 from cadc_jax.runtime import artifacts, manifest
@@ -168,33 +170,23 @@ def _open(source: pathlib.Path, workdir: pathlib.Path | None) -> WorkfolderIndex
     if not source.is_dir():
         raise ArtifactError(f"{source}: no such folder")
     if (source / manifest.NAME).exists():
-        config, inputs = compressed.open_inputs(source)
-        made = {name: getattr(inputs, name) for name in ("prepared", "factors", "sample")}
-        prepared, factors, samples = ({x.fingerprint: x} for x in made.values())
-        models = workdir or pathlib.Path("workdir") / configuration.folder_name(config)
-        settings: dict[str, Mapping[str, Any]] = {
-            inputs.prepared.fingerprint: {"data": artifacts.plain(config.data.to_dict())},
-            inputs.factors.fingerprint: {
-                "prepared": inputs.prepared.fingerprint,
-                "method": config.factorization,
-                "config": artifacts.plain(config[config.factorization].to_dict()),
-            },
-            inputs.sample.fingerprint: {"rate": config.rate},
-        }
+        given = compressed.open_compressed(source)
+        models = workdir or pathlib.Path("workdir") / configuration.folder_name(given.config)
+        inputs = compressed.unpack(Run(given.config, models, say=lambda line: None), given)
+        made = (inputs.prepared, inputs.factors, inputs.sample)
+        prepared, factors, samples = ({x.fingerprint: x} for x in made)
     else:
         prepared, factors, samples = (
             _stage(source, stage) for stage in ("prepare", "factorize", "sample")
         )
-        models, settings = source, {}
+        models = source
         if not prepared and not _stage(source, "train"):
             raise ArtifactError(
                 f"{source}: neither a work folder with a prepared table nor a compressed data set"
             )
     trained = _stage(models, "train")
     read = [made for stage in (prepared, factors, samples, trained) for made in stage.values()]
-    settings |= {
-        made.fingerprint: made.settings for made in read if made.fingerprint not in settings
-    }
+    settings = {made.fingerprint: made.settings for made in read}
     sources = {name: settings[name]["data"]["source"] for name in prepared}
     return WorkfolderIndex(prepared, factors, samples, trained, settings, sources)
 
@@ -217,7 +209,7 @@ def _load(index: WorkfolderIndex, made: Artifact) -> Trained:
     if arm.frozen and factors is None:
         raise ArtifactError(f"{made.path}: the factors it was trained with are gone; run again")
     _check_whole(made, factors, prepared)
-    table = _table_of(prepared)
+    table = _table_of(index, prepared)
     params, tables = stages.restore(made, arm, factors, network, table)
     return Trained(
         arm=arm,
@@ -249,9 +241,17 @@ def network_of(made: Artifact) -> tuple[Arm, nn.Module]:
         ) from None
 
 
-def _table_of(prepared: Artifact) -> Table:
-    """The prepared table, with all values checked; those of a compressed set are already."""
-    return open_table(prepared.path, values=bool(prepared.sha256))
+def _table_of(index: WorkfolderIndex, prepared: Artifact) -> Table:
+    """The prepared table, all values checked, with the kept rows if it was unpacked without all."""
+    table = open_table(prepared.path, values=True)
+    if SPLITS[TRAIN] in table.splits:
+        return table
+    (sample,) = (
+        made
+        for name, made in index.samples.items()
+        if index.settings[name]["prepared"] == prepared.fingerprint
+    )
+    return with_training_rows(table, sample.path)
 
 
 def _baseline(
@@ -287,7 +287,7 @@ def _baseline(
         validation=None,
         prepared=prepared.path,
         source=index.sources[name],
-        table=_table_of(prepared),
+        table=_table_of(index, prepared),
         network=None,
         params=None,
         tables=tables,
@@ -295,9 +295,9 @@ def _baseline(
 
 
 def _check_whole(*used: Artifact | None) -> None:
-    """Compares the checksums of artefacts; factors in a compressed data set have no manifest."""
+    """Compares the checksums of artefacts."""
     for made in used:
-        if made is not None and made.sha256:
+        if made is not None:
             artifacts.open_artifact(made.path, verify=True)
 
 

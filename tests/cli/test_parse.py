@@ -8,7 +8,7 @@ pytestmark = pytest.mark.slow
 
 COMMANDS = (
     *("run", "compress", "train", "candidates", "plan"),
-    *("verify", "recommend", "export", "info", "doctor"),
+    *("unpack", "verify", "recommend", "export", "info", "doctor"),
 )
 
 
@@ -18,7 +18,7 @@ COMMANDS = (
         (["compress", f"--config={CRITEO}"], "--out=DIR"),
         (["train"], "--from=DIR"),
         (["train", "--from=/nowhere"], "/nowhere: no such folder; make one with 'cadc compress'"),
-        (["cook"], "commands are run, compress, train, candidates, plan, verify, recommend"),
+        (["cook"], "commands are run, compress, train, unpack, candidates, plan, verify"),
         (["recomend"], "'recomend', did you mean 'recommend'?"),
         (["interactions"], "the command 'interactions' is now called 'candidates'"),
         (["run", "--rate=0.1"], "--rate: 'cadc run' has no such option; compress takes it"),

@@ -4,13 +4,14 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from cadc_jax import experiment
-from cadc_jax.data.table import open_table
 from cadc_jax.errors import ArtifactError, ConfigError
 from cadc_jax.run import compressed
-from cadc_jax.runtime import artifacts
+from cadc_jax.runtime import artifacts, manifest
 from tests.small_runs import click_config, quiet, ranking_config
 
 
@@ -43,31 +44,50 @@ def made(request, tmp_path_factory):
     return config, path, path / "elsewhere"
 
 
-def test_it_holds_the_kept_rows_the_factors_and_the_held_out_rows(made):
-    config, path, folder = made
-    _, inputs = compressed.open_inputs(folder)
-    small = open_table(inputs.prepared.path)
-    (prepared,) = (path / "work" / "prepare").iterdir()
-    whole = open_table(prepared)
-    kept = small.splits["train"]["row"]
-    assert 0 < len(kept) < 0.4 * len(whole.splits["train"]["user"])
-    for name, column in whole.splits["train"].items():
-        np.testing.assert_array_equal(small.splits["train"][name], column[kept])
-    for split in ("validation", "test"):
-        for name, column in whole.splits[split].items():
-            np.testing.assert_array_equal(small.splits[split][name], column)
-    assert small.schema == whole.schema
-    users = np.load(folder / "factors" / "user.npy")
-    assert users.shape[0] == small.schema.num_users
+def unpacked(folder, workdir):
+    """The artefacts that are unpacked into a work folder."""
+    given = compressed.open_compressed(folder)
+    return compressed.unpack(experiment.Run(given.config, workdir, quiet), given)
+
+
+def only(path):
+    """The artefact of a stage that has a single one."""
+    (found,) = path.iterdir()
+    return found
+
+
+def test_it_unpacks_to_what_it_was_made_of(made, tmp_path):
+    _, path, folder = made
+    inputs = unpacked(folder, tmp_path)
+    stages = {"prepare": inputs.prepared, "factorize": inputs.factors, "sample": inputs.sample}
+    for stage, here in stages.items():
+        there = only(path / "work" / stage)
+        names = [x.relative_to(there) for x in sorted(there.rglob("*")) if x.is_file()]
+        gone = {x for x in names if x.parts[0] == "train" or x.name in ("manifest.json", "row.npy")}
+        left = [x.relative_to(here.path) for x in sorted(here.path.rglob("*")) if x.is_file()]
+        assert [x for x in left if x.name != "manifest.json"] == [x for x in names if x not in gone]
+        for name in set(names) - gone:
+            assert (here.path / name).read_bytes() == (there / name).read_bytes(), name
+    kept = np.load(only(path / "work" / "sample") / "row.npy")
+    assert 0 < len(kept) < 0.4 * inputs.prepared.facts["rows"]["train"]
+
+
+def test_unpacking_again_finds_what_is_there(made, tmp_path):
+    _, _, folder = made
+    first, second = unpacked(folder, tmp_path), unpacked(folder, tmp_path)
+    assert not first.sample.reused and second.sample.reused
+    assert first.factors.path == second.factors.path
+    before = compressed.open_compressed(folder).made.facts["seconds"]["prepared"]
+    assert second.prepared.seconds >= before
 
 
 def test_training_from_it_gives_what_the_whole_run_gives(made, tmp_path):
     config, path, folder = made
-    saved, inputs = compressed.open_inputs(folder)
+    given = compressed.open_compressed(folder)
     expected = config.copy_and_resolve_references()
     expected.data.path = ""  # where the raw log lies concerns nobody else
-    assert saved.to_dict() == expected.to_dict()
-    experiment.train_from(experiment.Run(saved, tmp_path, quiet), inputs)
+    assert given.config.to_dict() == expected.to_dict()
+    experiment.train_from(experiment.Run(given.config, tmp_path, quiet), given)
     here, there = (
         json.loads((at / "results.json").read_text()) for at in (tmp_path, path / "whole")
     )
@@ -78,52 +98,76 @@ def test_training_from_it_gives_what_the_whole_run_gives(made, tmp_path):
         assert ours["rows_used"] == expected["rows_used"]
 
 
-def test_five_lines_of_numpy_read_it(made):
+def test_any_parquet_reader_reads_its_rows(made, tmp_path):
     """As the README tells users of other frameworks."""
-    _, _, folder = made
-    train = {f.stem: np.load(f, mmap_mode="r") for f in (folder / "table/train").glob("*.npy")}
-    user_factors = np.load(folder / "factors/user.npy")
-    item_factors = np.load(folder / "factors/item.npy")
-    ids = np.arange(min(5, len(train["user"])))
-    score = (user_factors[train["user"][ids]] * item_factors[train["item"][ids]]).sum(axis=1)
-    assert np.isfinite(score).all()
+    config, _, folder = made
+    rows = parquet.read_table(folder / "rows.parquet")
+    kept = unpacked(folder, tmp_path).sample.path
+    assert rows["user"].to_numpy().tolist() == np.load(kept / "user.npy").tolist()
+    if config.data.task == "click":
+        dense = np.load(kept / "dense.npy")
+        assert rows["dense.I2"].to_numpy().tolist() == dense[:, 1].tolist()
 
 
-def test_sizes_are_told_against_the_raw_log(made):
+def test_the_parts_are_its_files(made):
     _, _, folder = made
-    lines = compressed.sizes(artifacts.open_artifact(folder)).splitlines()
-    megabytes = {line[:26].strip(): float(line[26:].split()[0]) for line in lines}
-    parts = list(megabytes.values())
-    assert sum(parts[:-2]) == pytest.approx(megabytes["in all"], abs=0.3)
-    assert "raw log" in megabytes
+    opened = artifacts.open_artifact(folder)
+    parts = compressed.sizes(opened)
+    assert min(parts[name] for name in ("kept rows", "factors", "held-out rows")) > 0
+    assert sum(parts.values()) == artifacts.size_of(folder)
+    lines = compressed.describe(opened).splitlines()
+    megabytes = {line[:30].strip(): float(line[30:].split()[0]) for line in lines[1:]}
+    assert megabytes["in all"] == pytest.approx(artifacts.size_of(folder) / 1e6, abs=0.001)
+    raw = opened.facts["raw"]
+    assert megabytes["raw log, unpacked"] == pytest.approx(raw["unpacked"] / 1e6, abs=0.001)
 
 
 def test_a_damaged_file_is_named(made, tmp_path):
     _, _, folder = made
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
-    file = copy / "factors" / "item.npy"
+    file = copy / "factors" / "item.parquet"
     content = bytearray(file.read_bytes())
     content[-1] ^= 128
     file.write_bytes(content)
     with pytest.raises(ArtifactError, match=f"{file}: the file is damaged"):
-        compressed.open_inputs(copy)
-    compressed.open_inputs(copy, verify=False)
+        compressed.open_compressed(copy)
+    given = compressed.open_compressed(copy, verify=False)
+    with pytest.raises(ArtifactError, match=f"{file}: not a Parquet file .* compress again"):
+        compressed.check(given)
 
 
-def test_a_folder_that_is_there_is_not_overwritten(made):
+def test_nothing_is_left_of_what_was_refused(made, tmp_path):
+    _, _, folder = made
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    rows = parquet.read_table(copy / "rows.parquet")
+    beyond = pa.array(np.full(len(rows), 1 << 20, np.int32))
+    rows = rows.set_column(rows.column_names.index("user"), "user", beyond)
+    parquet.write_table(rows, copy / "rows.parquet", store_schema=False)
+    (copy / manifest.NAME).unlink()
+    made = artifacts.open_artifact(folder)
+    manifest.write(copy, made.settings, made.facts, made.seconds)
+    with pytest.raises(ArtifactError) as caught:
+        unpacked(copy, tmp_path / "work")
+    fault = f"{copy}: user.npy: row 0: the value {1 << 20} is out of range; get a whole copy, or "
+    assert str(caught.value).startswith(fault)
+    assert not list((tmp_path / "work" / "sample").iterdir())
+
+
+def test_a_folder_that_is_there_is_not_overwritten(made, tmp_path):
     config, path, folder = made
-    _, inputs = compressed.open_inputs(folder)
+    inputs = unpacked(folder, tmp_path)
     with pytest.raises(ConfigError, match=f"--out={folder}: the folder exists"):
-        compressed.write_compressed(folder, config, inputs, 1)
+        compressed.write_compressed(folder, config, inputs, compressed.RawSize(1, 1))
 
 
 def test_what_is_no_compressed_data_set_is_refused(made, tmp_path):
     _, path, _ = made
     with pytest.raises(ArtifactError, match="no such folder"):
-        compressed.open_inputs(tmp_path / "x")
+        compressed.open_compressed(tmp_path / "x")
     with pytest.raises(ArtifactError, match="not a whole artefact"):
-        compressed.open_inputs(tmp_path)
+        compressed.open_compressed(tmp_path)
     (prepared,) = (path / "work" / "prepare").iterdir()
     with pytest.raises(ArtifactError, match="not a compressed data set, but of stage 'prepare'"):
-        compressed.open_inputs(prepared)
+        compressed.open_compressed(prepared)

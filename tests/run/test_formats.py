@@ -22,7 +22,7 @@ def test_a_data_set_of_every_version_is_kept():
 @pytest.mark.parametrize("version", VERSIONS[:-1])
 def test_older_data_sets_are_refused_with_what_to_do(version):
     with pytest.raises(ArtifactError) as caught:
-        compressed.open_inputs(KEPT / str(version))
+        compressed.open_compressed(KEPT / str(version))
     assert str(caught.value) == (
         f"{KEPT / str(version)}: artefact format {version}, this version reads {manifest.FORMAT}: "
         "delete the folder and compress again with this version"
@@ -30,9 +30,9 @@ def test_older_data_sets_are_refused_with_what_to_do(version):
 
 
 def test_a_data_set_of_this_version_is_trained_from(tmp_path):
-    config, inputs = compressed.open_inputs(KEPT / str(manifest.FORMAT))
-    assert inputs.sample.facts["rows"] == 9
-    experiment.train_from(Run(config, tmp_path, quiet), inputs)
+    given = compressed.open_compressed(KEPT / str(manifest.FORMAT))
+    assert given.made.facts["facts"]["sample"]["rows"] == 9
+    experiment.train_from(Run(given.config, tmp_path, quiet), given)
     assert (tmp_path / "report.md").exists()
 
 

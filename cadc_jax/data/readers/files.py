@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
+from pyarrow import parquet
 
 from cadc_jax.errors import DataError
 from cadc_jax.runtime import text as text_lib
@@ -24,6 +25,7 @@ MOST_BYTES = 1 << 30
 
 _UTF8_BOM = b"\xef\xbb\xbf"
 _PIECE_BLOCKS = 32  # blocks in a piece
+_COUNTED_BYTES = 1 << 22  # decompressed at a time to count them
 _COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5": "zstd"}  # by the first two bytes of a file
 
 
@@ -163,6 +165,28 @@ def read_blocks(
 def stored_size(paths: Iterable[str | Path]) -> int:
     """Bytes of the files as they are stored; a missing file counts 0."""
     return sum(os.path.getsize(path) for path in paths if os.path.exists(path))
+
+
+def unpacked_size(paths: Iterable[str | Path]) -> int:
+    """Bytes of the files' content: decompressed, or the plain values of a Parquet file's columns.
+
+    Raises:
+      DataError: a file is missing or damaged.
+    """
+    return sum(map(_unpacked_size, paths))
+
+
+def _unpacked_size(path: str | Path) -> int:
+    with open_stream(path) as file:
+        head = file.read(4)
+        if head == b"PAR1":
+            groups = parquet.read_metadata(path)
+            return sum(groups.row_group(i).total_byte_size for i in range(groups.num_row_groups))
+        if head[:2] not in _COMPRESSIONS:
+            return stored_size([path])
+        file.seek(0)
+        stream = _decompressed(file)
+        return sum(map(len, iter(lambda: _read(stream, _COUNTED_BYTES, path), b"")))
 
 
 def unchanged_since_now(paths: Sequence[str | Path]) -> Callable[[], None]:

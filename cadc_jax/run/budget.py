@@ -1,0 +1,152 @@
+"""Chooses the rank of the factors, their bits and the rate for a compressed data set of some bytes.
+
+Factors outweigh rows on most logs, and a lower rank loses more than coarser entries or fewer rows.
+So each rank gets the most bits, and then the highest rate, that fit; the factorisation that ranks
+the validation split best is taken. The budget is for what training reads: kept rows, factors and
+content. Mask and held-out rows do not depend on the choice, and come on top.
+"""
+
+import dataclasses
+import itertools
+import pathlib
+import re
+import tempfile
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from cadc_jax import configuration
+from cadc_jax.data.table import Table, open_table
+from cadc_jax.errors import ConfigError
+from cadc_jax.evaluation import evaluate, scorers
+from cadc_jax.run import compressed
+from cadc_jax.run.context import Inputs
+from cadc_jax.run.factors import factor_tables
+from cadc_jax.runtime.artifacts import Artifact, size_of
+
+_BITS = (8, 6)  # tried in this order
+_RANKS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)  # of the configured one
+_RATES = (1.0, 0.5, 0.2, 0.1)  # of the configured one
+_SECOND_SET = 0.75  # bytes of refreshed factors, as a share of the unsampled ones
+_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+
+MakeInputs = Callable[[ConfigDict], Inputs]  # runs the stages of a configuration
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A configuration that fits a budget.
+
+    Attributes:
+      config: with its rate, its bits and the rank of its factorisation.
+      inputs: its artefacts.
+      size: bytes of rows, factors and content.
+      quality: of its factors on the validation split, higher is better.
+    """
+
+    config: ConfigDict
+    inputs: Inputs
+    size: int
+    quality: float
+
+    def __str__(self) -> str:
+        config = self.config
+        return (
+            f"rank {config[config.factorization].factors}, {config.factor_bits} bits, rate "
+            f"{config.rate:g}: {self.size / 1e6:,.3f} MB, factors validate at {self.quality:.4f}"
+        )
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of '20MB', '1.5 GB' or '3000000'; a kB is 1,000 bytes.
+
+    Raises:
+      ConfigError: if it is anything else, or nothing.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmMgGtT]?[bB])?\s*", text)
+    unit = "" if found is None or not found[2] else found[2].lower().removeprefix("b")
+    size = 0 if found is None else int(float(found[1]) * _UNITS[unit])
+    if not size:
+        raise ConfigError(f"--bytes={text}: must be a size such as 20MB")
+    return size
+
+
+def choose(config: ConfigDict, budget: int, make: MakeInputs, say: Callable[[str], None]) -> Choice:
+    """The best configuration whose rows, factors and content fit a budget.
+
+    Args:
+      config: its rank and rate are the largest ones that are tried.
+      budget: bytes.
+      make: runs prepare, factorize and sample.
+      say: shows the user a line.
+
+    Raises:
+      ConfigError: if nothing fits.
+    """
+    least = _RANKS[-1], _BITS[-1], _RATES[-1]
+    first = make(_changed(config, least[0], least[1], 1.0))
+    table = open_table(first.prepared.path)
+    fixed, rows, best = _content_bytes(first), _rows_bytes(first), None
+
+    def estimate(rank: float, bits: int, rate: float) -> int:
+        ids = table.schema.num_users + table.schema.num_items
+        sets = 1 + _SECOND_SET * (config.factor_rows == "unsampled")
+        return int(fixed + ids * (_rank(config, rank) * bits / 8 + 4) * sets + rows * rate)
+
+    for rank in _RANKS:
+        pairs = itertools.product(_BITS, _RATES)
+        fitting = (pair for pair in pairs if estimate(rank, *pair) <= budget)
+        if (pair := next(fitting, None)) is None:
+            continue
+        candidate = _changed(config, rank, *pair)
+        inputs = make(candidate)
+        size = fixed + _rows_bytes(inputs) + _factor_bytes(inputs)
+        choice = Choice(candidate, inputs, size, _quality(candidate, table, inputs.factors))
+        say(f"[ compress] {choice}" + (": too large" if size > budget else ""))
+        if size <= budget and (best is None or choice.quality > best.quality):
+            best = choice
+    if best is None:
+        raise ConfigError(
+            f"--bytes: nothing fits {budget:,} bytes: content and vocabularies take {fixed:,}, and "
+            f"about {estimate(*least):,} are needed in all; give more bytes"
+        )
+    say(f"[ compress] chosen: {best}")
+    return best
+
+
+def _rank(config: ConfigDict, share: float) -> int:
+    return max(1, round(config[config.factorization].factors * share))
+
+
+def _changed(config: ConfigDict, rank: float, bits: int, rate: float) -> ConfigDict:
+    """The configuration with these shares of its rank and rate, and these bits."""
+    config = config.copy_and_resolve_references()
+    config[config.factorization].factors = _rank(config, rank)
+    config.factor_bits, config.rate = bits, config.rate * rate
+    return config
+
+
+def _quality(config: ConfigDict, table: Table, factors: Artifact) -> float:
+    """AUC of clicks, or the NDCG that the configuration validates by."""
+    scorer = scorers.factors(*factor_tables(factors.path), calibrated=False)
+    if table.schema.task == "click":
+        return evaluate.evaluate_clicks(scorer, table.splits["validation"])["auc"]
+    return evaluate.validation_quality(scorer, table, configuration.evaluation_config(config))
+
+
+def _packed_size(pack: Callable[[pathlib.Path], None]) -> int:
+    with tempfile.TemporaryDirectory() as name:
+        pack(pathlib.Path(name))
+        return size_of(pathlib.Path(name))
+
+
+def _content_bytes(inputs: Inputs) -> int:
+    return _packed_size(lambda out: compressed.pack_content(inputs.prepared.path, out))
+
+
+def _rows_bytes(inputs: Inputs) -> int:
+    return _packed_size(lambda out: compressed.pack_rows(inputs, out))
+
+
+def _factor_bytes(inputs: Inputs) -> int:
+    return _packed_size(lambda out: compressed.pack_factors(inputs.factors, out))
