@@ -23,7 +23,7 @@ from cadc_jax.run.context import Inputs as Inputs
 from cadc_jax.run.context import Run as Run
 from cadc_jax.run.context import begin, training_mesh
 from cadc_jax.run.factors import factor_tables, factorize_stage
-from cadc_jax.runtime import distributed
+from cadc_jax.runtime import artifacts, distributed
 from cadc_jax.runtime.artifacts import Artifact
 from cadc_jax.runtime.progress import Progress
 from cadc_jax.training import placement
@@ -163,9 +163,10 @@ def arm_row(run: Run, inputs: Inputs, model_name: str, arm: Arm) -> dict[str, An
     evaluated = stages.evaluate_stage(
         run, inputs.prepared, trained.fingerprint, make_scorer, f"{model_name}, {arm.name}"
     )
+    rows, pairs = trained.facts["rows"], trained.facts["pairs"]
     row = _row(run, inputs, arm, evaluated, {"train": trained.seconds})
-    facts = {"rows_used": trained.facts["rows"], "best_step": trained.facts["best_step"]}
-    return row | {"model": model_name} | facts
+    facts = {"rows_used": rows, "rows_read": rows, "pairs_read": pairs}
+    return row | facts | {"model": model_name, "best_step": trained.facts["best_step"]}
 
 
 def _network_scorer(
@@ -210,13 +211,29 @@ def _row(
     seconds |= {**training, "evaluate": evaluated.seconds}
     seconds = {name: round(value, 2) for name, value in seconds.items()}
     users = evaluated.facts["users"]  # of clicks nothing
+    rows = inputs.prepared.facts["rows"]["train"]
     return {
         "arm": arm.name,
         "model": None,
         "rate": run.config.rate if arm.takes_sample else 1.0,
-        "rows_used": inputs.prepared.facts["rows"]["train"],
+        "rows_used": rows,
+        "rows_read": rows,
+        "pairs_read": rows,
+        "bytes": _bytes_of(inputs, arm),
         "metrics": dict(evaluated.facts["metrics"]),
         "seconds": {**seconds, "total": round(sum(seconds.values()), 2)},
         "evaluation": evaluated.fingerprint,
         **({"test_users": users} if users else {}),
     }
+
+
+def _bytes_of(inputs: Inputs, arm: Arm) -> dict[str, int]:
+    """Bytes, in the work folder, of what an arm is made from once the factors are there."""
+    prepared, size = inputs.prepared.path, artifacts.size_of
+    found = {}
+    if arm.rows is not None:
+        found["sample"] = size(inputs.sample.path if arm.takes_sample else prepared / "train")
+    if arm.takes_factors:
+        found["factors"] = size(inputs.factors.path)
+    found["content"] = sum(size(prepared / name) for name in ("users", "items", "vocabularies"))
+    return found

@@ -64,10 +64,13 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
     metrics = headlines(rows)
     stages = [name for name in SECONDS if any(name in row["seconds"] for row in rows)]
     noted = any(map(_added_nothing, rows))
-    header = ["arm", "model", "rows used", *map(label, metrics), *(f"{name} s" for name in stages)]
+    reads = ["rows read", "pairs read", "MB"]
+    header = ["arm", "model", *reads, *map(label, metrics), *(f"{name} s" for name in stages)]
     lines = [header + ["note"] * noted]
     for row, values in zip(rows, _values(rows, metrics), strict=True):
-        line = [*_names(row), f"{row['rows_used']:,}", *values]
+        megabytes = sum(row["bytes"].values()) / 1e6
+        reads = [f"{row['rows_read']:,}", f"{row['pairs_read']:,}", f"{megabytes:,.2f}"]
+        line = [*_names(row), *reads, *values]
         line += [f"{row['seconds'][s]:.1f}" if s in row["seconds"] else "-" for s in stages]
         note = "the network added nothing" if _added_nothing(row) else ""
         lines.append(line + [note] * noted)
@@ -163,8 +166,10 @@ def explain(rows: Sequence[Row]) -> list[str]:
     if any(name.startswith("hr@") for name in metrics):
         lines += _explain_rankings(rows)
     lines.append(
-        "Seconds include compiling. 'rows used' are those the model trains on; the factors of MF "
-        "and CADC come from all training rows. * marks the best of a column."
+        "Seconds include compiling. 'rows read' and 'pairs read' (of a user and an item) are what "
+        "the model trains on; the factors of MF and CADC come from all training rows, once. 'MB' "
+        "are these rows, the factors and the content of ids in the work folder, before 'cadc "
+        "compress' packs them. * marks the best of a column."
     )
     if "logloss" in metrics and "auc" not in metrics:
         lines.append("auc: undefined, as all test rows have the same label.")

@@ -9,6 +9,9 @@ ROWS = [
         "model": None,
         "rate": 1.0,
         "rows_used": 1000,
+        "rows_read": 1000,
+        "pairs_read": 900,
+        "bytes": {"sample": 4000, "content": 96000},
         "metrics": {"auc": 0.7},
         "seconds": {"prepare": 1.0, "factorize": 2.0, "total": 3.0},
     },
@@ -17,6 +20,9 @@ ROWS = [
         "model": "dlrm",
         "rate": 0.1,
         "rows_used": 100,
+        "rows_read": 100,
+        "pairs_read": 99,
+        "bytes": {"sample": 400, "factors": 1200000, "content": 96000},
         "metrics": {"auc": 0.72, "logloss": 0.5},
         "seconds": {"prepare": 1.0, "factorize": 2.0, "train": 4.0, "total": 7.0},
     },
@@ -25,6 +31,9 @@ ROWS = [
         "model": "dlrm",
         "rate": 1.0,
         "rows_used": 1000,
+        "rows_read": 1000,
+        "pairs_read": 900,
+        "bytes": {"sample": 4000, "content": 96000},
         "metrics": {"auc": 0.71, "logloss": 0.6},
         "seconds": {"prepare": 1.0, "train": 9.0, "total": 10.0},
     },
@@ -35,14 +44,14 @@ CONFIG = {"name": "x", "rate": 0.1}
 def test_the_table_has_a_line_an_arm_and_stars_the_best():
     header, mf, cadc, full = report.table(ROWS)
     assert header == [
-        *("arm", "model", "rows used", "auc", "logloss"),
+        *("arm", "model", "rows read", "pairs read", "MB", "auc", "logloss"),
         *("prepare s", "factorize s", "train s", "total s"),
     ]
     assert [cell.strip() for cell in mf] == [
-        *("MF alone", "-", "1,000", "0.7000", "-", "1.0", "2.0", "-", "3.0"),
+        *("MF alone", "-", "1,000", "900", "0.10", "0.7000", "-", "1.0", "2.0", "-", "3.0"),
     ]
-    assert [cell.strip() for cell in cadc[3:5]] == ["0.7200*", "0.5000*"]  # a low log loss is good
-    assert [cell.strip() for cell in full[3:5]] == ["0.7100", "0.6000"]
+    assert [cell.strip() for cell in cadc[5:7]] == ["0.7200*", "0.5000*"]  # a low log loss is good
+    assert [cell.strip() for cell in full[5:7]] == ["0.7100", "0.6000"]
 
 
 def with_metrics(*metrics):
@@ -51,7 +60,7 @@ def with_metrics(*metrics):
 
 def test_the_calibration_nearest_one_is_best():
     rows = with_metrics({"calibration": 0.5}, {"calibration": 1.1}, {"calibration": 0.95})
-    cells = [line[3].strip() for line in report.table(rows)]
+    cells = [line[5].strip() for line in report.table(rows)]
     assert cells == ["calibration", "0.5000", "1.1000", "0.9500*"]
     assert any(line.startswith("calibration: mean") for line in report.explain(rows))
     assert not any("calibration" in line for line in report.explain(ROWS))
@@ -59,7 +68,7 @@ def test_the_calibration_nearest_one_is_best():
 
 def test_a_value_that_is_no_number_is_never_best():
     rows = with_metrics({"auc": math.nan}, {"auc": 0.4}, {"auc": 0.3})
-    assert [line[3].strip() for line in report.table(rows)] == ["auc", "nan", "0.4000*", "0.3000"]
+    assert [line[5].strip() for line in report.table(rows)] == ["auc", "nan", "0.4000*", "0.3000"]
 
 
 def test_the_error_of_a_streamed_auc_is_a_note_and_no_column():
@@ -98,15 +107,16 @@ def ranked(arm, ndcg, users=(40, 40), **more):
     found = {f"{name}@{k}": ndcg + k / 1000 for k in (20, 10) for name in names}
     found |= {"mrr": 0.1, "hr@20/1+99": 0.7, "ndcg@20/1+99": 0.5, "hr@10/1+99": 0.6}
     model = None if arm in ("popularity", "mf_alone") else "two_tower"
-    row = {"arm": arm, "model": model, "rows_used": 9, "metrics": found, "seconds": {"total": 1.0}}
+    row = {"arm": arm, "model": model, "rows_read": 9, "pairs_read": 9, "bytes": {"factors": 8}}
+    row |= {"metrics": found, "seconds": {"total": 1.0}}
     return row | {"test_users": dict(zip(("ranked", "all"), users, strict=True))} | more
 
 
 def test_rankings_have_ndcg_and_recall_of_users_first_and_the_rest_in_a_second_table():
     rows = [ranked("popularity", 0.2), ranked("mf_alone", 0.3)]
     header, _, mf = report.table(rows)
-    assert header[3:] == ["ndcg@20 per user", "recall@20 per user", "total s"]
-    assert mf[3:] == ["0.3200*", "0.3200*", "1.0"]
+    assert header[5:] == ["ndcg@20 per user", "recall@20 per user", "total s"]
+    assert mf[5:] == ["0.3200*", "0.3200*", "1.0"]
     header, popularity, _ = report.further_table(rows)
     assert header == [
         *("arm", "model", "hit@20 per user", "map@20 per user", "hr@20 per row", "coverage@20"),
@@ -148,6 +158,7 @@ def test_everything_is_written_and_the_text_holds_the_table(tmp_path):
     assert "CADC, frozen" in text
     assert json.loads((tmp_path / "results.json").read_text())["rows"] == ROWS
     assert (
-        "| CADC, frozen | dlrm | 100 | 0.7200* | 0.5000* |" in (tmp_path / "report.md").read_text()
+        "| CADC, frozen | dlrm | 100 | 99 | 1.30 | 0.7200* | 0.5000* |"
+        in (tmp_path / "report.md").read_text()
     )
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")

@@ -27,6 +27,7 @@ _FACTS: dict[str, Kind] = {
         "arm": str,
         "model": str,
         "rows": int,
+        "pairs": int,
         "best_step": int,
         "history": [{"step": int, "validation": float}],
     },

@@ -23,6 +23,7 @@ from cadc_jax.data.readers import registry, synthetic
 from cadc_jax.data.table import (
     Columns,
     ColumnWriter,
+    Schema,
     Table,
     open_rows,
     open_table,
@@ -172,11 +173,19 @@ def train_stage(run: Run, inputs: Inputs, model_name: str, arm: Arm) -> Artifact
             "arm": arm.name,
             "model": model_name,
             "rows": len(rows["user"]),
+            "pairs": _pairs(rows, table.schema),
             "best_step": fitted.best_step,
             "history": fitted.history,
         }
 
     return make_long_stage(run, "train", settings, write, f"{model_name}, {arm.name}")
+
+
+def _pairs(rows: Columns, schema: Schema) -> int:
+    """Pairs of a user and an item that training reads; each row of a click log is one."""
+    if schema.task == "click":
+        return len(rows["user"])
+    return len(np.unique(negatives.pair_keys(rows["user"], rows["item"], schema.num_items)))
 
 
 def _fit(
