@@ -250,8 +250,9 @@ def of_a_compressed_set(task):
         yield column(name, ids, "int64", lambda x: x.astype(np.int64))
     for side in ("user", "item"):
         name = f"factors/{side}.parquet"
-        for value in (np.nan, np.inf, 3e38):
+        for value in (np.nan, np.inf):
             yield column(name, f"{side}_scale", f"first {value}", with_first(value))
+        yield column(name, f"{side}_scale", "huge", lambda x: np.full_like(x, 3e38))
         yield column(name, f"{side}_scale", "float64", lambda x: x.astype(np.float64))
         yield bytes_column(name, side, "narrower", lambda x: x[:, :-1], np.int8)
         yield bytes_column(name, side, "beyond", with_first(-128), np.int8)
