@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from cadc_jax.data.raw import FOLD_IN, PARTS
 from cadc_jax.run.arms import ARMS, POPULARITY
 from cadc_jax.runtime import durable
 from cadc_jax.runtime.text import aligned
@@ -14,6 +15,10 @@ from cadc_jax.runtime.text import aligned
 SECONDS = ("prepare", "factorize", "sample", "train", "evaluate", "total")  # columns, in order
 BOUNDS = ("auc_error",)  # errors of other metrics: in results.json and a note, without a column
 HEADLINE = ("ndcg", "recall")  # of the full ranking at the first cut-off; all others come second
+HELD_OUT_USERS = (
+    "Test users are in no training row: their vectors are computed from their fold_in rows, by the "
+    "factorisation alone. Arms whose user vectors are not factors have none, and are left out."
+)
 Row = Mapping[str, Any]
 
 
@@ -39,6 +44,7 @@ def write_report(
     notes = [
         f"Rows: {counts}. Users {facts['num_users']:,}, items {facts['num_items']:,}.",
         *explain(rows),
+        *([HELD_OUT_USERS] if PARTS[FOLD_IN] in facts["rows"] else []),
     ]
     loud = warnings(rows)
     tables = [lines for lines in (table(rows), further_table(rows)) if lines]
