@@ -341,8 +341,8 @@ def test_every_row_is_in_one_split_and_of_repeated_pairs_the_latest(job):
             return
         table = open_table(table_path)
         scale = json.loads((table_path / "statistics.json").read_text())["place"]
-    parts = table.splits.values()
-    found = [rows["dense"][:, 0] * scale["std"] + scale["mean"] for rows in parts]
+        dense = [np.array(rows["dense"]) for rows in table.splits.values()]
+    found = [x[:, 0] * scale["std"] + scale["mean"] for x in dense]
     places = sorted(np.rint(np.concatenate(found)).astype(int).tolist())
     order = sorted(range(len(job.rows)), key=lambda n: (job.rule == "given") * job.rows[n].fold)
     in_files = dataclasses.replace(job, rows=tuple(job.rows[n] for n in order))
