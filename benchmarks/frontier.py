@@ -112,11 +112,8 @@ def show(rows: list[dict[str, Any]]) -> None:
     for name in ("factors", "cadc"):
         if name in row:
             found += f"{row[name]:.4f}   {loss(rows, row, name):+.4f}  "
-    print(
-        f"{row['rank']:4} {row['bits']:4} {row['rate']:5g}  {found} {row['bytes'] / 1e6:13.3f}"
-        f" {row['bytes'] / row['log']:10.3f} {row['all'] / 1e6:10.3f} {row['all'] / row['log']:10.3f}",
-        flush=True,
-    )
+    shares = [f"{row[x] / 1e6:13.3f} {row[x] / row['log']:10.3f}" for x in ("bytes", "all")]
+    print(f"{row['rank']:4} {row['bits']:4} {row['rate']:5g}  {found}", *shares, flush=True)
 
 
 def loss(rows: list[dict[str, Any]], row: dict[str, Any], name: str) -> float:

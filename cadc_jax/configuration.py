@@ -51,8 +51,9 @@ def default_config() -> ConfigDict:
     data.path = ""  # the raw file or folder; empty: `folder` inside $CADC_DATA_DIR (tfds: its own)
     data.folder = ""
     data.task = "ranking"  # 'ranking' (positives only) or 'click' (labels 0 and 1)
-    data.split = "leave_one_out"  # leave_one_out, order, time, random or given
-    data.validation = 0.1  # share of rows, for order, time and random
+    # leave_one_out, last_share, order, time, random, users or given; see docs/data.md
+    data.split = "leave_one_out"
+    data.validation = 0.1  # share of rows (users: of users), for all but leave_one_out and given
     data.test = 0.1
     data.min_count = 1  # training rows a value needs for an id of its own
     data.user_features = ()  # columns that name the user, where there is no user id
@@ -199,6 +200,11 @@ def _check_task(config: ConfigDict) -> None:
         raise ConfigError("rows with labels (data.columns.label, criteo) need data.task='click'")
     if not ranking and config.data.source == "movielens":
         raise ConfigError("data.source='movielens' has no labels: it needs data.task='ranking'")
+    if config.data.split == "users" and config.factorization != "als":
+        raise ConfigError(
+            f"factorization={config.factorization!r}: with data.split='users' the vectors of "
+            "held-out users are computed from their known rows, which only 'als' can do"
+        )
 
 
 def prepare_config(config: ConfigDict) -> PrepareConfig:

@@ -137,7 +137,8 @@ def candidates(this: Run, rows: int) -> None:
 
 def compare(this: Run, inputs: Inputs, last: str) -> None:
     """Trains all models in all arms; evaluates and reports unless `last` is an earlier stage."""
-    pairs = [(model, TRAINED[name]) for model in this.config.models for name in this.config.arms]
+    arms = _arms(this)
+    pairs = [(model, arm) for model in this.config.models for arm in arms]
     if last == "train":
         for model, arm in pairs:
             stages.train_stage(this, inputs, model, arm)
@@ -151,6 +152,19 @@ def compare(this: Run, inputs: Inputs, last: str) -> None:
         distributed.on_first(
             lambda: this.say("\n" + report.write_report(this.workdir, results, facts))
         )
+
+
+def _arms(this: Run) -> list[Arm]:
+    """The arms to train. A line names the ones that cannot score the users of the split."""
+    arms = [TRAINED[name] for name in this.config.arms]
+    if this.config.data.split != "users":
+        return arms
+    if left_out := [arm.name for arm in arms if not arm.scores_held_out_users]:
+        this.say(
+            f"         left out: {', '.join(left_out)}, which learn a user's vector from training "
+            "rows; held-out users have none (data.split='users')"
+        )
+    return [arm for arm in arms if arm.scores_held_out_users]
 
 
 def arm_row(run: Run, inputs: Inputs, model_name: str, arm: Arm) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from cadc_jax.data import prepare
+from cadc_jax.data.raw import FOLD_IN, PARTS
 from cadc_jax.run.arms import ARMS, POPULARITY
 from cadc_jax.runtime import durable
 from cadc_jax.runtime.text import aligned
@@ -14,6 +16,10 @@ from cadc_jax.runtime.text import aligned
 SECONDS = ("prepare", "factorize", "sample", "train", "evaluate", "total")  # columns, in order
 BOUNDS = ("auc_error",)  # errors of other metrics: in results.json and a note, without a column
 HEADLINE = ("ndcg", "recall")  # of the full ranking at the first cut-off; all others come second
+HELD_OUT_USERS = (
+    "Test users are in no training row: their vectors are computed from their fold_in rows, by the "
+    "factorisation alone. Arms whose user vectors are not factors have none, and are left out."
+)
 Row = Mapping[str, Any]
 
 
@@ -35,10 +41,11 @@ def write_report(
     durable.write_json(workdir / "results.json", results)
     plot(workdir / "report.png", rows)
     heading = f"{config['name']}, seed {results['seed']}, rate {config['rate']:g}"
-    counts = ", ".join(f"{count:,} {split}" for split, count in facts["rows"].items())
+    counts = prepare.describe_rows(facts["rows"])
     notes = [
         f"Rows: {counts}. Users {facts['num_users']:,}, items {facts['num_items']:,}.",
         *explain(rows),
+        *([HELD_OUT_USERS] if facts["rows"][PARTS[FOLD_IN]] else []),
     ]
     loud = warnings(rows)
     tables = [lines for lines in (table(rows), further_table(rows)) if lines]

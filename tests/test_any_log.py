@@ -133,18 +133,19 @@ def outcome(job: Job) -> str:
         except (ConfigError, DataError) as error:
             assert re.fullmatch(r".{20,}", str(error)), "an error is one line that says why"
             return str(error)
-        assert_sound_report(run.workdir)
+        left_out = job.rule == "users" and not TRAINED[job.arm].scores_held_out_users
+        assert_sound_report(run.workdir, arms=3 - left_out)
         if job.is_ranking:
             assert_nothing_leaks(run.workdir)
         return "report"
 
 
-def assert_sound_report(workdir: pathlib.Path) -> None:
+def assert_sound_report(workdir: pathlib.Path, arms: int) -> None:
     def refuse(text: str) -> None:
         raise AssertionError(f"{text} is no JSON")
 
     results = json.loads((workdir / "results.json").read_text(), parse_constant=refuse)
-    assert len(results["rows"]) == 3  # popularity, the factors, the network
+    assert len(results["rows"]) == arms  # popularity, the factors, the network
     for row in results["rows"]:
         assert all(map(math.isfinite, row["metrics"].values()))
         assert all(value >= 0 for value in row["seconds"].values())
@@ -155,10 +156,13 @@ def assert_nothing_leaks(workdir: pathlib.Path) -> None:
     """No held-out pair is trained on, nor known when negatives are drawn."""
     (path,) = (workdir / "prepare").iterdir()
     table = open_table(path)
-    keys = [pair_keys(x["user"], x["item"], 1 << 20) for x in map(table.splits.get, SPLITS)]
+    parts = table.splits.items()
+    keys = {name: pair_keys(x["user"], x["item"], 1 << 20) for name, x in parts}
+    train, validation, test = (keys.pop(name) for name in SPLITS)
     known = pair_keys(*table.known_pairs(), 1 << 20)
-    assert sorted(keys[TRAIN]) == list(known)
-    assert not np.isin(np.concatenate([keys[VALIDATION], keys[TEST]]), known).any()
+    assert sorted(np.concatenate([train, *keys.values()])) == list(known)
+    assert not np.isin(np.concatenate([validation, test]), known).any()
+    assert not np.isin(list(keys.values()), train).any()
 
 
 # Named logs.
@@ -211,15 +215,24 @@ LOGS = {
     "no click": Job(grid(label=0), CLICKS),
 }
 EVERY = frozenset(splits.RULES)
+NO_CLICKS = "data.split='users' needs data.task='ranking'"
 ERRORS = {  # log -> the rules with which it makes no run, and why; with the others it makes one
     "no column but the ids": ({"time"}, "needs timestamps"),
     "one pair": (EVERY, "split has no rows"),
-    "one item": ({"leave_one_out"}, "validation split has no rows"),
-    "users with one row": ({"leave_one_out", "given"}, "split has no rows"),
+    "one user": ({"users"}, "validation split has no rows"),
+    "one item": ({"leave_one_out", "last_share", "users"}, "validation split has no rows"),
+    "users with one row": (
+        {"leave_one_out", "last_share", "users", "given"},
+        "split has no rows",
+    ),
+    "text": ({"users"}, "factorization='sgd': with data.split='users'"),
     "users who know all": (EVERY, "too few to draw 1 unseen|choose fewer"),
     "one row": (EVERY, "split has no rows|needs data with a split of its own"),
-    "clicks alone": (EVERY, "training rows have label 1"),
-    "no click": (EVERY, "training rows have label 0"),
+    "clicks": ({"users"}, NO_CLICKS),
+    "clicks of text": ({"users"}, NO_CLICKS),
+    "repeated clicks": ({"users"}, NO_CLICKS),
+    "clicks alone": (EVERY, f"training rows have label 1|{NO_CLICKS}"),
+    "no click": (EVERY, f"training rows have label 0|{NO_CLICKS}"),
 }
 
 
@@ -328,7 +341,8 @@ def test_every_row_is_in_one_split_and_of_repeated_pairs_the_latest(job):
             return
         table = open_table(table_path)
         scale = json.loads((table_path / "statistics.json").read_text())["place"]
-    found = [table.splits[split]["dense"][:, 0] * scale["std"] + scale["mean"] for split in SPLITS]
+        dense = [np.array(rows["dense"]) for rows in table.splits.values()]
+    found = [x[:, 0] * scale["std"] + scale["mean"] for x in dense]
     places = sorted(np.rint(np.concatenate(found)).astype(int).tolist())
     order = sorted(range(len(job.rows)), key=lambda n: (job.rule == "given") * job.rows[n].fold)
     in_files = dataclasses.replace(job, rows=tuple(job.rows[n] for n in order))

@@ -44,6 +44,10 @@ def test_a_rate_outside_its_range_is_named(rate):
         ({"data__task": "rank"}, "data.task='rank'"),
         ({"data__split": "last"}, "data.split='last'"),
         ({"factorization": "svd"}, "factorization='svd'"),
+        (
+            {"factorization": "sgd", "data__split": "users"},
+            "factorization='sgd': with data.split='users'",
+        ),
         ({"factor_rows": "sampled"}, "factor_rows='sampled': must be one of all, unsampled"),
         ({"factor_rows": "unsampled", "rate": 1.0}, "rate=1 leaves no such row"),
         ({"train__loss": "hinge"}, "train.loss='hinge'"),

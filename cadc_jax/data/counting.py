@@ -1,7 +1,7 @@
 """Counts rows, values and moments over staged chunks, from which an encoder is made.
 
 `count_chunks` counts the chunks of one host, and `total` adds up the hosts. Values and moments are
-counted over training rows only.
+counted over training rows only; users also over fold-in rows, as held-out users need ids.
 """
 
 import dataclasses
@@ -14,12 +14,12 @@ import pyarrow as pa
 from cadc_jax.data import encoding, raw
 from cadc_jax.data.encoding import Statistics
 from cadc_jax.data.hosts import Form, Message
-from cadc_jax.data.raw import SPLITS, TRAIN
+from cadc_jax.data.raw import FOLD_IN, PARTS, TRAIN
 from cadc_jax.data.staging import StagedChunk, map_chunks
 from cadc_jax.data.vocabulary import COUNTED, Counter
 from cadc_jax.runtime import manifest
 
-# (rows of a chunk, the chunk) -> [n] int8, the split of each row: TRAIN, VALIDATION, TEST or none.
+# (rows of a chunk, the chunk) -> [n] int8, the place of each row in PARTS, or -1 for none.
 FoldOf = Callable[[pa.Table, StagedChunk], np.ndarray]
 
 
@@ -31,7 +31,7 @@ class Counts(NamedTuple):
       dense: names of the F dense features.
       moments: [chunks, F, 4] float64, the fields of `Statistics` of training rows. They are kept by
         chunk, because a sum of floats depends on the order of its terms.
-      rows: [3] int64, rows of each split.
+      rows: [4] int64, rows of each of PARTS.
     """
 
     values: dict[str, Counter]
@@ -66,7 +66,7 @@ def _pack(counts: Counts) -> Message:
 def _unpack(message: Message) -> Counts:
     plain = message.plain
     manifest.check(plain, _KIND, "the counts")
-    if len(plain["rows"]) != len(SPLITS):
+    if len(plain["rows"]) != len(PARTS):
         raise ValueError(f"rows of {len(plain['rows'])} splits")
     counters = {}
     for name, max_values in plain["max_values"].items():
@@ -87,7 +87,7 @@ class Totals(NamedTuple):
     Attributes:
       values: column -> counts of its values in training rows.
       statistics: name of a dense feature -> its statistics in training rows.
-      rows_by_host: [hosts, 3] int64, rows of each split.
+      rows_by_host: [hosts, 4] int64, rows of each of PARTS.
     """
 
     values: dict[str, Counter]
@@ -109,7 +109,7 @@ def count_chunks(
     counters: dict[str, Counter] = {}
     statistics: dict[str, Statistics] = {}
     moments = []
-    rows = np.zeros(len(SPLITS), np.int64)
+    rows = np.zeros(len(PARTS), np.int64)
 
     def count(chunk: StagedChunk) -> _ChunkCounts:
         return _count_chunk(chunk, fold_of, flag)
@@ -166,6 +166,7 @@ def _count_chunk(chunk: StagedChunk, fold_of: FoldOf, flag: float) -> _ChunkCoun
     fold = fold_of(rows, chunk)
     train = fold == TRAIN
     selected = slice(None) if train.all() else train  # a slice copies nothing
+    has_user = selected if isinstance(selected, slice) else train | (fold == FOLD_IN)
     values, statistics = {}, {}
     for name in rows.column_names:
         if name.startswith(raw.DENSE):
@@ -173,7 +174,7 @@ def _count_chunk(chunk: StagedChunk, fold_of: FoldOf, flag: float) -> _ChunkCoun
             statistics[name.removeprefix(raw.DENSE)] = encoding.statistics_of(present, flag)
         elif name in raw.CODED or name.startswith(raw.CATEGORICAL):
             column = encoding.coded_column(rows, name)
-            codes = column.indices.to_numpy()[selected]
+            codes = column.indices.to_numpy()[has_user if name == "user" else selected]
             values[name] = column.dictionary, np.bincount(codes, minlength=len(column.dictionary))
-    split_rows = [int(np.count_nonzero(fold == split)) for split in range(len(SPLITS))]
+    split_rows = [int(np.count_nonzero(fold == part)) for part in range(len(PARTS))]
     return _ChunkCounts(values, statistics, split_rows)

@@ -1,6 +1,7 @@
 """Turns raw rows into a prepared table: assigns splits, counts training rows, then encodes.
 
-Everything that is learnt from rows (vocabularies, counts, means) comes from training rows only.
+Everything that is learnt from rows (vocabularies, counts, means) comes from training rows only;
+with a split by users, held-out users have ids as well.
 `staging` reads the source once into chunks on disk, which are then read twice: `counting` counts
 their values, and an `Encoder` made from the counts encodes them. Memory holds a few chunks and the
 vocabularies, for any number of rows; splits that compare rows (all but those by place) take another
@@ -20,11 +21,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from cadc_jax.data import counting, encoding, negatives, raw, splits, staging
+from cadc_jax.data import counting, encoding, negatives, raw, splits, staging, vocabulary
 from cadc_jax.data.content import encode_content
 from cadc_jax.data.encoding import Encoder
 from cadc_jax.data.hosts import SINGLE_HOST, Form, Hosts, Message, exchange
-from cadc_jax.data.raw import SPLITS, TEST, TRAIN, VALIDATION, RawTable, ReadReport
+from cadc_jax.data.raw import (
+    FOLD_IN,
+    PARTS,
+    SPLITS,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    RawTable,
+    ReadReport,
+)
 from cadc_jax.data.staging import StagedChunk
 from cadc_jax.data.table import (
     KNOWN,
@@ -57,9 +67,10 @@ class PrepareConfig:
 
     Attributes:
       task: 'click' or 'ranking'.
-      split: 'leave_one_out', 'order', 'time', 'random' or 'given'; see `splits.assign`.
-      validation: share of all rows that validates, for 'order', 'time' and 'random'.
-      test: share of all rows that tests, for 'order', 'time' and 'random'.
+      split: one of `splits.RULES`; see `splits.assign`.
+      validation: share that validates, for the rules of `splits.BY_SHARE`: of each user's rows
+        ('last_share'), of all users ('users') or of all rows.
+      test: share that tests, in the same way.
       min_count: training rows a value needs to have an id of its own; rarer values share id 0.
       max_vocabulary: distinct training values a column may have; with more it is hashed to this
         many ids. 0 for no bound. It bounds memory.
@@ -106,6 +117,11 @@ class PrepareConfig:
             raise ConfigError(
                 "data.validation and data.test must be positive shares that leave rows to train; "
                 f"not {self.validation} and {self.test}"
+            )
+        if self.split == "users" and self.task != "ranking":
+            raise ConfigError(
+                "data.split='users' needs data.task='ranking': it holds out items of users; "
+                "choose another split for clicks"
             )
 
     @property
@@ -155,10 +171,12 @@ def write_table(
         return counting.count_chunks(own, assignment.fold_of, config.max_vocabulary, config.flag)
 
     totals = counting.total(exchange(hosts, folder, "count", count, counting.COUNTS))
-    split_rows = totals.rows_by_host.sum(axis=0).tolist()
-    _check_splits(split_rows, report.rows, config.split)
+    part_rows = dict(zip(PARTS, totals.rows_by_host.sum(axis=0).tolist(), strict=True))
+    if config.split != "users":
+        del part_rows[PARTS[FOLD_IN]]
+    _check_splits(part_rows, report.rows, config.split)
     encoder = _make_encoder(totals, config)
-    extents = _extents(totals.rows_by_host, hosts)
+    extents = _extents(part_rows, totals.rows_by_host, hosts)
 
     def encode() -> Mapping[str, np.ndarray]:
         return _write_rows(path, own, assignment, encoder, extents)
@@ -173,7 +191,7 @@ def write_table(
         _check_classes(counts)
         schema = _write_rest(path, source, assignment, encoder, counts, config)
         return {
-            "rows": dict(zip(SPLITS, split_rows, strict=True)),
+            "rows": dict.fromkeys(PARTS, 0) | part_rows,
             "num_users": schema.num_users - 1,
             "num_items": schema.num_items - 1,
             "hashed": list(schema.hashed),
@@ -189,13 +207,18 @@ def write_table(
 
 
 FACTS: manifest.Kind = {  # what `write_table` returns
-    "rows": {name: int for name in SPLITS},
+    "rows": {name: int for name in PARTS},
     "num_users": int,
     "num_items": int,
     "hashed": [str],
     "merged_repeats": int,
     "reader": staging.REPORT,
 }
+
+
+def describe_rows(rows: Mapping[str, int]) -> str:
+    """The fact `rows` for people; rows to fold in are named if there are any."""
+    return ", ".join(f"{count:,} {part}" for part, count in rows.items() if count)
 
 
 def _unpack_facts(message: Message) -> Mapping[str, Any]:
@@ -234,7 +257,7 @@ class _Assignment(NamedTuple):
     """The split of every row.
 
     Attributes:
-      fold_of: (rows of a chunk, the chunk) -> [n] int8 of TRAIN, VALIDATION, TEST and DROPPED.
+      fold_of: (rows of a chunk, the chunk) -> [n] int8, places in PARTS, and DROPPED.
       value: [all rows] float32, strength of each interaction; None for clicks.
       merged: number of DROPPED rows.
       negatives: `raw.RawData.negatives` of the test rows that remain.
@@ -263,7 +286,7 @@ def _assign(
         return _Assignment(by_place)
     if config.task == "click" and config.split == "given" and _has_validation(chunks):
         return _Assignment(lambda rows, chunk: rows["fold"].to_numpy())
-    keys = _read_keys(chunks, report, config.task)
+    keys = _read_keys(chunks, report, config)
     return _assign_all(dataclasses.replace(keys, negatives=given_negatives), config)
 
 
@@ -276,20 +299,28 @@ def _has_validation(chunks: Sequence[StagedChunk]) -> bool:
     )
 
 
-def _read_keys(chunks: Sequence[StagedChunk], report: ReadReport, task: str) -> RawTable:
+def _read_keys(
+    chunks: Sequence[StagedChunk], report: ReadReport, config: PrepareConfig
+) -> RawTable:
     """The columns of all rows that a split may depend on.
 
-    Users and items are numbers, and the feature `place` is the place among all rows.
+    Users and items are numbers; if a draw depends on them, in the order of their values. The
+    feature `place` is the place among all rows.
     """
     names = ["user", "timestamp", "fold"]
-    if task == "ranking":
+    if config.task == "ranking":
         names += ["item", "value"]
     table = pa.concat_tables([chunk.read(names) for chunk in chunks]).unify_dictionaries()
     columns = {}
     for name in table.column_names:
         column = table[name]
         if name in raw.CODED:
+            values = column.chunk(0).dictionary
             column = pa.chunked_array([part.indices for part in column.chunks], pa.int32())
+            if config.split == "users":
+                values = raw.as_values(values)
+                columns[name] = vocabulary.of(values).ids(values)[column.to_numpy()]
+                continue
         columns[name] = column.to_numpy()
     return RawTable(report, **columns, categorical={"place": np.arange(report.rows)})
 
@@ -301,7 +332,8 @@ def _assign_all(keys: RawTable, config: PrepareConfig) -> _Assignment:
         keys = splits.merge_repeats(keys)
     kept = keys.categorical["place"]
     fold = np.full(rows, DROPPED, np.int8)
-    fold[kept] = splits.assign(keys, config.split, config.validation, config.test, config.seed)
+    shares = config.validation, config.test
+    fold[kept] = splits.assign(keys, config.split, *shares, config.seed, least=config.min_count)
     value = None
     if config.task == "ranking":
         value = np.ones(rows, np.float32)
@@ -312,9 +344,9 @@ def _assign_all(keys: RawTable, config: PrepareConfig) -> _Assignment:
     )
 
 
-def _check_splits(split_rows: Sequence[int], rows: int, rule: str) -> None:
+def _check_splits(part_rows: Mapping[str, int], rows: int, rule: str) -> None:
     """Raises DataError if a split is empty."""
-    for name, count in zip(SPLITS, split_rows, strict=True):
+    for name, count in part_rows.items():
         if not count:
             raise DataError(
                 f"the {name} split has no rows ({rows} rows in all, split '{rule}'): use more data "
@@ -326,6 +358,7 @@ def _make_encoder(totals: counting.Totals, config: PrepareConfig) -> Encoder:
     """Makes the encoder from the counts of training rows.
 
     Raises:
+      ConfigError: if held-out users would share ids.
       DataError: if no user or no item has enough training rows.
     """
     known = {name: counter.vocabulary(config.min_count) for name, counter in totals.values.items()}
@@ -334,6 +367,11 @@ def _make_encoder(totals: counting.Totals, config: PrepareConfig) -> Encoder:
             raise DataError(
                 f"no {kind} has {config.min_count} training rows or more: lower data.min_count"
             )
+    if config.split == "users" and known["user"].hashed:
+        raise ConfigError(
+            f"data.max_vocabulary={config.max_vocabulary}: there are more users, and with "
+            "data.split='users' none may share an id; raise it"
+        )
     return Encoder(
         user_features=config.user_features,
         item_features=config.item_features,
@@ -350,10 +388,10 @@ def _make_encoder(totals: counting.Totals, config: PrepareConfig) -> Encoder:
 
 
 class _Extent(NamedTuple):
-    """Which rows of a split a host writes.
+    """Which rows of a part of the table a host writes.
 
     Attributes:
-      rows: rows of the split, of all hosts.
+      rows: rows of the part, of all hosts.
       own: [from, to) of this host's rows, or None if it writes all of them.
     """
 
@@ -361,17 +399,16 @@ class _Extent(NamedTuple):
     own: tuple[int, int] | None
 
 
-def _extents(rows_by_host: np.ndarray, hosts: Hosts) -> list[_Extent]:
-    """The extent of each split for this host, from the rows [hosts, 3] of all hosts."""
-    split_rows = rows_by_host.sum(axis=0).tolist()
+def _extents(
+    part_rows: Mapping[str, int], rows_by_host: np.ndarray, hosts: Hosts
+) -> dict[str, _Extent]:
+    """The extent of each part for this host, from the rows [hosts, 4] of all hosts."""
     if hosts.count == 1:
-        return [_Extent(rows, None) for rows in split_rows]
+        return {name: _Extent(rows, None) for name, rows in part_rows.items()}
     ends = rows_by_host.cumsum(axis=0)[hosts.index]
-    starts = ends - rows_by_host[hosts.index]
-    return [
-        _Extent(rows, (start, end))
-        for rows, start, end in zip(split_rows, starts, ends, strict=True)
-    ]
+    own = zip((ends - rows_by_host[hosts.index]).tolist(), ends.tolist(), strict=True)
+    of_part = dict(zip(PARTS, own, strict=True))
+    return {name: _Extent(rows, of_part[name]) for name, rows in part_rows.items()}
 
 
 def _write_rows(
@@ -379,38 +416,38 @@ def _write_rows(
     chunks: Sequence[StagedChunk],
     assignment: _Assignment,
     encoder: Encoder,
-    extents: Sequence[_Extent],
+    extents: Mapping[str, _Extent],
 ) -> Mapping[str, np.ndarray]:
-    """Encodes chunks, writes their rows into all splits, and deletes the chunks.
+    """Encodes chunks, writes their rows into all parts, and deletes the chunks.
 
     Returns:
       `count` [I] int64, training rows of each item; for clicks, `clicks` [I] int64, those with
       label 1.
     """
     clicks = assignment.value is None
-    writers = [
-        _open_writers(path / split, encoder, "label" if clicks else "value", extent)
-        for split, extent in zip(SPLITS, extents, strict=True)
-    ]
+    writers = {
+        name: _open_writers(path / name, encoder, "label" if clicks else "value", extent)
+        for name, extent in extents.items()
+    }
     size = encoder.item.size
     counts = {"count": np.zeros(size, np.int64)}
     if clicks:
         counts["clicks"] = np.zeros(size, np.int64)
 
-    def encode(chunk: StagedChunk) -> list[dict[str, np.ndarray]]:
+    def encode(chunk: StagedChunk) -> dict[str, dict[str, np.ndarray]]:
         return _encode_chunk(chunk, assignment, encoder)
 
     for encoded in staging.map_chunks("prepare: encode", encode, chunks):
-        for split_writers, columns in zip(writers, encoded, strict=True):
-            for name, writer in split_writers.items():
-                writer.append(columns[name])
-        train = encoded[TRAIN]
+        for part, part_writers in writers.items():
+            for name, writer in part_writers.items():
+                writer.append(encoded[part][name])
+        train = encoded[SPLITS[TRAIN]]
         counts["count"] += np.bincount(train["item"], minlength=size)
         if clicks:
             clicked = train["item"][train["label"] > 0]
             counts["clicks"] += np.bincount(clicked, minlength=size)
-    for split_writers in writers:
-        for writer in split_writers.values():
+    for part_writers in writers.values():
+        for writer in part_writers.values():
             writer.close()
     return counts
 
@@ -418,7 +455,7 @@ def _write_rows(
 def _open_writers(
     folder: pathlib.Path, encoder: Encoder, target: str, extent: _Extent
 ) -> dict[str, ColumnWriter]:
-    """Opens the files of a split: name -> writer. `target` is 'label' or 'value'."""
+    """Opens the files of a part: name -> writer. `target` is 'label' or 'value'."""
     layout: dict[str, tuple[type, tuple[int, ...]]] = {
         "user": (np.int32, ()),
         "item": (np.int32, ()),
@@ -435,19 +472,19 @@ def _open_writers(
 
 def _encode_chunk(
     chunk: StagedChunk, assignment: _Assignment, encoder: Encoder
-) -> list[dict[str, np.ndarray]]:
-    """The encoded rows of each split, name -> column. Deletes the chunk."""
+) -> dict[str, dict[str, np.ndarray]]:
+    """The encoded rows of each of PARTS, name -> column. Deletes the chunk."""
     rows = chunk.read()
     fold = assignment.fold_of(rows, chunk)
     columns = encoder.encode(rows)
     if assignment.value is not None:
         columns["value"] = assignment.value[chunk.places]
     chunk.path.unlink()
-    encoded = []
-    for split in range(len(SPLITS)):
-        here = fold == split
+    encoded = {}
+    for number, part in enumerate(PARTS):
+        here = fold == number
         selected = slice(None) if here.all() else here  # a slice copies nothing
-        encoded.append({name: column[selected] for name, column in columns.items()})
+        encoded[part] = {name: column[selected] for name, column in columns.items()}
     return encoded
 
 
@@ -515,19 +552,20 @@ def _write_rest(
 
 
 def _write_known(path: pathlib.Path, num_users: int) -> None:
-    """Writes the items of each user's training rows; see `Table.known`."""
-    train = read_columns(path / SPLITS[TRAIN])
-    order = np.lexsort((train["item"], train["user"]))
-    counts = np.bincount(train["user"], minlength=num_users)
+    """Writes the items of each user's training and fold-in rows; see `Table.known`."""
+    parts = [read_columns(path / name) for name in (SPLITS[TRAIN], PARTS[FOLD_IN])]
+    user, item = (np.concatenate([x[name] for x in parts if x]) for name in ("user", "item"))
+    counts = np.bincount(user, minlength=num_users)
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    write_columns(path / KNOWN, {"offsets": offsets, "items": train["item"][order]})
+    order = np.lexsort((item, user))
+    write_columns(path / KNOWN, {"offsets": offsets, "items": item[order]})
 
 
 def _write_negatives(
     path: pathlib.Path, given: raw.Negatives | None, items: Vocabulary, config: PrepareConfig
 ) -> None:
     """Writes the items against which each held-out row's item is ranked in the '1 + K' protocol."""
-    columns = [read_columns(path / split) for split in SPLITS]
+    columns = [read_columns(path / part) for part in PARTS if (path / part).exists()]
     keys = [negatives.pair_keys(rows["user"], rows["item"], items.size) for rows in columns]
     seen = np.unique(np.concatenate(keys))
     for split in (VALIDATION, TEST):

@@ -36,6 +36,8 @@ TEXT = pa.large_string()  # a column of it may be larger than 2 GiB
 
 TRAIN, VALIDATION, TEST = 0, 1, 2  # values of `RawTable.fold`
 SPLITS = ("train", "validation", "test")
+FOLD_IN = 3  # known rows of held-out users, in splits by users
+PARTS = (*SPLITS, "fold_in")  # all that rows may be assigned to
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
     schema.json                       `Schema`
     train/ validation/ test/          a .npy file for each column; rows in the order of the source
+    fold_in/                          with a split by users: the known rows of held-out users
     users/ items/                     content of each user or item id; `titles/` is text
-    known/                            each user's training items (ranking task only)
+    known/                            each user's training and fold-in items (ranking task only)
     vocabularies/                     raw values by id - 1 (id 0 is 'out of vocabulary'), integers
                                       as a file or text as a folder; empty if ids are hashed
     statistics.json                   mean and standard deviation by which each dense feature of
@@ -29,14 +30,14 @@ import pyarrow as pa
 from numpy.typing import DTypeLike
 
 from cadc_jax.data.columns import ColumnKind, check_columns, open_array
-from cadc_jax.data.raw import SPLITS, TRAIN
+from cadc_jax.data.raw import PARTS, TEST, TRAIN, VALIDATION
 from cadc_jax.errors import ArtifactError
 from cadc_jax.runtime import durable
 from cadc_jax.runtime.manifest import ADVICE, check, read_json
 
 Columns = Mapping[str, np.ndarray]
 T = TypeVar("T")
-KNOWN = "known"  # folder of the items of each user's training rows
+KNOWN = "known"  # folder of the items that each user is known to have
 TITLES = "titles"  # folder of text among the content of users or items
 _ROWS = 1 << 16  # rows that `write_rows` copies at a time
 
@@ -115,13 +116,16 @@ class Table:
     Attributes:
       schema: what it holds.
       splits: split name -> columns; a table that was unpacked from a compressed set has no 'train'.
+        Only a split by users has 'fold_in', the rows from which the vectors of held-out users are
+        computed; these users have no training rows.
       users: content of users: `dense` [U, F] float32 and `categorical` [U, C] int32.
       items: content of items: `dense` [I, F] and `categorical` [I, C] as for users; with bags,
         `bags` [I, Cb, L] int32, the ids of each set of values, then -1; `count` [I] int64, training
         rows of each item; for clicks, `clicks` [I] int64, those with label 1.
       known: for the ranking task, `offsets` [U + 1] int64 and `items` [N] int32: the sorted items
-        of the training rows of user u are `items[offsets[u] : offsets[u + 1]]`. They are no
-        candidates when the user's items are ranked; nothing else may open them.
+        of the training rows of user u, or of the fold-in rows if u is held out, are
+        `items[offsets[u] : offsets[u + 1]]`. They are no candidates when the user's items are
+        ranked; nothing else may open them.
     """
 
     schema: Schema
@@ -131,7 +135,7 @@ class Table:
     known: Columns
 
     def known_pairs(self) -> tuple[np.ndarray, np.ndarray]:
-        """User and item of each training row of the ranking task, sorted: [N] and [N] int32."""
+        """User and item of each training and fold-in row, sorted: [N] and [N] int32."""
         counts = np.diff(self.known["offsets"])
         return np.repeat(np.arange(len(counts), dtype=np.int32), counts), self.known["items"]
 
@@ -151,7 +155,8 @@ def open_table(path: pathlib.Path, values: bool = False) -> Table:
     users, items = (read_columns(path / name) for name in ("users", "items"))
 
     def open_split(split: str) -> Columns:
-        return open_rows(path / split, schema, held_out=split != SPLITS[TRAIN], values=values)
+        held_out = split in (PARTS[VALIDATION], PARTS[TEST])
+        return open_rows(path / split, schema, held_out=held_out, values=values)
 
     @functools.cache
     def open_known() -> Columns:
@@ -159,7 +164,7 @@ def open_table(path: pathlib.Path, values: bool = False) -> Table:
         _check_known(path / KNOWN, known, schema, values)
         return known
 
-    splits = Lazy([name for name in SPLITS if (path / name).is_dir()], open_split)
+    splits = Lazy([name for name in PARTS if (path / name).is_dir()], open_split)
     names = ("offsets", "items") if schema.task == "ranking" else ()
     known = Lazy(names, lambda name: open_known()[name])
     sides = (("users", users, schema.num_users), ("items", items, schema.num_items))
@@ -176,9 +181,10 @@ def with_training_rows(table: Table, path: pathlib.Path) -> Table:
     """The table with the rows in the folder `path`, such as a sample, as its training rows."""
 
     def open_split(split: str) -> Columns:
-        return table.splits[split] if split != SPLITS[TRAIN] else open_rows(path, table.schema)
+        return table.splits[split] if split != PARTS[TRAIN] else open_rows(path, table.schema)
 
-    return dataclasses.replace(table, splits=Lazy(SPLITS, open_split))
+    names = dict.fromkeys((PARTS[TRAIN], *table.splits))
+    return dataclasses.replace(table, splits=Lazy(names, open_split))
 
 
 def read_titles(path: pathlib.Path, side: str) -> pa.Array | None:

@@ -206,7 +206,7 @@ def fold_in(
         bias = item_bias if user_is_new else user_bias
         known = jnp.concatenate([known, bias[:, None].astype(known.dtype)], 1)
     table, _ = half_step(new, new.empty_table(), fixed_side, fixed_side.table(known), mean)
-    solved = new.rows(table)
+    solved = new.rows(sharding.local(table))
     if config.feedback == "implicit":
         return solved, None
     return solved[:, :-1], solved[:, -1].astype(jnp.float32)

@@ -37,6 +37,14 @@ class Arm:
         return bool(self.from_factors)
 
     @property
+    def scores_held_out_users(self) -> bool:
+        """Whether it can score users without training rows (data.split='users').
+
+        Their vectors come from the factorisation alone. Random ones stay what they were drawn as.
+        """
+        return self.rows is None or self.takes_factors
+
+    @property
     def embeddings(self) -> str:
         """What its embeddings are: 'frozen', 'trainable' (they start from factors) or 'random'."""
         if not self.takes_factors:

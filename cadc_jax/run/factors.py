@@ -3,6 +3,9 @@
 Factors come from all training rows. With `factor_rows='unsampled'` there are two sets. A frozen arm
 trains on the factors of the rows that the sample does not keep. It predicts with the factors of all
 rows, which continue from the first set and stay in its basis.
+
+With a split by users, held-out users have no training rows. Their vectors are computed from their
+fold-in rows once the items are fitted, and change nothing else.
 """
 
 import dataclasses
@@ -13,11 +16,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cadc_jax import configuration
 from cadc_jax.data import pipeline
 from cadc_jax.data.columns import ColumnKind, check_columns
+from cadc_jax.data.raw import FOLD_IN, PARTS
 from cadc_jax.data.table import Table, open_table, read_columns, write_columns
 from cadc_jax.errors import ArtifactError
 from cadc_jax.factorization import als, sgd
@@ -217,9 +222,38 @@ def _factorize(
             value = open_table(job.prepared.path).splits["train"]["value"][rows]
         matrix = _interactions(chosen, value)
         mesh = als_mesh(job.run, max(chosen.num_users, chosen.num_items), config.factors)
-        return als.fit(matrix, config, job.key, mesh=mesh, progress=show, saved=saved, init=init)
+        found, losses = als.fit(
+            matrix, config, job.key, mesh=mesh, progress=show, saved=saved, init=init
+        )
+        return _with_held_out_users(job, config, found, mesh), losses
     finally:
         progress.close()
+
+
+def _with_held_out_users(job: _Job, config: als.ALSConfig, factors: Factors, mesh: Mesh) -> Factors:
+    """The factors with vectors of the held-out users, if there are any, in place of zeros.
+
+    Fold-in rows of items that no training row has say nothing and are left out; users without
+    others stay 0.
+    """
+    table = open_table(job.prepared.path)
+    rows = table.splits.get(PARTS[FOLD_IN])
+    if rows is None:
+        return factors
+    there = np.flatnonzero(table.items["count"][rows["item"]])
+    if not len(there):
+        return factors
+    users, user = np.unique(rows["user"][there], return_inverse=True)
+    value = rows["value"][there] if config.feedback == "explicit" else None
+    sizes = len(users), table.schema.num_items
+    matrix = Interactions.from_rows(user, rows["item"][there], *sizes, value)
+    folded_in = als.fold_in(factors, matrix, config, mesh=mesh)
+    found = {}
+    for name, rows_of_users in zip(("user", "user_bias"), folded_in, strict=True):
+        if rows_of_users is not None:
+            found[name] = np.array(getattr(factors, name))
+            found[name][users] = rows_of_users
+    return dataclasses.replace(factors, **found)
 
 
 def _training_rows(table: Table, rows: slice | np.ndarray) -> sgd.TrainingRows:

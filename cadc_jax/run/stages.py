@@ -86,7 +86,7 @@ def prepare_stage(run: Run, raw: pathlib.Path) -> Artifact:
     made = make_stage(run, "prepare", settings, write, together=True)
     facts = made.facts
     read = facts["reader"]
-    rows = ", ".join(f"{count:,} {split}" for split, count in facts["rows"].items())
+    rows = prepare.describe_rows(facts["rows"])
     run.say(f"         {rows} rows; {facts['num_users']:,} users, {facts['num_items']:,} items")
     if read["padded"]:
         run.say(f"         {read['padded']:,} rows lacked trailing fields: filled in as missing")

@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from cadc_jax.data import prepare
 from cadc_jax.data.encoding import open_encoder
 from cadc_jax.data.table import open_table
 from cadc_jax.errors import ArtifactError
@@ -170,7 +171,7 @@ def _rows(stage: str, facts: Mapping[str, Any]) -> str:
     if stage == COMPRESSED:
         rows = facts["facts"]["sample"]["rows"]
     if stage == "prepare":
-        return ", ".join(f"{count:,} {split}" for split, count in facts["rows"].items())
+        return prepare.describe_rows(facts["rows"])
     return f"{rows:,}" if isinstance(rows, int) else "-"
 
 

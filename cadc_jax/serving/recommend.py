@@ -1,9 +1,9 @@
 """Items for users, by a trained model: a table for one user, or a file for many.
 
 All items are candidates, except id 0 ('not in training') and the items of the user's own training
-rows. Rows of clicks do not say which items a user is done with, so nothing is left out there. A
-user is then scored in the context (the features of a row) of their last training row, or, if they
-have none, of the last row of all.
+or, if the user was held out, fold-in rows. Rows of clicks do not say which items a user is done
+with, so nothing is left out there. A user is then scored in the context (the features of a row) of
+their last training row, or, if they have none, of the last row of all.
 """
 
 import errno
@@ -108,7 +108,7 @@ def show(trained: Trained, raw: str, k: int) -> str:
     who = "an unknown user" if user == 0 else f"user {raw}"
     if trained.table.known:
         seen = np.diff(trained.table.known["offsets"])[user]
-        who += f", {seen:,} training items left out"
+        who += f", {seen:,} known items left out"
     return "\n".join([f"{who}; by {trained}", "", *text.aligned(lines, right=(0, 1, 2))])
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cadc_jax.data import counting, encoding, raw, staging
 from cadc_jax.data.encoding import Statistics
 from cadc_jax.data.hosts import Message
-from cadc_jax.data.raw import TEST, TRAIN, VALIDATION, RawTable, ReadReport
+from cadc_jax.data.raw import FOLD_IN, TEST, TRAIN, VALIDATION, RawTable, ReadReport
 
 TABLE = RawTable(
     ReadReport(6),
@@ -50,10 +50,23 @@ def test_training_rows_are_counted_and_no_others(chunks):
         "item": {7: 3, 8: 1},
         "categorical/kind": {1: 3, 2: 1},
     }
-    assert found.rows.tolist() == [4, 1, 1]
+    assert found.rows.tolist() == [4, 1, 1, 0]
     assert found.dense == ["x"]
     # Each chunk has one value that is there and trains: 1, 5 and 5.
     assert found.moments.tolist() == [[[1, 1, 0, True]], [[1, 5, 0, False]], [[1, 5, 0, False]]]
+
+
+def test_of_fold_in_rows_users_alone_are_counted(chunks):
+    def folded_in(rows, chunk):
+        return np.where(fold_of(rows, chunk) == TEST, np.int8(FOLD_IN), fold_of(rows, chunk))
+
+    found = counting.count_chunks(chunks, folded_in, max_vocabulary=0, flag=1.0)
+    plain = counting.count_chunks(chunks, fold_of, max_vocabulary=0, flag=1.0)
+    assert counts_of(found.values["user"]) == {"a": 2, "b": 2, "c": 1}
+    for name in ("item", "categorical/kind"):
+        assert counts_of(found.values[name]) == counts_of(plain.values[name])
+    np.testing.assert_array_equal(found.moments, plain.moments)
+    assert found.rows.tolist() == [4, 1, 0, 1]
 
 
 def test_columns_of_too_many_values_are_hashed(chunks):
@@ -66,7 +79,7 @@ def test_rows_that_are_in_no_split_count_nowhere(chunks):
         return np.where(fold_of(rows, chunk) == TRAIN, np.int8(-1), fold_of(rows, chunk))
 
     found = counting.count_chunks(chunks, dropped, max_vocabulary=0, flag=1.0)
-    assert found.rows.tolist() == [0, 1, 1]
+    assert found.rows.tolist() == [0, 1, 1, 0]
     assert counts_of(found.values["user"]) == {}
 
 
@@ -81,8 +94,8 @@ def test_the_counts_of_all_hosts_add_up_to_those_of_one(chunks, borders):
     assert found.statistics["x"].count == whole.count == 3
     assert found.statistics["x"].mean == pytest.approx(whole.mean)
     assert found.statistics["x"].squares == pytest.approx(whole.squares)
-    assert found.rows_by_host.shape == (len(shares), 3)
-    assert found.rows_by_host.sum(axis=0).tolist() == [4, 1, 1]
+    assert found.rows_by_host.shape == (len(shares), 4)
+    assert found.rows_by_host.sum(axis=0).tolist() == [4, 1, 1, 0]
 
 
 @given(st.lists(st.floats(-9, 9, width=32), min_size=2, max_size=9), st.integers(0, 9))
@@ -97,7 +110,7 @@ def test_sums_do_not_depend_on_how_hosts_share_the_chunks(values, border):
     )
 
     def part(some):
-        return counting.Counts({}, ["x"], some, np.zeros(3, np.int64))
+        return counting.Counts({}, ["x"], some, np.zeros(4, np.int64))
 
     one = counting.total([part(moments)])
     two = counting.total([part(moments[:border]), part(moments[border:])])
@@ -125,7 +138,7 @@ def test_counts_are_told_as_they_are(chunks, max_vocabulary):
 
 
 def test_counts_without_dense_features_are_told_too():
-    counts = counting.Counts({}, [], np.zeros((3, 0, 4)), np.array([1, 2, 3]))
+    counts = counting.Counts({}, [], np.zeros((3, 0, 4)), np.array([1, 2, 3, 0]))
     again = counting.COUNTS.unpack(counting.COUNTS.pack(counts))
     assert again.moments.shape == (3, 0, 4)
 
@@ -137,8 +150,8 @@ def test_counts_without_dense_features_are_told_too():
         {"max_values": {"user": -1}},
         {"chunks": 4},
         {"dense": ["x", "y"]},
-        {"rows": [4, 1]},
-        {"rows": [4, 1, 1.5]},
+        {"rows": [4, 1, 1]},
+        {"rows": [4, 1, 1.5, 0]},
     ],
     ids=str,
 )

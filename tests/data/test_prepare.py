@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from cadc_jax.data import encoding, prepare, raw
+from cadc_jax.data import encoding, prepare, raw, splits
 from cadc_jax.data.prepare import PrepareConfig
 from cadc_jax.data.raw import TEST, TRAIN, EntityTable, Negatives, RawTable, ReadReport
 from cadc_jax.data.table import open_table, read_text
@@ -45,7 +45,8 @@ def files(path, folders):
         ({"task": "rank"}, "data.task='rank': must be one of click, ranking"),
         (
             {"split": "last"},
-            "data.split='last': must be one of leave_one_out, order, time, random, given",
+            "data.split='last': must be one of leave_one_out, last_share, order, time, random, "
+            "users, given",
         ),
         ({"min_count": -1}, "data.min_count=-1: must be at least 0"),
         ({"num_negatives": -1}, "data.num_negatives=-1: must be at least 0"),
@@ -64,11 +65,11 @@ def test_a_value_outside_its_range_is_refused(config, changed, message):
         dataclasses.replace(config, **changed)
 
 
-@pytest.mark.parametrize("split", ["order", "time", "random"])
+@pytest.mark.parametrize("split", splits.BY_SHARE)
 @pytest.mark.parametrize(("validation", "test"), [(0.0, 0.1), (0.1, 0.0), (0.5, 0.5)])
 def test_a_split_by_shares_needs_rows_in_every_split(split, validation, test):
     with pytest.raises(ConfigError, match=f"positive shares .* not {validation} and {test}"):
-        PrepareConfig("click", split, validation, test)
+        PrepareConfig("ranking", split, validation, test)
 
 
 @pytest.mark.parametrize("split", ["leave_one_out", "given"])
@@ -279,7 +280,7 @@ def test_a_model_gets_the_mean_of_a_set_of_values(tmp_path):
 # Ranking.
 
 
-@pytest.mark.parametrize("split", ["order", "time", "random"])
+@pytest.mark.parametrize("split", splits.BY_SHARE)
 def test_repeats_are_merged_before_a_split_by_shares(tmp_path, split):
     rng = np.random.default_rng(0)
     user, item = rng.integers(0, 9, 300), rng.integers(0, 20, 300)
@@ -375,6 +376,99 @@ def test_known_items_are_the_items_of_each_users_training_rows(tmp_path):
     assert len(known["offsets"]) == table.schema.num_users + 1
 
 
+# Users held out whole.
+
+BY_USERS = PrepareConfig("ranking", "users", 0.2, 0.2, num_negatives=3)
+
+
+def many_interactions(**columns):
+    """Distinct pairs of 30 users, of one to twelve rows each, with 40 items."""
+    rng = np.random.default_rng(0)
+    rows = [rng.permutation(40)[: 1 + u % 12] for u in range(30)]
+    user = np.repeat([f"u{u:02}" for u in range(30)], [len(items) for items in rows])
+    order = rng.permutation(len(user))
+    table = RawTable(ReadReport(len(user)), user=user[order], item=np.concatenate(rows)[order])
+    return dataclasses.replace(table, **columns)
+
+
+def pairs_of(rows):
+    return set(zip(rows["user"].tolist(), rows["item"].tolist(), strict=True))
+
+
+def test_known_rows_of_held_out_users_are_a_part_of_their_own(tmp_path):
+    source = many_interactions(value=np.arange(len(many_interactions().user), dtype=np.float32))
+    table, facts = prepared(tmp_path, source, BY_USERS)
+    parts = {name: set(table.splits[name]["user"].tolist()) for name in raw.PARTS}
+    assert not parts["train"] & parts["fold_in"] and not parts["validation"] & parts["test"]
+    assert parts["fold_in"] == parts["validation"] | parts["test"]
+    assert 0 not in parts["fold_in"]
+    assert facts["num_users"] == 30 and facts["rows"] == {
+        name: len(table.splits[name]["user"]) for name in raw.PARTS
+    }
+    assert sum(facts["rows"].values()) == len(source.user)
+    vocabulary = encoding.read_vocabulary(tmp_path, "user").values.to_pylist()
+    assert vocabulary == sorted(set(source.user.tolist()))
+    rows = table.splits["fold_in"]
+    by_value = {v: u for v, u in zip(source.value.tolist(), source.user.tolist(), strict=True)}
+    assert [vocabulary[u - 1] for u in rows["user"]] == [
+        by_value[v] for v in rows["value"].tolist()
+    ]
+
+
+def test_of_held_out_users_nothing_is_learnt_but_their_ids(tmp_path):
+    """Without any of their rows all that is learnt from rows is the same."""
+    source = many_interactions()
+    table, _ = prepared(tmp_path, source, BY_USERS)
+    names = np.array(encoding.read_vocabulary(tmp_path, "user").values.to_pylist())
+    trains = ~np.isin(source.user, names[np.unique(table.splits["fold_in"]["user"]) - 1])
+    vocabulary = np.load(tmp_path / "vocabularies" / "item.npy")
+    items, count = np.unique(source.item[trains], return_counts=True)
+    assert vocabulary.tolist() == items.tolist()
+    assert table.items["count"].tolist() == [0, *count]
+    assert len(table.splits["train"]["user"]) == trains.sum()
+
+
+def test_known_items_of_a_held_out_user_are_its_fold_in_rows(tmp_path):
+    table, _ = prepared(tmp_path, many_interactions(), BY_USERS)
+    known = pairs_of(dict(zip(("user", "item"), table.known_pairs(), strict=True)))
+    assert known == pairs_of(table.splits["train"]) | pairs_of(table.splits["fold_in"])
+
+
+def test_fold_in_items_are_no_negatives(tmp_path):
+    table, _ = prepared(
+        tmp_path, many_interactions(), dataclasses.replace(BY_USERS, num_negatives=25)
+    )
+    taken = set().union(*(pairs_of(table.splits[name]) for name in raw.PARTS))
+    for split in ("validation", "test"):
+        rows = table.splits[split]
+        drawn = zip(
+            np.repeat(rows["user"], 25).tolist(), rows["negatives"].ravel().tolist(), strict=True
+        )
+        assert not taken & set(drawn)
+
+
+def test_a_held_out_user_has_an_id_whatever_the_least_count(tmp_path):
+    table, _ = prepared(tmp_path, many_interactions(), dataclasses.replace(BY_USERS, min_count=5))
+    rows = table.splits["fold_in"]
+    assert rows["user"].min() > 0 and np.unique(rows["user"], return_counts=True)[1].min() >= 5
+
+
+def test_the_rows_of_other_splits_have_no_fold_in_folder(tmp_path):
+    _, facts = prepared(tmp_path, interactions(), RANKING)
+    assert not (tmp_path / "fold_in").exists() and "fold_in" not in facts["rows"]
+
+
+def test_users_that_would_share_ids_cannot_be_held_out(tmp_path):
+    config = dataclasses.replace(BY_USERS, max_vocabulary=20)
+    with pytest.raises(ConfigError, match="data.max_vocabulary=20: there are more users"):
+        prepared(tmp_path, many_interactions(), config)
+
+
+def test_users_of_clicks_cannot_be_held_out():
+    with pytest.raises(ConfigError, match="data.split='users' needs data.task='ranking'"):
+        dataclasses.replace(BY_USERS, task="click")
+
+
 # Chunks.
 
 
@@ -402,15 +496,16 @@ def test_clicks_do_not_depend_on_the_size_of_chunks(tmp_path, monkeypatch, confi
     assert len(table.splits["train"]["user"]) > 250
 
 
-def test_interactions_do_not_depend_on_the_size_of_chunks(tmp_path, monkeypatch):
+@pytest.mark.parametrize("split", ["leave_one_out", "users"])
+def test_interactions_do_not_depend_on_the_size_of_chunks(tmp_path, monkeypatch, split):
     rng = np.random.default_rng(0)
     user, item = rng.integers(0, 9, 300).astype(str), rng.integers(0, 40, 300)
     source = RawTable(ReadReport(300), user=user, item=item, timestamp=rng.integers(0, 50, 300))
-    config = dataclasses.replace(RANKING, num_negatives=1)
+    config = PrepareConfig("ranking", split, 0.3, 0.3, num_negatives=1)
     prepared(tmp_path / "one", source, config)
     monkeypatch.setattr(raw, "CHUNK_ROWS", 11)
     prepared(tmp_path / "many", source, config)
-    folders = (*FOLDERS, "known")
+    folders = (*FOLDERS, "known", "fold_in")
     assert files(tmp_path / "one", folders) == files(tmp_path / "many", folders)
 
 

@@ -55,6 +55,10 @@ CASES = {
         events("ratings.parquet", RATINGS, items=GOODS),
         PrepareConfig("ranking", "leave_one_out", num_negatives=5),
     ),
+    "held-out users": (
+        events("ratings.parquet", RATINGS, items=GOODS),
+        PrepareConfig("ranking", "users", 0.2, 0.2, num_negatives=5),
+    ),
 }
 FAULTS = {
     "a truncated file": (log(["day_0.gz", "truncated.gz"]), CASES["days"][1]),

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cadc_jax.data import splits
-from cadc_jax.data.raw import TEST, TRAIN, VALIDATION, Negatives, RawTable, ReadReport
+from cadc_jax.data.raw import FOLD_IN, TEST, TRAIN, VALIDATION, Negatives, RawTable, ReadReport
 from cadc_jax.errors import ConfigError
 
 
@@ -62,6 +62,111 @@ def test_without_timestamps_a_seeded_order_replaces_time():
     for rows in first.reshape(50, 10):
         assert np.bincount(rows).tolist() == [8, 1, 1]
     assert len(set(np.flatnonzero(first == TEST) % 10)) == 10  # not always the same place
+
+
+# A share of each user's rows.
+
+
+def test_the_last_rows_of_each_user_test_and_the_ones_before_validate():
+    user = np.repeat([7, 8], [10, 5])
+    table = raw(user, timestamp=np.r_[np.arange(10)[::-1], 1, 2, 2, 2, 0])
+    fold = splits.assign(table, "last_share", 0.2, 0.3, 0)
+    assert fold.tolist() == [
+        *[TEST] * 3,
+        *[VALIDATION] * 2,
+        *[TRAIN] * 5,
+        *[TRAIN, VALIDATION, TEST, TEST, TRAIN],  # of 5, 0.3 are 1.5, which is 2
+    ]
+    assert fold.dtype == np.int8
+
+
+def test_the_first_row_of_a_user_trains_whatever_the_shares():
+    for rows in range(1, 6):
+        fold = splits.assign(raw(np.zeros(rows, int)), "last_share", 0.1, 0.89, 0)
+        assert np.sum(fold == TRAIN) == 1 and np.sum(fold == TEST) == rows - 1
+
+
+def test_without_timestamps_a_seeded_order_chooses_the_share():
+    table = raw(np.repeat(np.arange(50), 10))
+    first, again, other = (splits.assign(table, "last_share", 0.2, 0.3, s) for s in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert np.any(first != other)
+    for rows in first.reshape(50, 10):
+        assert np.bincount(rows).tolist() == [5, 2, 3]
+
+
+# Users.
+
+
+def users_and_items(rng, users=40, rows=600):
+    """Distinct pairs, in a random order."""
+    pairs = np.unique(rng.integers(0, [users, 60], (rows, 2)), axis=0)
+    return rng.permutation(pairs).T
+
+
+def test_a_user_trains_or_is_held_out_whole():
+    user, item = users_and_items(np.random.default_rng(0))
+    fold = splits.assign(raw(user, item), "users", 0.1, 0.2, 0)
+    assert fold.dtype == np.int8
+    of_user = [np.bincount(fold[user == u], minlength=4) for u in range(40)]
+    held_out = [counts for counts in of_user if not counts[TRAIN]]
+    assert sum(counts[VALIDATION] > 0 for counts in held_out) == 4  # of 40 users
+    assert sum(counts[TEST] > 0 for counts in held_out) == 8
+    for counts in held_out:
+        assert (counts[VALIDATION] == 0) != (counts[TEST] == 0)
+        assert counts[FOLD_IN] == round(0.8 * counts.sum()) > 0
+    assert all(counts[TRAIN] in (0, counts.sum()) for counts in of_user)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 5), st.integers(-4, 9)), min_size=1, max_size=60, unique=True
+    ),
+    st.randoms(),
+    st.integers(0, 3),
+)
+def test_the_draw_of_users_and_of_their_items_does_not_depend_on_the_order_of_rows(
+    rows, random, seed
+):
+    def folds(rows, user=lambda x: x, item=lambda x: x):
+        users, items = (np.array(column) for column in zip(*rows, strict=True))
+        table = raw(user(users), item(items), timestamp=random.getrandbits(20) + users)
+        return dict(zip(rows, splits.assign(table, "users", 0.3, 0.3, seed).tolist(), strict=True))
+
+    first = folds(rows)
+    assert folds(random.sample(rows, len(rows))) == first
+
+
+def test_users_and_items_of_text_are_drawn_in_any_order_alike():
+    user, item = users_and_items(np.random.default_rng(1))
+
+    def folds(order):
+        names = pa.array([f"n{x}" for x in user[order]]), pa.array([f"i{x}" for x in item[order]])
+        table = RawTable(ReadReport(len(order)), *names)
+        return splits.assign(table, "users", 0.2, 0.2, 5)
+
+    order = np.arange(len(user))
+    np.testing.assert_array_equal(folds(order)[::-1], folds(order[::-1]))
+
+
+def test_the_seed_draws_users_and_their_items():
+    user, item = users_and_items(np.random.default_rng(0))
+    first, again, other = (splits.assign(raw(user, item), "users", 0.3, 0.3, s) for s in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    tested = [set(user[fold == TEST]) for fold in (first, other)]
+    assert tested[0] != tested[1] and tested[0] & tested[1]
+    both = np.isin(user, list(tested[0] & tested[1]))
+    assert np.any(first[both] != other[both])
+
+
+@pytest.mark.parametrize(("least", "size"), [(0, 2), (1, 2), (2, 3), (3, 4)])
+def test_users_with_too_few_rows_train(least, size):
+    """Of each held-out user one row is held out and `least` at least are known."""
+    user = np.repeat(np.arange(60), np.tile([1, 2, 3, 4], 15))
+    fold = splits.assign(raw(user), "users", 0.4, 0.5, 0, least)
+    count = np.bincount(user)[user]
+    assert np.all(fold[count < size] == TRAIN)
+    assert np.any(fold[count == size] == TEST) and np.any(fold[count == size] == VALIDATION)
 
 
 # Shares of all rows.
@@ -147,7 +252,7 @@ def test_rules_that_need_more_columns_say_so(rule, message):
         split(raw([1, 2, 3]), rule)
 
 
-@pytest.mark.parametrize("rule", ["leave_one_out", "given"])
+@pytest.mark.parametrize("rule", ["leave_one_out", "last_share", "users", "given"])
 def test_rules_by_user_refuse_data_without_users(rule):
     clicks = RawTable(ReadReport(3), fold=np.array([TRAIN, TRAIN, TEST], np.int8))
     with pytest.raises(ConfigError, match="the data names no user, which this split needs"):
@@ -197,8 +302,14 @@ def test_merged_rows_can_be_split_by_shares(rule):
     assert merged.report.rows == 100
     fold = splits.assign(merged, rule, 0.1, 0.2, 0)
     assert len(fold) == 100
+    rows = {  # of each user 5
+        "order": [70, 10, 20],
+        "time": [70, 10, 20],
+        "last_share": [60, 20, 20],
+        "users": [70, 2, 4, 24],
+    }
     if rule != "random":
-        assert np.bincount(fold).tolist() == [70, 10, 20]
+        assert np.bincount(fold).tolist() == rows[rule]
 
 
 def test_a_table_without_repeats_stays_as_it_is():
@@ -254,7 +365,7 @@ def test_the_negatives_of_a_test_row_that_was_merged_away_are_dropped():
     assert merged.negatives.places.tolist() == [[1]]
 
 
-@pytest.mark.parametrize("rule", ["leave_one_out", "given"])
+@pytest.mark.parametrize("rule", ["leave_one_out", "last_share", "given"])
 def test_users_and_items_may_be_text(rule):
     rng = np.random.default_rng(0)
     user, item = rng.integers(0, 9, 100), rng.integers(0, 30, 100)
@@ -264,5 +375,5 @@ def test_users_and_items_may_be_text(rule):
     names = (pa.array([f"n{x}" for x in column]) for column in (user, item))
     texts = splits.merge_repeats(RawTable(ReadReport(100), *names, **more))
     assert texts.user.to_pylist() == [f"n{x}" for x in numbers.user]
-    expected = splits.assign(numbers, rule, 0, 0, seed=1)
-    np.testing.assert_array_equal(splits.assign(texts, rule, 0, 0, seed=1), expected)
+    expected = splits.assign(numbers, rule, 0.2, 0.2, seed=1)
+    np.testing.assert_array_equal(splits.assign(texts, rule, 0.2, 0.2, seed=1), expected)

@@ -166,6 +166,18 @@ def test_rows_are_opened_when_they_are_asked_for(written):
         opened.known["items"]
 
 
+def test_the_known_rows_of_held_out_users_are_a_split_if_they_are_there(written):
+    assert "fold_in" not in table.open_table(written).splits
+    (written / "fold_in").mkdir()
+    for file in (written / "train").iterdir():
+        np.save(written / "fold_in" / file.name, np.load(file))
+    opened = table.open_table(written, values=True).splits
+    np.testing.assert_array_equal(opened["fold_in"]["item"], opened["train"]["item"])
+    np.save(written / "fold_in" / "negatives.npy", np.zeros((2, 1), np.int32))
+    with pytest.raises(ArtifactError, match="negatives"):
+        _ = table.open_table(written).splits["fold_in"]
+
+
 def test_a_table_without_training_rows_has_the_other_splits(written):
     shutil.rmtree(written / "train")
     assert list(table.open_table(written, values=True).splits) == ["validation", "test"]

@@ -61,6 +61,77 @@ def test_an_untrained_network_predicts_as_the_factors_of_all_rows_do(made):
     assert metrics["popularity"] != metrics["mf_alone"]
 
 
+# Users held out whole.
+
+
+def by_users(path, **als_settings):
+    """A run of the ranking task with a split by users, up to its factors."""
+    config = ranking_config(path / "raw")
+    config.data.update(split="users", validation=0.2, test=0.2)
+    config.als.update(**als_settings)
+    run = Run(config, path / "work", quiet)
+    experiment.run(run, last="factorize")
+    prepared = stages.prepare_stage(run, stages.raw_data(run))
+    return run, open_table(prepared.path), factors.factorize_stage(run, prepared)
+
+
+def test_vectors_of_held_out_users_are_folded_in_and_change_nothing_else(tmp_path):
+    run, table, made = by_users(tmp_path)
+    found = factors.open_factors(made.path)
+    train, rows = table.splits["train"], table.splits["fold_in"]
+    sizes = table.schema.num_users, table.schema.num_items
+    config = configuration.factorization_config(run.config)
+    plain, _ = als.fit(
+        Interactions.from_rows(train["user"], train["item"], *sizes), config, jax.random.key(0)
+    )
+    np.testing.assert_allclose(found.item, plain.item, rtol=1e-4, atol=1e-5)
+    held_out = np.unique(rows["user"])
+    others = np.setdiff1d(np.arange(sizes[0]), held_out)
+    np.testing.assert_allclose(found.user[others], plain.user[others], rtol=1e-4, atol=1e-5)
+    assert not np.asarray(plain.user)[held_out].any()
+    items = np.asarray(found.item, np.float64)
+    for user in held_out:  # the equation of implicit ALS, with items that training rows have
+        own = items[rows["item"][rows["user"] == user]]
+        own = own[own.any(axis=1)]
+        left = items.T @ items + config.alpha * own.T @ own
+        left += config.regularization * np.eye(items.shape[1])
+        right = (1 + config.alpha) * own.sum(axis=0)
+        expected = np.linalg.solve(left, right)
+        np.testing.assert_allclose(found.user[user], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_explicit_feedback_folds_in_biases_from_the_values_of_the_rows(tmp_path):
+    path = tmp_path / "run"
+    path.mkdir()
+    config = {"feedback": "explicit", "regularization": 0.1}
+    _, table, made = by_users(path, **config)
+    found = factors.open_factors(made.path)
+    rows = table.splits["fold_in"]
+    user, item = found.user.astype(np.float64), found.item.astype(np.float64)
+    for one in np.unique(rows["user"]):
+        here = (rows["user"] == one) & (table.items["count"][rows["item"]] > 0)
+        own = np.c_[item[rows["item"][here]], np.ones(here.sum())]
+        rest = rows["value"][here] - found.item_bias[rows["item"][here]] - found.global_bias
+        expected = np.linalg.solve(own.T @ own + 0.1 * np.eye(own.shape[1]), own.T @ rest)
+        got = np.r_[user[one], found.user_bias[one]]
+        np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_both_sets_of_factors_have_vectors_of_held_out_users(tmp_path):
+    config = ranking_config(tmp_path / "raw")
+    config.data.update(split="users", validation=0.2, test=0.2)
+    config.factor_rows = "unsampled"
+    run = Run(config, tmp_path / "work", quiet)
+    prepared = stages.prepare_stage(run, stages.raw_data(run))
+    made = factors.factorize_stage(run, prepared)
+    held_out = np.unique(open_table(prepared.path).splits["fold_in"]["user"])
+    for folder in (made.path, made.path / factors.UNSAMPLED):
+        assert np.load(folder / "user.npy")[held_out].any(axis=1).all()
+
+
+# Stages.
+
+
 def test_another_rate_makes_other_factors(made):
     run, prepared = made
     before = factors.factorize_stage(run, prepared)

@@ -61,7 +61,7 @@ def test_more_items_than_there_are_left_end_early(shop):
 
 def test_a_user_is_shown_raw_ids_and_titles(shop):
     text = recommend.show(shop, "ann07", 3)
-    assert "user ann07" in text and "training items left out" in text
+    assert "user ann07" in text and "known items left out" in text
     rows = [line.split() for line in text.splitlines()[3:]]
     assert [row[0] for row in rows] == ["1", "2", "3"]
     assert all(row[3:] == ["Product", row[1]] for row in rows)
