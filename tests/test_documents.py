@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 import cadc_jax
 from cadc_jax import configuration, main
+from cadc_jax.run import compressed
 from cadc_jax.serving import export, trained
 
 pytestmark = pytest.mark.slow
@@ -123,10 +124,13 @@ def test_the_reference_lists_names_that_exist():
 @pytest.fixture(scope="module")
 def interop(click_run, tmp_path_factory):
     """A function that runs a piece of code under a heading of docs/interop.md, for its names."""
-    compressed, model = click_run.parent / "compressed", tmp_path_factory.mktemp("m") / "model"
+    folder = tmp_path_factory.mktemp("interop")
+    plain, model = folder / "plain", folder / "model"
+    given = compressed.open_compressed(click_run.parent / "compressed")
+    compressed.write_plain(given, plain)
     export.write_export(trained.open_trained(click_run), model, "savedmodel")
     text = (ROOT / "docs/interop.md").read_text()
-    text = text.replace("/data/small", str(compressed)).replace("/models/ads", str(model))
+    text = text.replace("/data/plain", str(plain)).replace("/models/ads", str(model))
 
     def run(heading, place=0):
         section = text.split(f"\n## {heading}\n")[1].split("\n## ")[0]
@@ -147,8 +151,8 @@ def test_pytorch_reads_batches_and_keeps_the_factors_frozen(interop):
     pytest.importorskip("torch")
     names = interop("PyTorch")
     batches = list(names["batches"])
-    assert sorted(np.concatenate([batch["row"] for batch in batches])) == sorted(
-        names["rows"].columns["row"]
+    assert sorted(np.concatenate([batch["user"] for batch in batches])) == sorted(
+        names["rows"].columns["user"]
     )
     vectors = names["users"](batches[0]["user"])
     assert vectors.shape == (len(batches[0]["user"]), 6)
