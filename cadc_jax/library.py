@@ -10,7 +10,8 @@
         {"user": held_out_user, "item": held_out_item},
         cadc.TrainConfig(negatives=4),
         factors=factors,
-        known=(user, item),
+        rate=0.1,
+        seen=(user, item),
     )
     scores, items = cadc.recommend(model, users, k=10, seen=(user, item))
 
@@ -31,7 +32,6 @@ from flax import linen as nn
 
 from cadc_jax import metrics, sharding
 from cadc_jax.data import negatives, sampling
-from cadc_jax.data.negatives import NegativeSampling
 from cadc_jax.data.table import Columns, Table, open_table, with_training_rows
 from cadc_jax.errors import ConfigError, check_choice
 from cadc_jax.evaluation import evaluate, scorers
@@ -154,7 +154,8 @@ def train(
     embedding_dim: int = 16,
     content: Content | None = None,
     num_features: int = 0,
-    known: Pairs | None = None,
+    rate: float = 1.0,
+    seen: Pairs | None = None,
     seed: int = 0,
 ) -> Model:
     """Trains a network on kept rows until the validation result stops improving.
@@ -177,8 +178,9 @@ def train(
       content: features of users and items, as `embeddings.content_of` makes them of a prepared
         table; None for none.
       num_features: V, with `content`: rows of the stacked table of all categorical features.
-      known: user and item of all training rows, kept or not; these pairs are never drawn as
-        negatives. None: the pairs in `rows`.
+      rate: share of all training rows that `rows` are, in (0, 1]; see `config.negatives_from`.
+      seen: user and item of pairs that validation does not rank, such as all training rows; they
+        have no part in training. None: the pairs in `rows`.
       seed: seed of initialisation, order, negatives and dropout.
 
     Raises:
@@ -196,11 +198,14 @@ def train(
     if clicks == (config.negatives > 0):
         why = "rows with labels have theirs" if clicks else "rows without labels need some"
         raise ConfigError(f"negatives={config.negatives}: {why}")
+    if not 0 < rate <= 1:
+        raise ConfigError(f"rate={rate}: must be above 0 and at most 1")
     rows, validation = _whole(rows), _whole(validation)
+    start = _embedding_start(embeddings, factors, embedding_dim)
     sampler = None
     if not clicks:
-        keys = _pair_keys(known or (rows["user"], rows["item"]), num_items)
-        sampler = NegativeSampling(config.negatives, keys, num_items)
+        sampler = assemble.negatives_of(config, rows, num_items, rate, start.factors)
+        keys = sampler.known if seen is None else _pair_keys(seen, num_items)
         validation = _with_negatives(validation, keys, num_items, seed)
     content = content or _no_content(num_users, num_items, vocabulary_sizes)
     data = TrainingData(rows, content, num_features or int(sum(vocabulary_sizes)), sampler)
@@ -210,7 +215,6 @@ def train(
             return -evaluate.evaluate_clicks(scorer, validation)["logloss"]
         return float(metrics.ndcg(evaluate.ranks_sampled(scorer, validation), 10))
 
-    start = _embedding_start(embeddings, factors, embedding_dim)
     fitted = assemble.train(network, config, data, start, quality, seed)
     return Model(network, fitted.params, fitted.tables, content, fitted.history, fitted.best_step)
 

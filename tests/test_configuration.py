@@ -51,6 +51,7 @@ def test_a_rate_outside_its_range_is_named(rate):
         ({"factor_rows": "sampled"}, "factor_rows='sampled': must be one of all, unsampled"),
         ({"factor_rows": "unsampled", "rate": 1.0}, "rate=1 leaves no such row"),
         ({"train__loss": "hinge"}, "train.loss='hinge'"),
+        ({"train__negatives_from": "none"}, "negatives_from='none': must be one of all, unlikely"),
         ({"train__batch_rows": 0}, "train.batch_rows=0"),
         ({"train__batch_rows": 64, "train__negatives": 10**7}, "train.negatives=10000000: a batch"),
         ({"train__negatives": 0}, "ranking task needs at least 1"),

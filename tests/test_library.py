@@ -33,7 +33,8 @@ def trained(**changes):
         "validation": held_out,
         "config": TRAIN,
         "factors": cadc.factorize(user, item, USERS, ITEMS, CONFIG),
-        "known": (user, item),
+        "rate": 0.5,
+        "seen": (user, item),
     }
     return cadc.train(**(given | changes))
 
@@ -116,6 +117,7 @@ def test_rows_with_labels_and_features():
     [
         ({"embeddings": "fixed"}, "embeddings='fixed': must be one of"),
         ({"factors": None}, "needs factors"),
+        ({"rate": 0}, "rate=0: must be above 0"),
         ({"factors": None, "embeddings": "random"}, "num_users and num_items"),
         ({"config": cadc.TrainConfig()}, "negatives=0: rows without labels need some"),
         ({"rows": {"user": [1, 2], "item": [1]}}, "item has 1 rows, and user 2"),

@@ -1,10 +1,12 @@
-"""Draws negative items: uniform, seeded, and none the user is known to have interacted with."""
+"""Draws negative items: uniform, seeded, and none that is known or likely to be the user's."""
 
 import dataclasses
 
 import numpy as np
 
 from cadc_jax.data import sampling
+from cadc_jax.data.likely import LikelyItems
+from cadc_jax.data.table import Columns
 from cadc_jax.errors import ConfigError
 
 FILTER_BITS = 30  # largest filter of a `PairSet`, as a power of two: 128 MiB
@@ -67,13 +69,24 @@ class NegativeSampling:
 
     Attributes:
       count: negatives for each positive.
-      known: sorted, distinct `pair_keys` of all training rows.
+      known: sorted, distinct `pair_keys` of the rows that are trained on; these pairs are no
+        negatives.
       num_items: number of item ids, id 0 included.
+      likely: items that are no negatives either, if the rows are a sample; None for none.
     """
 
     count: int
     known: np.ndarray
     num_items: int
+    likely: LikelyItems | None = None
+
+    @classmethod
+    def of(
+        cls, rows: Columns, count: int, num_items: int, likely: LikelyItems | None = None
+    ) -> "NegativeSampling":
+        """Negatives for rows with the columns `user` and `item` [N]; see the attributes."""
+        known = np.unique(pair_keys(rows["user"], rows["item"], num_items))
+        return cls(count, known, num_items, likely)
 
 
 def draw_for_evaluation(
@@ -115,20 +128,27 @@ def draw_for_evaluation(
 
 
 def draw_for_training(
-    user: np.ndarray, draws: np.ndarray, known: PairSet, num_items: int, count: int, seed: int
+    user: np.ndarray,
+    draws: np.ndarray,
+    known: PairSet,
+    num_items: int,
+    count: int,
+    seed: int,
+    likely: LikelyItems | None = None,
 ) -> np.ndarray:
-    """Draws items that are not among the user's training items; an item may be drawn repeatedly.
+    """Draws items that are not among the user's own; an item may be drawn repeatedly.
 
-    A known item is replaced up to `ATTEMPTS` - 1 times and then stays. Held-out items are drawn
-    like any other: leaving them out would tell the model which unseen items come next.
+    A known or likely item is replaced up to `ATTEMPTS` - 1 times and then stays. Held-out items are
+    drawn like any other: leaving them out would tell the model which unseen items come next.
 
     Args:
       user: [n] user ids.
       draws: [n] int64, a number for each row; the same user and number give the same items.
-      known: `pair_keys` of all training rows, whether the sample keeps them or not.
+      known: `pair_keys` of the rows that are trained on.
       num_items: number of item ids; id 0 is never drawn.
       count: negatives for each row.
       seed: seed of the draw.
+      likely: items to avoid besides; None for none.
 
     Returns:
       [n, count] int32.
@@ -139,11 +159,15 @@ def draw_for_training(
     def draw(numbers: np.ndarray) -> np.ndarray:
         return (1 + sampling.mix64(numbers, seed) % np.uint64(num_items - 1)).astype(np.int32)
 
+    def own(places: np.ndarray) -> np.ndarray:
+        found = known.contains(pair_keys(users[places], items[places], num_items))
+        return found if likely is None else found | likely.contains(users[places], items[places])
+
     items = draw(numbers)
-    wrong = np.flatnonzero(known.contains(pair_keys(users, items, num_items)))
+    wrong = np.flatnonzero(own(np.arange(len(items))))
     for attempt in range(1, ATTEMPTS):
         items[wrong] = draw(numbers[wrong] + attempt)
-        wrong = wrong[known.contains(pair_keys(users[wrong], items[wrong], num_items))]
+        wrong = wrong[own(wrong)]
     return items.reshape(len(user), count)
 
 

@@ -65,7 +65,7 @@ def factorize_stage(run: Run, prepared: Artifact, sample: Artifact | None = None
 
         def write(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:
             factors, losses = _factorize(job, slice(None), saved)
-            write_factors(folder, factors, run.config.factor_bits)
+            write_factors(folder, principal_axes(factors), run.config.factor_bits)
             return {"losses": losses.tolist()}
 
         return make_long_stage(run, "factorize", settings, write, together=together)

@@ -16,9 +16,8 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from cadc_jax import configuration
-from cadc_jax.data import negatives, pipeline, prepare
+from cadc_jax.data import pipeline, prepare
 from cadc_jax.data.hosts import Hosts
-from cadc_jax.data.negatives import NegativeSampling
 from cadc_jax.data.readers import registry, synthetic
 from cadc_jax.data.table import (
     Columns,
@@ -164,7 +163,8 @@ def train_stage(run: Run, inputs: Inputs, model_name: str, arm: Arm) -> Artifact
         # A sample arm opens the kept rows alone.
         kept = arm.takes_sample
         rows = open_rows(sample.path, table.schema) if kept else table.splits["train"]
-        fitted = _fit(run, table, rows, factors, model_name, arm, saved)
+        share = len(rows["user"]) / prepared.facts["rows"]["train"]
+        fitted = _fit(run, table, rows, share, factors, model_name, arm, saved)
         trained = {name: x for name, x in fitted.tables.items() if name not in arm.frozen}
         with quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
             path = (folder / "state").resolve()
@@ -192,6 +192,7 @@ def _fit(
     run: Run,
     table: Table,
     rows: Columns,
+    share: float,
     factors: Artifact,
     model_name: str,
     arm: Arm,
@@ -204,8 +205,8 @@ def _fit(
     )
     sampler = None
     if schema.task == "ranking":
-        known = negatives.pair_keys(*table.known_pairs(), schema.num_items)  # sorted, as they are
-        sampler = NegativeSampling(train_config.negatives, known, schema.num_items)
+        given = factor_stage.factor_tables(factors.path) if arm.takes_factors else None
+        sampler = assemble.negatives_of(train_config, rows, schema.num_items, share, given)
     data = TrainingData(
         rows, embeddings.content_of(table), embeddings.num_feature_rows(table), sampler
     )

@@ -12,6 +12,7 @@ import numpy as np
 from flax import linen as nn
 
 from cadc_jax import sharding
+from cadc_jax.data.likely import LikelyItems
 from cadc_jax.data.negatives import NegativeSampling
 from cadc_jax.data.table import Columns
 from cadc_jax.evaluation import scorers
@@ -125,6 +126,24 @@ def train(
         fit_key,
         dataclasses.replace(options, mesh=mesh),
     )
+
+
+def negatives_of(
+    config: TrainConfig, rows: Columns, num_items: int, rate: float, factors: Pair | None
+) -> NegativeSampling:
+    """How negatives are drawn for rows without labels; only these rows and factors are read.
+
+    Args:
+      config: how to train.
+      rows: `user` [N] and `item` [N] of the rows that are trained on.
+      num_items: I.
+      rate: share of all training rows that they are, in (0, 1].
+      factors: user [U, D] and item [I, D] factors of all training rows; None for none.
+    """
+    likely = None
+    if config.negatives and config.negatives_from == "unlikely" and factors and rate < 1:
+        likely = LikelyItems.of(factors, rows["user"], rate)
+    return NegativeSampling.of(rows, config.negatives, num_items, likely)
 
 
 def initial_tables(

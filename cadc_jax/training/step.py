@@ -27,6 +27,9 @@ class TrainConfig:
     Attributes:
       batch_rows: rows of the table in a batch; positives, if negatives are sampled.
       negatives: sampled negatives a positive; for data with positives only.
+      negatives_from: items they are drawn from, other than the user's own in the rows that are
+        trained on: 'all', or 'unlikely', which leaves out those that the factors score as high as
+        items of the user (see `data.likely`). Both are the same for all rows, or without factors.
       loss: 'bce'; 'softmax' over each positive and its negatives; 'in_batch', a softmax over the
         items of all rows of the batch, corrected for their frequency, without other negatives.
       learning_rate: learning rate of the network (Adam).
@@ -51,6 +54,7 @@ class TrainConfig:
 
     batch_rows: int = 2048
     negatives: int = 0
+    negatives_from: str = "unlikely"
     loss: str = "bce"
     learning_rate: float = 1e-3
     table_optimizer: str = "adam"
@@ -71,6 +75,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_choice("train.loss", self.loss, ("bce", "softmax", "in_batch"))
+        check_choice("train.negatives_from", self.negatives_from, ("all", "unlikely"))
         check_choice("train.table_optimizer", self.table_optimizer, sparse_optimizers.OPTIMIZERS)
         for name in ("compute_dtype", "table_dtype"):
             check_choice(f"train.{name}", getattr(self, name), ("float32", "bfloat16"))

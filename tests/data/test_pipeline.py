@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cadc_jax.data import negatives, pipeline, sampling, shuffle
+from cadc_jax.data import pipeline, sampling, shuffle
+from cadc_jax.data.likely import LikelyItems
 from cadc_jax.data.negatives import NegativeSampling
 from cadc_jax.errors import ConfigError
 
@@ -21,7 +22,12 @@ ROWS = {
     "categorical": np.arange(30, dtype=np.int32).reshape(10, 3),
 }
 POSITIVES = {name: x for name, x in ROWS.items() if name != "label"}
-SAMPLER = NegativeSampling(3, np.unique(negatives.pair_keys(ROWS["user"], ROWS["item"], 200)), 200)
+LIKELY = LikelyItems.of(  # of a user who has a row, about a quarter of the items
+    (np.random.default_rng(0).normal(size=(10, 4)), np.random.default_rng(1).normal(size=(200, 4))),
+    ROWS["user"],
+    0.02,
+)
+SAMPLER = NegativeSampling.of(ROWS, 3, 200, LIKELY)
 BOTH = pytest.mark.parametrize(
     ("rows", "sampler"), [(ROWS, None), (POSITIVES, SAMPLER)], ids=["labels", "negatives"]
 )

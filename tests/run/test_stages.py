@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cadc_jax import experiment
-from cadc_jax.data.table import open_table
+from cadc_jax.data.table import Table, open_table
 from cadc_jax.evaluation import evaluate, scorers
 from cadc_jax.models import embeddings
 from cadc_jax.run import stages
@@ -56,6 +56,41 @@ def test_a_restored_model_validates_as_it_did_when_it_was_saved(made, arm):
     options = stages.configuration.evaluation_config(run.config)
     best = max(entry["validation"] for entry in trained.facts["history"])
     assert evaluate.validation_quality(scorer, table, options) == pytest.approx(best)
+
+
+@pytest.mark.parametrize("arm", ["full", "sample", "cadc_frozen", "cadc_trainable"])
+def test_training_reads_no_pairs_but_those_of_its_rows(made, tmp_path, monkeypatch, arm):
+    """The known items of the table are all training rows. Validation among 1 + 20 needs none."""
+
+    def refuse(table):
+        raise AssertionError("training asks for pairs of other rows")
+
+    monkeypatch.setattr(Table, "known_pairs", refuse)
+    run, inputs = made
+    run = Run(run.config, tmp_path, quiet)
+    trained = stages.train_stage(run, inputs, "two_tower", TRAINED[arm])
+    assert len(trained.facts["history"]) == 2
+
+
+@pytest.mark.parametrize("arm", ["full", "sample", "cadc_frozen", "cadc_trainable"])
+def test_negatives_avoid_the_pairs_of_the_rows_of_an_arm(made, tmp_path, monkeypatch, arm):
+    """And, with factors and a sample, likely items."""
+    seen, train = [], stages.assemble.train
+
+    def spy(network, config, data, *rest):
+        seen.append(data)
+        return train(network, config, data, *rest)
+
+    monkeypatch.setattr(stages.assemble, "train", spy)
+    run, inputs = made
+    stages.train_stage(Run(run.config, tmp_path, quiet), inputs, "two_tower", TRAINED[arm])
+    table = open_table(inputs.prepared.path)
+    path = inputs.prepared.path / "train" if arm == "full" else inputs.sample.path
+    rows = stages.open_rows(path, table.schema)
+    pairs = rows["user"].astype(np.int64) * table.schema.num_items + rows["item"]
+    (data,) = seen
+    np.testing.assert_array_equal(data.negatives.known, np.unique(pairs))
+    assert (data.negatives.likely is not None) == arm.startswith("cadc")
 
 
 @pytest.mark.parametrize(("arm", "stored"), [("sample", 3), ("cadc_frozen", 1)])

@@ -62,6 +62,26 @@ def data(labelled=False):
     return TrainingData(rows, content(), 5, NegativeSampling(2, keys, ITEMS))
 
 
+@pytest.mark.parametrize(
+    ("changes", "avoids"),
+    [
+        ({}, True),
+        ({"factors": None}, False),
+        ({"rate": 1.0}, False),  # all rows: their pairs are all there are
+        ({"config": TrainConfig(negatives=2, negatives_from="all")}, False),
+        ({"config": TrainConfig(loss="in_batch")}, False),  # draws none
+    ],
+)
+def test_likely_items_are_avoided_by_arms_with_factors_and_a_sample(changes, avoids):
+    factors = np.ones((USERS, 3)), np.ones((ITEMS, 3))
+    rows = data().rows
+    given = {"config": CONFIG, "rows": rows, "num_items": ITEMS, "rate": 0.5, "factors": factors}
+    found = assemble.negatives_of(**(given | changes))
+    assert (found.likely is not None) == avoids
+    pairs = negatives.pair_keys(rows["user"], rows["item"], ITEMS)
+    np.testing.assert_array_equal(found.known, np.unique(pairs))
+
+
 def spread(scorer):
     """A quality that any change of a table changes."""
     rows = data(labelled=True).rows

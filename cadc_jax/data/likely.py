@@ -1,0 +1,73 @@
+"""Items that factors take for a user's own: a sample does not say which they are.
+
+A sample holds a part of each user's pairs. A draw that avoids these alone often hits a pair that
+was not kept. Such unknown positives are few, but the factors have seen them and score them high,
+higher than most items: as negatives they teach a network to trust the factors less.
+"""
+
+import dataclasses
+
+import numpy as np
+
+PROBES = 1024  # items whose scores place a user's threshold; all items, if there are no more
+_USERS = 1024  # whose thresholds are found at a time
+_PAIRS = 512  # scored at a time: their factors fit in a core's cache
+
+
+@dataclasses.dataclass(frozen=True)
+class LikelyItems:
+    """The items that factors rank first for each user, as many as the user has training rows.
+
+    Attributes:
+      user: [U, D] float32 factors.
+      item: [I, D] float32 factors.
+      bound: [U] float32, the score above which an item is likely.
+    """
+
+    user: np.ndarray
+    item: np.ndarray
+    bound: np.ndarray
+
+    @classmethod
+    def of(
+        cls, factors: tuple[np.ndarray, np.ndarray], rows_user: np.ndarray, rate: float
+    ) -> "LikelyItems":
+        """The likely items of the users of some rows; other users have none.
+
+        The rows are a sample. A user with k of them has had about k / rate rows before. That many
+        items, among all but id 0, have the user's highest scores. The bound below these is
+        estimated from PROBES items at even distances. Where it is above all of them, no item is
+        likely, and a uniform draw hardly ever is the user's.
+
+        Args:
+          factors: user [U, D] and item [I, D], whose dot product is the score; I is at least 2.
+          rows_user: [N] user ids of the kept rows.
+          rate: share of all rows that was kept, in (0, 1].
+        """
+        user, item = (np.ascontiguousarray(table, np.float32) for table in factors)
+        items = len(item) - 1
+        probes = item[1 + np.arange(min(PROBES, items)) * items // min(PROBES, items)]
+        rows = np.bincount(rows_user, minlength=len(user))
+        above = np.minimum(np.rint(rows / rate / items * len(probes)).astype(int), len(probes))
+        bound = np.full(len(user), np.inf, np.float32)
+        chosen = np.flatnonzero(above)
+        for start in range(0, len(chosen), _USERS):
+            part = chosen[start : start + _USERS]
+            scores = np.sort(user[part] @ probes.T, axis=1)
+            scores = np.pad(scores, ((0, 0), (1, 0)), constant_values=-np.inf)
+            # Between two scores, where rounding decides nothing.
+            ends = np.arange(len(part))[:, None], -above[part, None] - [0, 1]
+            bound[part] = scores[ends].mean(axis=1)
+        return cls(user, item, bound)
+
+    def contains(self, user: np.ndarray, item: np.ndarray) -> np.ndarray:
+        """Whether each item is likely for its user: ids [n] and [n] -> bool [n]."""
+        found = np.zeros(len(user), bool)
+        for start in range(0, len(user), _PAIRS):
+            part = slice(start, start + _PAIRS)
+            # All ids are in range; mode 'clip' saves `take` a check of that.
+            users = self.user.take(user[part], axis=0, mode="clip")
+            items = self.item.take(item[part], axis=0, mode="clip")
+            scores = np.einsum("nd,nd->n", users, items)
+            found[part] = scores > self.bound[user[part]]
+        return found
