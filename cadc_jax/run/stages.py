@@ -16,7 +16,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from cadc_jax import configuration
-from cadc_jax.data import pipeline, prepare
+from cadc_jax.data import negatives, pipeline, prepare
 from cadc_jax.data.hosts import Hosts
 from cadc_jax.data.readers import registry, synthetic
 from cadc_jax.data.table import (
