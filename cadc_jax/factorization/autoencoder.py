@@ -107,20 +107,16 @@ def fit(
         same items. With one pass the encoder is kept, as `refresh` does.
 
     Returns:
-      factors: float32, with `encoder`. Rows without entries are 0. Without `init` users and items
-        are scaled to the same mean square.
+      factors: float32, with `encoder`. Users and items without entries are 0. Without `init`,
+        users and items are scaled to the same mean square length.
       losses: [passes] float64, the objective after each: the weighted squared error of X by the
         autoencoder, plus the penalty.
 
     Raises:
-      ConfigError: if there are no interactions, or if `init` has other shapes or no encoder.
+      ConfigError: if there are no interactions, or if `init` has no encoder or one of another
+        shape.
       Stopped: by `saved`, after saving, if it was asked to stop.
     """
-    if interactions.num_entries == 0:
-        raise ConfigError(
-            "there are no interactions to factorise: give more rows, or, with "
-            "factor_rows='unsampled', lower the rate"
-        )
     began = time.perf_counter()
     placed, items = _place(interactions, config, mesh)
     state, losses = _restored(placed, config, saved)
@@ -135,15 +131,15 @@ def fit(
         if number > 1:
             encoder = _improved(placed, items, state, config)
         elif init is not None:
-            encoder = _given(placed, init, config)
+            encoder = _given(placed, _encoder_of(init), config)
         else:
             encoder = _start(placed, items, config, key)
         state, loss = _solved(encoder, items)
         losses.append(loss)
         if progress is not None:
             progress(number, losses[-1], time.perf_counter() - began)
-    factors = _factors(placed, state, balanced=init is None)
-    return check_finite(factors, "raise autoencoder.regularization"), np.array(losses)
+    factors = _factors(placed, state)
+    return _finite(_balanced(factors) if init is None else factors), np.array(losses)
 
 
 def refresh(
@@ -167,10 +163,9 @@ def refresh(
     Raises:
       ConfigError: if there are no interactions, or the encoder has another shape.
     """
-    users = np.zeros((interactions.num_users, config.factors), np.float32)
-    init = Factors(users, users[:0], encoder=encoder)  # of which `fit` takes the encoder alone
-    config = dataclasses.replace(config, passes=1)
-    return fit(interactions, config, jax.random.key(0), mesh=mesh, init=init)[0]
+    placed, items = _place(interactions, config, mesh)
+    state, _ = _solved(_given(placed, encoder, config), items)
+    return _finite(_factors(placed, state))
 
 
 def fold_in(factors: Factors, interactions: Interactions, *, mesh: Mesh | None = None) -> jax.Array:
@@ -209,6 +204,11 @@ def _place(
     interactions: Interactions, config: AutoencoderConfig, mesh: Mesh | None
 ) -> tuple[Placed, Items]:
     """The interactions and the items' numbers on the devices."""
+    if not interactions.by_user.values.any():
+        raise ConfigError(
+            "there are no interactions to factorise: give more rows, or, with "
+            "factor_rows='unsampled', lower the rate"
+        )
     users, items = interactions.by_user, interactions.by_item
     weight = _power(users.counts, -2 * config.user_exponent)
     of_rows = np.repeat(np.arange(len(items.counts)), items.counts)
@@ -226,7 +226,7 @@ def _place(
 
 
 def _power(frequency: np.ndarray, exponent: float) -> np.ndarray:
-    """(frequency / mean) ** exponent, of the mean of those that are not 0; 0 where it is 0."""
+    """(frequency / mean) ** exponent, with the mean of those above 0; 0 for the others."""
     seen = frequency > 0
     scaled = np.where(seen, frequency, 1) / frequency[seen].mean()
     return np.where(seen, scaled**exponent, 0)
@@ -254,13 +254,12 @@ def _encoder_of(factors: Factors) -> Array:
     return factors.encoder
 
 
-def _given(placed: Placed, init: Factors, config: AutoencoderConfig) -> Encoder:
-    """The encoder of other factors."""
-    rows = _encoder_of(init)
+def _given(placed: Placed, rows: Array, config: AutoencoderConfig) -> Encoder:
+    """An encoder [I, D] of other factors."""
     wanted = len(placed.items.counts), config.factors
     if rows.shape != wanted:
-        raise ConfigError(f"init has an encoder of shape {rows.shape}; this fit needs {wanted}")
-    table = placed.table(np.asarray(rows) * (placed.items.counts > 0)[:, None])
+        raise ConfigError(f"the encoder has the shape {rows.shape}; this fit needs {wanted}")
+    table = placed.table(rows)
     return Encoder(table, gram.product(placed.gram, table))
 
 
@@ -297,16 +296,22 @@ def _solved(encoder: Encoder, items: Items) -> tuple[_State, float]:
     return _State(*encoder, q), float(loss)
 
 
-def _factors(placed: Placed, state: _State, balanced: bool) -> Factors:
-    """The factors, with users and items of the same mean square if `balanced`."""
+def _factors(placed: Placed, state: _State) -> Factors:
     user = placed.encode(state.encoder)
     encoder, item = (placed.rows(sharding.local(x)) for x in (state.encoder, state.items))
-    scale = jnp.sqrt(_size(item) / _size(user)) if balanced else 1.0
-    return Factors(user * scale, item / scale, encoder=encoder * scale)
+    return Factors(user, item, encoder=encoder)
 
 
 @jax.jit
-def _size(table: Array) -> jax.Array:
-    """Root of the mean square of the rows that are not 0."""
-    squares = jnp.sum(table**2, 1)
-    return jnp.sqrt(jnp.sum(squares) / jnp.maximum(jnp.sum(squares > 0), 1))
+def _balanced(factors: Factors) -> Factors:
+    """The same model, scaled so that user and item factors have the same mean square length."""
+    user, item = (jnp.sum(table**2, 1) for table in (factors.user, factors.item))
+    user, item = (jnp.sum(x) / jnp.maximum(jnp.sum(x > 0), 1) for x in (user, item))
+    scale = jnp.where(user > 0, (item / jnp.where(user > 0, user, 1)) ** 0.25, 1)
+    scale = jnp.where(scale > 0, scale, 1)
+    encoder = _encoder_of(factors) * scale
+    return Factors(factors.user * scale, factors.item / scale, encoder=encoder)
+
+
+def _finite(factors: Factors) -> Factors:
+    return check_finite(factors, "raise autoencoder.regularization")

@@ -85,11 +85,12 @@ def ritz(overlap: jax.Array, energy: jax.Array) -> tuple[np.ndarray, np.ndarray]
       diagonal. Columns are 0 where V has lower rank, as are values that are 0 but for rounding.
     """
     whitening = inverse_root(overlap)
-    inner = whitening.T @ _symmetric(energy) @ whitening
-    values, vectors = np.linalg.eigh(inner)
-    values, vectors = values[::-1], vectors[:, ::-1]
-    values = np.where(values > TINY * values[0], values, 0)
-    return np.asarray(whitening @ vectors * (values > 0), np.float32), values.astype(np.float32)
+    values, vectors = np.linalg.eigh(whitening.T @ _symmetric(energy) @ whitening)
+    values, vectors = values[::-1], whitening @ vectors[:, ::-1]
+    largest = vectors[np.abs(vectors).argmax(0), np.arange(len(values))]
+    kept = values > TINY * values[0]
+    vectors = vectors * np.sign(largest) * kept  # signs would depend on rounding
+    return vectors.astype(np.float32), np.where(kept, values, 0).astype(np.float32)
 
 
 def reciprocal(values: np.ndarray) -> np.ndarray:

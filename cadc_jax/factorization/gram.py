@@ -28,6 +28,7 @@ einsum = functools.partial(
 
 CACHED_BYTES = 1 << 20  # of rows that a CPU gathers at once: they stay in its cache
 GATHERED_BYTES = 1 << 28  # the same for an accelerator, which prefers few large steps
+LEAST_ENTRIES = 256  # gathered at once, however wide the rows are
 
 
 @flax.struct.dataclass
@@ -97,7 +98,7 @@ def place(
     if mesh is None:
         mesh = Mesh(np.array(jax.local_devices()[:1]), (sharding.DATA,))
     on_cpu = mesh.devices.flat[0].platform == "cpu"
-    chunk = max(256, (CACHED_BYTES if on_cpu else GATHERED_BYTES) // (4 * width))
+    chunk = max(LEAST_ENTRIES, (CACHED_BYTES if on_cpu else GATHERED_BYTES) // (4 * width))
     both = interactions.by_user, interactions.by_item
     users, items = (make_layout(side.counts, chunk, mesh.size) for side in both)
 
