@@ -1,10 +1,11 @@
-"""The linear autoencoder against EASE and ALS: seconds, and rankings of all items on the test split.
+"""The linear autoencoder against EASE and ALS: seconds, and rankings of all items on test rows.
 
     CADC_DATA_DIR=/raw/data python benchmarks/autoencoder.py [--quick] [--json FILE]
 
-Each core of the CPU is a device. The settings of each data set are fixed here, for all methods (EASE
-has the regularisation of the autoencoder). The first fit compiles, the second is timed. EASE inverts a matrix of items x items, and is left out
-where that has more than 12,000 rows. --quick: MovieLens 1M at rank 64, without EASE.
+Each core of the CPU is a device. The settings of each data set are fixed here; EASE has the
+regularisation of the autoencoder. The first fit compiles, the second is timed. EASE inverts a
+matrix of items x items, and is left out where that has more than 12,000 rows. --quick: MovieLens 1M
+at rank 64, without EASE.
 """
 
 import argparse
