@@ -24,7 +24,7 @@ from cadc_jax.factorization.gram import Gram, einsum, product
 
 # An item is solved with this share of H added once more, without the zero diagonal: if the span of
 # P holds the unit vector of the item, that direction has no effect, and would be without bounds.
-DAMPING = 1e-6
+DAMPING = 1e-5
 TINY = 1e-6  # directions with less than this share of the largest eigenvalue are left out
 
 
@@ -163,8 +163,10 @@ def solve_items(encoder: Encoder, items: Items, whitening: Array) -> tuple[jax.A
     determinant = jnp.maximum(a * c + b * b, DAMPING / 2)  # never less but for rounding
     u, v = (c * of_p - b * of_k) / determinant, -(b * of_p + a * of_k) / determinant
     q = (right - u[:, None] * p - v[:, None] * k) / one
-    gain = jnp.sum(q * right, 1) + DAMPING * jnp.sum(q * q, 1)
-    return einsum("te,de->td", q, whitening), jnp.sum(items.weight * (n - gain))
+    by_p, by_k = jnp.sum(q * p, 1), jnp.sum(q * k, 1)
+    quadratic = jnp.sum(q * q, 1) - 2 * by_p * by_k + h * by_p**2
+    errors = n - 2 * jnp.sum(q * right, 1) + quadratic
+    return einsum("te,de->td", q, whitening), jnp.sum(items.weight * errors)
 
 
 @jax.jit
