@@ -17,6 +17,7 @@ class Factors:
     """User and item factors, with biases if the model has any (otherwise all three are None).
 
     The score of user u and item i is user[u] . item[i] + user_bias[u] + item_bias[i] + global_bias.
+    If user factors are the interactions times an encoder, it is here too (otherwise None).
     """
 
     user: Array  # [U, D]
@@ -24,6 +25,7 @@ class Factors:
     user_bias: Array | None = None  # [U] f32
     item_bias: Array | None = None  # [I] f32
     global_bias: Array | None = None  # [] f32
+    encoder: Array | None = None  # [I, D]
 
     @property
     def biases(self) -> tuple[Array, Array, Array] | None:
@@ -113,4 +115,7 @@ def principal_axes(factors: Factors) -> Factors:
     def rotated(table: Array) -> jax.Array:
         return jnp.asarray(np.asarray(table, np.float64) @ axes, table.dtype)
 
-    return dataclasses.replace(factors, user=rotated(factors.user), item=rotated(factors.item))
+    encoder = None if factors.encoder is None else rotated(factors.encoder)
+    return dataclasses.replace(
+        factors, user=rotated(factors.user), item=rotated(factors.item), encoder=encoder
+    )

@@ -85,3 +85,50 @@ def explicit_objective(matrix, factors, user_regularization, item_regularization
         + (user_regularization * ((user**2).sum(1) + user_bias**2)).sum()
         + (item_regularization * ((item**2).sum(1) + item_bias**2)).sum()
     )
+
+
+def autoencoder_terms(matrix, config):
+    """G = X'W^2X, the penalty and the loss weight of each item."""
+    users = (matrix != 0).sum(1)
+    seen = users > 0
+    weight = np.where(seen, (users.clip(1) / users[seen].mean()) ** (-2 * config.user_exponent), 0)
+    gram = matrix.T @ (weight[:, None] * matrix)
+    n = np.diag(gram)
+    penalty = config.regularization + config.dropout / (1 - config.dropout) * n
+    scale = np.where(n > 0, n, 1) / n[n > 0].mean()
+    return gram, penalty, np.where(n > 0, scale**-config.item_exponent, 0)
+
+
+def autoencoder_weights(encoder, item):
+    """P Q' with a zero diagonal."""
+    weights = np.float64(encoder) @ np.float64(item).T
+    np.fill_diagonal(weights, 0)
+    return weights
+
+
+def autoencoder_objective(matrix, encoder, item, config):
+    """The weighted squared error of X by its weighted sums, plus the penalty."""
+    gram, penalty, scale = autoencoder_terms(matrix, config)
+    weights = autoencoder_weights(encoder, item)
+    error = np.diag(gram) - 2 * (weights * gram).sum(0) + (weights * (gram @ weights)).sum(0)
+    return (scale * (error + (penalty[:, None] * weights**2).sum(0))).sum()
+
+
+def autoencoder_items(matrix, encoder, config):
+    """The best items for an encoder, by least squares for each one."""
+    gram, penalty, _ = autoencoder_terms(matrix, config)
+    rows = []
+    for i, column in enumerate(gram.T):
+        p = np.float64(encoder).copy()
+        p[i] = 0
+        rows.append(np.linalg.lstsq(p.T @ (gram + np.diag(penalty)) @ p, p.T @ column)[0])
+    return np.array(rows)
+
+
+def full_autoencoder(matrix, config):
+    """Weights of full rank: Steck 2020, eq. 10, with G for X'X. Without dropout it is EASE."""
+    gram, penalty, _ = autoencoder_terms(matrix, config)
+    inverse = np.linalg.inv(gram + np.diag(penalty))
+    weights = -inverse / np.diag(inverse)
+    np.fill_diagonal(weights, 0)
+    return weights

@@ -74,6 +74,11 @@ def test_principal_axes_change_no_score_and_separate_the_directions_of_the_items
     assert (np.diff(np.diag(gram)) < 0).all()
 
 
+def test_principal_axes_turn_the_encoder_with_the_items():
+    turned = principal_axes(PLAIN.replace(encoder=PLAIN.item))
+    np.testing.assert_array_equal(turned.encoder, turned.item)
+
+
 def test_bfloat16_factors_are_scored_in_float32():
     narrow = Factors(PLAIN.user.astype(jnp.bfloat16), PLAIN.item.astype(jnp.bfloat16))
     got = scores(narrow, jnp.arange(4)[:, None], jnp.arange(5))
