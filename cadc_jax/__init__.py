@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # what tools see that do not run this
     from cadc_jax.data import sampling as sampling
     from cadc_jax.factorization import topk as topk
     from cadc_jax.factorization.als import ALSConfig as ALSConfig
+    from cadc_jax.factorization.autoencoder import AutoencoderConfig as AutoencoderConfig
     from cadc_jax.factorization.factors import Factors as Factors
     from cadc_jax.factorization.sgd import SGDConfig as SGDConfig
     from cadc_jax.library import Model as Model
@@ -32,6 +33,7 @@ if TYPE_CHECKING:  # what tools see that do not run this
 _PLACES = {
     "library": ("factorize", "sample", "train", "score", "recommend", "load", "Model"),
     "factorization.als": ("ALSConfig",),
+    "factorization.autoencoder": ("AutoencoderConfig",),
     "factorization.sgd": ("SGDConfig",),
     "factorization.factors": ("Factors",),
     "models.dlrm": ("DLRM",),

@@ -17,6 +17,7 @@ from cadc_jax.data.prepare import PrepareConfig
 from cadc_jax.errors import ConfigError, check_at_least, check_choice, check_local
 from cadc_jax.evaluation.evaluate import EvaluationConfig
 from cadc_jax.factorization.als import ALSConfig
+from cadc_jax.factorization.autoencoder import AutoencoderConfig
 from cadc_jax.factorization.quantization import check_bits
 from cadc_jax.factorization.sgd import SGDConfig
 from cadc_jax.models.dcn import DCN
@@ -34,7 +35,12 @@ MODELS: Mapping[str, type[DLRM] | type[DCN] | type[TwoTower]] = {
     "two_tower": TwoTower,
 }
 FACTOR_ROWS = ("all", "unsampled")
-METHODS: Mapping[str, type[ALSConfig] | type[SGDConfig]] = {"als": ALSConfig, "sgd": SGDConfig}
+Factorization = ALSConfig | AutoencoderConfig | SGDConfig
+METHODS: Mapping[str, type[Factorization]] = {
+    "als": ALSConfig,
+    "autoencoder": AutoencoderConfig,
+    "sgd": SGDConfig,
+}
 
 
 def default_config() -> ConfigDict:
@@ -98,7 +104,7 @@ def default_config() -> ConfigDict:
     data.user_content = ConfigDict(content)  # tabular: files of user and item content
     data.item_content = ConfigDict(content | dict(bags=()))
 
-    config.factorization = "als"  # 'als' or 'sgd', with the settings of the section of that name
+    config.factorization = "als"  # 'als', 'autoencoder' or 'sgd', each with a section of settings
     # Rows whose factors a frozen arm trains on: 'all', or 'unsampled', all rows except the sample.
     # Factors score the rows they come from too well, and a model that trains on the same rows
     # learns to trust them too much. In both cases it predicts with the factors of all rows, and a
@@ -107,6 +113,7 @@ def default_config() -> ConfigDict:
     # Bits of an entry of the factors: 2 to 8 (integers with a scale a row), 16 or 32.
     config.factor_bits = 8
     config.als = ConfigDict(_fields_of(ALSConfig))
+    config.autoencoder = ConfigDict(_fields_of(AutoencoderConfig))
     config.sgd = ConfigDict(_fields_of(SGDConfig))
     config.train = ConfigDict(_fields_of(TrainConfig))
     config.dlrm = ConfigDict(_fields_of(DLRM))  # its embedding_dim holds for all models' features
@@ -200,10 +207,10 @@ def _check_task(config: ConfigDict) -> None:
         raise ConfigError("rows with labels (data.columns.label, criteo) need data.task='click'")
     if not ranking and config.data.source == "movielens":
         raise ConfigError("data.source='movielens' has no labels: it needs data.task='ranking'")
-    if config.data.split == "users" and config.factorization != "als":
+    if config.data.split == "users" and config.factorization == "sgd":
         raise ConfigError(
             f"factorization={config.factorization!r}: with data.split='users' the vectors of "
-            "held-out users are computed from their known rows, which only 'als' can do"
+            "held-out users are computed from their known rows: use 'als' or 'autoencoder'"
         )
 
 
@@ -214,7 +221,7 @@ def prepare_config(config: ConfigDict) -> PrepareConfig:
     return PrepareConfig(**settings, seed=config.seed)
 
 
-def factorization_config(config: ConfigDict) -> ALSConfig | SGDConfig:
+def factorization_config(config: ConfigDict) -> Factorization:
     """Settings of the factorisation."""
     return METHODS[config.factorization](**config[config.factorization])
 

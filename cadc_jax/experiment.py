@@ -22,7 +22,8 @@ from cadc_jax.run.compressed import Compressed
 from cadc_jax.run.context import Inputs as Inputs
 from cadc_jax.run.context import Run as Run
 from cadc_jax.run.context import begin, training_mesh
-from cadc_jax.run.factors import factor_tables, factorize_stage
+from cadc_jax.run.factor_files import factor_tables
+from cadc_jax.run.factors import factorize_stage
 from cadc_jax.runtime import artifacts, distributed
 from cadc_jax.runtime.artifacts import Artifact
 from cadc_jax.runtime.progress import Progress

@@ -37,13 +37,14 @@ from cadc_jax.errors import ConfigError, check_choice
 from cadc_jax.evaluation import evaluate, scorers
 from cadc_jax.evaluation.ranking import SeenItems
 from cadc_jax.evaluation.scorers import Scorer
-from cadc_jax.factorization import als, sgd, topk
+from cadc_jax.factorization import als, autoencoder, sgd, topk
+from cadc_jax.factorization.autoencoder import AutoencoderConfig
 from cadc_jax.factorization.factors import Factors, dot_tables
 from cadc_jax.factorization.interactions import Interactions
 from cadc_jax.models.embeddings import Content, Tables, pair_batch, stacked_offsets
 from cadc_jax.run import compressed
 from cadc_jax.run.arms import FACTOR_TABLES
-from cadc_jax.run.factors import open_factors
+from cadc_jax.run.factor_files import open_factors
 from cadc_jax.training import assemble
 from cadc_jax.training.assemble import EmbeddingStart, TrainingData
 from cadc_jax.training.step import TrainConfig
@@ -93,26 +94,27 @@ def factorize(
     item: np.ndarray,
     num_users: int,
     num_items: int,
-    config: als.ALSConfig | sgd.SGDConfig | None = None,
+    config: als.ALSConfig | AutoencoderConfig | sgd.SGDConfig | None = None,
     *,
     value: np.ndarray | None = None,
     label: np.ndarray | None = None,
     seed: int = 0,
 ) -> Factors:
-    """Factors of all training rows, by ALS or logistic SGD.
+    """Factors of all training rows, by ALS, the linear autoencoder, or logistic SGD.
 
     Args:
       user: [N] int ids in [0, num_users).
       item: [N] int ids in [0, num_items).
       num_users: U.
       num_items: I.
-      config: an `ALSConfig` (the default) or an `SGDConfig`.
-      value: [N] strength of each row, for ALS; None: all 1.
+      config: an `ALSConfig` (the default), an `AutoencoderConfig` or an `SGDConfig`.
+      value: [N] strength of each row, for ALS and the autoencoder; None: all 1.
       label: [N] in {0, 1}, for SGD on clicks and impressions; None: every row is a positive.
       seed: seed of the start and of drawn negatives.
 
     Returns:
-      `user` [U, D] and `item` [I, D]; explicit ALS and SGD also give biases.
+      `user` [U, D] and `item` [I, D]; explicit ALS and SGD also give biases, the autoencoder its
+      `encoder` [I, D].
 
     Raises:
       ConfigError: if the method does not take `value` or `label`, or there are no rows.
@@ -120,15 +122,19 @@ def factorize(
     """
     config = config or als.ALSConfig()
     key = jax.random.key(seed)
-    if isinstance(config, als.ALSConfig):
-        if label is not None:
-            raise ConfigError("ALS takes positives only: leave the others out, or use an SGDConfig")
-        matrix = Interactions.from_rows(user, item, num_users, num_items, value)
-        return als.fit(matrix, config, key, mesh=sharding.make_mesh())[0]
-    if value is not None:
-        raise ConfigError("logistic SGD takes labels, not values: use an ALSConfig for values")
-    rows = sgd.TrainingRows(np.asarray(user), np.asarray(item), num_users, num_items, label)
-    return sgd.fit(rows, config, key)[0]
+    if isinstance(config, sgd.SGDConfig):
+        if value is not None:
+            raise ConfigError("logistic SGD takes labels, not values: use an ALSConfig for values")
+        rows = sgd.TrainingRows(np.asarray(user), np.asarray(item), num_users, num_items, label)
+        return sgd.fit(rows, config, key)[0]
+    if label is not None:
+        raise ConfigError(
+            "ALS and the autoencoder take positives only: leave the others out, or use an SGDConfig"
+        )
+    matrix = Interactions.from_rows(user, item, num_users, num_items, value)
+    if isinstance(config, AutoencoderConfig):
+        return autoencoder.fit(matrix, config, key, mesh=sharding.make_mesh())[0]
+    return als.fit(matrix, config, key, mesh=sharding.make_mesh())[0]
 
 
 def sample(num_rows: int, rate: float, seed: int = 0) -> np.ndarray:

@@ -9,6 +9,7 @@ import pytest
 from cadc_jax import configuration, experiment
 from cadc_jax.data.table import open_table
 from cadc_jax.run import compressed
+from cadc_jax.run.factor_files import open_factors
 from cadc_jax.serving import recommend, trained
 from tests.small_runs import quiet
 
@@ -92,7 +93,8 @@ def expected(table, scores):
 
 
 def assert_as_defined(metrics, table, factors):
-    user, item = (np.load(factors / f"{side}.npy") for side in ("user", "item"))
+    found = open_factors(factors)
+    user, item = found.user, found.item
     counts = np.tile(table.items["count"], (len(user), 1))
     for arm, scores in (("popularity", counts), ("mf_alone", user @ item.T)):
         for name, value in expected(table, scores).items():
@@ -177,8 +179,8 @@ def test_a_compressed_data_set_holds_what_held_out_users_need(tmp_path):
     config, out = drawn_config(tmp_path, "users"), tmp_path / "compressed"
     metrics, _, _ = run(config, tmp_path / "work")
     experiment.compress(experiment.Run(config, tmp_path / "work", quiet), out)
-    config, inputs = compressed.open_inputs(out)
-    experiment.train_from(experiment.Run(config, tmp_path / "again", quiet), inputs)
+    given = compressed.open_compressed(out)
+    experiment.train_from(experiment.Run(given.config, tmp_path / "again", quiet), given)
     rows = json.loads((tmp_path / "again" / "results.json").read_text())["rows"]
     for row in rows:
         assert row["metrics"] == pytest.approx(metrics[row["arm"]])

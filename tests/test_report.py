@@ -41,6 +41,11 @@ ROWS = [
 CONFIG = {"name": "x", "rate": 0.1}
 
 
+def of_rows(train):
+    """The fact `rows` of a prepared table."""
+    return {"train": train, "validation": 10, "test": 10, "fold_in": 0}
+
+
 def test_the_table_has_a_line_an_arm_and_stars_the_best():
     header, mf, cadc, full = report.table(ROWS)
     assert header == [
@@ -140,7 +145,7 @@ def test_an_arm_that_is_worse_than_popularity_is_named_loudly(tmp_path):
     assert line == (
         "*** CADC, frozen, two_tower: ndcg@20 per user 0.2100 is worse than popularity's 0.2200 ***"
     )
-    facts = {"rows": {"train": 9, "validation": 1, "test": 1}, "num_users": 3, "num_items": 4}
+    facts = {"rows": of_rows(9), "num_users": 3, "num_items": 4}
     text = report.write_report(tmp_path, {"config": CONFIG, "seed": 0, "rows": rows}, facts)
     assert line in text and line in (tmp_path / "report.md").read_text()
     assert "hr@20 sampled 1+99" in text
@@ -153,7 +158,7 @@ def test_a_score_that_is_no_number_is_worse_than_popularity():
 
 
 def test_everything_is_written_and_the_text_holds_the_table(tmp_path):
-    facts = {"rows": {"train": 1000, "validation": 10, "test": 10}, "num_users": 3, "num_items": 4}
+    facts = {"rows": of_rows(1000), "num_users": 3, "num_items": 4}
     text = report.write_report(tmp_path, {"config": CONFIG, "seed": 0, "rows": ROWS}, facts)
     assert "CADC, frozen" in text
     assert json.loads((tmp_path / "results.json").read_text())["rows"] == ROWS

@@ -21,7 +21,7 @@ from cadc_jax.errors import ConfigError
 from cadc_jax.evaluation import evaluate, scorers
 from cadc_jax.run import compressed
 from cadc_jax.run.context import Inputs
-from cadc_jax.run.factors import factor_tables
+from cadc_jax.run.factor_files import factor_tables
 from cadc_jax.runtime.artifacts import Artifact, size_of
 
 _BITS = (8, 6)  # tried in this order

@@ -52,7 +52,7 @@ from cadc_jax.errors import ArtifactError, ConfigError
 from cadc_jax.factorization.quantization import predicted_levels
 from cadc_jax.run import stages
 from cadc_jax.run.context import Inputs, Run, make_stage
-from cadc_jax.run.factors import (
+from cadc_jax.run.factor_files import (
     UNSAMPLED,
     has_biases,
     is_crossed,

@@ -11,9 +11,11 @@ from cadc_jax import configuration, cost
 from cadc_jax.data.readers import criteo
 from cadc_jax.data.table import open_table
 from cadc_jax.errors import ConfigError
-from cadc_jax.factorization import als, sgd
+from cadc_jax.factorization.als import ALSConfig
+from cadc_jax.factorization.sgd import SGDConfig
 from cadc_jax.run.arms import TRAINED
 from cadc_jax.run.context import Run
+from cadc_jax.run.factor_files import has_biases
 from cadc_jax.run.stages import prepare_settings
 from cadc_jax.runtime import artifacts, manifest
 
@@ -113,15 +115,17 @@ def _sizes_of_config(config: ConfigDict, given: Mapping[str, int]) -> cost.Sizes
 
 def _factorization_cost(config: ConfigDict, sizes: cost.Sizes, devices: int) -> cost.Cost:
     settings = configuration.factorization_config(config)
-    if isinstance(settings, als.ALSConfig):
+    if isinstance(settings, ALSConfig):
         return cost.als(sizes, settings, devices)
-    return cost.sgd_factorization(sizes, settings)
+    if isinstance(settings, SGDConfig):
+        return cost.sgd_factorization(sizes, settings)
+    raise ConfigError("factorization='autoencoder': 'cadc plan' has no model of its cost yet")
 
 
 def _training_costs(config: ConfigDict, sizes: cost.Sizes, devices: int) -> list[cost.Cost]:
     """The cost of training each model, once for the arms that cost the same."""
     settings = configuration.factorization_config(config)
-    biases = isinstance(settings, sgd.SGDConfig) or settings.feedback == "explicit"
+    biases = has_biases(config)
     alike: dict[tuple, list[str]] = {}
     for model in config.models:
         for arm in (TRAINED[name] for name in config.arms):

@@ -33,7 +33,7 @@ from cadc_jax.errors import ArtifactError, ConfigError
 from cadc_jax.evaluation import evaluate
 from cadc_jax.evaluation.scorers import Scorer
 from cadc_jax.models import embeddings, scoring
-from cadc_jax.run import factors as factor_stage
+from cadc_jax.run import factor_files
 from cadc_jax.run.arms import Arm
 from cadc_jax.run.context import Inputs, Run, make_long_stage, make_stage, training_mesh
 from cadc_jax.runtime import artifacts, distributed
@@ -152,7 +152,7 @@ def train_stage(run: Run, inputs: Inputs, model_name: str, arm: Arm) -> Artifact
         "prepared": prepared.fingerprint,
         "sample": sample.fingerprint if arm.takes_sample else None,
         # Random arms take no more from the factors than their width.
-        "factors": factors.fingerprint if arm.takes_factors else factor_stage.width_of(factors),
+        "factors": factors.fingerprint if arm.takes_factors else factor_files.width_of(factors),
         "embeddings": arm.embeddings,
         **train_settings(run.config, model_name),
     }
@@ -205,7 +205,7 @@ def _fit(
     )
     sampler = None
     if schema.task == "ranking":
-        given = factor_stage.factor_tables(factors.path) if arm.takes_factors else None
+        given = factor_files.factor_tables(factors.path) if arm.takes_factors else None
         sampler = assemble.negatives_of(train_config, rows, schema.num_items, share, given)
     data = TrainingData(
         rows, embeddings.content_of(table), embeddings.num_feature_rows(table), sampler
@@ -233,12 +233,12 @@ def _fit(
 def _embedding_start(run: Run, factors: Artifact, arm: Arm) -> EmbeddingStart:
     given, predict_with = None, None
     if arm.frozen:
-        given = factor_stage.tables_to_train_on(factors)
-        predict_with = factor_stage.tables_to_predict_with(factors)
+        given = factor_files.tables_to_train_on(factors)
+        predict_with = factor_files.tables_to_predict_with(factors)
     elif arm.takes_factors:
-        given = factor_stage.factor_tables(factors.path)
+        given = factor_files.factor_tables(factors.path)
     width = run.config.dlrm.embedding_dim
-    return EmbeddingStart(factor_stage.width_of(factors), width, given, arm.frozen, predict_with)
+    return EmbeddingStart(factor_files.width_of(factors), width, given, arm.frozen, predict_with)
 
 
 def restore(
@@ -259,8 +259,8 @@ def restore(
     path, frozen = (trained.path / "state").resolve(), {}
     if arm.frozen:
         assert factors is not None  # such an arm was trained with some
-        trained_on = factor_stage.tables_to_train_on(factors)
-        predict_with = factor_stage.tables_to_predict_with(factors) or trained_on
+        trained_on = factor_files.tables_to_train_on(factors)
+        predict_with = factor_files.tables_to_predict_with(factors) or trained_on
         frozen = assemble.scaled(predict_with, like=trained_on)
     try:
         with quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:

@@ -10,7 +10,7 @@ from cadc_jax.data.encoding import open_encoder
 from cadc_jax.data.table import open_table
 from cadc_jax.errors import ArtifactError
 from cadc_jax.run import compressed
-from cadc_jax.run.factors import UNSAMPLED, open_factors
+from cadc_jax.run.factor_files import UNSAMPLED, open_factors
 from cadc_jax.run.formats import COMPRESSED, EXPORT, UNPACKED, open_stage
 from cadc_jax.runtime import artifacts, manifest
 from cadc_jax.runtime.text import aligned

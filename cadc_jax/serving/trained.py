@@ -21,7 +21,7 @@ from cadc_jax.models import embeddings
 from cadc_jax.run import compressed, stages
 from cadc_jax.run.arms import ARMS, BASELINES, MF_ALONE, POPULARITY, TRAINED, Arm
 from cadc_jax.run.context import Run
-from cadc_jax.run.factors import open_factors
+from cadc_jax.run.factor_files import open_factors
 from cadc_jax.run.formats import open_stage
 from cadc_jax.runtime import artifacts, manifest
 from cadc_jax.runtime.artifacts import Artifact

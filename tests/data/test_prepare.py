@@ -296,7 +296,7 @@ def test_repeats_are_merged_and_counted(tmp_path):
     source = with_a_test_split(item=np.array([11, 12, 12, 14, 15, 16, 14, 11]))
     table, facts = prepared(tmp_path, source, dataclasses.replace(GIVEN, num_negatives=1))
     assert facts["merged_repeats"] == 1
-    assert facts["rows"] == {"train": 3, "validation": 2, "test": 2}
+    assert facts["rows"] == {"train": 3, "validation": 2, "test": 2, "fold_in": 0}
     train = table.splits["train"]
     assert all(len(column) == 3 for column in train.values())
 
@@ -455,7 +455,7 @@ def test_a_held_out_user_has_an_id_whatever_the_least_count(tmp_path):
 
 def test_the_rows_of_other_splits_have_no_fold_in_folder(tmp_path):
     _, facts = prepared(tmp_path, interactions(), RANKING)
-    assert not (tmp_path / "fold_in").exists() and "fold_in" not in facts["rows"]
+    assert not (tmp_path / "fold_in").exists() and facts["rows"]["fold_in"] == 0
 
 
 def test_users_that_would_share_ids_cannot_be_held_out(tmp_path):
@@ -553,7 +553,7 @@ def test_facts_hold_the_rows_of_each_split_and_the_report(tmp_path):
     _, facts = prepared(
         tmp_path, interactions(report=report), dataclasses.replace(RANKING, max_malformed=0.05)
     )
-    assert facts["rows"] == {"train": 16, "validation": 4, "test": 4}
+    assert facts["rows"] == {"train": 16, "validation": 4, "test": 4, "fold_in": 0}
     assert (facts["num_users"], facts["num_items"], facts["merged_repeats"]) == (4, 10, 0)
     assert facts["reader"] == dataclasses.asdict(report)
     json.dumps(facts)  # the manifest needs this

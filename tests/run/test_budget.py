@@ -27,7 +27,7 @@ def shop(tmp_path_factory):
     """A run of the ranking task, and the folder for what it makes."""
     path = tmp_path_factory.mktemp("budget")
     config = ranking_config(path / "raw")
-    config.als.factors, config.factor_rows = 16, "unsampled"
+    config.als.factors, config.factor_rows = 64, "unsampled"
     return experiment.Run(config, path / "work", quiet), path
 
 
@@ -42,14 +42,14 @@ def trained_on(folder):
 def test_a_smaller_budget_is_kept_by_a_lower_rank_fewer_bits_or_a_lower_rate(shop):
     run, path = shop
     sizes = []
-    for size in (8_000, 4_800):
+    for size in (12_000, 8_000):
         experiment.compress(run, path / str(size), size)
         found, config = trained_on(path / str(size))
         assert found <= size
         sizes.append(found)
-        assert config.als.factors <= 16 and config.factor_bits <= 8 and config.rate <= 0.25
+        assert config.als.factors <= 64 and config.factor_bits <= 8 and config.rate <= 0.25
     assert sizes[1] < sizes[0]
-    assert (config.als.factors, config.factor_bits, config.rate) != (16, 8, 0.25)
+    assert (config.als.factors, config.factor_bits, config.rate) != (64, 8, 0.25)
 
 
 def test_the_choice_is_the_best_on_the_validation_split_of_those_that_fit(shop):

@@ -11,7 +11,8 @@ from cadc_jax.run import stages
 from cadc_jax.run.arms import TRAINED
 from cadc_jax.run.compressed import Inputs
 from cadc_jax.run.context import Run, training_mesh
-from cadc_jax.run.factors import factor_tables, factorize_stage
+from cadc_jax.run.factor_files import factor_tables
+from cadc_jax.run.factors import factorize_stage
 from tests.small_runs import quiet, ranking_config
 
 
