@@ -42,7 +42,7 @@ def trained_on(folder):
 def test_a_smaller_budget_is_kept_by_a_lower_rank_fewer_bits_or_a_lower_rate(shop):
     run, path = shop
     sizes = []
-    for size in (12_000, 8_000):
+    for size in (12_000, 6_900):
         experiment.compress(run, path / str(size), size)
         found, config = trained_on(path / str(size))
         assert found <= size
