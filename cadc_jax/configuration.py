@@ -104,7 +104,9 @@ def default_config() -> ConfigDict:
     data.user_content = ConfigDict(content)  # tabular: files of user and item content
     data.item_content = ConfigDict(content | dict(bags=()))
 
-    config.factorization = "als"  # 'als', 'autoencoder' or 'sgd', each with a section of settings
+    # 'als', 'autoencoder' or 'sgd', each with a section of settings; or several side by side, such
+    # as 'autoencoder+als', with weights that the validation split chooses.
+    config.factorization = "als"
     # Rows whose factors a frozen arm trains on: 'all', or 'unsampled', all rows except the sample.
     # Factors score the rows they come from too well, and a model that trains on the same rows
     # learns to trust them too much. In both cases it predicts with the factors of all rows, and a
@@ -153,7 +155,7 @@ def validate(config: ConfigDict) -> None:
     check_choice("data.source", config.data.source, SOURCES)
     check_at_least("data.block_bytes", config.data.block_bytes, 1)
     check_at_least("data.synthetic_rows", config.data.synthetic_rows, 0)
-    check_choice("factorization", config.factorization, METHODS)
+    _check_factorization(config)
     check_choice("factor_rows", config.factor_rows, FACTOR_ROWS)
     check_bits("factor_bits", config.factor_bits)
     if config.factor_rows == "unsampled" and config.rate == 1:
@@ -166,7 +168,8 @@ def validate(config: ConfigDict) -> None:
         for value in config[name]:
             check_choice(name, value, allowed)
     prepare_config(config)
-    factorization_config(config)
+    for method in methods(config):
+        factorization_config(config, method)
     train_config(config)
     for name in MODELS:
         make_model(config, name)
@@ -174,6 +177,23 @@ def validate(config: ConfigDict) -> None:
     checkpoint_config(config)
     device_config(config)
     _check_task(config)
+
+
+def _check_factorization(config: ConfigDict) -> None:
+    names = methods(config)
+    for name in names:
+        check_choice("factorization", name, METHODS)
+    if len(names) > 1:
+        explicit = config.als.feedback == "explicit" and "als" in names
+        if len(set(names)) < len(names) or "sgd" in names or explicit:
+            raise ConfigError(
+                f"factorization={config.factorization!r}: side by side there may be implicit 'als' "
+                "and 'autoencoder', each once"
+            )
+        if config.data.task != "ranking":
+            raise ConfigError(
+                f"factorization={config.factorization!r}: only the ranking task takes several"
+            )
 
 
 def _check_finite(config: ConfigDict, prefix: str = "") -> None:
@@ -207,7 +227,7 @@ def _check_task(config: ConfigDict) -> None:
         raise ConfigError("rows with labels (data.columns.label, criteo) need data.task='click'")
     if not ranking and config.data.source == "movielens":
         raise ConfigError("data.source='movielens' has no labels: it needs data.task='ranking'")
-    if config.data.split == "users" and config.factorization == "sgd":
+    if config.data.split == "users" and "sgd" in methods(config):
         raise ConfigError(
             f"factorization={config.factorization!r}: with data.split='users' the vectors of "
             "held-out users are computed from their known rows: use 'als' or 'autoencoder'"
@@ -221,9 +241,26 @@ def prepare_config(config: ConfigDict) -> PrepareConfig:
     return PrepareConfig(**settings, seed=config.seed)
 
 
-def factorization_config(config: ConfigDict) -> Factorization:
-    """Settings of the factorisation."""
-    return METHODS[config.factorization](**config[config.factorization])
+def methods(config: ConfigDict) -> tuple[str, ...]:
+    """Names of the factorisations of a configuration."""
+    return tuple(config.factorization.split("+"))
+
+
+def factorization_config(config: ConfigDict, method: str) -> Factorization:
+    """Settings of one factorisation, a key of METHODS."""
+    return METHODS[method](**config[method])
+
+
+def factorization_settings(config: ConfigDict) -> dict[str, Any]:
+    """Everything in a configuration that the factors depend on, except rows, bits and the seed."""
+    names = methods(config)
+    own = {name: config[name].to_dict() for name in names}
+    return {"method": config.factorization, "config": own if len(names) > 1 else own[names[0]]}
+
+
+def rank(config: ConfigDict) -> int:
+    """Columns of the factors of a configuration, without biases."""
+    return sum(config[name].factors for name in methods(config))
 
 
 def train_config(config: ConfigDict) -> TrainConfig:

@@ -112,7 +112,7 @@ def folded_factors(run: Run, prepared: Artifact) -> Artifact:
     Raises:
       SkipCell: if the factorisation is not ALS.
     """
-    config = configuration.factorization_config(run.config)
+    config = configuration.factorization_config(run.config, run.config.factorization)
     if not isinstance(config, als.ALSConfig):
         raise SkipCell("folding in needs the factorisation 'als'")
     settings = {

@@ -119,3 +119,22 @@ def principal_axes(factors: Factors) -> Factors:
     return dataclasses.replace(
         factors, user=rotated(factors.user), item=rotated(factors.item), encoder=encoder
     )
+
+
+def balanced_axes(factors: Factors) -> Factors:
+    """The same model, with each axis scaled to the same mean square in users and in items.
+
+    Scores do not change. Entries that are stored in few bits with a scale a row then cost the
+    scores least, as an error counts by the size of the other side. It is for factors with an
+    encoder, which follows its users: ALS would not keep the scale in further passes.
+    """
+    user, item = (
+        np.sqrt(np.mean(np.square(np.asarray(x, np.float64)), axis=0))
+        for x in (factors.user, factors.item)
+    )
+    used = (user > 0) & (item > 0)
+    scale = np.sqrt(np.where(used, item, 1) / np.where(used, user, 1)).astype(np.float32)
+    encoder = None if factors.encoder is None else factors.encoder * scale
+    return dataclasses.replace(
+        factors, user=factors.user * scale, item=factors.item / scale, encoder=encoder
+    )

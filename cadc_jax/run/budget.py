@@ -52,7 +52,7 @@ class Choice:
     def __str__(self) -> str:
         config = self.config
         return (
-            f"rank {config[config.factorization].factors}, {config.factor_bits} bits, rate "
+            f"rank {configuration.rank(config)}, {config.factor_bits} bits, rate "
             f"{config.rate:g}: {self.size / 1e6:,.3f} MB, factors validate at {self.quality:.4f}"
         )
 
@@ -115,13 +115,14 @@ def choose(config: ConfigDict, budget: int, make: MakeInputs, say: Callable[[str
 
 
 def _rank(config: ConfigDict, share: float) -> int:
-    return max(1, round(config[config.factorization].factors * share))
+    return configuration.rank(_changed(config, share, config.factor_bits, 1.0))
 
 
 def _changed(config: ConfigDict, rank: float, bits: int, rate: float) -> ConfigDict:
     """The configuration with these shares of its rank and rate, and these bits."""
     config = config.copy_and_resolve_references()
-    config[config.factorization].factors = _rank(config, rank)
+    for method in configuration.methods(config):
+        config[method].factors = max(1, round(config[method].factors * rank))
     config.factor_bits, config.rate = bits, config.rate * rate
     return config
 

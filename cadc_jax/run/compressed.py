@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from cadc_jax.configuration import default_config, validate
+from cadc_jax.configuration import default_config, factorization_settings, validate
 from cadc_jax.data import packed
 from cadc_jax.data.columns import ColumnKind, open_array
 from cadc_jax.data.encoding import open_encoder
@@ -244,7 +244,7 @@ def unpack(run: Run, given: Compressed) -> Inputs:
 
     prepared = stage("prepare", "prepared", stages.prepare_settings(config), _unpack_table)
     schema, base = open_schema(prepared.path), {"prepared": prepared.fingerprint}
-    method = {"method": config.factorization, "config": config[config.factorization].to_dict()}
+    method = factorization_settings(config)
     kept = {"rate": config.rate, "seed": config.seed}
     return Inputs(
         prepared,

@@ -11,7 +11,7 @@ fold-in rows once the items are fitted, and change nothing else.
 import dataclasses
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,18 +22,20 @@ from cadc_jax import configuration
 from cadc_jax.data import pipeline
 from cadc_jax.data.raw import FOLD_IN, PARTS
 from cadc_jax.data.table import Table, open_table, read_columns
-from cadc_jax.factorization import als, autoencoder, sgd
+from cadc_jax.evaluation import evaluate, scorers
+from cadc_jax.factorization import als, autoencoder, blend, sgd
 from cadc_jax.factorization.als import ALSConfig
 from cadc_jax.factorization.autoencoder import AutoencoderConfig
-from cadc_jax.factorization.factors import Factors, principal_axes
+from cadc_jax.factorization.factors import Factors, balanced_axes, principal_axes
 from cadc_jax.factorization.interactions import Interactions
-from cadc_jax.run.context import Run, als_mesh, make_long_stage
+from cadc_jax.run.context import Run, als_mesh, make_long_stage, make_stage
 from cadc_jax.run.factor_files import UNSAMPLED, open_factors, write_factors
 from cadc_jax.runtime import distributed, manifest
 from cadc_jax.runtime.artifacts import Artifact
 from cadc_jax.runtime.checkpoints import Checkpoints
 from cadc_jax.runtime.progress import Progress
 
+BLEND_USERS = 5000  # drawn users by whose validation items weights are chosen
 REFRESH_PASSES = 5  # over all rows, which turn factors of the unsampled rows into factors of all
 
 
@@ -48,11 +50,59 @@ def factorize_stage(run: Run, prepared: Artifact, sample: Artifact | None = None
       prepared: the prepared table.
       sample: rows kept by another rule than the one of `sample_stage`.
     """
-    job = _Job(run, prepared, configuration.factorization_config(run.config))
+    names = configuration.methods(run.config)
+    if len(names) == 1:
+        return _one(run, prepared, sample)
+    parts = []
+    for name in names:
+        config = run.config.copy_and_resolve_references()
+        config.factorization = name
+        parts.append(_one(dataclasses.replace(run, config=config), prepared, sample))
+    return _blended(run, prepared, parts)
+
+
+def _blended(run: Run, prepared: Artifact, parts: Sequence[Artifact]) -> Artifact:
+    """Factorisations side by side; the validation split chooses their weights."""
+    options = configuration.evaluation_config(run.config)
     settings = {
         "prepared": prepared.fingerprint,
-        "method": run.config.factorization,
-        "config": dataclasses.asdict(job.config),
+        **configuration.factorization_settings(run.config),
+        "parts": [part.fingerprint for part in parts],
+        "bits": run.config.factor_bits,
+        "weights": [*blend.WEIGHTS, options.k[0], BLEND_USERS],
+    }
+
+    def write(folder: pathlib.Path) -> Mapping[str, Any]:
+        table = open_table(prepared.path)
+
+        def quality(factors: Factors) -> float:
+            scorer = scorers.factors(factors.user, factors.item, calibrated=False)
+            found = evaluate.rank_users(scorer, table, "validation", BLEND_USERS)
+            return found.quality(options.k[:1])[f"ndcg@{options.k[0]}"]
+
+        whole = [open_factors(part.path) for part in parts]
+        weights = blend.choose_weights(whole, quality)
+        scales = [blend.scale_of(*pair) for pair in zip(whole, weights, strict=True)]
+        write_factors(folder, blend.join(whole, scales), run.config.factor_bits)
+        if run.config.factor_rows == "unsampled":  # in the basis and scale of the others
+            first = [open_factors(part.path / UNSAMPLED) for part in parts]
+            write_factors(folder / UNSAMPLED, blend.join(first, scales), run.config.factor_bits)
+        seconds = sum(part.seconds for part in parts)
+        return {"losses": [], "weights": list(weights), "seconds_before": seconds}
+
+    made = make_stage(run, "factorize", settings, write, "side by side", together=True)
+    shown = zip(configuration.methods(run.config), made.facts["weights"], strict=True)
+    run.say("         weights " + ", ".join(f"{name} {weight:g}" for name, weight in shown))
+    return made
+
+
+def _one(run: Run, prepared: Artifact, sample: Artifact | None) -> Artifact:
+    """A single factorisation."""
+    config = configuration.factorization_config(run.config, run.config.factorization)
+    job = _Job(run, prepared, config)
+    settings = {
+        "prepared": prepared.fingerprint,
+        **configuration.factorization_settings(run.config),
         "seed": run.config.seed,
         "bits": run.config.factor_bits,
     }
@@ -61,7 +111,7 @@ def factorize_stage(run: Run, prepared: Artifact, sample: Artifact | None = None
 
         def write(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:
             factors, losses = _factorize(job, slice(None), saved)
-            write_factors(folder, principal_axes(factors), run.config.factor_bits)
+            write_factors(folder, _turned(factors), run.config.factor_bits)
             return {"losses": losses.tolist()}
 
         return make_long_stage(run, "factorize", settings, write, together=together)
@@ -70,7 +120,7 @@ def factorize_stage(run: Run, prepared: Artifact, sample: Artifact | None = None
 
     def write_unsampled(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:
         factors, losses = _factorize(job, _unsampled_rows(job, sample), saved)
-        write_factors(folder, principal_axes(factors), run.config.factor_bits)
+        write_factors(folder, _turned(factors), run.config.factor_bits)
         return {"losses": losses.tolist()}
 
     first = make_long_stage(run, UNSAMPLED, settings, write_unsampled, together=together)
@@ -142,6 +192,12 @@ def _factorize(
         return _with_held_out_users(job, config, found, mesh), losses
     finally:
         progress.close()
+
+
+def _turned(factors: Factors) -> Factors:
+    """The factors in the basis in which they are stored and trained on."""
+    turned = principal_axes(factors)
+    return turned if turned.encoder is None else balanced_axes(turned)
 
 
 def _is_explicit(config: ALSConfig | AutoencoderConfig) -> bool:

@@ -114,7 +114,12 @@ def _sizes_of_config(config: ConfigDict, given: Mapping[str, int]) -> cost.Sizes
 
 
 def _factorization_cost(config: ConfigDict, sizes: cost.Sizes, devices: int) -> cost.Cost:
-    settings = configuration.factorization_config(config)
+    method, *more = configuration.methods(config)
+    if more:
+        raise ConfigError(
+            f"factorization={config.factorization!r}: 'cadc plan' takes one at a time"
+        )
+    settings = configuration.factorization_config(config, method)
     if isinstance(settings, ALSConfig):
         return cost.als(sizes, settings, devices)
     if isinstance(settings, SGDConfig):
@@ -124,7 +129,6 @@ def _factorization_cost(config: ConfigDict, sizes: cost.Sizes, devices: int) -> 
 
 def _training_costs(config: ConfigDict, sizes: cost.Sizes, devices: int) -> list[cost.Cost]:
     """The cost of training each model, once for the arms that cost the same."""
-    settings = configuration.factorization_config(config)
     biases = has_biases(config)
     alike: dict[tuple, list[str]] = {}
     for model in config.models:
@@ -132,7 +136,7 @@ def _training_costs(config: ConfigDict, sizes: cost.Sizes, devices: int) -> list
             rows = round(config.rate * sizes.rows) if arm.takes_sample else sizes.rows
             alike.setdefault((model, arm.frozen, rows), []).append(arm.name)
     batch = config.train.batch_rows
-    width = settings.factors + 2 * biases
+    width = configuration.rank(config) + 2 * biases
     tables = cost.table_shapes(sizes, width, config.dlrm.embedding_dim)
     return [
         cost.training(

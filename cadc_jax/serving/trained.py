@@ -343,5 +343,5 @@ def _same_data(index: WorkfolderIndex, name: str, config: ConfigDict) -> bool:
 
 def _same_factorization(index: WorkfolderIndex, name: str, config: ConfigDict) -> bool:
     settings = index.settings[name]
-    own = artifacts.plain(config[config.factorization].to_dict())
-    return settings["method"] == config.factorization and settings["config"] == own
+    own = artifacts.plain(configuration.factorization_settings(config))
+    return all(settings[name] == value for name, value in own.items())

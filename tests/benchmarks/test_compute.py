@@ -220,7 +220,10 @@ def test_hidden_users_are_folded_in_and_leave_no_trace_in_the_other_factors(smal
     sizes, train = (table.schema.num_users, table.schema.num_items), table.splits["train"]
     hidden = selection.hidden_users(sizes[0], cell.seed)
     user, item = np.asarray(train["user"]), np.asarray(train["item"])
-    config, seen = configuration.factorization_config(run.config), ~hidden[user]
+    config, seen = (
+        configuration.factorization_config(run.config, run.config.factorization),
+        ~hidden[user],
+    )
     matrix = Interactions.from_rows(user[seen], item[seen], *sizes)
     expected, _ = als.fit(matrix, config, jax.random.key(cell.seed))
     np.testing.assert_array_equal(found["item"], expected.item)

@@ -7,6 +7,7 @@ import pytest
 from cadc_jax.errors import ConfigError
 from cadc_jax.factorization.factors import (
     Factors,
+    balanced_axes,
     check_sizes,
     dot_tables,
     principal_axes,
@@ -85,3 +86,15 @@ def test_bfloat16_factors_are_scored_in_float32():
     assert got.dtype == jnp.float32
     exact = np.asarray(narrow.user, np.float64) @ np.asarray(narrow.item, np.float64).T
     np.testing.assert_allclose(got, exact, rtol=1e-5, atol=1e-6)
+
+
+def test_balanced_axes_keep_the_scores_and_have_one_mean_square():
+    rng = np.random.default_rng(0)
+    user = rng.normal(size=(30, 4)) * [1, 10, 0.1, 0]  # the last axis has no users
+    item, encoder = rng.normal(size=(20, 4)) * [2, 1, 5, 1], rng.normal(size=(20, 4))
+    made = balanced_axes(Factors(user, item, encoder=encoder))
+    np.testing.assert_allclose(made.user @ made.item.T, user @ item.T, rtol=1e-5, atol=1e-6)
+    squares = [np.mean(np.square(x), axis=0)[:3] for x in (made.user, made.item)]
+    np.testing.assert_allclose(*squares, rtol=1e-5)
+    scale = np.append(made.user[0, :3] / user[0, :3], 1)
+    np.testing.assert_allclose(made.encoder, encoder * scale, rtol=1e-5)

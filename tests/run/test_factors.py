@@ -10,7 +10,7 @@ import pytest
 from cadc_jax import configuration, experiment
 from cadc_jax.data import sampling
 from cadc_jax.data.table import open_table, write_columns
-from cadc_jax.factorization import als
+from cadc_jax.factorization import als, blend
 from cadc_jax.factorization.factors import principal_axes
 from cadc_jax.factorization.interactions import Interactions
 from cadc_jax.run import factor_files, factors, stages
@@ -36,7 +36,7 @@ def test_unsampled_factors_come_from_the_training_rows_that_the_sample_does_not_
     run, prepared = made
     table = open_table(prepared.path)
     train, sizes = table.splits["train"], (table.schema.num_users, table.schema.num_items)
-    config = configuration.factorization_config(run.config)
+    config = configuration.factorization_config(run.config, run.config.factorization)
     rest = ~sampling.keep(np.arange(len(train["user"])), run.config.rate, run.config.seed)
     part = Interactions.from_rows(train["user"][rest], train["item"][rest], *sizes)
     whole = Interactions.from_rows(train["user"], train["item"], *sizes)
@@ -82,7 +82,7 @@ def test_vectors_of_held_out_users_are_folded_in_and_change_nothing_else(tmp_pat
     found = factor_files.open_factors(made.path)
     train, rows = table.splits["train"], table.splits["fold_in"]
     sizes = table.schema.num_users, table.schema.num_items
-    config = configuration.factorization_config(run.config)
+    config = configuration.factorization_config(run.config, run.config.factorization)
     plain, _ = als.fit(
         Interactions.from_rows(train["user"], train["item"], *sizes), config, jax.random.key(0)
     )
@@ -176,3 +176,37 @@ def test_rows_that_another_rule_keeps_can_be_left_out_instead(made, tmp_path):
     other = factors.factorize_stage(run, prepared, first_ten)
     part = np.load(other.path / factor_files.UNSAMPLED / "item.npy")
     assert not np.allclose(part, np.load(mine.path / factor_files.UNSAMPLED / "item.npy"))
+
+
+# Factorisations side by side.
+
+
+@pytest.mark.parametrize("factor_rows", ["all", "unsampled"])
+def test_factorisations_side_by_side_are_joined_with_the_weights_of_the_manifest(
+    tmp_path, factor_rows
+):
+    config = ranking_config(tmp_path / "raw")
+    config.factorization, config.factor_rows, config.factor_bits = (
+        "autoencoder+als",
+        factor_rows,
+        32,
+    )
+    config.autoencoder.factors = 5
+    run = Run(config, tmp_path / "work", quiet)
+    prepared = stages.prepare_stage(run, stages.raw_data(run))
+    made = factors.factorize_stage(run, prepared)
+    parts = []
+    for name in ("autoencoder", "als"):
+        config.factorization = name
+        parts.append(factors.factorize_stage(run, prepared))
+        assert parts[-1].reused
+    weights = made.facts["weights"]
+    assert weights[0] == 1 and weights[1] in blend.WEIGHTS
+    whole = [factor_files.open_factors(part.path) for part in parts]
+    scales = [blend.scale_of(*pair) for pair in zip(whole, weights, strict=True)]
+    for folder in (".", factor_files.UNSAMPLED)[: 1 + (factor_rows == "unsampled")]:
+        own = [factor_files.open_factors(part.path / folder) for part in parts]
+        expected, found = blend.join(own, scales), factor_files.open_factors(made.path / folder)
+        assert found.user.shape[1] == 5 + config.als.factors
+        np.testing.assert_allclose(found.user, expected.user, rtol=1e-6)
+        np.testing.assert_allclose(found.item, expected.item, rtol=1e-6)
