@@ -4,8 +4,8 @@
 
 Nothing is run. Arguments and temporaries come from `memory_analysis()`. FLOPs and bytes between
 devices are counted in the optimised program. Training: DLRM with tables replicated and split,
-trained and frozen. ALS: an iteration with the fixed side gathered and sharded. --quick: 1 and 8
-devices, and tables of a tenth of the size. A ratio is predicted / compiled.
+trained and frozen. ALS: an iteration with the fixed side gathered and sharded. The autoencoder: a
+fit. --quick: 1 and 8 devices, and tables of a tenth of the size. A ratio is predicted / compiled.
 """
 
 import argparse
@@ -22,7 +22,9 @@ from flax import linen as nn
 
 from cadc_jax import cost, sharding
 from cadc_jax.cost import hlo
-from cadc_jax.factorization import als
+from cadc_jax.factorization import als, autoencoder, gram
+from cadc_jax.factorization import autoencoder_solver as solver
+from cadc_jax.factorization.autoencoder import AutoencoderConfig
 from cadc_jax.factorization.interactions import Interactions
 from cadc_jax.models import embeddings
 from cadc_jax.models.dlrm import DLRM
@@ -86,6 +88,8 @@ def cases(quick: bool) -> Iterator[tuple[str, Pairs]]:
         for fixed_side in ("gathered", "sharded"):
             pairs = als_pairs(matrix, als.ALSConfig(factors=32, fixed_side=fixed_side), devices)
             yield f"als, {fixed_side}, {devices} devices", pairs
+        pairs = autoencoder_pairs(matrix, AutoencoderConfig(factors=32), devices)
+        yield f"autoencoder, {devices} devices", pairs
 
 
 def training_pairs(
@@ -193,13 +197,7 @@ def compiled_step(
 
 def als_pairs(matrix: Interactions, config: als.ALSConfig, devices: int) -> Pairs:
     """Figures of an ALS iteration; memory of the larger half-step."""
-    sizes = cost.Sizes(
-        *("ranking", matrix.num_entries, matrix.num_users, matrix.num_items),
-        entries=matrix.num_entries,
-        user_counts=matrix.by_user.counts,
-        item_counts=matrix.by_item.counts,
-    )
-    predicted = cost.als(sizes, config, devices)
+    predicted = cost.als(_sizes(matrix), config, devices)
     parts = predicted.memory
     mesh = sharding.make_mesh(devices=jax.devices()[:devices])
     programs = compiled_half_steps(matrix, config, mesh)
@@ -229,6 +227,78 @@ def compiled_half_steps(
     user, item = users.empty_table(), items.empty_table()
     halves = ((users, user, items, item), (items, item, users, user))
     return [als.lower_half_step(*half).compile() for half in halves]
+
+
+def autoencoder_pairs(matrix: Interactions, config: AutoencoderConfig, devices: int) -> Pairs:
+    """Figures of a fit; memory of its two larger programs."""
+    sizes = _sizes(matrix)
+    predicted = cost.autoencoder(sizes, config, devices, on_cpu=True)
+    phases = cost.autoencoder_phases(sizes, config, devices, on_cpu=True)
+    programs = compiled_fit(matrix, config, sharding.make_mesh(devices=jax.devices()[:devices]))
+    names = {"start": "images", "passes": "improve_encoder"}
+    memory = [programs[names[phase]][1].memory_analysis() for phase in phases]
+    held = ("tables of items", "weights of users", "entries, by user and by item")
+    numbers = "four numbers of each item"
+    unused = {"start": 0.75, "passes": 0.25}  # share of the numbers that the program is not given
+    arguments = temporaries = 0.0
+    for name, parts in phases.items():
+        given = sum(parts[x] for x in held) + parts[numbers]
+        arguments += given - unused[name] * parts[numbers]
+        temporaries = max(temporaries, sum(parts.values()) - given)
+    texts = [(times, program.as_text()) for times, program in programs.values()]
+    return {
+        ARGUMENTS: (arguments, sum(x.argument_size_in_bytes for x in memory)),
+        TEMPORARIES: (temporaries, max(x.temp_size_in_bytes for x in memory)),
+        FLOPS: (predicted.flops, sum(times * hlo.product_flops(text) for times, text in texts)),
+        RECEIVED: (
+            sum(predicted.received.values()),
+            sum(times * sum(hlo.received_bytes(text).values()) for times, text in texts),
+        ),
+    }
+
+
+def compiled_fit(
+    matrix: Interactions, config: AutoencoderConfig, mesh: jax.sharding.Mesh
+) -> dict[str, tuple[int, jax.stages.Compiled]]:
+    """The programs of a fit with matrix products, and how often each of them runs."""
+    rank, wide = config.factors, config.factors + autoencoder.EXTRA
+    placed = gram.place(matrix, np.ones(matrix.num_users), rank, mesh)
+    rows = placed.items.table_rows
+    split = sharding.named(mesh, jax.sharding.PartitionSpec(mesh.axis_names))
+
+    def table(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, *shape), np.float32, sharding=split)
+
+    def small(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, np.float32)
+
+    items, basis, q = solver.Items(*4 * [table()]), table(wide), table(rank)
+    encoder = solver.Encoder(q, q)
+    lowered = {
+        "images": solver.images.lower(placed.gram, items, basis),
+        "multiply": solver.multiply.lower(basis, small(wide, wide)),
+        "start": solver.start.lower(items, basis, basis, small(wide, rank)),
+        "metric": solver.metric.lower(encoder, items),
+        "solve_items": solver.solve_items.lower(encoder, items, small(rank, rank)),
+        "spread": solver.spread.lower(items, q),
+        "improve_encoder": solver.improve_encoder.lower(
+            placed.gram, items, encoder, q, small(rank, rank), config.cg_steps
+        ),
+        "user_product": gram.user_product.lower(placed.gram, q),
+    }
+    rounds, passes = config.start_rounds, config.passes
+    times = [rounds, rounds - 1, 1, passes, passes, passes - 1, passes - 1, 1]
+    programs = zip(lowered.items(), times, strict=True)
+    return {name: (count, program.compile()) for (name, program), count in programs}
+
+
+def _sizes(matrix: Interactions) -> cost.Sizes:
+    return cost.Sizes(
+        *("ranking", matrix.num_entries, matrix.num_users, matrix.num_items),
+        entries=matrix.num_entries,
+        user_counts=matrix.by_user.counts,
+        item_counts=matrix.by_item.counts,
+    )
 
 
 def random_interactions(users: int, items: int, entries: int) -> Interactions:

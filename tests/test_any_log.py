@@ -56,7 +56,7 @@ class Job:
       columns: which of timestamp, value and label the files have; with labels it is a click log.
       ids: INTEGERS or TEXTS.
       rule: how rows are split; for 'given' each fold has a file of its own.
-      factorization: 'als', 'als explicit' (learns the values) or 'sgd'.
+      factorization: 'als', 'als explicit' (learns the values), 'autoencoder' or 'sgd'.
       arm: the network that is trained.
       model: its kind.
       loss: of training.
@@ -109,6 +109,7 @@ def write(job: Job, folder: pathlib.Path) -> ConfigDict:
     config.factorization, config.factor_rows = job.factorization.split()[0], job.factor_rows
     config.als.update(factors=2, iterations=1)
     config.als.feedback = "explicit" if "explicit" in job.factorization else "implicit"
+    config.autoencoder.update(factors=2, passes=2, cg_steps=1, start_rounds=1)
     config.sgd.update(factors=2, epochs=1)
     config.two_tower.hidden = (2,)
     config.dlrm.update(embedding_dim=2, bottom=(2,), top=(2,))
@@ -213,6 +214,11 @@ LOGS = {
     "repeated clicks": Job(with_folds((*BOTH_LABELS, *BOTH_LABELS)), CLICKS),
     "clicks alone": Job(grid(), CLICKS),
     "no click": Job(grid(label=0), CLICKS),
+    "encoded": Job(grid(), ALL, factorization="autoencoder", factor_rows="unsampled"),
+    "encoded clicks": Job(BOTH_LABELS, CLICKS, factorization="autoencoder"),
+    "one item, encoded": Job(
+        with_folds(Row(n % 5, 0) for n in range(12)), ALL, factorization="autoencoder"
+    ),
 }
 EVERY = frozenset(splits.RULES)
 NO_CLICKS = "data.split='users' needs data.task='ranking'"
@@ -233,6 +239,8 @@ ERRORS = {  # log -> the rules with which it makes no run, and why; with the oth
     "repeated clicks": ({"users"}, NO_CLICKS),
     "clicks alone": (EVERY, f"training rows have label 1|{NO_CLICKS}"),
     "no click": (EVERY, f"training rows have label 0|{NO_CLICKS}"),
+    "encoded clicks": ({"users"}, NO_CLICKS),
+    "one item, encoded": ({"leave_one_out", "last_share", "users"}, "validation split has no rows"),
 }
 
 
@@ -287,7 +295,7 @@ def jobs(draw, arms=("cadc_frozen",), models=("two_tower",), losses=("bce",)):
         columns,
         ids=draw(st.sampled_from([INTEGERS, TEXTS])),
         rule=draw(st.sampled_from(rules)),
-        factorization=draw(st.sampled_from(["als", "als explicit", "sgd"])),
+        factorization=draw(st.sampled_from(["als", "als explicit", "autoencoder", "sgd"])),
         arm=draw(st.sampled_from(arms)),
         model=draw(st.sampled_from(models)),
         loss=draw(st.sampled_from(losses)) if ranking else "bce",

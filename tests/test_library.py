@@ -55,6 +55,24 @@ def test_frozen_embeddings_are_the_factors_up_to_scale():
         np.testing.assert_allclose(table, given / np.sqrt(np.mean(given**2)), rtol=1e-3, atol=1e-6)
 
 
+def test_an_autoencoder_factorises_values_and_keeps_its_encoder():
+    (user, item), _ = log()
+    config = cadc.AutoencoderConfig(factors=4, regularization=5.0)
+    value = np.where(item % 2, 1.0, 0.5)
+    factors = cadc.factorize(user, item, USERS, ITEMS, config, value=value)
+    matrix = np.zeros((USERS, ITEMS))
+    matrix[user, item] = value
+    np.testing.assert_allclose(factors.user, matrix @ np.asarray(factors.encoder), atol=1e-4)
+    assert trained(factors=factors).tables["user"].shape == (USERS, 4)
+
+
+@pytest.mark.parametrize("config", [cadc.ALSConfig(), cadc.AutoencoderConfig()])
+def test_methods_of_positives_alone_refuse_labels(config):
+    (user, item), _ = log()
+    with pytest.raises(ConfigError, match="positives only: .* or use an SGDConfig"):
+        cadc.factorize(user, item, USERS, ITEMS, config, label=np.ones(len(user)))
+
+
 @pytest.mark.parametrize("embeddings", ["trainable", "random"])
 def test_other_embeddings_are_trained(embeddings):
     frozen, model = trained(), trained(embeddings=embeddings)

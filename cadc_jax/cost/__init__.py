@@ -8,6 +8,7 @@ else is arithmetic on shapes. All figures are of one device, the fullest one.
 `docs/scale.md` explains how to read the result, and how close compiled programs come to it.
 """
 
+from cadc_jax.cost.autoencoder import autoencoder, autoencoder_phases
 from cadc_jax.cost.factorization import als, sgd_factorization
 from cadc_jax.cost.model import (
     EFFICIENCY,
@@ -35,6 +36,8 @@ __all__ = [
     "Hardware",
     "Sizes",
     "als",
+    "autoencoder",
+    "autoencoder_phases",
     "batch_shapes",
     "content_shapes",
     "hardware",

@@ -2,16 +2,15 @@
 
 import dataclasses
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from cadc_jax import sparse_optimizers
 from cadc_jax.cost.arithmetic import all_reduce, f32, tree_bytes, up
 from cadc_jax.cost.model import Cost, Sizes
-from cadc_jax.factorization import interactions, sgd
+from cadc_jax.cost.sides import Side, both_sides
+from cadc_jax.factorization import sgd
 from cadc_jax.factorization.als import ALSConfig
 from cadc_jax.factorization.als_solver import ELIMINATION_BLOCK
 from cadc_jax.factorization.sgd import SGDConfig
@@ -25,16 +24,10 @@ def als(sizes: Sizes, config: ALSConfig, devices: int = 1) -> Cost:
       config: settings of the factorisation.
       devices: number of devices.
     """
-    both = ((sizes.num_users, sizes.user_counts), (sizes.num_items, sizes.item_counts))
-    chunk = config.chunk_entries
-    sides = [_side(rows, counts, sizes.entries, chunk, devices) for rows, counts in both]
+    sides = both_sides(sizes, config.chunk_entries, devices)
     halves = [_HalfStep(solved, fixed, config, devices) for solved, fixed in (sides, sides[::-1])]
     held = sum(side.table_rows for side in sides) / devices
-    cell = 8  # an index and a value; the program leaves values out if every one of them is 1
-    entries = sum(
-        (side.chunks + side.long_chunks) * side.segments * (side.segment * cell + 8)
-        for side in sides
-    )
+    entries = sum(side.entry_bytes for side in sides)
     received = [half.received for half in halves]
     return Cost(
         name=f"factorize, als: {config.factors} factors, fixed side {config.fixed_side}",
@@ -55,59 +48,12 @@ def als(sizes: Sizes, config: ALSConfig, devices: int = 1) -> Cost:
     )
 
 
-class _Side(NamedTuple):
-    """Sizes of the `Layout` and the chunks of users or items."""
-
-    rows: int
-    table_rows: int
-    chunks: int
-    chunk_rows: int
-    segments: int
-    segment: int
-    long_rows: int
-    long_chunks: int
-
-
-def _side(rows: int, counts: np.ndarray | None, entries: int, chunk: int, devices: int) -> _Side:
-    if counts is None:
-        return _even_side(rows, entries, chunk, devices)
-    layout = interactions.make_layout(counts, chunk, devices)
-    need = -(-counts // layout.segment)
-    long_segments = int(need[layout.chunk == layout.chunks].sum())
-    return _Side(
-        rows=rows,
-        table_rows=layout.table_rows,
-        chunks=layout.chunks,
-        chunk_rows=layout.chunk_rows,
-        segments=layout.segments,
-        segment=layout.segment,
-        long_rows=layout.long_rows,
-        long_chunks=up(long_segments, layout.segments * devices) * devices,
-    )
-
-
-def _even_side(rows: int, entries: int, chunk: int, devices: int) -> _Side:
-    """The layout of rows that all have the same number of entries, without a list of them."""
-    count = max(1, up(entries, rows))
-    single = interactions.make_layout(np.array([count]), chunk, 1)
-    segment, is_long = single.segment, single.long_rows > 0
-    need, target = up(count, segment), max(1, chunk // segment)
-    if is_long:
-        long_rows = up(rows, devices) * devices
-        chunks = up(rows * need, devices) * devices  # of one segment: no short row sets it
-        return _Side(rows, long_rows, devices, 0, 1, segment, long_rows, chunks)
-    chunks = up(max(up(rows * need, target), up(rows, target)), devices) * devices
-    chunk_rows = up(rows, chunks)
-    segments = chunk_rows * need
-    return _Side(rows, chunks * chunk_rows, chunks, chunk_rows, segments, segment, 0, 0)
-
-
 @dataclasses.dataclass(frozen=True)
 class _HalfStep:
     """The solve of one side, on one device. K is the width of a table."""
 
-    solved: _Side
-    fixed: _Side
+    solved: Side
+    fixed: Side
     config: ALSConfig
     devices: int
 
@@ -129,13 +75,12 @@ class _HalfStep:
     @property
     def places(self) -> int:
         """Entries of a chunk, padding included."""
-        return self.solved.segments * self.solved.segment
+        return self.solved.places
 
     @property
     def entries(self) -> float:
         """Entries of the device, padding included."""
-        short, long = self.solved.chunks / self.devices, self.solved.long_chunks / self.devices
-        return (short + long) * self.places
+        return self.solved.entries / self.devices
 
     @property
     def fetches(self) -> float:

@@ -94,7 +94,7 @@ class Cost:
       traffic: bytes read from and written to the device's memory.
       received: purpose -> bytes from other devices.
       units: number of units in `whole`.
-      whole: name of the whole work, such as 'epoch'.
+      whole: name of the whole work, such as 'epoch'; not shown if it is a single unit.
       notes: lines for the reader.
     """
 
@@ -181,10 +181,13 @@ def _table(cost: Cost, device: Hardware) -> str:
     lines += [f"      {what:28} {_bytes(size):>14}" for what, size in parts if size]
     lines.append(
         f"  {cost.unit}: at least {_time(time['least'])}, "
-        f"{_time(time['expected'])} at {EFFICIENCY:.0%} of the peaks; "
-        f"{cost.whole} of {cost.units:,}: {_time(time['least'] * cost.units)} to "
-        f"{_time(time['expected'] * cost.units)}"
+        f"{_time(time['expected'])} at {EFFICIENCY:.0%} of the peaks"
     )
+    if cost.units > 1:
+        lines[-1] += (
+            f"; {cost.whole} of {cost.units:,}: {_time(time['least'] * cost.units)} to "
+            f"{_time(time['expected'] * cost.units)}"
+        )
     lines += [f"  {note}" for note in cost.notes]
     return "\n".join(lines)
 

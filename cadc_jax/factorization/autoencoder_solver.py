@@ -65,13 +65,13 @@ def subspace_round(
     Returns:
       Y = A V [T, K], and Z [K, K] and values [K] as `ritz` gives them.
     """
-    image, overlap, energy = _images(gram, items, basis)
+    image, overlap, energy = images(gram, items, basis)
     return image, *ritz(overlap, energy)
 
 
 @jax.jit
-def _images(gram: Gram, items: Items, basis: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A V, V'V and V'A V."""
+def images(gram: Gram, items: Items, basis: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A V, V'V and V'A V, of a round of `subspace_round`."""
     scale = items.scale[:, None]
     image = scale * product(gram, scale * basis)
     return image, einsum("tk,tl->kl", basis, basis), einsum("tk,tl->kl", basis, image)

@@ -97,8 +97,7 @@ def place(
     """
     if mesh is None:
         mesh = Mesh(np.array(jax.local_devices()[:1]), (sharding.DATA,))
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    chunk = max(LEAST_ENTRIES, (CACHED_BYTES if on_cpu else GATHERED_BYTES) // (4 * width))
+    chunk = chunk_entries(width, on_cpu=mesh.devices.flat[0].platform == "cpu")
     both = interactions.by_user, interactions.by_item
     users, items = (make_layout(side.counts, chunk, mesh.size) for side in both)
 
@@ -117,6 +116,11 @@ def place(
         mesh=mesh,
     )
     return Placed(gram, users, items)
+
+
+def chunk_entries(width: int, on_cpu: bool) -> int:
+    """Entries gathered at once, for tables of about so many columns."""
+    return max(LEAST_ENTRIES, (CACHED_BYTES if on_cpu else GATHERED_BYTES) // (4 * width))
 
 
 @jax.jit

@@ -7,7 +7,8 @@
                              `user_scale` or `item_scale` a row, float16 or float32; biases, if any
     factors/unsampled/       with `factor_rows='unsampled'` the factors of the rows that are not
                              kept, to train on the kept ones. The int8 levels of `factors/` are then
-                             differences from `quantization.predicted_levels` of these, modulo 256
+                             differences from `quantization.predicted_levels` of these, modulo 256.
+                             An autoencoder's encoder is in neither: training does not need it
     content/                 features, counts and titles of users and items
     vocabularies/            raw values by id - 1
     mask.parquet             `user` and `item` of all training rows of the ranking task, which are

@@ -12,7 +12,7 @@ from cadc_jax.data.readers import criteo
 from cadc_jax.data.table import open_table
 from cadc_jax.errors import ConfigError
 from cadc_jax.factorization.als import ALSConfig
-from cadc_jax.factorization.sgd import SGDConfig
+from cadc_jax.factorization.autoencoder import AutoencoderConfig
 from cadc_jax.run.arms import TRAINED
 from cadc_jax.run.context import Run
 from cadc_jax.run.factor_files import has_biases
@@ -44,7 +44,10 @@ def plan(this: Run, devices: int, hardware: str, given: Mapping[str, int]) -> No
             changed: dict[str, Any] = {"user_counts": None, "item_counts": None, **given}
             sizes = dataclasses.replace(sizes, **changed)
         origin = f"{found}{', changed by options' if given else ''}"
-    costs = [_factorization_cost(config, sizes, devices)]
+    costs = [
+        _factorization_cost(config, method, sizes, devices, on_cpu=hardware == "cpu")
+        for method in configuration.methods(config)
+    ]
     costs += _training_costs(config, sizes, devices)
     group = config.devices.model
     this.say(
@@ -113,18 +116,15 @@ def _sizes_of_config(config: ConfigDict, given: Mapping[str, int]) -> cost.Sizes
     )
 
 
-def _factorization_cost(config: ConfigDict, sizes: cost.Sizes, devices: int) -> cost.Cost:
-    method, *more = configuration.methods(config)
-    if more:
-        raise ConfigError(
-            f"factorization={config.factorization!r}: 'cadc plan' takes one at a time"
-        )
+def _factorization_cost(
+    config: ConfigDict, method: str, sizes: cost.Sizes, devices: int, on_cpu: bool
+) -> cost.Cost:
     settings = configuration.factorization_config(config, method)
     if isinstance(settings, ALSConfig):
         return cost.als(sizes, settings, devices)
-    if isinstance(settings, SGDConfig):
-        return cost.sgd_factorization(sizes, settings)
-    raise ConfigError("factorization='autoencoder': 'cadc plan' has no model of its cost yet")
+    if isinstance(settings, AutoencoderConfig):
+        return cost.autoencoder(sizes, settings, devices, on_cpu)
+    return cost.sgd_factorization(sizes, settings)
 
 
 def _training_costs(config: ConfigDict, sizes: cost.Sizes, devices: int) -> list[cost.Cost]:

@@ -175,7 +175,8 @@ def initial_tables(
 def scaled(factors: Pair, like: Pair | None = None) -> dict[str, np.ndarray]:
     """User and item tables of factors, each scaled to a root mean square of 1.
 
-    The scale of a factorisation's result says nothing about a good start of a network.
+    The scale of a factorisation's result says nothing about a good start of a network. Factors that
+    are all 0 (the autoencoder's, if no user has two items) have none, and stay.
 
     Args:
       factors: user [U, D] and item [I, D] factors.
@@ -183,7 +184,7 @@ def scaled(factors: Pair, like: Pair | None = None) -> dict[str, np.ndarray]:
         trained on `like` can then take `factors`.
     """
     return {
-        name: table / np.sqrt(np.mean(np.square(measured)))
+        name: table / (np.sqrt(np.mean(np.square(measured))) or 1)
         for name, table, measured in zip(("user", "item"), factors, like or factors, strict=True)
     }
 

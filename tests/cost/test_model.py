@@ -28,6 +28,11 @@ def test_the_text_has_memory_and_time():
     assert "epoch of 3: 12.00 s to 52.50 s" in text
 
 
+def test_the_text_does_not_repeat_the_time_of_a_single_unit():
+    single = model.text([dataclasses.replace(COST, units=1)], DEVICE)
+    assert single.endswith("step: at least 4.00 s, 17.50 s at 40% of the peaks")
+
+
 def test_the_text_says_if_memory_is_too_small():
     small = dataclasses.replace(DEVICE, memory=8e8)
     assert "900.00 MB of 800.00 MB: DOES NOT FIT" in model.text([COST], small)

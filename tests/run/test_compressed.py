@@ -27,12 +27,23 @@ def shop_config(folder):
     return config
 
 
-@pytest.fixture(scope="module", params=["click", "ranking"])
+def encoded_config(folder):
+    config = shop_config(folder)
+    config.factorization = "autoencoder"
+    config.autoencoder.factors = 8
+    return config
+
+
+@pytest.fixture(scope="module", params=["click", "ranking", "autoencoder"])
 def made(request, tmp_path_factory):
     """(configuration, folder of the run, compressed data set), with the raw data gone."""
     path = tmp_path_factory.mktemp(request.param)
     click = request.param == "click"
-    config = clicks_config() if click else shop_config(path / "raw")
+    if click:
+        config = clicks_config()
+    else:
+        make = encoded_config if request.param == "autoencoder" else shop_config
+        config = make(path / "raw")
     run = experiment.Run(config, path / "work", quiet)
     experiment.compress(run, path / "out")
     expected = path / "whole"
@@ -63,13 +74,31 @@ def test_it_unpacks_to_what_it_was_made_of(made, tmp_path):
     for stage, here in stages.items():
         there = only(path / "work" / stage)
         names = [x.relative_to(there) for x in sorted(there.rglob("*")) if x.is_file()]
-        gone = {x for x in names if x.parts[0] == "train" or x.name in ("manifest.json", "row.npy")}
+        not_packed = ("manifest.json", "row.npy", "encoder.npy")
+        gone = {x for x in names if x.parts[0] == "train" or x.name in not_packed}
         left = [x.relative_to(here.path) for x in sorted(here.path.rglob("*")) if x.is_file()]
         assert [x for x in left if x.name != "manifest.json"] == [x for x in names if x not in gone]
         for name in set(names) - gone:
             assert (here.path / name).read_bytes() == (there / name).read_bytes(), name
     kept = np.load(only(path / "work" / "sample") / "row.npy")
     assert 0 < len(kept) < 0.4 * inputs.prepared.facts["rows"]["train"]
+
+
+def test_an_encoder_stays_in_the_work_folder(made):
+    config, path, folder = made
+    encoded = config.factorization == "autoencoder"
+    assert len(list(path.glob("work/factorize/*/**/encoder.npy"))) == 2 * encoded
+    assert "encoder" not in " ".join(x.name for x in folder.rglob("*"))
+
+
+def test_one_set_of_factors_of_an_autoencoder_is_trained_from(tmp_path):
+    config = encoded_config(tmp_path / "raw")
+    config.arms, config.factor_rows = ("cadc_frozen",), "all"
+    experiment.compress(experiment.Run(config, tmp_path / "work", quiet), tmp_path / "out")
+    given = compressed.open_compressed(tmp_path / "out")
+    experiment.train_from(experiment.Run(given.config, tmp_path / "elsewhere", quiet), given)
+    rows = json.loads((tmp_path / "elsewhere" / "results.json").read_text())["rows"]
+    assert [row["arm"] for row in rows] == ["popularity", "mf_alone", "cadc_frozen"]
 
 
 def test_unpacking_again_finds_what_is_there(made, tmp_path):

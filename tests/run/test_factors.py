@@ -10,12 +10,13 @@ import pytest
 from cadc_jax import configuration, experiment
 from cadc_jax.data import sampling
 from cadc_jax.data.table import open_table, write_columns
-from cadc_jax.factorization import als, blend
-from cadc_jax.factorization.factors import principal_axes
+from cadc_jax.factorization import als, autoencoder, blend
+from cadc_jax.factorization.factors import balanced_axes, principal_axes
 from cadc_jax.factorization.interactions import Interactions
 from cadc_jax.run import factor_files, factors, stages
 from cadc_jax.run.context import Run
 from cadc_jax.runtime.artifacts import materialize
+from cadc_jax.runtime.interrupts import Stop, Stopped
 from tests.small_runs import click_config, quiet, ranking_config
 
 
@@ -60,6 +61,105 @@ def test_an_untrained_network_predicts_as_the_factors_of_all_rows_do(made):
     metrics = {row["arm"]: row["metrics"] for row in rows}
     assert metrics["cadc_frozen"] == pytest.approx(metrics["mf_alone"])
     assert metrics["popularity"] != metrics["mf_alone"]
+
+
+# By the linear autoencoder.
+
+
+def encoded_config(folder):
+    """The ranking task, factorised by the autoencoder."""
+    config = ranking_config(folder)
+    config.factorization, config.factor_bits = "autoencoder", 32
+    config.autoencoder.update(factors=8, regularization=20.0)
+    return config
+
+
+def factorized(config, workdir):
+    """The run, its prepared table, and the folder of its factors."""
+    run = Run(config, workdir, quiet)
+    prepared = stages.prepare_stage(run, stages.raw_data(run))
+    return run, open_table(prepared.path), factors.factorize_stage(run, prepared).path
+
+
+def matrix_of(table, rows=slice(None), split="train"):
+    found = table.splits[split]
+    sizes = table.schema.num_users, table.schema.num_items
+    return Interactions.from_rows(found["user"][rows], found["item"][rows], *sizes)
+
+
+def assert_same(found, expected):
+    """The same factors, up to the direction of each axis."""
+    signs = np.sign(np.sum(found.item * expected.item, axis=0))
+    for name in ("user", "item", "encoder"):
+        want = signs * np.asarray(getattr(expected, name))
+        np.testing.assert_allclose(getattr(found, name), want, rtol=1e-3, atol=1e-4)
+
+
+class Answers(Stop):
+    """Says in turn whether the run is asked to end; later no."""
+
+    def __init__(self, answers):
+        super().__init__()
+        self.answers = iter(answers)
+
+    def __call__(self):
+        return next(self.answers, False)
+
+
+def test_the_factors_of_the_autoencoder_are_those_of_the_training_rows(tmp_path):
+    run, table, path = factorized(encoded_config(tmp_path / "raw"), tmp_path / "work")
+    config = configuration.factorization_config(run.config, run.config.factorization)
+    expected, _ = autoencoder.fit(matrix_of(table), config, jax.random.key(run.config.seed))
+    found = factor_files.open_factors(path)
+    assert_same(found, balanced_axes(principal_axes(expected)))
+    assert found.encoder.shape == found.item.shape
+
+
+def test_factors_of_all_rows_are_exact_for_the_encoder_of_the_unsampled_rows(tmp_path):
+    config = encoded_config(tmp_path / "raw")
+    config.factor_rows = "unsampled"
+    run, table, path = factorized(config, tmp_path / "work")
+    settings = configuration.factorization_config(run.config, run.config.factorization)
+    rest = ~sampling.keep(np.arange(len(table.splits["train"]["user"])), config.rate, config.seed)
+    part, key = matrix_of(table, rest), jax.random.key(config.seed)
+    first = factor_files.open_factors(path / factor_files.UNSAMPLED)
+    assert_same(first, balanced_axes(principal_axes(autoencoder.fit(part, settings, key)[0])))
+    last = factor_files.open_factors(path)
+    np.testing.assert_array_equal(last.encoder, first.encoder)
+    assert_same(last, autoencoder.refresh(first.encoder, matrix_of(table), settings))
+    assert not np.allclose(last.item, first.item, atol=1e-3)
+    assert len(json.loads((path / "manifest.json").read_text())["facts"]["losses"]) == 1
+
+
+def test_held_out_users_are_encoded_from_their_fold_in_rows(tmp_path):
+    config = encoded_config(tmp_path / "raw")
+    config.data.update(split="users", validation=0.2, test=0.2)
+    _, table, path = factorized(config, tmp_path / "work")
+    found = factor_files.open_factors(path)
+    folded = np.asarray(autoencoder.fold_in(found, matrix_of(table, split="fold_in")))
+    trained = np.asarray(autoencoder.fold_in(found, matrix_of(table)))
+    held_out = np.unique(table.splits["fold_in"]["user"])
+    others = np.setdiff1d(np.arange(len(found.user)), held_out)
+    np.testing.assert_allclose(found.user[held_out], folded[held_out], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.user[others], trained[others], rtol=1e-4, atol=1e-5)
+    assert folded[held_out].any(axis=1).all()
+
+
+def test_a_factorisation_that_was_stopped_and_resumed_gives_the_same_bits(tmp_path):
+    config = encoded_config(tmp_path / "raw")
+    config.autoencoder.passes, config.factor_rows = 3, "unsampled"
+    _, _, expected = factorized(config, tmp_path / "whole")
+    # Asked between passes whether to end. It ends after the first, after the second, and between
+    # the two factorisations.
+    stop = Answers([False, True, False, True, False, False, True])
+    run = Run(config, tmp_path / "work", quiet, stop=stop)
+    prepared = stages.prepare_stage(run, stages.raw_data(run))
+    for saved in (1, 2, 0):
+        with pytest.raises(Stopped, match=f"step {saved} is saved"):
+            factors.factorize_stage(run, prepared)
+    path = factors.factorize_stage(run, prepared).path
+    for file in expected.rglob("*.npy"):
+        assert (path / file.relative_to(expected)).read_bytes() == file.read_bytes(), file
 
 
 # Users held out whole.

@@ -22,6 +22,14 @@ def test_hashed_columns_bound_the_sizes_of_criteo(tmp_path):
     assert "cadc_frozen: 400,000,000 rows" in text
 
 
+@pytest.mark.parametrize("method", ["als", "autoencoder", "sgd"])
+def test_every_factorisation_is_planned(tmp_path, method):
+    said, config = [], bundled_configs.config("criteo_terabyte")
+    config.factorization = method
+    planning.plan(Run(config, tmp_path, said.append), 4, "v5e", {"rows": 4_000_000_000})
+    assert f"factorize, {method}: {config[method].factors} factors" in said[0]
+
+
 def test_a_prepared_table_gives_the_sizes(tmp_path):
     config = bundled_configs.config("criteo")
     config.data.synthetic_rows = 3000

@@ -40,6 +40,13 @@ def test_without_factors_all_tables_are_random_and_independent():
     assert len(keys) == 3
 
 
+def test_factors_that_are_all_zero_stay():
+    made = assemble.scaled((0 * FACTORS[0], FACTORS[1]))
+    assert not made["user"].any()
+    made = assemble.scaled(FACTORS, like=(0 * FACTORS[0], FACTORS[1]))
+    np.testing.assert_array_equal(made["user"], FACTORS[0])
+
+
 def test_factors_can_be_scaled_as_others_are():
     """A model that was trained on `like` knows its scale, and no other."""
     made = assemble.scaled((2 * FACTORS[0], FACTORS[1]), like=FACTORS)

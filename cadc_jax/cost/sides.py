@@ -1,0 +1,80 @@
+"""Sizes of the packing of users and items (`factorization.interactions`)."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from cadc_jax.cost.arithmetic import up
+from cadc_jax.cost.model import Sizes
+from cadc_jax.factorization import interactions
+
+_CELL = 8  # an index and a value; programs leave values out if every one of them is 1
+
+
+class Side(NamedTuple):
+    """Sizes of the `Layout` and the chunks of users or items, on all devices."""
+
+    rows: int
+    table_rows: int
+    chunks: int
+    chunk_rows: int
+    segments: int
+    segment: int
+    long_rows: int
+    long_chunks: int
+
+    @property
+    def places(self) -> int:
+        """Entries of a chunk, padding included."""
+        return self.segments * self.segment
+
+    @property
+    def entries(self) -> int:
+        """Entries, padding included."""
+        return (self.chunks + self.long_chunks) * self.places
+
+    @property
+    def entry_bytes(self) -> int:
+        """Bytes of the entries."""
+        segments = (self.chunks + self.long_chunks) * self.segments
+        return self.entries * _CELL + segments * 8
+
+
+def both_sides(sizes: Sizes, chunk: int, devices: int) -> tuple[Side, Side]:
+    """Users and items, in chunks of about `chunk` entries."""
+    users = _side(sizes.num_users, sizes.user_counts, sizes.entries, chunk, devices)
+    return users, _side(sizes.num_items, sizes.item_counts, sizes.entries, chunk, devices)
+
+
+def _side(rows: int, counts: np.ndarray | None, entries: int, chunk: int, devices: int) -> Side:
+    if counts is None:
+        return _even_side(rows, entries, chunk, devices)
+    layout = interactions.make_layout(counts, chunk, devices)
+    need = -(-counts // layout.segment)
+    long_segments = int(need[layout.chunk == layout.chunks].sum())
+    return Side(
+        rows=rows,
+        table_rows=layout.table_rows,
+        chunks=layout.chunks,
+        chunk_rows=layout.chunk_rows,
+        segments=layout.segments,
+        segment=layout.segment,
+        long_rows=layout.long_rows,
+        long_chunks=up(long_segments, layout.segments * devices) * devices,
+    )
+
+
+def _even_side(rows: int, entries: int, chunk: int, devices: int) -> Side:
+    """The layout of rows that all have the same number of entries, without a list of them."""
+    count = max(1, up(entries, rows))
+    single = interactions.make_layout(np.array([count]), chunk, 1)
+    segment, is_long = single.segment, single.long_rows > 0
+    need, target = up(count, segment), max(1, chunk // segment)
+    if is_long:
+        long_rows = up(rows, devices) * devices
+        chunks = up(rows * need, devices) * devices  # of one segment: no short row sets it
+        return Side(rows, long_rows, devices, 0, 1, segment, long_rows, chunks)
+    chunks = up(max(up(rows * need, target), up(rows, target)), devices) * devices
+    chunk_rows = up(rows, chunks)
+    segments = chunk_rows * need
+    return Side(rows, chunks * chunk_rows, chunks, chunk_rows, segments, segment, 0, 0)
