@@ -1,7 +1,8 @@
 """Douban film ratings in the split of Distill-CF (arXiv 2206.02626).
 
 Reads `douban/` in $CADC_DATA_DIR: train.csv.gz, validation.csv.gz and test.csv.gz, with the columns
-user_id, item_id and rating. Every rating is a positive. Users have several test items.
+user_id, item_id and rating. Every rating is a positive. Users have several test items. The log has
+repeated rows, which are merged: figures are not those of papers that keep them.
 
     python -m cadc_jax.main --config=configs/douban.py
 """

@@ -3,6 +3,10 @@
 Reads `gowalla/` in $CADC_DATA_DIR: train.csv.gz and test.csv.gz, with the columns user_id and
 item_id. Users have several test items. One seeded training row of each user validates.
 
+Test ndcg@20 / recall@20 per user among all items, of seed 0: the factors alone 0.1532 / 0.1801.
+Published, by models that saw the rows that validate here: SimpleX 0.1557 / 0.1872, LightGCN 0.1547 /
+0.1820, EASE 0.1467 / 0.1765.
+
     python -m cadc_jax.main --config=configs/gowalla.py
 """
 
@@ -30,9 +34,9 @@ def get_config():
     config.autoencoder.start_exponent = 0.5
     config.autoencoder.item_exponent = 0.5
     config.als.factors = 256
-    config.als.regularization = 0.0005
+    config.als.regularization = 0.006
     config.als.frequency_exponent = 1.0
-    config.als.alpha = 4.0
+    config.als.alpha = 20.0
     config.als.iterations = 15
 
     config.evaluation.ranking = "full"
