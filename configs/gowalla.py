@@ -4,8 +4,8 @@ Reads `gowalla/` in $CADC_DATA_DIR: train.csv.gz and test.csv.gz, with the colum
 item_id. Users have several test items. One seeded training row of each user validates.
 
 Test ndcg@20 / recall@20 per user among all items, of seed 0: the factors alone 0.1532 / 0.1801.
-Published, by models that saw the rows that validate here: SimpleX 0.1557 / 0.1872, LightGCN 0.1547 /
-0.1820, EASE 0.1467 / 0.1765.
+Published, by models that saw the rows that validate here: SimpleX 0.1557 / 0.1872, LightGCN
+0.1547 / 0.1820, EASE 0.1467 / 0.1765.
 
     python -m cadc_jax.main --config=configs/gowalla.py
 """
