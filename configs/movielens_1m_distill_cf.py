@@ -4,8 +4,8 @@ Reads `ml-1m-distill-cf/` in $CADC_DATA_DIR: train.csv.gz, validation.csv.gz and
 the columns user_id, item_id and rating. Every rating is a positive. Users have several test items.
 
 Test ndcg@10 / recall@10 per user among all items, of seed 0: the factors alone 0.3410 / 0.2070.
-From a tenth of the rows the frozen network's best step is its start. Published: infinite-AE 0.3282, EASE
-0.2988 (both saw the validation rows as input).
+From a tenth of the rows the frozen network's best step is its start. Published: infinite-AE 0.3282,
+EASE 0.2988 (both saw the validation rows as input).
 
     python -m cadc_jax.main --config=configs/movielens_1m_distill_cf.py
 """
