@@ -99,7 +99,7 @@ def proxy_loss(config: ConfigDict, factors: Artifact, train: Columns) -> np.ndar
         ]
     )
     label = np.asarray(train["label"]) if "label" in train else np.ones(count)
-    if config.factorization == "als":
+    if config.factorization != "sgd":
         return (label - score) ** 2
     return np.logaddexp(0, np.where(label > 0, -score, score))
 

@@ -38,10 +38,11 @@ def quantize(table: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray | Non
 
 
 def dequantize(table: np.ndarray, scale: np.ndarray | None) -> np.ndarray:
-    """[N, D] float32 of what `quantize` returned."""
+    """[N, D] float32 of what `quantize` returned; a scale that is too large gives infinity."""
     if scale is None:
         return np.asarray(table, np.float32)
-    return np.asarray(table, np.float32) * np.asarray(scale, np.float32)[:, None]
+    with np.errstate(over="ignore"):
+        return np.asarray(table, np.float32) * np.asarray(scale, np.float32)[:, None]
 
 
 def predicted_levels(levels: np.ndarray, scale: np.ndarray, new_scale: np.ndarray) -> np.ndarray:

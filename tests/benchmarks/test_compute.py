@@ -51,7 +51,10 @@ def quiet(line):
         (Cell("ml-1m", "mf_alone"), "all"),
     ],
 )
-def test_factors_leave_the_sample_out_only_if_there_is_one(tmp_path, cell, rows):
+def test_factors_leave_the_sample_out_only_if_there_is_one(tmp_path, monkeypatch, cell, rows):
+    config = adapter.bundled_config("movielens_1m_ncf")
+    config.factor_rows = "unsampled"
+    monkeypatch.setattr(adapter, "bundled_config", lambda name: config)
     assert compute.Study(tmp_path).config(cell).factor_rows == rows
 
 
