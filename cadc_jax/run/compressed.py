@@ -34,7 +34,7 @@ from cadc_jax.configuration import default_config, factorization_settings, valid
 from cadc_jax.data import packed
 from cadc_jax.data.columns import ColumnKind, open_array
 from cadc_jax.data.encoding import open_encoder
-from cadc_jax.data.raw import SPLITS, TEST, TRAIN, VALIDATION
+from cadc_jax.data.raw import FOLD_IN, PARTS, SPLITS, TEST, TRAIN, VALIDATION
 from cadc_jax.data.table import (
     KNOWN,
     TITLES,
@@ -337,7 +337,9 @@ def _unpack_table(given: Compressed, folder: pathlib.Path) -> Iterator[str]:
         if not packed.unpack(file, folder / split, kinds, schema.context) == rows[split] > 0:
             yield f"its {split} rows are not as many as its {manifest.NAME} says, or none"
     if schema.task == "ranking":
-        _unpack_mask(source / _MASK, folder / KNOWN, schema)
+        pairs = _unpack_mask(source / _MASK, folder / KNOWN, schema)
+        if pairs != rows[PARTS[TRAIN]] + rows[PARTS[FOLD_IN]]:
+            yield f"its mask has not as many pairs as its {manifest.NAME} says"
     content = {"users": (schema.user_content, schema.num_users)}
     content["items"] = (schema.item_content, schema.num_items)
     for side, (features, ids) in content.items():
@@ -351,9 +353,9 @@ def _unpack_table(given: Compressed, folder: pathlib.Path) -> Iterator[str]:
     open_encoder(folder)
 
 
-def _unpack_mask(file: pathlib.Path, folder: pathlib.Path, schema: Schema) -> None:
-    """Unpacks the mask as `Table.known`."""
-    packed.unpack(file, folder, _MASK_KINDS)
+def _unpack_mask(file: pathlib.Path, folder: pathlib.Path, schema: Schema) -> int:
+    """Unpacks the mask as `Table.known`; returns its number of pairs."""
+    pairs = packed.unpack(file, folder, _MASK_KINDS)
     found = read_columns(folder)
     user, items = np.array(found["user"]), np.array(found["item"])
     if np.any(np.diff(user) < 0) or (len(user) and not 0 <= user[0] <= user[-1] < schema.num_users):
@@ -362,6 +364,7 @@ def _unpack_mask(file: pathlib.Path, folder: pathlib.Path, schema: Schema) -> No
     shutil.rmtree(folder)
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     write_columns(folder, {"offsets": offsets, "items": items})
+    return pairs
 
 
 def _unpack_rows(schema: Schema) -> _Work:

@@ -22,7 +22,10 @@ COMMANDS = (
         (["recomend"], "'recomend', did you mean 'recommend'?"),
         (["interactions"], "the command 'interactions' is now called 'candidates'"),
         (["run", "--rate=0.1"], "--rate: 'cadc run' has no such option; compress takes it"),
-        (["info", "x", "--out=y"], "has no such option; compress, recommend, export take it"),
+        (
+            ["info", "x", "--out=y"],
+            "has no such option; compress, unpack, recommend, export take it",
+        ),
         (["train", "--from=/nowhere", "--config.rate=0.5"], "--config=FILE"),
         (
             ["info", "/nowhere", "--process_id=0"],
