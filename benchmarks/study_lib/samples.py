@@ -13,11 +13,12 @@ from benchmarks.study_lib.cells import Cell, SkipCell
 from cadc_jax import configuration
 from cadc_jax.data.encoding import read_vocabulary
 from cadc_jax.data.readers import movielens
-from cadc_jax.data.table import Columns, Table, open_table, read_columns, write_columns, write_rows
+from cadc_jax.data.table import Columns, Table, open_table, write_columns, write_rows
 from cadc_jax.factorization import als
-from cadc_jax.factorization.factors import Factors, scores
+from cadc_jax.factorization.factors import scores
 from cadc_jax.factorization.interactions import Interactions
 from cadc_jax.run.context import Run
+from cadc_jax.run.factor_files import open_factors
 from cadc_jax.runtime.artifacts import Artifact, materialize
 
 _PAIR_BLOCK = 1 << 18  # (user, item) pairs scored at a time
@@ -90,7 +91,7 @@ def times(config: ConfigDict, prepared: pathlib.Path, table: Table) -> np.ndarra
 
 def proxy_loss(config: ConfigDict, factors: Artifact, train: Columns) -> np.ndarray:
     """Loss of a factorisation on each training row, [N]: squared for ALS, logistic for SGD."""
-    found = Factors(**{name: jnp.asarray(x) for name, x in read_columns(factors.path).items()})
+    found = jax.tree.map(jnp.asarray, open_factors(factors.path))
     count = len(train["user"])
     score = np.concatenate(
         [
