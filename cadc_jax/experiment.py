@@ -24,7 +24,7 @@ from cadc_jax.run.context import Run as Run
 from cadc_jax.run.context import begin, training_mesh
 from cadc_jax.run.factor_files import factor_tables
 from cadc_jax.run.factors import factorize_stage
-from cadc_jax.runtime import artifacts, distributed
+from cadc_jax.runtime import artifacts, distributed, manifest
 from cadc_jax.runtime.artifacts import Artifact
 from cadc_jax.runtime.progress import Progress
 from cadc_jax.training import placement
@@ -247,8 +247,13 @@ def _bytes_of(inputs: Inputs, arm: Arm) -> dict[str, int]:
     prepared, size = inputs.prepared.path, artifacts.size_of
     found = {}
     if arm.rows is not None:
-        found["sample"] = size(inputs.sample.path if arm.takes_sample else prepared / "train")
+        found["sample"] = _payload(inputs.sample) if arm.takes_sample else size(prepared / "train")
     if arm.takes_factors:
-        found["factors"] = size(inputs.factors.path)
+        found["factors"] = _payload(inputs.factors)
     found["content"] = sum(size(prepared / name) for name in ("users", "items", "vocabularies"))
     return found
+
+
+def _payload(made: Artifact) -> int:
+    """Bytes of an artefact without its manifest, which has seconds in it."""
+    return artifacts.size_of(made.path) - (made.path / manifest.NAME).stat().st_size
