@@ -223,7 +223,12 @@ def test_movielens_from_tfds_is_prepared_by_configuration_alone(tmp_path):
     source = registry.open_raw_data("tfds", tmp_path / "tfds", data)
     prepared = prepare.PrepareConfig("ranking", "leave_one_out")
     facts = prepare.write_table(tmp_path / "table", source, prepared)
-    assert facts["rows"] == {"train": 100_836 - 2 * 610, "validation": 610, "test": 610}
+    assert facts["rows"] == {
+        "train": 100_836 - 2 * 610,
+        "validation": 610,
+        "test": 610,
+        "fold_in": 0,
+    }
     assert facts["num_users"] == 610
     assert open_table(tmp_path / "table").splits["test"]["negatives"].shape == (610, 99)
     assert any("tfrecord" in path.name for path in registry.raw_files("tfds", tmp_path, data))
