@@ -2,12 +2,12 @@
 
     CADC_DATA_DIR=/raw/data python benchmarks/frontier.py [--train] [--quick] [--json FILE]
 
-For each rank of the factors, number of bits and rate: bytes of what training reads (kept rows,
-factors, content and vocabularies) over those of the gzip file of training rows, and NDCG@10 of all
-test users among all items. 'factors' scores with the factors alone; with --train a frozen two-tower
-network is trained on the kept rows as well. Losses are against 32 bits at the same rank and rate.
-The last column adds the mask and the held-out rows, which evaluation alone reads. The split is that
-of `configs/movielens_1m_ncf.py`, with ALS, the seed 0.
+For each rank of the factors, number of bits and rate it prints the bytes of what training reads
+(kept rows, factors, content and vocabularies), as a share of the gzip file of training rows, and
+the mean NDCG@10 of all test users, who rank all items. 'factors' scores with the factors alone;
+with --train a frozen two-tower network is trained on the kept rows as well. Losses are against 32
+bits at the same rank and rate. The last column adds the mask and the held-out rows, which
+evaluation alone reads. The split is that of `configs/movielens_1m_ncf.py`, with ALS, the seed 0.
 """
 
 import argparse
@@ -27,8 +27,7 @@ from cadc_jax import experiment
 from cadc_jax.configuration import raw_path
 from cadc_jax.run import bundled_configs, compressed, stages
 from cadc_jax.run.arms import CADC_FROZEN, MF_ALONE
-from cadc_jax.run.context import Inputs, Run
-from cadc_jax.run.factors import factorize_stage
+from cadc_jax.run.context import Run
 
 RANKS, BITS, RATES = (48, 64, 96, 128, 192), (32, 16, 8, 7, 6, 5, 4), (0.1, 0.01)
 METRIC = "ndcg@10"
@@ -89,7 +88,7 @@ def point(workdir: pathlib.Path, rank: int, bits: int, rate: float, train: bool)
     config = settings(rank, bits, rate)
     run = Run(config, workdir, say=lambda line: None)
     prepared = stages.prepare_stage(run, stages.raw_data(run))
-    inputs = Inputs(prepared, factorize_stage(run, prepared), stages.sample_stage(run, prepared))
+    inputs = compressed.make_inputs(run, prepared)
     row = {"rank": rank, "bits": bits, "rate": rate}
     row["factors"] = experiment.baseline_row(run, inputs, MF_ALONE)["metrics"][METRIC]
     if train:

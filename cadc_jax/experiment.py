@@ -5,8 +5,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from cadc_jax import configuration, report, sharding
 from cadc_jax.data import pipeline, user_item_candidates
 from cadc_jax.data.readers import files, registry
@@ -24,7 +22,7 @@ from cadc_jax.run.context import Run as Run
 from cadc_jax.run.context import begin, training_mesh
 from cadc_jax.run.factor_files import factor_tables
 from cadc_jax.run.factors import factorize_stage
-from cadc_jax.runtime import artifacts, distributed, manifest
+from cadc_jax.runtime import artifacts, distributed, durable, manifest
 from cadc_jax.runtime.artifacts import Artifact
 from cadc_jax.runtime.progress import Progress
 from cadc_jax.training import placement
@@ -60,22 +58,14 @@ def compress(this: Run, out: pathlib.Path, budget: int | None = None) -> None:
       CadcError: an error that the user can fix.
     """
     config = this.config
-    if out.exists():
-        raise ConfigError(f"--out={out}: the folder exists; name another one, or delete it")
+    durable.check_new(out)
     with begin(this):
         raw = stages.raw_data(this)
         prepared = stages.prepare_stage(this, raw)
-
-        def make(config: ConfigDict) -> Inputs:
-            run = dataclasses.replace(this, config=config)
-            return Inputs(
-                prepared, factorize_stage(run, prepared), stages.sample_stage(run, prepared)
-            )
-
         if budget is None:
-            inputs = make(config)
+            inputs = compressed.make_inputs(this, prepared)
         else:
-            chosen = choose(config, budget, make, this.say)
+            chosen = choose(this, budget, prepared)
             config, inputs = chosen.config, chosen.inputs
 
     def write() -> None:

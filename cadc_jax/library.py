@@ -211,7 +211,7 @@ def train(
     sampler = None
     if not clicks:
         sampler = assemble.negatives_of(config, rows, num_items, rate, start.factors)
-        keys = sampler.known if seen is None else _pair_keys(seen, num_items)
+        keys = sampler.known if seen is None else negatives.distinct_keys(*seen, num_items)
         validation = _with_negatives(validation, keys, num_items, seed)
     content = content or _no_content(num_users, num_items, vocabulary_sizes)
     data = TrainingData(rows, content, num_features or int(sum(vocabulary_sizes)), sampler)
@@ -332,12 +332,6 @@ def _whole(rows: Columns) -> dict[str, np.ndarray]:
         if len(column) != count:
             raise ConfigError(f"{name} has {len(column)} rows, and user {count}")
     return whole
-
-
-def _pair_keys(pairs: Pairs, num_items: int) -> np.ndarray:
-    """Sorted, distinct `negatives.pair_keys`."""
-    user, item = map(np.asarray, pairs)
-    return np.unique(negatives.pair_keys(user, item, num_items))
 
 
 def _with_negatives(

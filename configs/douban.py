@@ -2,7 +2,7 @@
 
 Reads `douban/` in $CADC_DATA_DIR: train.csv.gz, validation.csv.gz and test.csv.gz, with the columns
 user_id, item_id and rating. Every rating is a positive. Users have several test items. The log has
-repeated rows, which are merged: figures are not those of papers that keep them.
+repeated rows. They are merged, so figures differ from those of papers that keep them.
 
     python -m cadc_jax.main --config=configs/douban.py
 """

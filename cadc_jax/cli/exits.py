@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from cadc_jax.errors import CadcError
 from cadc_jax.runtime.interrupts import Stop, Stopped
-from cadc_jax.runtime.text import printable
+from cadc_jax.runtime.text import one_line, printable
 
 _LONGEST = 2_000  # characters of an error that are shown
 
@@ -74,7 +74,7 @@ def guarded(command: Callable[[], None], stop: Stop) -> None:
 
 def fail(error: Exception | str) -> NoReturn:
     """Prints an error in one line, tells the other processes, and exits with code 1."""
-    text = printable(" ".join(str(error).split()))
+    text = printable(one_line(error))
     if len(text) > _LONGEST:
         text = f"{text[:_LONGEST]} ..."
     if _joined():

@@ -8,8 +8,8 @@ from cadc_jax.cost.sides import Side, both_sides
 from cadc_jax.factorization import gram
 from cadc_jax.factorization.autoencoder import EXTRA, AutoencoderConfig
 
-# Tables of items that are read or written besides those of the sparse products, about: in a round
-# of the start, in a solve of the items, and in a step that improves the encoder.
+# About how many tables of items are read or written outside the sparse products: in a round of the
+# start, in a solve of the items, and in a step that improves the encoder.
 _ROUND, _SOLVE, _STEP = 10, 20, 30
 
 

@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from cadc_jax.errors import ArtifactError, ConfigError, DataError, TrainingError
 from cadc_jax.runtime import manifest
+from cadc_jax.runtime.text import one_line
 
 _SNAP = 1 / 8  # part of a share by which its border may move to fall between two parts
 _MAX_LINE = 1 << 26  # bytes of JSON in a file
@@ -224,7 +225,7 @@ def _read(path: pathlib.Path, take: Callable[[Mapping[str, Any], BinaryIO], T]) 
             return take(line, file)
     except (OSError, KeyError, TypeError, ValueError, RecursionError, pa.ArrowException) as error:
         raise DataError(
-            f"{path}: not what another host of this run writes ({' '.join(str(error).split())}); "
+            f"{path}: not what another host of this run writes ({one_line(error)}); "
             "use the same version of cadc_jax on all hosts and run again"
         ) from None
 

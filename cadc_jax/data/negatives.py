@@ -18,6 +18,11 @@ def pair_keys(user: np.ndarray, item: np.ndarray, num_items: int) -> np.ndarray:
     return np.asarray(user, np.int64) * num_items + item
 
 
+def distinct_keys(user: np.ndarray, item: np.ndarray, num_items: int) -> np.ndarray:
+    """The `pair_keys` of pairs, sorted, each once."""
+    return np.unique(pair_keys(user, item, num_items))
+
+
 def contains(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Whether each wanted key is among the sorted `keys`: bool, in the shape of `wanted`."""
     if not len(keys):
@@ -85,7 +90,7 @@ class NegativeSampling:
         cls, rows: Columns, count: int, num_items: int, likely: LikelyItems | None = None
     ) -> "NegativeSampling":
         """Negatives for rows with the columns `user` and `item` [N]; see the attributes."""
-        known = np.unique(pair_keys(rows["user"], rows["item"], num_items))
+        known = distinct_keys(rows["user"], rows["item"], num_items)
         return cls(count, known, num_items, likely)
 
 

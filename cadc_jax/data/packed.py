@@ -24,6 +24,7 @@ from cadc_jax.data.columns import ColumnKind
 from cadc_jax.data.raw import TEXT, Values
 from cadc_jax.data.table import Columns, ColumnWriter, Features, write_columns, write_text
 from cadc_jax.errors import ArtifactError
+from cadc_jax.runtime.text import one_line
 
 ADVICE = "get a whole copy, or compress again"
 VALUE = "value"  # the column of a file of text or numbers alone
@@ -208,7 +209,9 @@ def _open(file: pathlib.Path) -> parquet.ParquetFile:
     try:
         return parquet.ParquetFile(file)
     except (pa.ArrowException, OSError) as error:
-        raise ArtifactError(f"{file}: not a Parquet file ({_line(error)}); {ADVICE}") from None
+        raise ArtifactError(
+            f"{file}: not a Parquet file ({one_line(error)[:200]}); {ADVICE}"
+        ) from None
 
 
 def _check_types(
@@ -234,11 +237,7 @@ def _batches(file: pathlib.Path, opened: parquet.ParquetFile) -> Iterator[pa.Rec
                 raise ArtifactError(f"{file}: a value is missing; {ADVICE}")
             yield batch
     except (pa.ArrowException, OSError) as error:
-        raise ArtifactError(f"{file}: damaged ({_line(error)}); {ADVICE}") from None
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+        raise ArtifactError(f"{file}: damaged ({one_line(error)[:200]}); {ADVICE}") from None
 
 
 def _write(file: pathlib.Path, rows: int, block: Callable[[int], pa.Table]) -> None:

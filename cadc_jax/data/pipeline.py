@@ -184,7 +184,7 @@ def _drawer(sampler: NegativeSampling, seed: int) -> Callable[[np.ndarray, np.nd
 
     def draw(user: np.ndarray, draws: np.ndarray) -> np.ndarray:
         return negatives.draw_for_training(
-            *(user, draws, known, sampler.num_items, sampler.count, seed), sampler.likely
+            user, draws, known, sampler.num_items, sampler.count, seed, sampler.likely
         )
 
     return draw

@@ -157,7 +157,7 @@ def refresh(
     Args:
       encoder: P [I, D], `Factors.encoder` of a fit.
       interactions: of any users with these items.
-      config: the settings of the fit; those of the encoder are not used.
+      config: the settings of the fit. Settings of the encoder have no effect.
       mesh: as for `fit`.
 
     Raises:
@@ -235,7 +235,7 @@ def _power(frequency: np.ndarray, exponent: float) -> np.ndarray:
 def _restored(
     placed: Placed, config: AutoencoderConfig, saved: Checkpoints | None
 ) -> tuple[_State, list[float]]:
-    """Tables and losses of the passes already done; zeros if there are none."""
+    """Tables and losses of the finished passes; without any, tables of zeros and no losses."""
     shape = len(placed.items.counts), config.factors
     if saved is not None:
         whole = sharding.named(placed.gram.mesh, sharding.REPLICATED)
@@ -304,7 +304,7 @@ def _factors(placed: Placed, state: _State) -> Factors:
 
 @jax.jit
 def _balanced(factors: Factors) -> Factors:
-    """The same model, scaled so that user and item factors have the same mean square length."""
+    """The same model, with user and item factors scaled to the same mean square length."""
     user, item = (jnp.sum(table**2, 1) for table in (factors.user, factors.item))
     user, item = (jnp.sum(x) / jnp.maximum(jnp.sum(x > 0), 1) for x in (user, item))
     scale = jnp.where(user > 0, (item / jnp.where(user > 0, user, 1)) ** 0.25, 1)

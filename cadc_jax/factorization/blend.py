@@ -6,7 +6,6 @@ square of a part's scores, over all users and items.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -28,7 +27,7 @@ class Scale:
 def scale_of(part: Factors, weight: float) -> Scale:
     """The scale at which the scores of a part have the root mean square `weight`.
 
-    Items get a mean square entry of 1, so that all parts are stored with the same relative error.
+    Entries of items get a mean square of 1, so all parts are stored with the same relative error.
     """
     user, item = (np.asarray(x, np.float64) for x in (part.user, part.item))
     scores = np.sqrt(np.sum((user.T @ user) * (item.T @ item)) / (len(user) * len(item)))
@@ -57,10 +56,10 @@ def choose_weights(
       quality: of a factorisation on the validation split, higher is better.
     """
     chosen = [1.0]
-    for count, _ in enumerate(parts[1:], 2):
+    for count in range(2, len(parts) + 1):
         found = {}
         for weight in WEIGHTS:
-            scales = itertools.starmap(scale_of, zip(parts, [*chosen, weight], strict=False))
-            found[weight] = quality(join(parts[:count], list(scales)))
+            pairs = zip(parts[:count], [*chosen, weight], strict=True)
+            found[weight] = quality(join(parts[:count], [scale_of(*pair) for pair in pairs]))
         chosen.append(max(WEIGHTS, key=found.__getitem__))
     return tuple(chosen)

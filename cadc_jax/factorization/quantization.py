@@ -17,6 +17,11 @@ def check_bits(name: str, bits: int) -> None:
         raise ConfigError(f"{name}={bits}: must be 2 to 8, 16 or 32, the bits of a factor's entry")
 
 
+def dtype_of(bits: int) -> np.dtype:
+    """The dtype in which `quantize` returns a table."""
+    return np.dtype(np.int8 if bits <= 8 else np.float16 if bits == 16 else np.float32)
+
+
 def quantize(table: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray | None]:
     """A table in `bits` bits an entry.
 
@@ -29,12 +34,12 @@ def quantize(table: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray | Non
       None.
     """
     if bits > 8:
-        return table.astype(np.float16 if bits == 16 else np.float32), None
+        return table.astype(dtype_of(bits)), None
     top = 2 ** (bits - 1) - 1
     scale = (np.abs(table).max(axis=1, initial=0) / top).astype(np.float32)
     levels = np.rint(table / np.where(scale == 0, 1, scale)[:, None])
     # A scale that was rounded down, or to 0 from a subnormal number, could pass the last level.
-    return np.clip(levels, -top, top).astype(np.int8), scale
+    return np.clip(levels, -top, top).astype(dtype_of(bits)), scale
 
 
 def dequantize(table: np.ndarray, scale: np.ndarray | None) -> np.ndarray:
@@ -46,7 +51,7 @@ def dequantize(table: np.ndarray, scale: np.ndarray | None) -> np.ndarray:
 
 
 def predicted_levels(levels: np.ndarray, scale: np.ndarray, new_scale: np.ndarray) -> np.ndarray:
-    """The levels of the same rows under other scales, as a guess at those of a similar table.
+    """A guess at the levels of a similar table: the levels of this one under the other's scales.
 
     Two tables that differ little are stored in less space as one of them and the difference of the
     other from this guess, modulo 256.

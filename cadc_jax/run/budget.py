@@ -19,8 +19,8 @@ from cadc_jax import configuration
 from cadc_jax.data.table import Table, open_table
 from cadc_jax.errors import ConfigError
 from cadc_jax.evaluation import evaluate, scorers
-from cadc_jax.run import compressed
-from cadc_jax.run.context import Inputs
+from cadc_jax.run import compressed, stages
+from cadc_jax.run.context import Inputs, Run
 from cadc_jax.run.factor_files import factor_tables
 from cadc_jax.runtime.artifacts import Artifact, size_of
 
@@ -29,8 +29,6 @@ _RANKS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)  # of the configured one
 _RATES = (1.0, 0.5, 0.2, 0.1)  # of the configured one
 _SECOND_SET = 0.75  # bytes of refreshed factors, as a share of the unsampled ones
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
-
-MakeInputs = Callable[[ConfigDict], Inputs]  # runs the stages of a configuration
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,22 +69,20 @@ def parse_bytes(text: str) -> int:
     return size
 
 
-def choose(config: ConfigDict, budget: int, make: MakeInputs, say: Callable[[str], None]) -> Choice:
+def choose(run: Run, budget: int, prepared: Artifact) -> Choice:
     """The best configuration whose rows, factors and content fit a budget.
 
     Args:
-      config: its rank and rate are the largest ones that are tried.
+      run: its configured rank and rate are the largest ones that are tried.
       budget: bytes.
-      make: runs prepare, factorize and sample.
-      say: shows the user a line.
+      prepared: the prepared table.
 
     Raises:
       ConfigError: if nothing fits.
     """
-    least = _RANKS[-1], _BITS[-1], _RATES[-1]
-    first = make(_changed(config, least[0], least[1], 1.0))
-    table = open_table(first.prepared.path)
-    fixed, rows, best = _content_bytes(first), _rows_bytes(first), None
+    config, table = run.config, open_table(prepared.path)
+    fixed = _packed_size(lambda out: compressed.pack_content(prepared.path, out))
+    rows, best = _rows_bytes(prepared, stages.sample_stage(run, prepared)), None
 
     def estimate(rank: float, bits: int, rate: float) -> int:
         ids = table.schema.num_users + table.schema.num_items
@@ -99,18 +95,19 @@ def choose(config: ConfigDict, budget: int, make: MakeInputs, say: Callable[[str
         if (pair := next(fitting, None)) is None:
             continue
         candidate = _changed(config, rank, *pair)
-        inputs = make(candidate)
-        size = fixed + _rows_bytes(inputs) + _factor_bytes(inputs)
+        inputs = compressed.make_inputs(dataclasses.replace(run, config=candidate), prepared)
+        size = fixed + _rows_bytes(prepared, inputs.sample) + _factor_bytes(inputs.factors)
         choice = Choice(candidate, inputs, size, _quality(candidate, table, inputs.factors))
-        say(f"[ compress] {choice}" + (": too large" if size > budget else ""))
+        run.say(f"[ compress] {choice}" + (": too large" if size > budget else ""))
         if size <= budget and (best is None or choice.quality > best.quality):
             best = choice
     if best is None:
+        least = estimate(_RANKS[-1], _BITS[-1], _RATES[-1])
         raise ConfigError(
             f"--bytes: nothing fits {budget:,} bytes: content and vocabularies take {fixed:,}, and "
-            f"about {estimate(*least):,} are needed in all; give more bytes"
+            f"about {least:,} are needed in all; give more bytes"
         )
-    say(f"[ compress] chosen: {best}")
+    run.say(f"[ compress] chosen: {best}")
     return best
 
 
@@ -141,13 +138,9 @@ def _packed_size(pack: Callable[[pathlib.Path], None]) -> int:
         return size_of(pathlib.Path(name))
 
 
-def _content_bytes(inputs: Inputs) -> int:
-    return _packed_size(lambda out: compressed.pack_content(inputs.prepared.path, out))
+def _rows_bytes(prepared: Artifact, sample: Artifact) -> int:
+    return _packed_size(lambda out: compressed.pack_rows(prepared.path, sample.path, out))
 
 
-def _rows_bytes(inputs: Inputs) -> int:
-    return _packed_size(lambda out: compressed.pack_rows(inputs, out))
-
-
-def _factor_bytes(inputs: Inputs) -> int:
-    return _packed_size(lambda out: compressed.pack_factors(inputs.factors, out))
+def _factor_bytes(factors: Artifact) -> int:
+    return _packed_size(lambda out: compressed.pack_factors(factors, out))

@@ -32,8 +32,8 @@ from ml_collections import ConfigDict
 
 from cadc_jax.configuration import default_config, factorization_settings, validate
 from cadc_jax.data import packed
-from cadc_jax.data.columns import ColumnKind, open_array
-from cadc_jax.data.encoding import open_encoder
+from cadc_jax.data.columns import ColumnKind
+from cadc_jax.data.encoding import open_encoder, read_vocabulary
 from cadc_jax.data.raw import FOLD_IN, PARTS, SPLITS, TEST, TRAIN, VALIDATION
 from cadc_jax.data.table import (
     KNOWN,
@@ -50,7 +50,7 @@ from cadc_jax.data.table import (
     write_columns,
 )
 from cadc_jax.errors import ArtifactError, ConfigError
-from cadc_jax.factorization.quantization import predicted_levels
+from cadc_jax.factorization.quantization import dtype_of, predicted_levels
 from cadc_jax.run import stages
 from cadc_jax.run.context import Inputs, Run, make_stage
 from cadc_jax.run.factor_files import (
@@ -61,6 +61,7 @@ from cadc_jax.run.factor_files import (
     side_kinds,
     write_factors,
 )
+from cadc_jax.run.factors import factorize_stage
 from cadc_jax.run.formats import COMPRESSED, UNPACKED, open_stage
 from cadc_jax.runtime import artifacts, durable, manifest
 from cadc_jax.runtime.artifacts import Artifact
@@ -102,8 +103,7 @@ def write_compressed(
     Raises:
       ConfigError: if the folder is there already.
     """
-    if out.exists():
-        raise ConfigError(f"--out={out}: the folder exists; name another one, or delete it")
+    durable.check_new(out)
     found = {field.name: getattr(inputs, field.name) for field in dataclasses.fields(inputs)}
     config = config.copy_and_resolve_references()
     config.data.path = ""  # where the raw log lies concerns nobody else
@@ -112,7 +112,7 @@ def write_compressed(
     def write(folder: pathlib.Path) -> Mapping[str, Any]:
         pack_content(inputs.prepared.path, folder)
         _pack_for_evaluation(inputs.prepared.path, folder)
-        pack_rows(inputs, folder)
+        pack_rows(inputs.prepared.path, inputs.sample.path, folder)
         pack_factors(inputs.factors, folder)
         return {
             "raw": dataclasses.asdict(raw),
@@ -124,11 +124,16 @@ def write_compressed(
     return artifacts.open_artifact(out)
 
 
-def pack_rows(inputs: Inputs, out: pathlib.Path) -> None:
-    """Packs the kept rows into the folder `out`."""
-    kept = dict(read_columns(inputs.sample.path))
+def make_inputs(run: Run, prepared: Artifact) -> Inputs:
+    """The stages that follow `prepare` and that a compressed data set is made of."""
+    return Inputs(prepared, factorize_stage(run, prepared), stages.sample_stage(run, prepared))
+
+
+def pack_rows(prepared: pathlib.Path, sample: pathlib.Path, out: pathlib.Path) -> None:
+    """Packs the kept rows, a sample of a prepared table, into the folder `out`."""
+    kept = dict(read_columns(sample))
     kept.pop("row")  # the rule says which ones they are
-    packed.pack(out / _ROWS, kept, open_schema(inputs.prepared.path).context)
+    packed.pack(out / _ROWS, kept, open_schema(prepared).context)
 
 
 def pack_content(prepared: pathlib.Path, out: pathlib.Path) -> None:
@@ -144,10 +149,9 @@ def pack_content(prepared: pathlib.Path, out: pathlib.Path) -> None:
         if (titles := prepared / side / TITLES).exists():
             packed.pack_values(out / _CONTENT / f"{side}_{TITLES}.parquet", read_text(titles))
     for place in sorted((prepared / _VOCABULARIES).iterdir()):
-        is_text = place.is_dir()
-        values = read_text(place) if is_text else open_array(place)
-        stem = place.name if is_text else place.stem
-        packed.pack_values(out / _VOCABULARIES / f"{stem}.parquet", values)
+        name = place.name if place.is_dir() else place.stem
+        values = read_vocabulary(prepared, name).values
+        packed.pack_values(out / _VOCABULARIES / f"{name}.parquet", values)
 
 
 def _pack_for_evaluation(prepared: pathlib.Path, out: pathlib.Path) -> None:
@@ -227,7 +231,7 @@ def _with_tuples(value: Any) -> Any:
 def unpack(run: Run, given: Compressed) -> Inputs:
     """The stages `prepare`, `factorize` and `sample` of a run, from a compressed data set.
 
-    Their seconds are those of the run that made the data set, and of unpacking.
+    Seconds count the run that made the data set, and unpacking.
 
     Raises:
       ArtifactError: if the data set holds anything but what `write_compressed` writes.
@@ -274,8 +278,7 @@ def write_plain(given: Compressed, out: pathlib.Path) -> Artifact:
       ConfigError: if the folder `out` is there already.
       ArtifactError: if the data set holds anything but what `write_compressed` writes.
     """
-    if out.exists():
-        raise ConfigError(f"--out={out}: the folder exists; name another one, or delete it")
+    durable.check_new(out)
 
     def write(folder: pathlib.Path) -> Mapping[str, Any]:
         unpack_into(given, folder)
@@ -407,8 +410,7 @@ def _unpack_factors(schema: Schema) -> _Work:
 
 def _unpack_sides(source: pathlib.Path, folder: pathlib.Path, config: ConfigDict) -> None:
     """Unpacks one set of factors, which has the bits and biases that the configuration says."""
-    bits, biased = config.factor_bits, has_biases(config)
-    dtype = np.dtype(np.int8 if bits <= 8 else np.float16 if bits == 16 else np.float32)
+    dtype, biased = dtype_of(config.factor_bits), has_biases(config)
     for side in _SIDES:
         packed.unpack(source / f"{side}.parquet", folder, side_kinds(side, dtype, None, biased))
     if biased:

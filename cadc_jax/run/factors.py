@@ -63,13 +63,15 @@ def factorize_stage(run: Run, prepared: Artifact, sample: Artifact | None = None
 
 def _blended(run: Run, prepared: Artifact, parts: Sequence[Artifact]) -> Artifact:
     """Factorisations side by side; the validation split chooses their weights."""
-    options = configuration.evaluation_config(run.config)
+    options = dataclasses.replace(
+        configuration.evaluation_config(run.config), ranking="full", max_users=BLEND_USERS
+    )
     settings = {
         "prepared": prepared.fingerprint,
         **configuration.factorization_settings(run.config),
         "parts": [part.fingerprint for part in parts],
         "bits": run.config.factor_bits,
-        "weights": [*blend.WEIGHTS, options.k[0], BLEND_USERS],
+        "weights": [*blend.WEIGHTS, options.k[0], options.max_users],
     }
 
     def write(folder: pathlib.Path) -> Mapping[str, Any]:
@@ -77,8 +79,7 @@ def _blended(run: Run, prepared: Artifact, parts: Sequence[Artifact]) -> Artifac
 
         def quality(factors: Factors) -> float:
             scorer = scorers.factors(factors.user, factors.item, calibrated=False)
-            found = evaluate.rank_users(scorer, table, "validation", BLEND_USERS)
-            return found.quality(options.k[:1])[f"ndcg@{options.k[0]}"]
+            return evaluate.validation_quality(scorer, table, options)
 
         whole = [open_factors(part.path) for part in parts]
         weights = blend.choose_weights(whole, quality)
@@ -107,23 +108,20 @@ def _one(run: Run, prepared: Artifact, sample: Artifact | None) -> Artifact:
         "bits": run.config.factor_bits,
     }
     together = run.config.factorization != "sgd"  # that is the first process's work alone
-    if run.config.factor_rows == "all":
+    of_all = run.config.factor_rows == "all"
+    if not of_all:
+        settings |= {"unsampled_at": run.config.rate if sample is None else sample.fingerprint}
 
-        def write(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:
-            factors, losses = _factorize(job, slice(None), saved)
-            write_factors(folder, _turned(factors), run.config.factor_bits)
-            return {"losses": losses.tolist()}
-
-        return make_long_stage(run, "factorize", settings, write, together=together)
-
-    settings |= {"unsampled_at": run.config.rate if sample is None else sample.fingerprint}
-
-    def write_unsampled(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:
-        factors, losses = _factorize(job, _unsampled_rows(job, sample), saved)
+    def write(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:
+        rows = slice(None) if of_all else _unsampled_rows(job, sample)
+        factors, losses = _factorize(job, rows, saved)
         write_factors(folder, _turned(factors), run.config.factor_bits)
         return {"losses": losses.tolist()}
 
-    first = make_long_stage(run, UNSAMPLED, settings, write_unsampled, together=together)
+    stage = "factorize" if of_all else UNSAMPLED
+    first = make_long_stage(run, stage, settings, write, together=together)
+    if of_all:
+        return first
     settings |= {"refresh": REFRESH_PASSES}
 
     def refresh(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:

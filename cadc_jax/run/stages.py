@@ -16,13 +16,12 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from cadc_jax import configuration
-from cadc_jax.data import negatives, pipeline, prepare
+from cadc_jax.data import pipeline, prepare
 from cadc_jax.data.hosts import Hosts
 from cadc_jax.data.readers import registry, synthetic
 from cadc_jax.data.table import (
     Columns,
     ColumnWriter,
-    Schema,
     Table,
     open_rows,
     open_table,
@@ -40,6 +39,7 @@ from cadc_jax.runtime import artifacts, distributed
 from cadc_jax.runtime.artifacts import Artifact
 from cadc_jax.runtime.checkpoints import Checkpoints, quiet_orbax
 from cadc_jax.runtime.manifest import ADVICE
+from cadc_jax.runtime.text import one_line
 from cadc_jax.training import assemble, tensorboard
 from cadc_jax.training.assemble import EmbeddingStart, TrainingData
 from cadc_jax.training.loop import FitOptions, Fitted
@@ -164,7 +164,9 @@ def train_stage(run: Run, inputs: Inputs, model_name: str, arm: Arm) -> Artifact
         kept = arm.takes_sample
         rows = open_rows(sample.path, table.schema) if kept else table.splits["train"]
         share = len(rows["user"]) / prepared.facts["rows"]["train"]
-        fitted = _fit(run, table, rows, share, factors, model_name, arm, saved)
+        start = _embedding_start(run, factors, arm)
+        data = _training_data(run.config, table, rows, share, start)
+        fitted = _fit(run, table, data, start, model_name, arm, saved)
         trained = {name: x for name, x in fitted.tables.items() if name not in arm.frozen}
         with quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
             path = (folder / "state").resolve()
@@ -173,7 +175,8 @@ def train_stage(run: Run, inputs: Inputs, model_name: str, arm: Arm) -> Artifact
             "arm": arm.name,
             "model": model_name,
             "rows": len(rows["user"]),
-            "pairs": _pairs(rows, table.schema),
+            # Each row of a click log is a pair of its own.
+            "pairs": len(rows["user"] if data.negatives is None else data.negatives.known),
             "best_step": fitted.best_step,
             "history": fitted.history,
         }
@@ -181,42 +184,39 @@ def train_stage(run: Run, inputs: Inputs, model_name: str, arm: Arm) -> Artifact
     return make_long_stage(run, "train", settings, write, f"{model_name}, {arm.name}")
 
 
-def _pairs(rows: Columns, schema: Schema) -> int:
-    """Pairs of a user and an item that training reads; each row of a click log is one."""
-    if schema.task == "click":
-        return len(rows["user"])
-    return len(np.unique(negatives.pair_keys(rows["user"], rows["item"], schema.num_items)))
+def _training_data(
+    config: ConfigDict, table: Table, rows: Columns, share: float, start: EmbeddingStart
+) -> TrainingData:
+    """Rows, which are a share of all training rows, and what there is to know of their ids."""
+    sampler = None
+    if table.schema.task == "ranking":
+        of_all_rows = start.factors if start.predict_with is None else start.predict_with
+        sampler = assemble.negatives_of(
+            configuration.train_config(config), rows, table.schema.num_items, share, of_all_rows
+        )
+    return TrainingData(
+        rows, embeddings.content_of(table), embeddings.num_feature_rows(table), sampler
+    )
 
 
 def _fit(
     run: Run,
     table: Table,
-    rows: Columns,
-    share: float,
-    factors: Artifact,
+    data: TrainingData,
+    start: EmbeddingStart,
     model_name: str,
     arm: Arm,
     saved: Checkpoints | None,
 ) -> Fitted:
-    config, schema = run.config, table.schema
-    train_config, evaluation = (
-        configuration.train_config(config),
-        configuration.evaluation_config(config),
-    )
-    sampler = None
-    if schema.task == "ranking":
-        given = factor_files.factor_tables(factors.path) if arm.takes_factors else None
-        sampler = assemble.negatives_of(train_config, rows, schema.num_items, share, given)
-    data = TrainingData(
-        rows, embeddings.content_of(table), embeddings.num_feature_rows(table), sampler
-    )
+    config = run.config
+    evaluation = configuration.evaluation_config(config)
     logs = run.workdir / "logs" / f"{model_name}-{arm.name}"
     first = distributed.is_first()
     return assemble.train(
         configuration.make_model(config, model_name),
-        train_config,
+        configuration.train_config(config),
         data,
-        _embedding_start(run, factors, arm),
+        start,
         lambda scorer: evaluate.validation_quality(scorer, table, evaluation),
         config.seed,
         FitOptions(
@@ -273,7 +273,7 @@ def restore(
             like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), saved)
             state = checkpointer.restore(path, like)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
-        text = " ".join(str(error).split())[:200]
+        text = one_line(error)[:200]
         raise ArtifactError(f"{path}: not a state of this network ({text}); {ADVICE}") from None
     return state["params"], dict(state["tables"]) | frozen
 

@@ -27,6 +27,7 @@ from cadc_jax.runtime import artifacts, distributed, durable
 from cadc_jax.runtime.interrupts import Stopped
 from cadc_jax.runtime.manifest import NAME as MANIFEST
 from cadc_jax.runtime.manifest import checksums
+from cadc_jax.runtime.text import one_line
 
 FORMAT = 2  # raise it when what a stage saves changes
 _TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that Orbax is writing
@@ -312,7 +313,7 @@ def _read_manifest(path: pathlib.Path) -> Mapping[str, Any]:
 
 
 def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = one_line(error)
     if len(text) > 240:  # TensorStore begins with what it tried to do and ends with the cause
         text = f"{text[:80]} ... {text[-150:]}"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

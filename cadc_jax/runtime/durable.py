@@ -18,6 +18,12 @@ from cadc_jax.errors import ConfigError
 LOCK = ".lock"  # name of the file in a work folder that a run holds
 
 
+def check_new(out: pathlib.Path, kind: str = "folder") -> None:
+    """Raises ConfigError if the `kind` that a command is to make, by --out, is there already."""
+    if out.exists():
+        raise ConfigError(f"--out={out}: the {kind} exists; name another one, or delete it")
+
+
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """A temporary file beside `path`, which replaces it on leaving; an error leaves `path` alone.

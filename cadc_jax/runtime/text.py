@@ -1,4 +1,4 @@
-"""Text for people: aligned columns, and a hint at the name that was probably meant."""
+"""Text for people: aligned columns, single lines, hints at the name that was probably meant."""
 
 import difflib
 from collections.abc import Collection, Iterable, Sequence
@@ -30,6 +30,11 @@ def printable(text: str) -> str:
     return "".join(
         x if x.isprintable() or x in "\n\t" else "\N{REPLACEMENT CHARACTER}" for x in text
     )
+
+
+def one_line(value: object) -> str:
+    """The text of a value, such as an error of a library, with all white space as single spaces."""
+    return " ".join(str(value).split())
 
 
 def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:

@@ -43,8 +43,7 @@ def write_export(trained: Trained, out: pathlib.Path, form: str) -> Artifact:
     """
     if form not in FORMS:
         raise ConfigError(f"--format={form}: must be one of {', '.join(FORMS)}")
-    if out.exists():
-        raise ConfigError(f"--out={out}: the folder exists; name another one, or delete it")
+    durable.check_new(out)
     if trained.arm is POPULARITY:
         raise ConfigError(
             f"--arm={POPULARITY.name}: there is no model to export; see items/count.npy"

@@ -128,8 +128,7 @@ def write_recommendations(trained: Trained, which: str, k: int, out: pathlib.Pat
       ConfigError: if the file exists or no user is known.
       DataError: if there is no file of users.
     """
-    if out.exists():
-        raise ConfigError(f"--out={out}: the file exists; name another one, or delete it")
+    durable.check_new(out, "file")
     raw_users, raw_items = RawIds(trained, "user"), RawIds(trained, "item")
     users, unknown = _chosen(trained, which, raw_users)
     if not len(users):

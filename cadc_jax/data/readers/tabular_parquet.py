@@ -17,6 +17,7 @@ import pyarrow.parquet
 from cadc_jax.data.readers import files
 from cadc_jax.data.readers.tabular_rows import FileRows
 from cadc_jax.errors import DataError
+from cadc_jax.runtime.text import one_line
 
 _GROUP_BYTES = 1 << 27  # a row group of more decoded bytes is read in batches
 _BATCH_BYTES = 1 << 24  # decoded bytes of a batch
@@ -150,5 +151,4 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _damaged_error(path: Path, error: object) -> DataError:
-    text = " ".join(str(error).split())  # Arrow's messages may have several lines
-    return DataError(f"{path}: not a whole Parquet file ({text}); {files.HINT}")
+    return DataError(f"{path}: not a whole Parquet file ({one_line(error)}); {files.HINT}")
