@@ -18,14 +18,15 @@ def finished(config, workdir):
     return workdir
 
 
-def ranking_config(folder):
+def ranking_config(folder, users=40, items=60):
     """Customers and products with titles and tags, written to `folder`."""
     rng = np.random.default_rng(0)
-    pairs = rng.permutation(np.unique(rng.integers(0, [40, 60], (900, 2)), axis=0))
+    pairs = rng.permutation(np.unique(rng.integers(0, [users, items], (900, 2)), axis=0))
     folder.mkdir()
     log = "".join(f"ann{user:02},{item}\n" for user, item in pairs)
     (folder / "log.csv").write_text("customer,product\n" + log)
-    products = "".join(f"{i},Product {i},{'red|green' if i % 2 else 'blue'}\n" for i in range(60))
+    tags = ("blue", "red|green")
+    products = "".join(f"{i},Product {i},{tags[i % 2]}\n" for i in range(items))
     (folder / "products.csv").write_text("product,name,tags\n" + products)
     config = configuration.default_config()
     config.name, config.rate, config.arms = "shop", 0.25, ("sample", "cadc_frozen")

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.sparse
 from jax.sharding import Mesh
 
 from cadc_jax import sharding
@@ -190,6 +191,27 @@ def fold_in(factors: Factors, interactions: Interactions, *, mesh: Mesh | None =
     weight = np.ones(interactions.num_users)
     placed = gram.place(interactions, weight, encoder.shape[1], mesh)
     return placed.encode(placed.table(encoder))
+
+
+def add_rows(factors: Factors, user: np.ndarray, item: np.ndarray) -> np.ndarray:
+    """User factors after more rows: each adds the encoder's row of its item to its user.
+
+    With the factors of the unsampled rows and the kept rows, these are the factors of all rows. So
+    nobody needs to store a second table of users.
+
+    Args:
+      factors: with an encoder.
+      user: [N] integer in [0, U).
+      item: [N] integer in [0, I).
+
+    Returns:
+      [U, D] float32.
+    """
+    encoder = np.asarray(_encoder_of(factors), np.float32)
+    known = np.asarray(factors.user, np.float32)
+    sizes = len(known), len(encoder)
+    rows = scipy.sparse.csr_matrix((np.ones(len(user), np.float32), (user, item)), sizes)
+    return known + rows @ encoder
 
 
 class _State(NamedTuple):

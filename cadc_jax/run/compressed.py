@@ -7,8 +7,10 @@
                              `user_scale` or `item_scale` a row, float16 or float32; biases, if any
     factors/unsampled/       with `factor_rows='unsampled'` the factors of the rows that are not
                              kept, to train on the kept ones. The int8 levels of `factors/` are then
-                             differences from `quantization.predicted_levels` of these, modulo 256.
-                             An autoencoder's encoder is in neither: training does not need it
+                             differences from `quantization.predicted_levels` of these, modulo 256
+    factors/encoder.parquet  then, of an autoencoder with fewer items than users: [I, D], in place
+                             of `factors/user.parquet`. A user's factors are those of the unsampled
+                             rows and the encoder's row of each kept item, added up
     content/                 features, counts and titles of users and items
     vocabularies/            raw values by id - 1
     mask.parquet             `user` and `item` of all training rows of the ranking task, which are
@@ -50,7 +52,8 @@ from cadc_jax.data.table import (
     write_columns,
 )
 from cadc_jax.errors import ArtifactError, ConfigError
-from cadc_jax.factorization.quantization import dtype_of, predicted_levels
+from cadc_jax.factorization import autoencoder
+from cadc_jax.factorization.quantization import dequantize, dtype_of, predicted_levels
 from cadc_jax.run import stages
 from cadc_jax.run.context import Inputs, Run, make_stage
 from cadc_jax.run.factor_files import (
@@ -58,15 +61,16 @@ from cadc_jax.run.factor_files import (
     has_biases,
     is_crossed,
     open_factors,
+    quantized,
     side_kinds,
     write_factors,
 )
-from cadc_jax.run.factors import factorize_stage
+from cadc_jax.run.factors import factorize_stage, positives
 from cadc_jax.run.formats import COMPRESSED, UNPACKED, open_stage
 from cadc_jax.runtime import artifacts, durable, manifest
 from cadc_jax.runtime.artifacts import Artifact
 
-_SIDES = ("user", "item")
+_SIDES, _ENCODED = ("user", "item"), ("encoder", "item")
 _HELD_OUT = (SPLITS[VALIDATION], SPLITS[TEST])
 _JSON = ("schema.json", "statistics.json")
 _FACTORS, _CONTENT, _VOCABULARIES = "factors", "content", "vocabularies"
@@ -169,17 +173,25 @@ def pack_factors(factors: Artifact, out: pathlib.Path) -> None:
     """Packs factors into a part of the folder `out`."""
     columns = dict(read_columns(factors.path))
     before: dict[str, np.ndarray] = {}
+    sides = _SIDES
     if is_crossed(factors):
         before = dict(read_columns(factors.path / UNSAMPLED))
-        _pack_sides(before, out / _FACTORS / UNSAMPLED)
+        _pack_sides(before, _SIDES, out / _FACTORS / UNSAMPLED)
+        if "encoder" in columns and _encoder_is_smaller(len(columns["user"]), len(columns["item"])):
+            sides = _ENCODED
     for side in _SIDES:
         if (guess := _guess(before, columns, side)) is not None:
             columns[side] = columns[side] - guess
-    _pack_sides(columns, out / _FACTORS)
+    _pack_sides(columns, sides, out / _FACTORS)
 
 
-def _pack_sides(columns: Columns, out: pathlib.Path) -> None:
-    for side in _SIDES:
+def _encoder_is_smaller(num_users: int, num_items: int) -> bool:
+    """Whether an encoder is stored in place of the users' factors of all rows."""
+    return num_items < num_users
+
+
+def _pack_sides(columns: Columns, sides: tuple[str, ...], out: pathlib.Path) -> None:
+    for side in sides:
         own = {name: x for name, x in columns.items() if name.startswith(side)}
         packed.pack(out / f"{side}.parquet", own)
     if "global_bias" in columns:
@@ -251,11 +263,10 @@ def unpack(run: Run, given: Compressed) -> Inputs:
     schema, base = open_schema(prepared.path), {"prepared": prepared.fingerprint}
     method = factorization_settings(config)
     kept = {"rate": config.rate, "seed": config.seed}
-    return Inputs(
-        prepared,
-        stage("factorize", "factors", base | method, _unpack_factors(schema)),
-        stage("sample", "sample", base | kept, _unpack_rows(schema)),
-    )
+    sample = stage("sample", "sample", base | kept, _unpack_rows(schema))
+    unpack_factors = _unpack_factors(schema, sample.path)
+    factors = stage("factorize", "factors", base | method, unpack_factors)
+    return Inputs(prepared, factors, sample)
 
 
 def check(given: Compressed) -> None:
@@ -302,8 +313,8 @@ def unpack_into(given: Compressed, folder: pathlib.Path) -> None:
         part.mkdir()
     _checked(given, parts["table"], _unpack_table)
     schema = open_schema(parts["table"])
-    _checked(given, parts["factors"], _unpack_factors(schema))
     _checked(given, parts["rows"], _unpack_rows(schema))
+    _checked(given, parts["factors"], _unpack_factors(schema, parts["rows"]))
 
 
 # Unpacks a part into a folder, and yields what is wrong with it.
@@ -383,8 +394,13 @@ def _unpack_rows(schema: Schema) -> _Work:
     return work
 
 
-def _unpack_factors(schema: Schema) -> _Work:
-    """Unpacks the factors of a table's users and items. Yields what is wrong with them."""
+def _unpack_factors(schema: Schema, rows: pathlib.Path) -> _Work:
+    """Unpacks the factors of a table's users and items. Yields what is wrong with them.
+
+    Args:
+      schema: of the table.
+      rows: the unpacked kept rows, checked.
+    """
 
     def work(given: Compressed, folder: pathlib.Path) -> Iterator[str]:
         source, config = given.path / _FACTORS, given.config
@@ -392,10 +408,16 @@ def _unpack_factors(schema: Schema) -> _Work:
         if (source / UNSAMPLED).exists() != crossed:
             yield f"its factors do not go with factor_rows={config.factor_rows!r}"
         before: Columns = {}
+        encoded = crossed and config.factorization == "autoencoder"
+        encoded = encoded and _encoder_is_smaller(schema.num_users, schema.num_items)
         if crossed:
-            _unpack_sides(source / UNSAMPLED, folder / UNSAMPLED, config)
+            _unpack_sides(source / UNSAMPLED, _SIDES, folder / UNSAMPLED, config)
             before = read_columns(folder / UNSAMPLED)
-        _unpack_sides(source, folder, config)
+        _unpack_sides(source, _ENCODED if encoded else _SIDES, folder, config)
+        if encoded:
+            users = _users_with_kept_rows(folder, schema, rows)
+            write_columns(folder, quantized("user", users, config.factor_bits))
+            before = {name: x for name, x in before.items() if name.startswith("item")}
         columns = read_columns(folder)
         for side in _SIDES:
             if (guess := _guess(before, columns, side)) is not None:
@@ -408,10 +430,26 @@ def _unpack_factors(schema: Schema) -> _Work:
     return work
 
 
-def _unpack_sides(source: pathlib.Path, folder: pathlib.Path, config: ConfigDict) -> None:
+def _users_with_kept_rows(folder: pathlib.Path, schema: Schema, rows: pathlib.Path) -> np.ndarray:
+    """User factors of all rows, from those of the unsampled ones, an encoder and the kept rows."""
+    columns, kept = read_columns(folder), read_columns(rows)
+    unsampled = open_factors(folder / UNSAMPLED, values=True)
+    encoder = dequantize(columns["encoder"], columns.get("encoder_scale"))
+    wanted = (schema.num_users, schema.num_items, *unsampled.item.shape)
+    if (len(unsampled.user), len(encoder), *encoder.shape) != wanted:
+        raise ArtifactError(f"{_FACTORS}/encoder.parquet: of other users, items or factors")
+    if not np.isfinite(encoder).all():
+        raise ArtifactError(f"{_FACTORS}/encoder.parquet: a number is not finite")
+    user, item = positives(kept["user"], kept["item"], kept.get("label"))
+    return autoencoder.add_rows(dataclasses.replace(unsampled, encoder=encoder), user, item)
+
+
+def _unpack_sides(
+    source: pathlib.Path, sides: tuple[str, ...], folder: pathlib.Path, config: ConfigDict
+) -> None:
     """Unpacks one set of factors, which has the bits and biases that the configuration says."""
     dtype, biased = dtype_of(config.factor_bits), has_biases(config)
-    for side in _SIDES:
+    for side in sides:
         packed.unpack(source / f"{side}.parquet", folder, side_kinds(side, dtype, None, biased))
     if biased:
         kinds = {"global_bias": ColumnKind(np.float32)}

@@ -3,7 +3,7 @@
 user.npy [U, D], item.npy [I, D]       int8 with `user_scale.npy` [U] and `item_scale.npy` [I]
                                        float32, or float16, or float32; see `quantization`
 user_bias.npy [U], item_bias.npy [I], global_bias.npy []     float32, if there are biases
-encoder.npy [I, D]                     float32, of the autoencoder; see `autoencoder`
+encoder.npy [I, D]                     of the autoencoder, stored as the two above
 unsampled/                             the same of the rows that the sample does not keep, with
                                        `factor_rows='unsampled'`
 """
@@ -41,7 +41,7 @@ def open_factors(folder: pathlib.Path, values: bool = False) -> Factors:
     biased = bool(columns.keys() & {"user_bias", "item_bias", "global_bias"})
     rank = columns["item"].shape[-1] if "item" in columns and columns["item"].ndim else None
     found = {}
-    for side in ("user", "item"):
+    for side in ("user", "item", *({"encoder"} & columns.keys())):
         dtype = columns[side].dtype if side in columns else np.dtype(np.int8)
         kinds = side_kinds(side, dtype, rank, biased)
         own = {name: columns.pop(name) for name in kinds if name in columns}
@@ -57,20 +57,17 @@ def open_factors(folder: pathlib.Path, values: bool = False) -> Factors:
         check_columns(folder, shared, {"global_bias": ColumnKind(np.float32)}, values=values)
     elif biased:
         raise ArtifactError(f"{folder}: no column 'global_bias'; {ADVICE}")
-    if "encoder" in columns:
-        found["encoder"] = columns.pop("encoder")
-        own, rows = {"encoder": found["encoder"]}, len(found["item"])
-        kinds = {"encoder": ColumnKind(np.float32, (rank,))}
-        check_columns(folder, own, kinds, rows, values=values)
     check_columns(folder, columns, {})
+    if "encoder" in found and len(found["encoder"]) != len(found["item"]):
+        raise ArtifactError(f"{folder}: an encoder and factors of different items; {ADVICE}")
     return Factors(**found)
 
 
 def side_kinds(side: str, dtype: np.dtype, rank: int | None, biased: bool) -> dict[str, ColumnKind]:
-    """The columns of one side's factors.
+    """The columns of one side's factors, or of an encoder.
 
     Args:
-      side: 'user' or 'item'.
+      side: 'user', 'item' or 'encoder'.
       dtype: int8, float16 or float32.
       rank: D; None for any.
       biased: whether there are biases.
@@ -118,13 +115,17 @@ def is_crossed(factors: Artifact) -> bool:
 
 
 def write_factors(folder: pathlib.Path, factors: Factors, bits: int) -> None:
-    """Writes factors in `bits` bits an entry; biases and an encoder in float32."""
+    """Writes factors and an encoder in `bits` bits an entry, and biases in float32."""
     if not distributed.is_first():
         return
     found = {field.name: getattr(factors, field.name) for field in dataclasses.fields(factors)}
     arrays = {name: np.asarray(x, np.float32) for name, x in found.items() if x is not None}
-    for side in ("user", "item"):
-        arrays[side], scale = quantize(arrays[side], bits)
-        if scale is not None:
-            arrays[f"{side}_scale"] = scale
+    for side in [name for name in ("user", "item", "encoder") if name in arrays]:
+        arrays |= quantized(side, arrays[side], bits)
     write_columns(folder, arrays)
+
+
+def quantized(side: str, table: np.ndarray, bits: int) -> dict[str, np.ndarray]:
+    """The columns of one side's factors, or of an encoder, in `bits` bits an entry."""
+    levels, scale = quantize(table, bits)
+    return {side: levels} if scale is None else {side: levels, f"{side}_scale": scale}

@@ -128,6 +128,8 @@ def _one(run: Run, prepared: Artifact, sample: Artifact | None) -> Artifact:
         start = open_factors(first.path)
         passes = dataclasses.replace(job, config=job.config.refreshing(REFRESH_PASSES))
         factors, losses = _factorize(passes, slice(None), saved, start)
+        if start.encoder is not None:  # a compressed data set has no more than this either
+            factors = dataclasses.replace(factors, user=_with_kept_rows(job, sample, start))
         write_factors(folder, factors, run.config.factor_bits)
         if distributed.is_first():
             no_manifest = shutil.ignore_patterns(manifest.NAME)
@@ -148,15 +150,25 @@ class _Job:
         return jax.random.key(self.run.config.seed)
 
 
+def _kept_rows(job: _Job, sample: Artifact | None) -> np.ndarray:
+    """Ids of the training rows that are kept."""
+    if sample is not None:
+        return read_columns(sample.path)["row"]
+    rows = open_table(job.prepared.path).splits["train"]["user"]
+    return pipeline.sampled_ids(len(rows), job.run.config.rate, job.run.config.seed)
+
+
 def _unsampled_rows(job: _Job, sample: Artifact | None) -> np.ndarray:
     """Ids of the training rows that are not kept."""
-    table, config = open_table(job.prepared.path), job.run.config
-    left = np.ones(len(table.splits["train"]["user"]), bool)
-    if sample is None:
-        left[pipeline.sampled_ids(len(left), config.rate, config.seed)] = False
-    else:
-        left[read_columns(sample.path)["row"]] = False
+    left = np.ones(len(open_table(job.prepared.path).splits["train"]["user"]), bool)
+    left[_kept_rows(job, sample)] = False
     return np.flatnonzero(left)
+
+
+def _with_kept_rows(job: _Job, sample: Artifact | None, unsampled: Factors) -> np.ndarray:
+    """User factors of all rows, of an autoencoder of the unsampled ones."""
+    kept = _training_rows(open_table(job.prepared.path), _kept_rows(job, sample))
+    return autoencoder.add_rows(unsampled, *positives(kept.user, kept.item, kept.label))
 
 
 def _factorize(
@@ -246,8 +258,15 @@ def _training_rows(table: Table, rows: slice | np.ndarray) -> sgd.TrainingRows:
 
 def _interactions(rows: sgd.TrainingRows, value: np.ndarray | None) -> Interactions:
     """The matrix of the rows; of clicks, an impression without a click is no preference."""
-    users, items = rows.user, rows.item
-    if rows.label is not None:
-        clicked = np.flatnonzero(rows.label)
-        users, items = users[clicked], items[clicked]
+    users, items = positives(rows.user, rows.item, rows.label)
     return Interactions.from_rows(users, items, rows.num_users, rows.num_items, value)
+
+
+def positives(
+    user: np.ndarray, item: np.ndarray, label: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Users and items of the rows that express a preference: of clicks, those with label 1."""
+    if label is None:
+        return user, item
+    clicked = np.flatnonzero(label)
+    return user[clicked], item[clicked]

@@ -28,7 +28,7 @@ from cadc_jax import __version__
 from cadc_jax.errors import ArtifactError
 from cadc_jax.runtime import durable
 
-FORMAT = 5  # of every artefact; raise it when a layout on disk changes
+FORMAT = 6  # of every artefact; raise it when a layout on disk changes
 NAME = "manifest.json"
 ADVICE = "delete the folder and run again"
 _MAX_BYTES = 1 << 26

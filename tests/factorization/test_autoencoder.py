@@ -62,6 +62,16 @@ def test_the_reported_objective_is_that_of_the_factors_and_falls(config, data):
     assert np.all(np.diff(losses) < 0)
 
 
+def test_added_rows_give_the_users_of_all_rows(config):
+    user, item, _ = reference.sparse_data()
+    kept = np.random.default_rng(0).random(len(user)) < 0.3
+    part = Interactions.from_rows(user[~kept], item[~kept], U, I)
+    factors, _ = autoencoder.fit(part, config, KEY)
+    grown = autoencoder.add_rows(factors, user[kept], item[kept])
+    whole = autoencoder.refresh(factors.encoder, Interactions.from_rows(user, item, U, I), config)
+    np.testing.assert_allclose(grown, whole.user, atol=1e-5)
+
+
 def test_users_are_their_interactions_times_the_encoder(config, data):
     interactions, matrix = data
     factors, _ = autoencoder.fit(interactions, config, KEY)

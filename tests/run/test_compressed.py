@@ -21,29 +21,37 @@ def clicks_config():
     return config
 
 
-def shop_config(folder):
-    config = ranking_config(folder)
+def shop_config(folder, **sizes):
+    config = ranking_config(folder, **sizes)
     config.arms, config.factor_rows = ("full", "cadc_frozen"), "unsampled"
     return config
 
 
-def encoded_config(folder):
-    config = shop_config(folder)
+def encoded_config(folder, **sizes):
+    config = shop_config(folder, **sizes)
     config.factorization = "autoencoder"
     config.autoencoder.factors = 8
     return config
 
 
-@pytest.fixture(scope="module", params=["click", "ranking", "autoencoder"])
+def fewer_items_config(folder):
+    return encoded_config(folder, users=80, items=60)
+
+
+SIDES = ("user", "item")
+CONFIGS = {
+    "ranking": shop_config,
+    "autoencoder": encoded_config,
+    "fewer items": fewer_items_config,
+}
+
+
+@pytest.fixture(scope="module", params=["click", *CONFIGS])
 def made(request, tmp_path_factory):
     """(configuration, folder of the run, compressed data set), with the raw data gone."""
-    path = tmp_path_factory.mktemp(request.param)
+    path = tmp_path_factory.mktemp(request.param.replace(" ", "_"))
     click = request.param == "click"
-    if click:
-        config = clicks_config()
-    else:
-        make = encoded_config if request.param == "autoencoder" else shop_config
-        config = make(path / "raw")
+    config = clicks_config() if click else CONFIGS[request.param](path / "raw")
     run = experiment.Run(config, path / "work", quiet)
     experiment.compress(run, path / "out")
     expected = path / "whole"
@@ -74,8 +82,12 @@ def test_it_unpacks_to_what_it_was_made_of(made, tmp_path):
     for stage, here in stages.items():
         there = only(path / "work" / stage)
         names = [x.relative_to(there) for x in sorted(there.rglob("*")) if x.is_file()]
-        not_packed = ("manifest.json", "row.npy", "encoder.npy")
+        not_packed = ("manifest.json", "row.npy")
         gone = {x for x in names if x.parts[0] == "train" or x.name in not_packed}
+        encoders = {x for x in names if x.name.startswith("encoder")}
+        if (folder / "factors" / "encoder.parquet").exists():
+            encoders = {x for x in encoders if len(x.parts) > 1}
+        gone |= encoders
         left = [x.relative_to(here.path) for x in sorted(here.path.rglob("*")) if x.is_file()]
         assert [x for x in left if x.name != "manifest.json"] == [x for x in names if x not in gone]
         for name in set(names) - gone:
@@ -84,11 +96,18 @@ def test_it_unpacks_to_what_it_was_made_of(made, tmp_path):
     assert 0 < len(kept) < 0.4 * inputs.prepared.facts["rows"]["train"]
 
 
-def test_an_encoder_stays_in_the_work_folder(made):
+def test_an_encoder_is_stored_in_place_of_users_if_it_is_smaller(made):
     config, path, folder = made
     encoded = config.factorization == "autoencoder"
     assert len(list(path.glob("work/factorize/*/**/encoder.npy"))) == 2 * encoded
-    assert "encoder" not in " ".join(x.name for x in folder.rglob("*"))
+    users, items = (len(np.load(only(path / "work/factorize") / f"{x}.npy")) for x in SIDES)
+    smaller = encoded and items < users
+    names = {x.name for x in (folder / "factors").iterdir()}
+    sides = {"encoder.parquet"} if smaller else {"user.parquet"}
+    assert names - {"global_bias.parquet"} == (
+        sides | {"item.parquet"} | ({"unsampled"} if config.factor_rows == "unsampled" else set())
+    )
+    assert "encoder" not in " ".join(x.name for x in (folder / "factors/unsampled").glob("*"))
 
 
 def test_one_set_of_factors_of_an_autoencoder_is_trained_from(tmp_path):
