@@ -197,7 +197,7 @@ def compiled_step(
 
 def als_pairs(matrix: Interactions, config: als.ALSConfig, devices: int) -> Pairs:
     """Figures of an ALS iteration; memory of the larger half-step."""
-    predicted = cost.als(_sizes(matrix), config, devices)
+    predicted = cost.als(_sizes(matrix), config, devices, on_cpu=True)
     parts = predicted.memory
     mesh = sharding.make_mesh(devices=jax.devices()[:devices])
     programs = compiled_half_steps(matrix, config, mesh)

@@ -87,6 +87,11 @@ def mesh_of(array: jax.Array) -> Mesh:
     return where.mesh
 
 
+def is_cpu(mesh: Mesh) -> bool:
+    """Whether the devices of a mesh are CPUs."""
+    return mesh.devices.flat[0].platform == "cpu"
+
+
 def put(tree: Any, where: Sharding) -> Any:
     """Places a tree of arrays on the devices of `where`.
 

@@ -51,8 +51,8 @@ def autoencoder_phases(
 
 
 def _fit(sizes: Sizes, config: AutoencoderConfig, devices: int, on_cpu: bool) -> "_Fit":
-    chunk = gram.chunk_entries(config.factors, on_cpu)
-    return _Fit(*both_sides(sizes, chunk, devices), config, devices)
+    chunking = gram.chunking(config.factors, on_cpu)
+    return _Fit(*both_sides(sizes, chunking, devices), config, devices)
 
 
 @dataclasses.dataclass(frozen=True)

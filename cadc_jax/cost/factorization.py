@@ -11,20 +11,21 @@ from cadc_jax.cost.arithmetic import all_reduce, f32, tree_bytes, up
 from cadc_jax.cost.model import Cost, Sizes
 from cadc_jax.cost.sides import Side, both_sides
 from cadc_jax.factorization import sgd
-from cadc_jax.factorization.als import ALSConfig
+from cadc_jax.factorization.als import ALSConfig, chunking
 from cadc_jax.factorization.als_solver import ELIMINATION_BLOCK
 from cadc_jax.factorization.sgd import SGDConfig
 
 
-def als(sizes: Sizes, config: ALSConfig, devices: int = 1) -> Cost:
+def als(sizes: Sizes, config: ALSConfig, devices: int = 1, on_cpu: bool = False) -> Cost:
     """The cost of an ALS iteration, which is two half-steps.
 
     Args:
       sizes: sizes of the data.
       config: settings of the factorisation.
       devices: number of devices.
+      on_cpu: whether they are CPUs, which gather fewer rows at once.
     """
-    sides = both_sides(sizes, config.chunk_entries, devices)
+    sides = both_sides(sizes, chunking(config, devices, on_cpu), devices)
     halves = [_HalfStep(solved, fixed, config, devices) for solved, fixed in (sides, sides[::-1])]
     held = sum(side.table_rows for side in sides) / devices
     entries = sum(side.entry_bytes for side in sides)
@@ -106,7 +107,8 @@ class _HalfStep:
         width = self.config.width
         matrices = 0
         if self.config.solver == "exact":
-            matrices = 3 * max(self.solved.chunk_rows, 1) * width * (width + 1) * 4
+            systems = 3 * max(self.solved.chunk_rows, 1) + self.solved.segments
+            matrices = systems * width * (width + 1) * 4
         exchange = self.devices * self.exchanged if self.config.fixed_side == "sharded" else 0
         return self.rows * width * 4 + 2 * (self.places * width * 4) + matrices + exchange
 

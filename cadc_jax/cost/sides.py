@@ -7,6 +7,7 @@ import numpy as np
 from cadc_jax.cost.arithmetic import up
 from cadc_jax.cost.model import Sizes
 from cadc_jax.factorization import interactions
+from cadc_jax.factorization.interactions import Chunking
 
 _CELL = 8  # an index and a value; programs leave values out if every one of them is 1
 
@@ -40,16 +41,18 @@ class Side(NamedTuple):
         return self.entries * _CELL + segments * 8
 
 
-def both_sides(sizes: Sizes, chunk: int, devices: int) -> tuple[Side, Side]:
-    """Users and items, in chunks of about `chunk` entries."""
-    users = _side(sizes.num_users, sizes.user_counts, sizes.entries, chunk, devices)
-    return users, _side(sizes.num_items, sizes.item_counts, sizes.entries, chunk, devices)
+def both_sides(sizes: Sizes, chunking: Chunking, devices: int) -> tuple[Side, Side]:
+    """Users and items, in chunks."""
+    users = _side(sizes.num_users, sizes.user_counts, sizes.entries, chunking, devices)
+    return users, _side(sizes.num_items, sizes.item_counts, sizes.entries, chunking, devices)
 
 
-def _side(rows: int, counts: np.ndarray | None, entries: int, chunk: int, devices: int) -> Side:
+def _side(
+    rows: int, counts: np.ndarray | None, entries: int, chunking: Chunking, devices: int
+) -> Side:
     if counts is None:
-        return _even_side(rows, entries, chunk, devices)
-    layout = interactions.make_layout(counts, chunk, devices)
+        return _even_side(rows, entries, chunking, devices)
+    layout = interactions.make_layout(counts, chunking, devices)
     need = -(-counts // layout.segment)
     long_segments = int(need[layout.chunk == layout.chunks].sum())
     return Side(
@@ -64,17 +67,18 @@ def _side(rows: int, counts: np.ndarray | None, entries: int, chunk: int, device
     )
 
 
-def _even_side(rows: int, entries: int, chunk: int, devices: int) -> Side:
+def _even_side(rows: int, entries: int, chunking: Chunking, devices: int) -> Side:
     """The layout of rows that all have the same number of entries, without a list of them."""
     count = max(1, up(entries, rows))
-    single = interactions.make_layout(np.array([count]), chunk, 1)
+    single = interactions.make_layout(np.array([count]), chunking, 1)
     segment, is_long = single.segment, single.long_rows > 0
-    need, target = up(count, segment), max(1, chunk // segment)
+    need, target = up(count, segment), max(1, chunking.entries // segment)
+    most_rows = min(target, chunking.rows or target)
     if is_long:
         long_rows = up(rows, devices) * devices
         chunks = up(rows * need, devices) * devices  # of one segment: no short row sets it
         return Side(rows, long_rows, devices, 0, 1, segment, long_rows, chunks)
-    chunks = up(max(up(rows * need, target), up(rows, target)), devices) * devices
+    chunks = up(max(up(rows * need, target), up(rows, most_rows)), devices) * devices
     chunk_rows = up(rows, chunks)
     segments = chunk_rows * need
     return Side(rows, chunks * chunk_rows, chunks, chunk_rows, segments, segment, 0, 0)

@@ -24,6 +24,7 @@ from cadc_jax.factorization import als_solver
 from cadc_jax.factorization.als_solver import HalfStepConfig, SideData
 from cadc_jax.factorization.factors import Array, Factors, check_finite, check_sizes
 from cadc_jax.factorization.interactions import (
+    Chunking,
     Interactions,
     Layout,
     SparseRows,
@@ -55,7 +56,7 @@ class ALSConfig:
       dtype: 'float32' or 'bfloat16', of the factor tables. Solves are always in float32.
       fixed_side: on several devices, 'gathered' copies the fixed table to each of them; 'sharded'
         leaves it split and exchanges the rows that each chunk needs.
-      chunk: entries gathered at once. None chooses half a MiB of factors, which stays in cache.
+      chunk: entries gathered at once; None chooses by the device, see `chunking`.
     """
 
     factors: int = 64
@@ -84,14 +85,38 @@ class ALSConfig:
         """K, columns of a factor table: the factors, and for explicit feedback the bias."""
         return self.factors + (self.feedback == "explicit")
 
-    @property
-    def chunk_entries(self) -> int:
-        """Entries gathered at once."""
-        return self.chunk or max(256, 2**17 // self.factors)
-
     def refreshing(self, iterations: int) -> "ALSConfig":
         """These settings for a `fit` that starts from other factors."""
         return dataclasses.replace(self, iterations=iterations)
+
+
+CACHED_BYTES = 1 << 19  # of factors that a CPU gathers at once: they stay in its cache
+GATHERED_BYTES = 1 << 29  # the same for an accelerator, which prefers few large steps
+# An accelerator writes a matrix [K, K] for each segment in the time of about so many products.
+MATRIX_OVERHEAD = 64
+LEAST_ENTRIES = 256  # gathered at once, however wide the factors are
+
+
+def chunking(config: ALSConfig, devices: int, on_cpu: bool) -> Chunking:
+    """How large the chunks of a half-step are.
+
+    An accelerator runs one chunk after another, so there should be few. What bounds them is memory:
+    the gathered factors, with a split fixed side what all devices ask for, and with exact solves
+    the matrices of the rows.
+
+    Args:
+      config: see `ALSConfig`.
+      devices: number of devices.
+      on_cpu: whether they are CPUs.
+    """
+    room = CACHED_BYTES if on_cpu else GATHERED_BYTES
+    if config.fixed_side == "sharded" and not on_cpu:
+        room //= devices
+    entries = config.chunk or max(LEAST_ENTRIES, room // (4 * config.factors))
+    if config.solver == "cg":
+        return Chunking(entries)
+    rows = max(1, 2 * entries // (config.width + 1))
+    return Chunking(entries, rows) if on_cpu else Chunking(entries, rows, MATRIX_OVERHEAD)
 
 
 OnIteration = Callable[[int, float, float], None]
@@ -268,7 +293,8 @@ def prepare(
         mesh = Mesh(np.array(jax.local_devices()[:1]), (sharding.DATA,))
     spread = NamedSharding(mesh, P(mesh.axis_names))
     both = (interactions.by_user, interactions.by_item)
-    users, items = (make_layout(rows.counts, config.chunk_entries, mesh.size) for rows in both)
+    chunks = chunking(config, mesh.size, sharding.is_cpu(mesh))
+    users, items = (make_layout(rows.counts, chunks, mesh.size) for rows in both)
 
     def side(rows: SparseRows, layout: Layout, fixed: Layout) -> Side:
         scale = np.maximum(layout.counts, 1.0)

@@ -36,7 +36,7 @@ _einsum = functools.partial(
 )
 
 
-ELIMINATION_BLOCK = 8  # rows of a matrix that an exact solve eliminates at a time
+ELIMINATION_BLOCK = 8  # rows of a matrix that `solve_by_elimination` eliminates at a time
 
 
 class HalfStepConfig(NamedTuple):
@@ -333,9 +333,25 @@ def _conjugate_gradients(
 def _solve_positive_definite(matrix: jax.Array, b: jax.Array) -> jax.Array:
     """Solves matrix [n, K, K] x = b [n, K]; each matrix is symmetric and positive definite.
 
-    Block Gauss-Jordan elimination. Like Cholesky's it needs no pivoting on such matrices, and it
-    consists of small matrix products. (A LAPACK call in a program with collectives can deadlock on
-    the CPU backend, because both wait in the same thread pool.)
+    GPUs have a batched Cholesky. On the CPU a LAPACK call in a program with collectives can
+    deadlock, because both wait in the same thread pool. On a TPU a Cholesky is a loop over columns.
+    """
+    return lax.platform_dependent(
+        matrix, b, cuda=solve_by_cholesky, rocm=solve_by_cholesky, default=solve_by_elimination
+    )
+
+
+def solve_by_cholesky(matrix: jax.Array, b: jax.Array) -> jax.Array:
+    """`matrix` = L L', then L y = b and L' x = y."""
+    lower = lax.linalg.cholesky(matrix, symmetrize_input=False)
+    solve = functools.partial(lax.linalg.triangular_solve, lower, left_side=True, lower=True)
+    return solve(solve(b[..., None]), transpose_a=True)[..., 0]
+
+
+def solve_by_elimination(matrix: jax.Array, b: jax.Array) -> jax.Array:
+    """Block Gauss-Jordan elimination, which consists of small matrix products.
+
+    Like Cholesky's it needs no pivoting on positive definite matrices.
     """
     n, width = b.shape
     block = ELIMINATION_BLOCK

@@ -19,7 +19,14 @@ from jax.sharding import PartitionSpec as P
 
 from cadc_jax import sharding
 from cadc_jax.factorization.factors import Array
-from cadc_jax.factorization.interactions import Chunks, Interactions, Layout, make_layout, pack
+from cadc_jax.factorization.interactions import (
+    Chunking,
+    Chunks,
+    Interactions,
+    Layout,
+    make_layout,
+    pack,
+)
 
 # Sums are in full float32 on every backend; the TPU's default would round inputs to bfloat16.
 einsum = functools.partial(
@@ -97,9 +104,9 @@ def place(
     """
     if mesh is None:
         mesh = Mesh(np.array(jax.local_devices()[:1]), (sharding.DATA,))
-    chunk = chunk_entries(width, on_cpu=mesh.devices.flat[0].platform == "cpu")
+    chunks = chunking(width, sharding.is_cpu(mesh))
     both = interactions.by_user, interactions.by_item
-    users, items = (make_layout(side.counts, chunk, mesh.size) for side in both)
+    users, items = (make_layout(side.counts, chunks, mesh.size) for side in both)
 
     def packed(side, layout, other):
         short, long = sharding.put(pack(side, layout, other.position), _split(mesh))
@@ -118,9 +125,10 @@ def place(
     return Placed(gram, users, items)
 
 
-def chunk_entries(width: int, on_cpu: bool) -> int:
-    """Entries gathered at once, for tables of about so many columns."""
-    return max(LEAST_ENTRIES, (CACHED_BYTES if on_cpu else GATHERED_BYTES) // (4 * width))
+def chunking(width: int, on_cpu: bool) -> Chunking:
+    """How much is gathered at once, for tables of about so many columns."""
+    room = CACHED_BYTES if on_cpu else GATHERED_BYTES
+    return Chunking(max(LEAST_ENTRIES, room // (4 * width)))
 
 
 @jax.jit

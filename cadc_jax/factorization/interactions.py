@@ -121,6 +121,21 @@ class Chunks:
 
 
 @dataclasses.dataclass(frozen=True)
+class Chunking:
+    """How large chunks are.
+
+    Attributes:
+      entries: entries of a chunk, about. A row with more than half of them is long.
+      rows: most short rows of a chunk; None for any number.
+      overhead: what a segment costs beyond its entries, counted in entries.
+    """
+
+    entries: int
+    rows: int | None = None
+    overhead: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
 class Layout:
     """The place of each row of one side in its table, and the chunk that solves it.
 
@@ -150,21 +165,25 @@ class Layout:
         return self.long_rows + self.chunks * self.chunk_rows
 
 
-def make_layout(counts: np.ndarray, chunk: int, devices: int = 1) -> Layout:
-    """Assigns the rows of one side to chunks of about `chunk` entries.
+def make_layout(counts: np.ndarray, chunking: Chunking, devices: int = 1) -> Layout:
+    """Assigns the rows of one side to chunks.
 
     Args:
       counts: [N] entries of each row.
-      chunk: entries gathered at once; a row with more than half of it is long.
+      chunking: how large the chunks are.
       devices: number of devices that the chunks are split over.
+
+    Raises:
+      DataError: if the table would have more rows than int32 counts.
     """
-    segment = _segment_length(counts)
+    segment = _segment_length(counts, chunking.overhead)
     need = -(-counts // segment)  # segments of each row
-    is_long = counts > chunk // 2
+    is_long = counts > chunking.entries // 2
     long, short = np.flatnonzero(is_long), np.flatnonzero(~is_long)
 
-    target = max(1, chunk // segment)  # segments that a chunk should hold
-    chunks = max(1, -(-int(need[short].sum()) // target), -(-len(short) // target))
+    target = max(1, chunking.entries // segment)  # segments that a chunk should hold
+    most_rows = min(target, chunking.rows or target)
+    chunks = max(1, -(-int(need[short].sum()) // target), -(-len(short) // most_rows))
     chunks = -(-chunks // devices) * devices
     chunk_of = np.full(len(counts), chunks)
     slot = np.zeros(len(counts), np.int64)
@@ -178,6 +197,7 @@ def make_layout(counts: np.ndarray, chunk: int, devices: int = 1) -> Layout:
     position = device * local_rows + local_long + nth * chunk_rows + slot
     device, nth = np.divmod(np.arange(len(long)), max(1, local_long))
     position[long] = device * local_rows + nth
+    check_places(local_rows * devices)
     return Layout(
         counts=counts,
         position=position.astype(np.int32),
@@ -222,10 +242,20 @@ def _deal(need: np.ndarray, chunks: int) -> tuple[np.ndarray, np.ndarray, np.nda
     return chunk, slot, load
 
 
-def _segment_length(counts: np.ndarray) -> int:
-    """The L with the lowest cost. A segment costs its entries, padding included, plus about 4."""
-    lengths = (1, 2, 4, 8, 16, 32)
-    return min(lengths, key=lambda length: (length + 4) * (-(-counts // length)).sum())
+def check_places(rows: int) -> None:
+    """Raises DataError unless int32 counts the rows of a table."""
+    if rows > np.iinfo(np.int32).max:
+        raise DataError(
+            f"a table of {rows:,} rows: at most {np.iinfo(np.int32).max:,} users or items can be "
+            "factorised"
+        )
+
+
+def _segment_length(counts: np.ndarray, overhead: int) -> int:
+    """The L with the lowest cost: for each segment its entries, padding included, and more."""
+    # There is nothing to gain from longer segments unless each costs much.
+    lengths = [1 << n for n in range(10) if 1 << n <= 8 * overhead]
+    return min(lengths, key=lambda length: (length + overhead) * (-(-counts // length)).sum())
 
 
 def pack(rows: SparseRows, layout: Layout, fixed_position: np.ndarray) -> tuple[Chunks, Chunks]:

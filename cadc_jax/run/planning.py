@@ -121,7 +121,7 @@ def _factorization_cost(
 ) -> cost.Cost:
     settings = configuration.factorization_config(config, method)
     if isinstance(settings, ALSConfig):
-        return cost.als(sizes, settings, devices)
+        return cost.als(sizes, settings, devices, on_cpu)
     if isinstance(settings, AutoencoderConfig):
         return cost.autoencoder(sizes, settings, devices, on_cpu)
     return cost.sgd_factorization(sizes, settings)

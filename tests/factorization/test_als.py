@@ -15,7 +15,7 @@ from cadc_jax.errors import ConfigError
 from cadc_jax.factorization import als, als_solver
 from cadc_jax.factorization.als import ALSConfig
 from cadc_jax.factorization.factors import Factors
-from cadc_jax.factorization.interactions import Interactions
+from cadc_jax.factorization.interactions import Interactions, make_layout
 from cadc_jax.runtime.checkpoints import Checkpoints
 from cadc_jax.runtime.interrupts import Stopped
 from tests.factorization import reference
@@ -320,10 +320,50 @@ def test_explicit_tables_have_a_column_for_the_bias():
     assert (IMPLICIT.width, EXPLICIT.width) == (D, D + 1)
 
 
-def test_chunks_hold_half_a_mebibyte_of_factors_unless_their_size_is_set():
-    assert ALSConfig(factors=64).chunk_entries * 64 * 4 == 2**19
-    assert ALSConfig(factors=10_000).chunk_entries == 256
-    assert ALSConfig(chunk=100).chunk_entries == 100
+def test_a_cpu_gathers_what_its_cache_holds_unless_the_size_is_set():
+    assert als.chunking(ALSConfig(factors=64), 1, on_cpu=True).entries * 64 * 4 == 2**19
+    assert als.chunking(ALSConfig(factors=10_000), 1, on_cpu=True).entries == 256
+    assert als.chunking(ALSConfig(chunk=100), 1, on_cpu=True).entries == 100
+
+
+@pytest.mark.parametrize("rank", [64, 128])
+@pytest.mark.parametrize("solver", ["cg", "exact"])
+def test_an_accelerator_has_few_loop_bodies(rank, solver):
+    config = ALSConfig(factors=rank, solver=solver)
+    chunking, rng = als.chunking(config, 1, on_cpu=False), np.random.default_rng(0)
+    bodies = 0
+    for rows in (138_000, 27_000):  # 20 M entries, with the long tail of MovieLens 20M
+        counts = np.maximum(1, 20e6 * rng.dirichlet(np.full(rows, 0.5))).astype(np.int64)
+        layout = make_layout(counts, chunking)
+        assert layout.long_rows == 0
+        bodies += layout.chunks
+    assert bodies <= 64
+
+
+def test_with_a_split_fixed_side_all_devices_share_the_room_of_an_accelerator():
+    config = ALSConfig(fixed_side="sharded")
+    one, eight = (als.chunking(config, devices, on_cpu=False).entries for devices in (1, 8))
+    assert one == 8 * eight
+
+
+def test_exact_solves_bound_the_matrices_of_a_chunk():
+    for factors in (16, 64, 256):
+        chunking = als.chunking(ALSConfig(factors=factors, solver="exact"), 1, on_cpu=False)
+        layout = make_layout(np.full(3_000_000, 2), chunking)
+        room = chunking.entries * factors * 4
+        assert layout.chunk_rows * factors * (factors + 1) * 4 <= 2 * room
+        assert layout.segments * factors * (factors + 1) * 4 <= 2 * room
+
+
+@pytest.mark.parametrize("solve", [als_solver.solve_by_cholesky, als_solver.solve_by_elimination])
+@pytest.mark.parametrize("width", [1, 7, 64])
+def test_exact_solves_are_those_of_numpy(solve, width):
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(5, 2 * width, width))
+    matrix = np.float32(np.einsum("nlk,nlm->nkm", rows, rows) + np.eye(width))
+    b = np.float32(rng.normal(size=(5, width)))
+    want = np.linalg.solve(np.float64(matrix), np.float64(b)[..., None])[..., 0]
+    np.testing.assert_allclose(jax.jit(solve)(matrix, b), want, rtol=1e-3, atol=1e-5)
 
 
 def test_a_fit_without_interactions_is_rejected():

@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 
 from cadc_jax.errors import DataError
 from cadc_jax.factorization.interactions import (
+    Chunking,
     Interactions,
     Layout,
     SparseRows,
+    check_places,
     make_layout,
     pack,
 )
@@ -78,8 +80,8 @@ def test_chunks_hold_every_entry_once(users, items, entries, chunk, devices, see
     item = rng.integers(0, items, entries)
     value = rng.integers(1, 4, entries).astype(np.float32)
     x = Interactions.from_rows(user, item, users, items, value)
-    by_user = make_layout(x.by_user.counts, chunk, devices)
-    by_item = make_layout(x.by_item.counts, chunk, devices)
+    by_user = make_layout(x.by_user.counts, Chunking(chunk), devices)
+    by_item = make_layout(x.by_item.counts, Chunking(chunk), devices)
     want = reference.dense(user, item, value, users, items)
     np.testing.assert_array_equal(unpack(x.by_user, by_user, by_item.position, items), want)
     np.testing.assert_array_equal(unpack(x.by_item, by_item, by_user.position, users), want.T)
@@ -91,7 +93,7 @@ def test_chunks_hold_every_entry_once(users, items, entries, chunk, devices, see
 
 def test_each_device_stores_the_short_rows_that_it_solves():
     counts = np.random.default_rng(0).integers(0, 60, 200)
-    layout = make_layout(counts, 100, devices=4)
+    layout = make_layout(counts, Chunking(100), devices=4)
     short = layout.chunk < layout.chunks
     solver = layout.chunk[short] // (layout.chunks // 4)
     np.testing.assert_array_equal(layout.position[short] // (layout.table_rows // 4), solver)
@@ -100,7 +102,7 @@ def test_each_device_stores_the_short_rows_that_it_solves():
 def test_rows_ascend_within_a_chunk():
     user, item, value = reference.sparse_data()
     x = Interactions.from_rows(user, item, reference.U, reference.I, value)
-    layout = make_layout(x.by_user.counts, 64)
+    layout = make_layout(x.by_user.counts, Chunking(64))
     for chunks in pack(x.by_user, layout, np.arange(reference.I, dtype=np.int32)):
         assert np.all(np.diff(chunks.row, axis=1) >= 0)
 
@@ -111,14 +113,14 @@ def test_a_long_tailed_log_is_padded_by_less_than_half(exponent):
     rows = np.repeat(np.arange(20_000), counts)
     columns = np.concatenate([np.arange(n) for n in counts])
     x = Interactions.from_rows(rows, columns, 20_000, 5_000)
-    layout = make_layout(x.by_user.counts, 2048)
+    layout = make_layout(x.by_user.counts, Chunking(2048))
     packed = pack(x.by_user, layout, np.arange(5_000, dtype=np.int32))
     assert sum(part.index.size for part in packed) < 1.5 * x.num_entries
 
 
 def test_a_row_of_a_million_entries_is_split_over_chunks():
     x = Interactions.from_rows(np.zeros(1_000_000, int), np.arange(1_000_000), 3, 1_000_000)
-    layout = make_layout(x.by_user.counts, 4096)
+    layout = make_layout(x.by_user.counts, Chunking(4096))
     _, long = pack(x.by_user, layout, np.arange(1_000_000, dtype=np.int32))
     assert long.length.sum() == 1_000_000
     assert long.index[0].size <= 4096 + 32
@@ -126,7 +128,9 @@ def test_a_row_of_a_million_entries_is_split_over_chunks():
 
 def test_values_are_not_stored_if_all_are_one():
     x = Interactions.from_rows([0, 1], [0, 1], 2, 2)
-    short, long = pack(x.by_user, make_layout(x.by_user.counts, 8), np.arange(2, dtype=np.int32))
+    short, long = pack(
+        x.by_user, make_layout(x.by_user.counts, Chunking(8)), np.arange(2, dtype=np.int32)
+    )
     assert short.value is None
     assert long.value is None
 
@@ -157,8 +161,20 @@ def test_chunks_hold_the_segments_of_their_rows():
     assert len(long.row) == 0
 
 
+def test_places_are_counted_in_int32():
+    check_places(2**31 - 1)
+    with pytest.raises(DataError, match="at most 2,147,483,647 users or items"):
+        check_places(2**31)
+
+
+def test_dear_segments_are_long():
+    counts = np.full(1000, 145)
+    segments = [make_layout(counts, Chunking(2**20, None, x)).segment for x in (4, 128)]
+    assert segments[0] <= 32 < segments[1]
+
+
 def test_long_rows_come_first_on_each_device():
-    layout = make_layout(np.array([50, 1, 60, 1]), 20, devices=2)
+    layout = make_layout(np.array([50, 1, 60, 1]), Chunking(20), devices=2)
     assert layout.long_rows == 2
     per_device = layout.table_rows // 2
     np.testing.assert_array_equal(layout.position[[0, 2]], [0, per_device])
