@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 from cadc_jax import configuration, report, sharding
@@ -17,9 +16,9 @@ from cadc_jax.run import compressed, stages
 from cadc_jax.run.arms import BASELINES, TRAINED, Arm
 from cadc_jax.run.budget import choose
 from cadc_jax.run.compressed import Compressed
+from cadc_jax.run.context import COMPILING, begin, training_mesh
 from cadc_jax.run.context import Inputs as Inputs
 from cadc_jax.run.context import Run as Run
-from cadc_jax.run.context import begin, training_mesh
 from cadc_jax.run.factor_files import factor_tables
 from cadc_jax.run.factors import factorize_stage
 from cadc_jax.runtime import artifacts, distributed, durable, manifest
@@ -169,7 +168,7 @@ def arm_row(run: Run, inputs: Inputs, model_name: str, arm: Arm) -> dict[str, An
         run, inputs.prepared, trained.fingerprint, make_scorer, f"{model_name}, {arm.name}"
     )
     rows, pairs = trained.facts["rows"], trained.facts["pairs"]
-    row = _row(run, inputs, arm, evaluated, {"train": trained.seconds})
+    row = _row(run, inputs, arm, evaluated, trained)
     facts = {"rows_used": rows, "rows_read": rows, "pairs_read": pairs}
     return row | facts | {"model": model_name, "best_step": trained.facts["best_step"]}
 
@@ -201,20 +200,23 @@ def baseline_row(run: Run, inputs: Inputs, arm: Arm) -> dict[str, Any]:
 
     source = factors.fingerprint if arm.takes_factors else arm.name
     evaluated = stages.evaluate_stage(run, inputs.prepared, source, make_scorer, arm.name)
-    return _row(run, inputs, arm, evaluated, {})
+    return _row(run, inputs, arm, evaluated)
 
 
 def _row(
-    run: Run, inputs: Inputs, arm: Arm, evaluated: Artifact, training: Mapping[str, float]
+    run: Run, inputs: Inputs, arm: Arm, evaluated: Artifact, trained: Artifact | None = None
 ) -> dict[str, Any]:
     """A row of the results; each arm pays for the stages that it needs."""
-    seconds = {"prepare": inputs.prepared.seconds}
+    stages_of = {"prepare": inputs.prepared}
     if arm.takes_factors:
-        seconds["factorize"] = inputs.factors.seconds
+        stages_of["factorize"] = inputs.factors
     if arm.takes_sample:
-        seconds["sample"] = inputs.sample.seconds
-    seconds |= {**training, "evaluate": evaluated.seconds}
-    seconds = {name: round(value, 2) for name, value in seconds.items()}
+        stages_of["sample"] = inputs.sample
+    if trained is not None:
+        stages_of["train"] = trained
+    stages_of["evaluate"] = evaluated
+    seconds = {name: round(made.seconds, 2) for name, made in stages_of.items()}
+    compiling = sum(made.facts.get(COMPILING, 0) for made in stages_of.values())
     users = evaluated.facts["users"]  # of clicks nothing
     rows = inputs.prepared.facts["rows"]["train"]
     return {
@@ -227,6 +229,7 @@ def _row(
         "bytes": _bytes_of(inputs, arm),
         "metrics": dict(evaluated.facts["metrics"]),
         "seconds": {**seconds, "total": round(sum(seconds.values()), 2)},
+        "compile_seconds": round(compiling, 2),  # of the total
         "evaluation": evaluated.fingerprint,
         **({"test_users": users} if users else {}),
     }

@@ -53,6 +53,11 @@ MODEL = flags.DEFINE_string(
     None,
     "Network: dlrm, dcn or two_tower. By default the one with the best validation result.",
 )
+CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    None,
+    "Folder for compiled programs, which later runs find again, or 'off'; default: in ~/.cache.",
+)
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Join the processes of the cluster that JAX finds itself in."
 )
@@ -100,7 +105,10 @@ def run_of(config: "ConfigDict") -> "Run":
     from cadc_jax import sharding  # JAX takes seconds to import; --help and a typo do without
     from cadc_jax.configuration import folder_name
     from cadc_jax.run.context import Run
+    from cadc_jax.runtime import compilation
 
+    if CACHE.value != "off":
+        compilation.use_cache(path(CACHE) or compilation.default_folder())
     workdir = path(WORKDIR) or pathlib.Path("workdir") / folder_name(config)
     cores = not several_processes() and sharding.split_cores()
     return Run(config, workdir, verify=VERIFY.value, stop=STOP, cores=cores)

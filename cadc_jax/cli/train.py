@@ -9,7 +9,7 @@ from absl import flags
 
 from cadc_jax.cli.flags import CONFIG, FROM, PROCESSES, VERIFY, config, needed, run_of
 
-for _name in ("from", "config", "workdir", "verify", *PROCESSES):
+for _name in ("from", "config", "workdir", "verify", "compilation_cache", *PROCESSES):
     flags.declare_key_flag(_name)
 
 

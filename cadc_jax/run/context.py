@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cadc_jax import configuration, sharding
-from cadc_jax.runtime import artifacts, distributed, durable
+from cadc_jax.runtime import artifacts, compilation, distributed, durable
 from cadc_jax.runtime.artifacts import Artifact, materialize
 from cadc_jax.runtime.checkpoints import Checkpoints
 from cadc_jax.runtime.interrupts import Stop
@@ -26,6 +26,7 @@ Say = Callable[[str], None]
 Write = Callable[[pathlib.Path], Mapping[str, Any]]  # writes into a folder and returns facts
 LongWrite = Callable[[pathlib.Path, Checkpoints | None], Mapping[str, Any]]
 
+COMPILING = "compile_seconds"  # fact of a stage: of its seconds those that compiling took
 COPIES_BYTES = 1 << 30  # for the copies of a side of the matrix on the cores of one CPU
 
 
@@ -118,9 +119,19 @@ def make_stage(
     label: str = "",
     together: bool = False,
 ) -> Artifact:
-    """The artefact of a stage, found or made, and a line for the user; see `materialize`."""
+    """The artefact of a stage, found or made, and a line for the user; see `materialize`.
+
+    The fact COMPILING counts the process that finished the stage, not ones that were killed.
+    """
     settings = artifacts.plain(settings)
-    made = materialize(run.workdir, stage, settings, write, run.verify, together)
+
+    def timed(folder: pathlib.Path) -> Mapping[str, Any]:
+        before = compilation.seconds()
+        facts = write(folder)
+        return {**facts, COMPILING: round(compilation.seconds() - before, 3)}
+
+    made = materialize(run.workdir, stage, settings, timed, run.verify, together)
+    compilation.publish()
     how = "reused, made in" if made.reused else "done in"
     name = f"{stage} ({label})" if label else stage
     run.say(f"[{stage:>9}] {name}: {how} {made.seconds:.1f} s -> {made.path}")

@@ -158,7 +158,6 @@ def train_stage(run: Run, inputs: Inputs, model_name: str, arm: Arm) -> Artifact
     }
 
     def write(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:
-        jax.clear_caches()  # each arm pays for its own compilation
         table = open_table(prepared.path)
         # A sample arm opens the kept rows alone.
         kept = arm.takes_sample

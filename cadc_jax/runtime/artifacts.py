@@ -152,19 +152,9 @@ def _temporary_folder(path: pathlib.Path) -> pathlib.Path:
     for folder in path.parent.glob(f"{prefix}*.tmp"):
         process = int(folder.name.removeprefix(prefix).removesuffix(".tmp"))
         # A process of this number may have been killed before: in a container all may be number 1.
-        if process == os.getpid() or not _is_running(process):
+        if process == os.getpid() or not durable.is_running(process):
             shutil.rmtree(folder, ignore_errors=True)
     return path.with_name(f"{prefix}{os.getpid()}.tmp")
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it runs, but belongs to another user
-        return True
-    return True
 
 
 def open_artifact(path: pathlib.Path, verify: bool = False) -> Artifact:
