@@ -5,7 +5,7 @@
 The folder holds `day_0` to `day_23`, plain or compressed with gzip or Zstandard. Day 22 is the
 validation split, day 23 the test split. A column with more than 4 million values is hashed to that
 number of ids, which bounds memory. The logs name neither users nor items: columns C11 and C12 stand
-in for them, since both have enough rows for each value. Run `cadc interactions` on your own columns
+in for them, since both have enough rows for each value. Run `cadc candidates` on your own columns
 before you rely on this choice.
 """
 
