@@ -6,13 +6,12 @@ from typing import Any
 
 from cadc_jax import configuration, report, sharding
 from cadc_jax.data import pipeline, user_item_candidates
-from cadc_jax.data.readers import files, registry
 from cadc_jax.data.table import Table, open_table
 from cadc_jax.errors import ConfigError
 from cadc_jax.evaluation import scorers
 from cadc_jax.evaluation.scorers import Scorer
 from cadc_jax.models import embeddings
-from cadc_jax.run import compressed, stages
+from cadc_jax.run import compressed, lineage, stages, updates
 from cadc_jax.run.arms import BASELINES, TRAINED, Arm
 from cadc_jax.run.budget import choose
 from cadc_jax.run.compressed import Compressed
@@ -34,7 +33,7 @@ def run(this: Run, last: str = "report") -> None:
       CadcError: an error that the user can fix.
     """
     with begin(this):
-        prepared = stages.prepare_stage(this, stages.raw_data(this))
+        prepared = prepared_table(this)
         if last == "prepare":
             return
         factors = factorize_stage(this, prepared)
@@ -43,6 +42,29 @@ def run(this: Run, last: str = "report") -> None:
         inputs = Inputs(prepared, factors, stages.sample_stage(this, prepared))
         if last != "sample":
             compare(this, inputs, last)
+
+
+def prepared_table(this: Run) -> Artifact:
+    """The table that an update left in the work folder, or else that of the raw log."""
+    updated = lineage.find_updated(this, "prepare", stages.prepare_settings(this.config))
+    return updated or stages.prepare_stage(this, stages.raw_data(this))
+
+
+def update(this: Run, before: updates.Before, log: pathlib.Path) -> None:
+    """Adds rows to a finished run, in a work folder of its own; see `run.updates`.
+
+    Args:
+      this: the run to make, with the configuration of `before`.
+      before: the finished run.
+      log: the new rows.
+
+    Raises:
+      CadcError: an error that the user can fix.
+    """
+    new = updates.open_new(this, before, log)
+    updates.check_folder(this, new)
+    with begin(this):
+        updates.update(this, before, new)
 
 
 def compress(this: Run, out: pathlib.Path, budget: int | None = None) -> None:
@@ -59,8 +81,7 @@ def compress(this: Run, out: pathlib.Path, budget: int | None = None) -> None:
     config = this.config
     durable.check_new(out)
     with begin(this):
-        raw = stages.raw_data(this)
-        prepared = stages.prepare_stage(this, raw)
+        prepared = prepared_table(this)
         if budget is None:
             inputs = compressed.make_inputs(this, prepared)
         else:
@@ -68,8 +89,7 @@ def compress(this: Run, out: pathlib.Path, budget: int | None = None) -> None:
             config, inputs = chosen.config, chosen.inputs
 
     def write() -> None:
-        paths = registry.raw_files(config.data.source, raw, config.data.to_dict())
-        raw_size = compressed.RawSize(files.stored_size(paths), files.unpacked_size(paths))
+        raw_size = compressed.RawSize(*lineage.raw_size(prepared))
         made = compressed.write_compressed(out, config, inputs, raw_size)
         this.say(
             f"\n{compressed.describe(made)}\n\nSHA-256 {made.sha256}\n"
@@ -105,7 +125,7 @@ def candidates(this: Run, rows: int) -> None:
     if this.config.data.task != "click":
         raise ConfigError("these rows name their users and items, and have no labels")
     with begin(this):
-        table = open_table(stages.prepare_stage(this, stages.raw_data(this)).path)
+        table = open_table(prepared_table(this).path)
     schema, train = table.schema, table.splits["train"]
     count = len(train["label"])
     ids = pipeline.sampled_ids(count, min(1.0, rows / count), this.config.seed)

@@ -38,6 +38,7 @@ from cadc_jax.cli import (
     run,
     train,
     unpack,
+    update,
     verify,
 )
 from cadc_jax.errors import CadcError
@@ -48,6 +49,7 @@ COMMANDS = {
     "compress": compress,
     "train": train,
     "unpack": unpack,
+    "update": update,
     "candidates": candidates,
     "plan": plan,
     "verify": verify,

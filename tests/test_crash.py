@@ -280,3 +280,22 @@ def test_a_signal_while_rows_are_read_leaves_nothing_half_written(tmp_path, numb
     assert last.startswith(f"cadc: stopped by {number.name}: finished stages are kept; the same")
     assert "Traceback" not in text
     assert list((workdir / "prepare").iterdir()) == []
+
+
+def test_a_killed_update_ends_in_what_an_undisturbed_one_gives(tmp_path):
+    raw, log, cache = (tmp_path / name for name in ("raw", "new.dat", "cache"))
+    raw.mkdir()
+    write_ranking(raw)
+    log.write_text("".join(f"{user}::{item}::4::2000\n" for user in (3, 99) for item in (1, 41)))
+    options = (*RANKING, *ALWAYS, f"--config.data.path={raw}")
+    Process((*options, "--stage=sample"), cache, tmp_path / "run").ends()
+    command = ("update", *options, f"--from={tmp_path / 'run'}", f"--log={log}")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    Process(command, cache, whole).ends()
+    run = Process(command, cache, killed)
+    run.wait_for(lambda: steps(killed / "checkpoints" / "factorize"))
+    run.process.kill()
+    run.process.wait()
+    assert "prepare (update): reused" in Process(command, cache, killed).ends()
+    for file in whole.glob("*/*/**/*.npy"):
+        assert (killed / file.relative_to(whole)).read_bytes() == file.read_bytes(), file

@@ -33,7 +33,7 @@ FROM = flags.DEFINE_string(
     "from",
     None,
     "A folder that 'cadc compress' made. 'verify' takes any artefact, 'recommend' and 'export' "
-    "also a work folder.",
+    "also a work folder, and 'update' a work folder alone.",
 )
 OUT = flags.DEFINE_string("out", None, "The folder to make; with 'recommend' the Parquet file.")
 ROWS = flags.DEFINE_integer(

@@ -89,6 +89,65 @@ def encode_content(kind: str, entities: EntityTable | None, known: Vocabulary) -
     return EncodedContent(columns, features, vocabularies, titles)
 
 
+def grow_content(
+    content: EncodedContent, kind: str, entities: EntityTable | None, known: Vocabulary
+) -> EncodedContent:
+    """Encoded content with the ids that a vocabulary has gained, at the end.
+
+    Vocabularies and scales stay those of the earlier ids. A new id without an entity has no
+    content, as in `encode_content`.
+
+    Args:
+      content: of the earlier ids, its columns [ids, ...].
+      kind: 'user' or 'item'.
+      entities: the content, of earlier ids too, from which the scales are computed again; or None.
+      known: the grown vocabulary.
+
+    Raises:
+      DataError: if a set has too many values.
+    """
+    earlier = len(content.columns["dense"])
+    columns = {name: _padded(x, known.size) for name, x in content.columns.items()}
+    titles = content.titles
+    if entities is None or known.size == earlier:
+        if titles is not None:
+            titles = pa.concat_arrays([titles, _no_titles(known.size - earlier)])
+        return content._replace(columns=columns, titles=titles)
+    ids = known.ids(entities.ids)
+    new, before = np.flatnonzero(ids >= earlier), np.flatnonzero((ids > 0) & (ids < earlier))
+    for place, values in enumerate(entities.dense.values()):
+        scale = encoding.statistics_of(values[before]).scale(1.0)
+        columns["dense"][ids[new], place] = encoding.standardise(values[new], *scale)
+    for place, (name, categories) in enumerate(entities.categorical.items()):
+        found = content.vocabularies[f"{kind}.{name}"].ids(raw.take(categories, new))
+        columns["categorical"][ids[new], place] = found
+    if entities.bags:
+        sets = {name: _split(raw.take(x, new)) for name, x in entities.bags.items()}
+        longest = max(columns["bags"].shape[2], _longest(sets))
+        room = longest - columns["bags"].shape[2]
+        columns["bags"] = np.pad(columns["bags"], ((0, 0), (0, 0), (0, room)), constant_values=-1)
+        for number, (name, (row, order, members)) in enumerate(sets.items()):
+            found = content.vocabularies[f"{kind}.{name}"].ids(members)
+            columns["bags"][ids[new][row], number, order] = found
+    if titles is not None and entities.titles is not None:
+        entity = np.zeros(known.size - earlier, np.int64)
+        entity[ids[new] - earlier] = new
+        missing = ~np.isin(np.arange(earlier, known.size), ids[new])
+        added = raw.as_values(entities.titles).take(pa.array(entity, mask=missing))
+        titles = pa.concat_arrays([titles, pc.fill_null(added, "")])
+    return content._replace(columns=columns, titles=titles)
+
+
+def _padded(column: np.ndarray, size: int) -> np.ndarray:
+    """A column with missing values up to row `size`: 0, or -1 of bags, which have three axes."""
+    rows = [(0, size - len(column))] + [(0, 0)] * (column.ndim - 1)
+    return np.pad(column, rows, constant_values=-1 if column.ndim == 3 else 0)
+
+
+def _no_titles(count: int) -> pa.Array:
+    return pa.array([""] * count, raw.TEXT)
+
+
 def _find_entities(kind: str, entities: EntityTable, known: Vocabulary) -> np.ndarray:
     """Places [n] of the entities that have an id."""
     if entities.bags and kind == "user":
@@ -121,18 +180,24 @@ def _encode_bags(
       DataError: if a set has too many values.
     """
     members = {name: _split(values) for name, values in sets.items()}
-    longest = max(place.max(initial=0) + 1 for _, place, _ in members.values())
-    if longest > _MOST_MEMBERS:
-        raise DataError(
-            f"a set of {', '.join(members)} has {longest:,} values: at most {_MOST_MEMBERS:,} are "
-            "supported; make the sets smaller"
-        )
+    longest = _longest(members)
     bags = np.full((size, len(members), longest), -1, np.int32)
     vocabularies = {}
     for number, (name, (row, place, values)) in enumerate(members.items()):
         vocabularies[name] = vocabulary.of(values)
         bags[ids[row], number, place] = vocabularies[name].ids(values)
     return bags, vocabularies
+
+
+def _longest(members: Mapping[str, tuple[np.ndarray, np.ndarray, pa.Array]]) -> int:
+    """Values of the largest set of all features, each as `_split` returns it."""
+    longest = max(int(place.max(initial=0)) + 1 for _, place, _ in members.values())
+    if longest > _MOST_MEMBERS:
+        raise DataError(
+            f"a set of {', '.join(members)} has {longest:,} values: at most {_MOST_MEMBERS:,} are "
+            "supported; make the sets smaller"
+        )
+    return longest
 
 
 def _split(sets: Values) -> tuple[np.ndarray, np.ndarray, pa.Array]:

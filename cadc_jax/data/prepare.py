@@ -162,7 +162,7 @@ def write_table(
             "or leave the negatives out"
         )
     folder = path / "staging"
-    change = functools.partial(_clean, config=config)
+    change = functools.partial(clean, config=config)
     chunks, report = staging.stage_rows(folder, source, config.max_malformed, change, hosts)
     assignment = _assign(chunks, report, source.negatives, config)
     own = [chunk for chunk in chunks if chunk.host == hosts.index]
@@ -244,7 +244,7 @@ def _item_counts_form(size: int, clicks: bool) -> Form[Mapping[str, np.ndarray]]
     return Form(lambda counts: Message(tables={"items": pa.table(dict(counts))}), unpack)
 
 
-def _clean(rows: pa.Table, config: PrepareConfig) -> pa.Table:
+def clean(rows: pa.Table, config: PrepareConfig) -> pa.Table:
     """Checks the rows of a chunk, names their users and items, and takes logarithms."""
     if config.task == "click" and "label" not in rows.column_names:
         raise ConfigError("data.task='click' needs a label (0 or 1) in each row: name its column")
@@ -286,7 +286,7 @@ def _assign(
         return _Assignment(by_place)
     if config.task == "click" and config.split == "given" and _has_validation(chunks):
         return _Assignment(lambda rows, chunk: rows["fold"].to_numpy())
-    keys = _read_keys(chunks, report, config)
+    keys = read_keys(chunks, report, config)
     return _assign_all(dataclasses.replace(keys, negatives=given_negatives), config)
 
 
@@ -299,9 +299,7 @@ def _has_validation(chunks: Sequence[StagedChunk]) -> bool:
     )
 
 
-def _read_keys(
-    chunks: Sequence[StagedChunk], report: ReadReport, config: PrepareConfig
-) -> RawTable:
+def read_keys(chunks: Sequence[StagedChunk], report: ReadReport, config: PrepareConfig) -> RawTable:
     """The columns of all rows that a split may depend on.
 
     Users and items are numbers; if a draw depends on them, in the order of their values. The

@@ -1,6 +1,7 @@
 """Maps raw values to ids: exactly, or by a hash if there are too many values to keep.
 
-Ids of a column are 1, 2, ... in the order of its values; id 0 stands for every other value. A
+Ids of a column are 1, 2, ... in the order of its values; id 0 stands for every other value. Values
+that are met later (`grown`) follow at the end, so that no id changes. A
 column with more distinct training values than allowed is hashed instead: the id of any value is
 then 1 + mix64(value) % size, and no values are stored.
 
@@ -30,22 +31,26 @@ class Vocabulary:
     """The values of a column that have an id of their own.
 
     Attributes:
-      values: [n] sorted distinct values; empty if ids are hashed.
+      values: [n] distinct values, sorted but for those that `grown` added; empty if ids are hashed.
       hashed: number of ids that values are hashed to, or 0 if `values` have the ids.
     """
 
     values: Values
     hashed: int = 0
     _texts: "_TextPlaces | None" = dataclasses.field(init=False, repr=False)
+    _order: np.ndarray | None = dataclasses.field(init=False, repr=False)  # None: they are sorted
 
     def __post_init__(self):
-        values, texts = raw.as_values(self.values), None
+        values, texts, order = raw.as_values(self.values), None, None
         if isinstance(values, np.ndarray):
             values = values.astype(np.int64, copy=False)
+            if not np.all(values[1:] > values[:-1]):
+                order = np.argsort(values)
         else:
             texts = _TextPlaces(values)
         object.__setattr__(self, "values", values)
         object.__setattr__(self, "_texts", texts)
+        object.__setattr__(self, "_order", order)
 
     @property
     def size(self) -> int:
@@ -65,7 +70,10 @@ class Vocabulary:
         # Sorted values are searched from one end of a large vocabulary to the other: faster.
         order = np.argsort(values)
         ordered = values[order]
-        places = np.minimum(np.searchsorted(self.values, ordered), len(self.values) - 1)
+        places = np.searchsorted(self.values, ordered, sorter=self._order)
+        places = np.minimum(places, len(self.values) - 1)
+        if self._order is not None:
+            places = self._order[places]
         ids = np.empty(len(values), np.int32)
         ids[order] = np.where(self.values[places] == ordered, places + 1, 0)
         return ids
@@ -145,6 +153,28 @@ def of(values: Values, min_count: int = 1) -> Vocabulary:
         return Vocabulary(distinct[counts >= min_count])
     distinct, counts = pc.value_counts(values).flatten()
     return Vocabulary(_sorted(distinct.filter(pc.greater_equal(counts, min_count))))
+
+
+def grown(known: Vocabulary, values: Values) -> Vocabulary:
+    """The vocabulary with those of the distinct `values` [n] that it lacks, sorted, at its end.
+
+    Hashed ids stay as they are. If only one of both has text, integers become text.
+    """
+    if known.hashed:
+        return known
+    old, new = known.values, _sorted(raw.as_values(values))
+    if isinstance(old, np.ndarray) and isinstance(new, np.ndarray):
+        return Vocabulary(np.concatenate([old, new[known.ids(new) == 0]]))
+    old, new = _with_missing(old), _with_missing(new)
+    unknown = pa.array(Vocabulary(old).ids(new) == 0)
+    return Vocabulary(pa.concat_arrays([old, new.filter(unknown)]))
+
+
+def _with_missing(values: Values) -> pa.Array:
+    """Values as text, in which '' is missing as -1 is among integers."""
+    if not isinstance(values, np.ndarray):
+        return values
+    return pc.if_else(pa.array(values == -1), pa.scalar("", raw.TEXT), _as_texts(values))
 
 
 def values_of(column: pa.ChunkedArray) -> Values:

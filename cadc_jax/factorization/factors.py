@@ -43,6 +43,34 @@ def check_sizes(factors: Factors, num_users: int, num_items: int, rank: int) -> 
         raise ConfigError(f"init has factors of shapes {found}; this fit needs {wanted}")
 
 
+def grown(
+    factors: Factors, num_users: int, num_items: int, key: jax.Array, scale: float = 0.0
+) -> Factors:
+    """The factors with more users and items, at the end.
+
+    Args:
+      factors: of U users and I items.
+      num_users: at least U.
+      num_items: at least I.
+      key: PRNG key of the new vectors.
+      scale: their standard deviation. New biases, and new rows of an encoder, are 0.
+    """
+    user_key, item_key = jax.random.split(key)
+
+    def with_rows(table: Array, size: int, scale: float, key: jax.Array) -> Array:
+        table = np.asarray(table)
+        new = scale * jax.random.normal(key, (size - len(table), *table.shape[1:]))
+        return np.concatenate([table, np.asarray(new, table.dtype)])
+
+    found = {"user": with_rows(factors.user, num_users, scale, user_key)}
+    found["item"] = with_rows(factors.item, num_items, scale, item_key)
+    for name, size in (("user_bias", num_users), ("item_bias", num_items), ("encoder", num_items)):
+        table = getattr(factors, name)
+        if table is not None:
+            found[name] = with_rows(table, size, 0.0, user_key)
+    return dataclasses.replace(factors, **found)
+
+
 def scores(factors: Factors, user_ids: Array, item_ids: Array) -> jax.Array:
     """Scores of pairs.
 

@@ -27,6 +27,7 @@ from cadc_jax.runtime import checkpoints
 from cadc_jax.runtime.checkpoints import Checkpoints, Facts
 
 BLOCK_ROWS = 1 << 24  # labelled rows that are on the device at a time
+START_SCALE = 0.1  # standard deviation of factors at the start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -332,12 +333,12 @@ def _start(
 def _random_state(
     rows: TrainingRows, config: SGDConfig, click_share: float, key: jax.Array
 ) -> _State:
-    """Normal factors with standard deviation 0.1, biases 0, global bias the log-odds of a click."""
+    """Normal factors with deviation START_SCALE, biases 0, global bias the log-odds of a click."""
     share = np.clip(click_share, 1e-6, 1 - 1e-6)
     user_key, item_key = jax.random.split(key)
 
     def table(key: jax.Array, size: int) -> jax.Array:
-        factors = 0.1 * jax.random.normal(key, (size, config.factors))
+        factors = START_SCALE * jax.random.normal(key, (size, config.factors))
         return jnp.pad(factors, ((0, 0), (0, 1)))
 
     user, item = table(user_key, rows.num_users), table(item_key, rows.num_items)

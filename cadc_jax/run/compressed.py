@@ -226,18 +226,18 @@ def open_compressed(path: pathlib.Path, verify: bool = True) -> Compressed:
         raise ArtifactError(f"{path}: not a compressed data set, but of stage {stage!r}")
     config = default_config()  # has fields that are newer than the data set
     try:
-        config.update(_with_tuples(made.settings["config"]))
+        config.update(with_tuples(made.settings["config"]))
         validate(config)
     except (AttributeError, KeyError, TypeError, ValueError, ConfigError) as error:
         raise ArtifactError(f"{path}: its configuration cannot be used: {error}") from None
     return Compressed(made, config)
 
 
-def _with_tuples(value: Any) -> Any:
+def with_tuples(value: Any) -> Any:
     """Lists, which JSON made of a configuration's tuples, as tuples again."""
     if isinstance(value, dict):
-        return {name: _with_tuples(x) for name, x in value.items()}
-    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
+        return {name: with_tuples(x) for name, x in value.items()}
+    return tuple(map(with_tuples, value)) if isinstance(value, list) else value
 
 
 def unpack(run: Run, given: Compressed) -> Inputs:

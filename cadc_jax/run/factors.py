@@ -4,6 +4,9 @@ Factors come from all training rows. With `factor_rows='unsampled'` there are tw
 trains on the factors of the rows that the sample does not keep. It predicts with the factors of all
 rows, which continue from the first set and stay in its basis.
 
+`update_factors` continues from the factors of a run that had fewer rows. What it leaves has the
+settings of an ordinary artefact and a few more, by which `factorize_stage` finds it.
+
 With a split by users, held-out users have no training rows. Their vectors are computed from their
 fold-in rows once the items are fitted, and change nothing else.
 """
@@ -26,10 +29,11 @@ from cadc_jax.evaluation import evaluate, scorers
 from cadc_jax.factorization import als, autoencoder, blend, sgd
 from cadc_jax.factorization.als import ALSConfig
 from cadc_jax.factorization.autoencoder import AutoencoderConfig
-from cadc_jax.factorization.factors import Factors, balanced_axes, principal_axes
+from cadc_jax.factorization.factors import Factors, balanced_axes, grown, principal_axes
 from cadc_jax.factorization.interactions import Interactions
 from cadc_jax.run.context import Run, als_mesh, make_long_stage, make_stage
 from cadc_jax.run.factor_files import UNSAMPLED, open_factors, write_factors
+from cadc_jax.run.lineage import UPDATED, find_updated
 from cadc_jax.runtime import distributed, manifest
 from cadc_jax.runtime.artifacts import Artifact
 from cadc_jax.runtime.checkpoints import Checkpoints
@@ -37,6 +41,8 @@ from cadc_jax.runtime.progress import Progress
 
 BLEND_USERS = 5000  # drawn users by whose validation items weights are chosen
 REFRESH_PASSES = 5  # over all rows, which turn factors of the unsampled rows into factors of all
+UPDATE_PASSES = 5  # of ALS and SGD, by which factors follow new rows
+UPDATE_SOLVES = 2  # of the autoencoder's items: for the encoder as it was, and once it is improved
 
 
 def factorize_stage(run: Run, prepared: Artifact, sample: Artifact | None = None) -> Artifact:
@@ -53,16 +59,47 @@ def factorize_stage(run: Run, prepared: Artifact, sample: Artifact | None = None
     names = configuration.methods(run.config)
     if len(names) == 1:
         return _one(run, prepared, sample)
-    parts = []
-    for name in names:
-        config = run.config.copy_and_resolve_references()
-        config.factorization = name
-        parts.append(_one(dataclasses.replace(run, config=config), prepared, sample))
+    parts = [_one(_with_method(run, name), prepared, sample) for name in names]
     return _blended(run, prepared, parts)
 
 
-def _blended(run: Run, prepared: Artifact, parts: Sequence[Artifact]) -> Artifact:
-    """Factorisations side by side; the validation split chooses their weights."""
+@dataclasses.dataclass(frozen=True)
+class Before:
+    """The factors of an earlier run.
+
+    Attributes:
+      whole: what its `factorize_stage` returned.
+      parts: its factorisations, if these are several side by side.
+    """
+
+    whole: Artifact
+    parts: Sequence[Artifact] = ()
+
+
+def update_factors(run: Run, prepared: Artifact, before: Before) -> Artifact:
+    """Factors of a table that has gained rows, users and items since `before`.
+
+    They start from the earlier ones and stay in their basis, so a network that was trained on these
+    can take them. Factorisations side by side keep their weights.
+    """
+    if not before.parts:
+        return _one(run, prepared, None, before.whole)
+    named = zip(configuration.methods(run.config), before.parts, strict=True)
+    parts = [_one(_with_method(run, name), prepared, None, part) for name, part in named]
+    return _blended(run, prepared, parts, before.whole)
+
+
+def _with_method(run: Run, name: str) -> Run:
+    """The run with one of its factorisations alone."""
+    config = run.config.copy_and_resolve_references()
+    config.factorization = name
+    return dataclasses.replace(run, config=config)
+
+
+def _blended(
+    run: Run, prepared: Artifact, parts: Sequence[Artifact], before: Artifact | None = None
+) -> Artifact:
+    """Factorisations side by side; the validation split chooses their weights, or `before` has."""
     options = dataclasses.replace(
         configuration.evaluation_config(run.config), ranking="full", max_users=BLEND_USERS
     )
@@ -73,6 +110,10 @@ def _blended(run: Run, prepared: Artifact, parts: Sequence[Artifact]) -> Artifac
         "bits": run.config.factor_bits,
         "weights": [*blend.WEIGHTS, options.k[0], options.max_users],
     }
+    if before is not None:
+        settings |= {"weights": before.settings["weights"], UPDATED: before.fingerprint}
+    elif (found := find_updated(run, "factorize", settings)) is not None:
+        return found
 
     def write(folder: pathlib.Path) -> Mapping[str, Any]:
         table = open_table(prepared.path)
@@ -82,7 +123,7 @@ def _blended(run: Run, prepared: Artifact, parts: Sequence[Artifact]) -> Artifac
             return evaluate.validation_quality(scorer, table, options)
 
         whole = [open_factors(part.path) for part in parts]
-        weights = blend.choose_weights(whole, quality)
+        weights = before.facts["weights"] if before else blend.choose_weights(whole, quality)
         scales = [blend.scale_of(*pair) for pair in zip(whole, weights, strict=True)]
         write_factors(folder, blend.join(whole, scales), run.config.factor_bits)
         if run.config.factor_rows == "unsampled":  # in the basis and scale of the others
@@ -97,8 +138,10 @@ def _blended(run: Run, prepared: Artifact, parts: Sequence[Artifact]) -> Artifac
     return made
 
 
-def _one(run: Run, prepared: Artifact, sample: Artifact | None) -> Artifact:
-    """A single factorisation."""
+def _one(
+    run: Run, prepared: Artifact, sample: Artifact | None, before: Artifact | None = None
+) -> Artifact:
+    """A single factorisation, which starts from that of an earlier run if there is one."""
     config = configuration.factorization_config(run.config, run.config.factorization)
     job = _Job(run, prepared, config)
     settings = {
@@ -111,18 +154,28 @@ def _one(run: Run, prepared: Artifact, sample: Artifact | None) -> Artifact:
     of_all = run.config.factor_rows == "all"
     if not of_all:
         settings |= {"unsampled_at": run.config.rate if sample is None else sample.fingerprint}
+    last = {} if of_all else {"refresh": REFRESH_PASSES}
+    if before is not None:
+        settings |= {UPDATED: before.fingerprint, "passes": [UPDATE_PASSES, UPDATE_SOLVES]}
+    elif (found := find_updated(run, "factorize", settings | last)) is not None:
+        return found
 
     def write(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:
         rows = slice(None) if of_all else _unsampled_rows(job, sample)
-        factors, losses = _factorize(job, rows, saved)
-        write_factors(folder, _turned(factors), run.config.factor_bits)
+        if before is None:
+            factors, losses = _factorize(job, rows, saved)
+            factors = _turned(factors)
+        else:
+            start = _start_from(job, before.path if of_all else before.path / UNSAMPLED)
+            factors, losses = _factorize(_following(job), rows, saved, start)
+        write_factors(folder, factors, run.config.factor_bits)
         return {"losses": losses.tolist()}
 
     stage = "factorize" if of_all else UNSAMPLED
     first = make_long_stage(run, stage, settings, write, together=together)
     if of_all:
         return first
-    settings |= {"refresh": REFRESH_PASSES}
+    settings |= last
 
     def refresh(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:
         start = open_factors(first.path)
@@ -148,6 +201,27 @@ class _Job:
     @property
     def key(self) -> jax.Array:
         return jax.random.key(self.run.config.seed)
+
+
+def _following(job: _Job) -> _Job:
+    """The job with the passes in which factors follow new rows."""
+    if isinstance(job.config, AutoencoderConfig):
+        config: Any = dataclasses.replace(job.config, passes=UPDATE_SOLVES)
+    else:
+        config = job.config.refreshing(UPDATE_PASSES)
+    return dataclasses.replace(job, config=config)
+
+
+def _start_from(job: _Job, folder: pathlib.Path) -> Factors:
+    """The factors in a folder, with vectors of new users and items to start from.
+
+    ALS and the autoencoder start these at 0, from where their conjugate gradients find them. SGD
+    starts them as it starts all: two vectors of 0 would have no gradient.
+    """
+    schema, scale = open_table(job.prepared.path).schema, 0.0
+    if isinstance(job.config, sgd.SGDConfig):
+        scale = sgd.START_SCALE
+    return grown(open_factors(folder), schema.num_users, schema.num_items, job.key, scale)
 
 
 def _kept_rows(job: _Job, sample: Artifact | None) -> np.ndarray:

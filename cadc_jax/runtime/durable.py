@@ -18,10 +18,10 @@ from cadc_jax.errors import ConfigError
 LOCK = ".lock"  # name of the file in a work folder that a run holds
 
 
-def check_new(out: pathlib.Path, kind: str = "folder") -> None:
-    """Raises ConfigError if the `kind` that a command is to make, by --out, is there already."""
+def check_new(out: pathlib.Path, kind: str = "folder", flag: str = "out") -> None:
+    """Raises ConfigError if the `kind` that a command is to make, by a flag, is there already."""
     if out.exists():
-        raise ConfigError(f"--out={out}: the {kind} exists; name another one, or delete it")
+        raise ConfigError(f"--{flag}={out}: the {kind} exists; name another one, or delete it")
 
 
 @contextlib.contextmanager

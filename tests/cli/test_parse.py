@@ -8,7 +8,7 @@ pytestmark = pytest.mark.slow
 
 COMMANDS = (
     *("run", "compress", "train", "candidates", "plan"),
-    *("unpack", "verify", "recommend", "export", "info", "doctor"),
+    *("unpack", "update", "verify", "recommend", "export", "info", "doctor"),
 )
 
 
@@ -18,7 +18,7 @@ COMMANDS = (
         (["compress", f"--config={CRITEO}"], "--out=DIR"),
         (["train"], "--from=DIR"),
         (["train", "--from=/nowhere"], "/nowhere: no such folder; make one with 'cadc compress'"),
-        (["cook"], "commands are run, compress, train, unpack, candidates, plan, verify"),
+        (["cook"], "commands are run, compress, train, unpack, update, candidates, plan, verify"),
         (["recomend"], "'recomend', did you mean 'recommend'?"),
         (["interactions"], "the command 'interactions' is now called 'candidates'"),
         (["run", "--rate=0.1"], "--rate: 'cadc run' has no such option; compress takes it"),
@@ -34,6 +34,9 @@ COMMANDS = (
         (["candidates", f"--config={CRITEO}", "--rows=-3"], "--rows=-3"),
         (["plan", f"--config={CRITEO}", "--devices=0"], "--devices=0"),
         (["verify", "--from=/nowhere"], "/nowhere: no such folder"),
+        (["update", "--from=/nowhere"], "this command needs --log=FILE"),
+        (["update", "--from=/nowhere", "--log=x"], "this command needs --workdir=DIR"),
+        (["update", "--from=/nowhere", "--log=x", "--out=y"], "--out: 'cadc update' has no such"),
         (["train", "more"], "unexpected argument 'more'"),
         (["run", f"--config={CRITEO}", "--workdir=gs://b/run"], "gs:// is not supported"),
         (["train", "--from=s3://b/small"], "--from=s3://b/small: s3:// is not supported"),

@@ -227,3 +227,24 @@ def test_columns_of_a_chunk_cross_like_columns_in_memory(rows):
     np.testing.assert_array_equal(
         raw.as_values(crossed.dictionary)[crossed.indices.to_numpy()], expected
     )
+
+
+# Values that are met later.
+
+
+def test_new_values_follow_at_the_end_and_no_id_changes():
+    known = vocabulary.of(np.array([5, 9, 7]))
+    grown = vocabulary.grown(known, np.array([8, 7, 2]))
+    np.testing.assert_array_equal(grown.values, [5, 7, 9, 2, 8])
+    np.testing.assert_array_equal(grown.ids(np.array([9, 2, 8, 5, 6])), [3, 4, 5, 1, 0])
+
+
+def test_integers_become_text_if_a_new_value_is_text():
+    grown = vocabulary.grown(vocabulary.of(np.array([5, 9])), np.array(["9", "x", "10"]))
+    assert grown.values.to_pylist() == ["5", "9", "10", "x"]
+    np.testing.assert_array_equal(grown.ids(np.array([9, 10])), [2, 3])
+
+
+def test_hashed_ids_do_not_grow():
+    known = Vocabulary(np.zeros(0, np.int64), hashed=4)
+    assert vocabulary.grown(known, np.array([1, 2])) is known

@@ -9,6 +9,7 @@ The table is in memory as a whole. A file may therefore have at most 512 MiB, un
 twice the largest original one; its rows then take at most about 2 GiB.
 """
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Mapping
@@ -77,17 +78,26 @@ def read_movielens(folder: str | Path, variant: str) -> raw.RawTable:
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; {HINT}")
-    user, item, value, timestamp = _read_ratings(folder, variant)
-    users = {"100k": "u.user", "1m": "users.dat"}.get(variant)
-    items = "u.item" if variant == "100k" else "movies.dat"
-    return raw.RawTable(
-        report=raw.ReadReport(rows=len(user)),
-        user=user,
-        item=item,
-        value=value,
-        timestamp=timestamp,
-        users=read_users(folder / users, variant) if users else None,
-        items=read_items(folder / items, variant),
+    names = content_files(variant)
+    return dataclasses.replace(
+        read_ratings(ratings_file(folder, variant), variant),
+        users=read_users(folder / names["user"], variant) if "user" in names else None,
+        items=read_items(folder / names["item"], variant),
+    )
+
+
+def ratings_file(folder: Path, variant: str) -> Path:
+    """The file of ratings in a folder; where there is none, the first name it may have."""
+    names = _RATINGS[variant]
+    return next((folder / name for name in names if (folder / name).exists()), folder / names[0])
+
+
+def content_files(variant: str) -> dict[str, str]:
+    """Names of the files that describe the users ('user', not of 10M) and the items ('item')."""
+    if variant == "100k":
+        return {"user": "u.user", "item": "u.item"}
+    return (
+        {"user": "users.dat", "item": "movies.dat"} if variant == "1m" else {"item": "movies.dat"}
     )
 
 
@@ -142,12 +152,12 @@ def read_items(path: str | Path, variant: str) -> raw.EntityTable:
     )
 
 
-def _read_ratings(
-    folder: Path, variant: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
-    """Returns user [N] i64, item [N] i64, rating [N] f32 and timestamp [N] i64 or None."""
-    names = _RATINGS[variant]
-    path = next((folder / name for name in names if (folder / name).exists()), folder / names[0])
+def read_ratings(path: Path, variant: str) -> raw.RawTable:
+    """Reads a file of ratings, without content.
+
+    Raises:
+      DataError: the file is missing, damaged or too large, or a row is malformed.
+    """
     types = {"user": _INT, "item": _INT, "rating": _FLOAT, "timestamp": _INT}
     columns = _read_columns(path, " " if variant == "100k" else "::", types, optional="timestamp")
     rating = columns.pop("rating").to_numpy()
@@ -160,7 +170,13 @@ def _read_ratings(
     # Each column leaves its blocks before the next one follows.
     user, item = columns.pop("user").to_numpy(), columns.pop("item").to_numpy()
     timestamp = columns.pop("timestamp").to_numpy() if "timestamp" in columns else None
-    return user, item, rating, timestamp
+    return raw.RawTable(
+        report=raw.ReadReport(rows=len(user)),
+        user=user,
+        item=item,
+        value=rating,
+        timestamp=timestamp,
+    )
 
 
 def _read_columns(

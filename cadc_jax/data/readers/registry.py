@@ -85,6 +85,83 @@ def raw_files(reader: str, path: pathlib.Path, settings: Mapping[str, Any]) -> l
     return [path]
 
 
+def added_files(reader: str, path: pathlib.Path, settings: Mapping[str, Any]) -> list[pathlib.Path]:
+    """The files of rows that are added to a data set.
+
+    Args:
+      reader, settings: as for `open_raw_data`, of the data set.
+      path: a file of rows, or for criteo a folder of them. For the others a folder may hold one
+        under the name that it has in the data set.
+
+    Raises:
+      ConfigError: a data set of this source has no such files.
+      DataError: there is no such file.
+    """
+    if reader == "tfds":
+        raise ConfigError(
+            "data.source='tfds': only files of rows can be added; run the whole data set again"
+        )
+    if path.is_dir() and reader == "tabular":
+        path = path / settings["train_file"]
+    elif path.is_dir() and reader == "movielens":
+        path = movielens.ratings_file(path, settings["variant"])
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder; it has to hold the rows to add")
+    return raw_files("criteo", path, settings) if reader == "criteo" else [path]
+
+
+def open_added(
+    reader: str, paths: Sequence[pathlib.Path], settings: Mapping[str, Any]
+) -> raw.RawData:
+    """Opens files of rows that are added to a data set; none of them is held out.
+
+    Args:
+      reader, settings: as for `open_raw_data`.
+      paths: what `added_files` returned.
+
+    Raises:
+      DataError: a file is unreadable or malformed.
+    """
+    if reader == "criteo":
+        return criteo.open_logs(paths, None, settings["block_bytes"])
+    (path,) = paths
+    if reader == "movielens":
+        return raw.of_table(movielens.read_ratings(path, settings["variant"]))
+    columns = _filled(tabular.ColumnNames, settings["columns"])
+    files = tabular.TableFiles(path.name)
+    return tabular.open_rows(path.parent, files, columns, settings["block_bytes"])
+
+
+def content_files(reader: str, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Names, in the folder of a data set, of the files that describe the 'user' and the 'item'."""
+    if reader == "movielens":
+        return movielens.content_files(settings["variant"])
+    if reader != "tabular":
+        return {}
+    names = {kind: settings[f"{kind}_content"]["file"] for kind in ("user", "item")}
+    return {kind: name for kind, name in names.items() if name}
+
+
+def read_content(
+    reader: str, kind: str, path: pathlib.Path, settings: Mapping[str, Any]
+) -> raw.EntityTable:
+    """Reads the content of all users or items.
+
+    Args:
+      reader, settings: as for `open_raw_data`.
+      kind: 'user' or 'item'.
+      path: the file, one of `content_files`.
+
+    Raises:
+      DataError: the file is unreadable or malformed.
+    """
+    if reader == "movielens":
+        read = movielens.read_users if kind == "user" else movielens.read_items
+        return read(path, settings["variant"])
+    format = _filled(tabular.ContentFile, settings[f"{kind}_content"])
+    return tabular.read_content(path, format, kind)
+
+
 def _table_files(path: pathlib.Path, settings: Mapping[str, Any]) -> list[pathlib.Path]:
     names = [settings[f"{use}_file"] for use in ("train", "validation", "test", "negatives")]
     names += [settings["user_content"]["file"], settings["item_content"]["file"]]

@@ -161,8 +161,10 @@ def open_rows(
         functools.partial(_tasks, file, fields, fold if own_split else None, block_bytes)
         for file, (_, fold) in zip(opened, table_files.row_files, strict=True)
     ]
-    users = _read_content(folder, table_files.users, movielens.read_users)
-    items = _read_content(folder, table_files.items, movielens.read_items)
+    users, items = (
+        None if content is None else read_content(folder / content.file, content, kind)
+        for kind, content in (("user", table_files.users), ("item", table_files.items))
+    )
     negatives = None
     if table_files.negatives:  # the last part is the test file
         negatives = _read_negatives(folder / table_files.negatives, columns, parts[-1]())
@@ -323,16 +325,20 @@ def _text_bytes(column: pa.ChunkedArray) -> int:
     )
 
 
-def _read_content(
-    folder: Path,
-    content: ContentFile | None,
-    read_movielens: Callable[[Path, str], raw.EntityTable],
-) -> raw.EntityTable | None:
-    if content is None:
-        return None
-    path = folder / content.file
+def read_content(path: Path, content: ContentFile, kind: str) -> raw.EntityTable:
+    """Reads the content of users or items.
+
+    Args:
+      path: the file.
+      content: its format; where it lies is left out of account.
+      kind: 'user' or 'item'.
+
+    Raises:
+      ConfigError, DataError: as `open_rows`.
+    """
     if content.format == "movielens_1m":
-        return read_movielens(path, "1m")
+        read = movielens.read_users if kind == "user" else movielens.read_items
+        return read(path, "1m")
     if content.format != "table":
         raise ConfigError(
             f"content format '{content.format}' of {content.file}: it must be 'table' or "

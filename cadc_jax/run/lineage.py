@@ -1,0 +1,55 @@
+"""Artefacts that an update made from those of an earlier run, and how a run finds them.
+
+Their settings are those of an ordinary artefact, and the fingerprint of the earlier one under
+UPDATED. A prepared table has also the new `files`, factors the `passes` that follow new rows.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from cadc_jax.data.readers import files
+from cadc_jax.errors import ArtifactError
+from cadc_jax.run.context import Run
+from cadc_jax.run.formats import open_stage
+from cadc_jax.runtime import artifacts, distributed, manifest
+from cadc_jax.runtime.artifacts import Artifact
+
+UPDATED = "updated"
+_OWN = ("stage", "format", UPDATED, "files", "passes")  # settings beside those of other artefacts
+
+
+def find_updated(run: Run, stage: str, settings: Mapping[str, Any]) -> Artifact | None:
+    """The artefact with these settings that an update left in the work folder, and a line.
+
+    Raises:
+      ArtifactError: if it is damaged.
+    """
+    wanted = artifacts.plain(settings)
+    for folder in sorted((run.workdir / stage).glob("[!.]*")):
+        try:
+            found = manifest.read(folder).settings
+        except ArtifactError:  # of another format, perhaps: the stage itself says so if it needs it
+            continue
+        own = {name: x for name, x in found.items() if name not in _OWN}
+        if UPDATED in found and own == wanted:
+            made = open_stage(folder, run.verify and distributed.is_first())
+            run.say(f"[{stage:>9}] {stage}: updated, made in {made.seconds:.1f} s -> {folder}")
+            return made
+    return None
+
+
+def raw_size(prepared: Artifact) -> tuple[int, int]:
+    """Bytes of all raw files of a prepared table: as they are stored, and unpacked.
+
+    A file that is gone by now counts as it was stored.
+
+    Raises:
+      DataError: if a file is damaged.
+    """
+    if UPDATED in prepared.settings:
+        stored, unpacked = prepared.facts["raw_bytes"]
+        return stored, unpacked
+    found = prepared.settings["files"]
+    there = [path for path, *_ in found if files.stored_size([path])]
+    gone = sum(size for path, size, *_ in found if path not in there)
+    return gone + files.stored_size(there), gone + files.unpacked_size(there)
