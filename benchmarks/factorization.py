@@ -180,7 +180,7 @@ def fit_ours(system: str, data: dict, factors: int, iterations: int):
     interactions = Interactions.from_rows(data["user"], data["item"], *map(int, data["shape"]))
     config = als.ALSConfig(
         factors=factors,
-        regularization=LAMBDA,
+        regularization=LAMBDA / (ALPHA**0.5 * interactions.extent.noise),  # LAMBDA itself
         alpha=ALPHA,
         iterations=iterations,
         solver="exact" if "exact" in system else "cg",

@@ -39,11 +39,11 @@ DATA = pathlib.Path(os.environ.get("CADC_DATA_DIR", ROOT.parent / "shared" / "da
 
 Setting = als.ALSConfig | sgd.SGDConfig
 ALS_SETTINGS = [
-    als.ALSConfig(factors=64, regularization=30.0, alpha=9.0),
-    als.ALSConfig(factors=64, regularization=30.0, alpha=9.0, dtype="bfloat16"),
-    als.ALSConfig(factors=128, regularization=0.04, alpha=4.0, frequency_exponent=1.0),
-    als.ALSConfig(factors=192, regularization=0.03, alpha=4.0, frequency_exponent=1.0),
-    als.ALSConfig(factors=192, regularization=0.04, alpha=4.0, frequency_exponent=1.0),
+    als.ALSConfig(factors=64, regularization=0.344, alpha=9.0),
+    als.ALSConfig(factors=64, regularization=0.344, alpha=9.0, dtype="bfloat16"),
+    als.ALSConfig(factors=128, regularization=0.955, alpha=4.0, frequency_exponent=1.0),
+    als.ALSConfig(factors=192, regularization=0.716, alpha=4.0, frequency_exponent=1.0),
+    als.ALSConfig(factors=192, regularization=0.955, alpha=4.0, frequency_exponent=1.0),
 ]
 SGD_SETTINGS = [
     sgd.SGDConfig(epochs=15, learning_rate=0.1, regularization=r, negatives=8)

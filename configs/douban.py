@@ -26,10 +26,10 @@ def get_config():
 
     config.factorization = "autoencoder+als"
     config.autoencoder.factors = 256
-    config.autoencoder.regularization = 1500.0
+    config.autoencoder.regularization = 2.98
     config.autoencoder.user_exponent = 0.3
     config.als.factors = 192
-    config.als.regularization = 0.005
+    config.als.regularization = 0.255
     config.als.frequency_exponent = 1.0
     config.als.alpha = 4.0
     config.als.iterations = 15

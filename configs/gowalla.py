@@ -28,13 +28,13 @@ def get_config():
 
     config.factorization = "autoencoder+als"
     config.autoencoder.factors = 512
-    config.autoencoder.regularization = 10.0
+    config.autoencoder.regularization = 0.111
     config.autoencoder.dropout = 1 / 3
     config.autoencoder.user_exponent = 0.5
     config.autoencoder.start_exponent = 0.5
     config.autoencoder.item_exponent = 0.5
     config.als.factors = 256
-    config.als.regularization = 0.006
+    config.als.regularization = 0.251
     config.als.frequency_exponent = 1.0
     config.als.alpha = 20.0
     config.als.iterations = 15

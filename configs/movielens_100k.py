@@ -21,7 +21,7 @@ def get_config():
 
     config.factorization = "als"
     config.als.factors = 32
-    config.als.regularization = 20.0
+    config.als.regularization = 0.501
     config.als.alpha = 5.0
     config.als.iterations = 15
 

@@ -21,7 +21,7 @@ def get_config():
 
     config.factorization = "als"
     config.als.factors = 64
-    config.als.regularization = 30.0
+    config.als.regularization = 0.237
     config.als.alpha = 9.0
     config.als.iterations = 15
 

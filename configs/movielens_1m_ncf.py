@@ -31,10 +31,10 @@ def get_config():
 
     config.factorization = "autoencoder"  # validates better than ALS, whose settings follow
     config.autoencoder.factors = 256
-    config.autoencoder.regularization = 300.0
+    config.autoencoder.regularization = 0.401
     config.autoencoder.user_exponent = 0.3
     config.als.factors = 192
-    config.als.regularization = 0.04
+    config.als.regularization = 0.955
     config.als.frequency_exponent = 1.0
     config.als.alpha = 4.0
     config.als.iterations = 15

@@ -31,7 +31,7 @@ def get_config():
 
     config.factorization = "als"
     config.als.factors = 128
-    config.als.regularization = 0.03
+    config.als.regularization = 0.747
     config.als.frequency_exponent = 1.0
     config.als.alpha = 4.0
     config.als.iterations = 15

@@ -134,8 +134,9 @@ def folded_factors(run: Run, prepared: Artifact) -> Artifact:
             return Interactions.from_rows(user[rows], item[rows], *sizes)
 
         is_hidden = hidden[user]
-        found, _ = als.fit(matrix(~is_hidden), config, jax.random.key(run.config.seed))
-        folded, _ = als.fold_in(found, matrix(is_hidden), config)
+        seen = matrix(~is_hidden)
+        found, _ = als.fit(seen, config, jax.random.key(run.config.seed))
+        folded, _ = als.fold_in(found, matrix(is_hidden), config, extent=seen.extent)
         tables = {"user": jnp.where(hidden[:, None], folded, found.user), "item": found.item}
         write_columns(folder, {name: np.asarray(x, np.float32) for name, x in tables.items()})
         return {"hidden": int(hidden.sum())}

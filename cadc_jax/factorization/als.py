@@ -25,6 +25,7 @@ from cadc_jax.factorization.als_solver import HalfStepConfig, SideData
 from cadc_jax.factorization.factors import Array, Factors, check_finite, check_sizes
 from cadc_jax.factorization.interactions import (
     Chunking,
+    Extent,
     Interactions,
     Layout,
     SparseRows,
@@ -41,11 +42,9 @@ class ALSConfig:
 
     Attributes:
       factors: D, the rank.
-      regularization: lambda, above 0.
-      frequency_exponent: nu. It scales the lambda of a row with n entries. Implicit: lambda *
-        (n + number of columns / alpha) ** nu (Rendle et al. 2021, arXiv 2110.14037, eq. 14, with
-        alpha_0 = 1 / alpha). Explicit: lambda * n ** nu; nu = 1 is the 'weighted lambda' of Zhou et
-        al. 0 gives every row the same lambda.
+      regularization: lambda, above 0, in units that suit logs of any size; see below.
+      frequency_exponent: nu. The higher, the more regularised are rows with many entries. 0 gives
+        every row the same.
       alpha: implicit: the confidence of an entry is 1 + alpha * |value|.
       iterations: number of iterations. Each solves the users, then the items.
       feedback: 'implicit' or 'explicit'.
@@ -57,10 +56,23 @@ class ALSConfig:
       fixed_side: on several devices, 'gathered' copies the fixed table to each of them; 'sharded'
         leaves it split and exchanges the rows that each chunk needs.
       chunk: entries gathered at once; None chooses by the device, see `chunking`.
+
+    For implicit feedback the penalty of a row x with n entries is |x|^2 times
+
+        lambda * sqrt(alpha) * (sqrt(user_mean) + sqrt(item_mean)) * (s / s_mean) ** nu
+
+    with the mean numbers of entries of a user and of an item, s = n + columns / alpha (Rendle et
+    al. 2021, arXiv 2110.14037, eq. 14, with alpha_0 = 1 / alpha), and for s_mean the geometric mean
+    of its averages over users and over items. The bracket is the largest singular value of a matrix
+    with as many entries at random places (Marchenko and Pastur 1967); a penalty removes directions
+    of a small singular value. The root of alpha was found by measurement: see docs/method.md.
+
+    For explicit feedback it is lambda * mean * (n / mean) ** nu, with the mean n of the side; nu of
+    1 is the 'weighted lambda' of Zhou et al. (2008). Rows and columns without entries do not count.
     """
 
     factors: int = 64
-    regularization: float = 30.0
+    regularization: float = 1.0
     frequency_exponent: float = 0.0
     alpha: float = 9.0
     iterations: int = 15
@@ -193,6 +205,7 @@ def fold_in(
     interactions: Interactions,
     config: ALSConfig,
     *,
+    extent: Extent,
     side: str = "user",
     mesh: Mesh | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
@@ -206,6 +219,7 @@ def fold_in(
       interactions: of N new users with the I items of the model (side='user'), or of the U users
         of the model with N new items (side='item').
       config: the settings of the fit.
+      extent: `Interactions.extent` of the fit, which the regularisation is measured in.
       side: which side is new.
       mesh: as for `fit`.
 
@@ -223,7 +237,7 @@ def fold_in(
     if num_known != len(known):
         raise ConfigError(f"interactions have {num_known} known rows, the model has {len(known)}")
     config = dataclasses.replace(config, factors=known.shape[1], solver="exact")
-    users, items = prepare(interactions, config, mesh)
+    users, items = prepare(interactions, config, mesh, extent)
     new, fixed_side = (users, items) if user_is_new else (items, users)
     mean: float | Array = 0.0
     if config.feedback == "explicit":
@@ -277,7 +291,10 @@ class Side:
 
 
 def prepare(
-    interactions: Interactions, config: ALSConfig, mesh: Mesh | None = None
+    interactions: Interactions,
+    config: ALSConfig,
+    mesh: Mesh | None = None,
+    extent: Extent | None = None,
 ) -> tuple[Side, Side]:
     """Packs users and items and puts them on the devices.
 
@@ -285,10 +302,12 @@ def prepare(
       interactions: training entries.
       config: see `ALSConfig`.
       mesh: as for `fit`.
+      extent: what the regularisation is measured in. None: that of the interactions.
 
     Returns:
       users, items.
     """
+    extent = extent or interactions.extent
     if mesh is None:
         mesh = Mesh(np.array(jax.local_devices()[:1]), (sharding.DATA,))
     spread = NamedSharding(mesh, P(mesh.axis_names))
@@ -296,16 +315,41 @@ def prepare(
     chunks = chunking(config, mesh.size, sharding.is_cpu(mesh))
     users, items = (make_layout(rows.counts, chunks, mesh.size) for rows in both)
 
-    def side(rows: SparseRows, layout: Layout, fixed: Layout) -> Side:
-        scale = np.maximum(layout.counts, 1.0)
-        if config.feedback == "implicit":
-            scale = layout.counts + len(fixed.counts) / config.alpha
-        regularization = np.ones(layout.table_rows, np.float32)  # unused places: any value but 0
-        regularization[layout.position] = config.regularization * scale**config.frequency_exponent
-        arrays = regularization, *pack(rows, layout, fixed.position)
+    weights = regularization(interactions, config, extent)
+
+    def side(rows: SparseRows, layout: Layout, fixed: Layout, weight: np.ndarray) -> Side:
+        table = np.ones(layout.table_rows, np.float32)  # unused places: any value but 0
+        table[layout.position] = weight
+        arrays = table, *pack(rows, layout, fixed.position)
         return Side(layout, SideData(*sharding.put(arrays, spread)), config)
 
-    return side(both[0], users, items), side(both[1], items, users)
+    return side(both[0], users, items, weights[0]), side(both[1], items, users, weights[1])
+
+
+def regularization(
+    interactions: Interactions, config: ALSConfig, extent: Extent
+) -> tuple[np.ndarray, np.ndarray]:
+    """The weights of |x|^2 of all users [U] and all items [I] float64; see `ALSConfig`.
+
+    Args:
+      interactions: entries of these users and items.
+      config: settings.
+      extent: of the interactions, or of those that the other side's factors were fitted to.
+    """
+    counts = interactions.by_user.counts, interactions.by_item.counts
+    means = extent.user_mean, extent.item_mean
+    nu = config.frequency_exponent
+    if config.feedback == "explicit":
+        users, items = (
+            config.regularization * mean * (np.maximum(n, 1) / mean) ** nu
+            for n, mean in zip(counts, means, strict=True)
+        )
+        return users, items
+    columns = extent.items / config.alpha, extent.users / config.alpha
+    scale = np.sqrt((means[0] + columns[0]) * (means[1] + columns[1]))
+    unit = config.regularization * np.sqrt(config.alpha) * extent.noise
+    users, items = (unit * ((n + c) / scale) ** nu for n, c in zip(counts, columns, strict=True))
+    return users, items
 
 
 def half_step(

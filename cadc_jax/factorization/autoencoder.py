@@ -43,9 +43,11 @@ class AutoencoderConfig:
 
     Attributes:
       factors: D, the rank.
-      regularization: lambda, above 0: L2 penalty on the weights from each item.
+      regularization: lambda, above 0. The L2 penalty on the weights from each item is lambda *
+        noise^2 * mean(x^2): `Extent.noise` and the mean of the entries' weighted squares. That is
+        the largest eigenvalue of X'X if X were noise, so lambda suits logs of any size.
       dropout: share of a user's items that is dropped from the input, at random. It adds
-        dropout / (1 - dropout) * n to lambda, for an item that is n frequent.
+        dropout / (1 - dropout) * n to the penalty, for an item that is n frequent.
       user_exponent: c. A user with n rows has the weight (n / mean)^-c.
       start_exponent: a. The start spans the leading eigenvectors of N^-a X'X N^-a, for N the
         frequencies of the items: the higher, the more of the rank goes to rare items.
@@ -56,7 +58,7 @@ class AutoencoderConfig:
     """
 
     factors: int = 64
-    regularization: float = 300.0
+    regularization: float = 0.35
     dropout: float = 0.2
     user_exponent: float = 0.0
     start_exponent: float = 0.15
@@ -238,9 +240,10 @@ def _place(
     squares = np.bincount(of_rows, values, len(items.counts))
     placed = gram.place(interactions, weight, config.factors, mesh)
     ratio = config.dropout / (1 - config.dropout)
+    unit = interactions.extent.noise**2 * squares.sum() / interactions.num_entries
     numbers = {
         "squares": squares,
-        "penalty": config.regularization + ratio * squares,
+        "penalty": config.regularization * unit + ratio * squares,
         "weight": _power(squares, -config.item_exponent),
         "scale": _power(squares, -config.start_exponent),
     }

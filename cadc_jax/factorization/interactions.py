@@ -30,6 +30,36 @@ class SparseRows:
 
 
 @dataclasses.dataclass(frozen=True)
+class Extent:
+    """How much there is in a matrix. Users and items without entries do not count.
+
+    Factorisations measure their regularisation in it, so the same setting suits logs of any size.
+    """
+
+    users: int
+    items: int
+    entries: int
+
+    @property
+    def user_mean(self) -> float:
+        """Entries of a user, on average."""
+        return self.entries / max(self.users, 1)
+
+    @property
+    def item_mean(self) -> float:
+        """Entries of an item, on average."""
+        return self.entries / max(self.items, 1)
+
+    @property
+    def noise(self) -> float:
+        """The largest singular value of a matrix with as many entries at random places.
+
+        It is that of independent entries less their mean (Marchenko and Pastur 1967).
+        """
+        return float(np.sqrt(self.user_mean) + np.sqrt(self.item_mean))
+
+
+@dataclasses.dataclass(frozen=True)
 class Interactions:
     """The interaction matrix, by user and by item."""
 
@@ -50,6 +80,12 @@ class Interactions:
     def num_entries(self) -> int:
         """Distinct (user, item) pairs."""
         return len(self.by_user.columns)
+
+    @property
+    def extent(self) -> Extent:
+        """Users and items with entries, and the entries."""
+        users, items = (int(np.count_nonzero(x.counts)) for x in (self.by_user, self.by_item))
+        return Extent(users, items, self.num_entries)
 
     @classmethod
     def from_rows(

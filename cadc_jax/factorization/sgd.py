@@ -36,7 +36,8 @@ class SGDConfig:
 
     Attributes:
       factors: D, the rank.
-      regularization: L2 penalty on the factors and biases of each row's user and item.
+      regularization: L2 penalty on the factors and biases of each row's user and item. It is paid
+        for each row, beside the row's loss, so it means the same on logs of any size.
       learning_rate: of `optimizer`. The global bias is updated by plain SGD at the same rate.
       learning_rate_decay: share of the learning rate that is lost by the last epoch, linearly.
       optimizer: 'adagrad' (row-wise), 'adam' (lazy) or 'sgd'.

@@ -30,7 +30,7 @@ from cadc_jax.factorization import als, autoencoder, blend, sgd
 from cadc_jax.factorization.als import ALSConfig
 from cadc_jax.factorization.autoencoder import AutoencoderConfig
 from cadc_jax.factorization.factors import Factors, balanced_axes, grown, principal_axes
-from cadc_jax.factorization.interactions import Interactions
+from cadc_jax.factorization.interactions import Extent, Interactions
 from cadc_jax.run.context import Run, als_mesh, make_long_stage, make_stage
 from cadc_jax.run.factor_files import UNSAMPLED, open_factors, write_factors
 from cadc_jax.run.lineage import UPDATED, find_updated
@@ -273,7 +273,7 @@ def _factorize(
             found, losses = autoencoder.fit(matrix, config, job.key, **options)
         else:
             found, losses = als.fit(matrix, config, job.key, **options)
-        return _with_held_out_users(job, config, found, mesh), losses
+        return _with_held_out_users(job, found, matrix.extent, mesh), losses
     finally:
         progress.close()
 
@@ -284,19 +284,18 @@ def _turned(factors: Factors) -> Factors:
     return turned if turned.encoder is None else balanced_axes(turned)
 
 
-def _is_explicit(config: ALSConfig | AutoencoderConfig) -> bool:
+def _is_explicit(config: ALSConfig | AutoencoderConfig | sgd.SGDConfig) -> bool:
     return isinstance(config, ALSConfig) and config.feedback == "explicit"
 
 
-def _with_held_out_users(
-    job: _Job, config: ALSConfig | AutoencoderConfig, factors: Factors, mesh: Mesh
-) -> Factors:
+def _with_held_out_users(job: _Job, factors: Factors, extent: Extent, mesh: Mesh) -> Factors:
     """The factors with vectors of the held-out users, if there are any, in place of zeros.
 
+    The factors were fitted to interactions of this extent.
     Fold-in rows of items that no training row has say nothing and are left out; users without
     others stay 0.
     """
-    table = open_table(job.prepared.path)
+    config, table = job.config, open_table(job.prepared.path)
     rows = table.splits.get(PARTS[FOLD_IN])
     if rows is None:
         return factors
@@ -308,7 +307,7 @@ def _with_held_out_users(
     sizes = len(users), table.schema.num_items
     matrix = Interactions.from_rows(user, rows["item"][there], *sizes, value)
     if isinstance(config, ALSConfig):
-        folded_in = als.fold_in(factors, matrix, config, mesh=mesh)
+        folded_in = als.fold_in(factors, matrix, config, extent=extent, mesh=mesh)
     else:
         folded_in = autoencoder.fold_in(factors, matrix, mesh=mesh), None
     found = {}

@@ -232,11 +232,12 @@ def test_hidden_users_are_folded_in_and_leave_no_trace_in_the_other_factors(smal
     np.testing.assert_array_equal(found["item"], expected.item)
     np.testing.assert_array_equal(found["user"][~hidden], np.asarray(expected.user)[~hidden])
     y = np.asarray(found["item"], np.float64)
+    penalty = config.regularization * np.sqrt(config.alpha) * matrix.extent.noise
     with_rows = [u for u in np.flatnonzero(hidden) if (user == u).any()]
     assert with_rows
     for u in with_rows:
         own = y[item[user == u]]
-        a = y.T @ y + config.alpha * own.T @ own + config.regularization * np.eye(y.shape[1])
+        a = y.T @ y + config.alpha * own.T @ own + penalty * np.eye(y.shape[1])
         x = np.linalg.solve(a, (1 + config.alpha) * own.sum(0))
         np.testing.assert_allclose(found["user"][u], x, rtol=1e-3, atol=1e-5)
 

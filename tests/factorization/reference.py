@@ -14,6 +14,13 @@ def sparse_data():
     return user, item, rng.integers(1, 6, len(user)).astype(np.float32)
 
 
+def noise_unit(alpha):
+    """What the regularisation of implicit ALS is measured in, for `sparse_data`."""
+    user, item, _ = sparse_data()
+    seen = dense(user, item, 1.0, U, I) > 0
+    return np.sqrt(alpha) * sum(np.sqrt(seen.sum() / seen.any(axis).sum()) for axis in (0, 1))
+
+
 def dense(user, item, value, num_users, num_items):
     """The matrix of a log; repeated pairs are added."""
     matrix = np.zeros((num_users, num_items))
@@ -94,7 +101,10 @@ def autoencoder_terms(matrix, config):
     weight = np.where(seen, (users.clip(1) / users[seen].mean()) ** (-2 * config.user_exponent), 0)
     gram = matrix.T @ (weight[:, None] * matrix)
     n = np.diag(gram)
-    penalty = config.regularization + config.dropout / (1 - config.dropout) * n
+    rows, columns = (matrix != 0).sum(1), (matrix != 0).sum(0)
+    noise = np.sqrt(rows[rows > 0].mean()) + np.sqrt(columns[columns > 0].mean())
+    penalty = config.regularization * noise**2 * n.sum() / rows.sum()
+    penalty = penalty + config.dropout / (1 - config.dropout) * n
     scale = np.where(n > 0, n, 1) / n[n > 0].mean()
     return gram, penalty, np.where(n > 0, scale**-config.item_exponent, 0)
 

@@ -23,10 +23,21 @@ from tests.factorization.reference import I, U
 
 D = 6
 KEY = jax.random.key(0)
-IMPLICIT = ALSConfig(factors=D, regularization=0.5, alpha=2.0, iterations=3, chunk=64)
+IMPLICIT = ALSConfig(
+    factors=D, regularization=0.5 / reference.noise_unit(2.0), alpha=2.0, iterations=3, chunk=64
+)  # a penalty of 0.5 for every row
 EXPLICIT = dataclasses.replace(
     IMPLICIT, feedback="explicit", solver="exact", regularization=0.1, frequency_exponent=1.0
 )
+
+
+def scaled(seen, exponent):
+    """The penalties of the rows of a matrix of booleans, with alpha = 2, for a mean of 0.5."""
+    rows, columns = seen.sum(1), seen.sum(0)
+    rows_mean, columns_mean = rows[rows > 0].mean(), columns[columns > 0].mean()
+    of_rows, of_columns = (columns > 0).sum() / 2.0, (rows > 0).sum() / 2.0
+    mean = np.sqrt((rows_mean + of_rows) * (columns_mean + of_columns))
+    return 0.5 * ((rows + of_rows) / mean) ** exponent
 
 
 def np_tables(factors):
@@ -49,12 +60,50 @@ def test_a_table_gives_back_the_rows_that_were_put_in(devices, interactions):
 def test_frequency_scales_the_regularization_of_each_row(interactions, matrix):
     config = dataclasses.replace(IMPLICIT, frequency_exponent=0.7)
     users, items = als.prepare(interactions, config)
-    for side, seen, columns in ((users, matrix != 0, I), (items, matrix.T != 0, U)):
+    for side, seen in ((users, matrix != 0), (items, matrix.T != 0)):
         found = np.asarray(side.data.regularization)[side.layout.position]
-        np.testing.assert_allclose(found, 0.5 * (seen.sum(1) + columns / 2.0) ** 0.7, rtol=1e-6)
+        np.testing.assert_allclose(found, scaled(seen, 0.7), rtol=1e-6)
     users, _ = als.prepare(interactions, EXPLICIT)
     found = np.asarray(users.data.regularization)[users.layout.position]
     np.testing.assert_allclose(found, 0.1 * (matrix != 0).sum(1).clip(1), rtol=1e-6)
+
+
+def test_without_an_exponent_explicit_rows_are_penalised_as_a_mean_row(interactions, matrix):
+    users, items = als.prepare(interactions, dataclasses.replace(EXPLICIT, frequency_exponent=0.0))
+    for side, counts in ((users, (matrix != 0).sum(1)), (items, (matrix != 0).sum(0))):
+        found = np.asarray(side.data.regularization)[side.layout.position]
+        np.testing.assert_allclose(found, 0.1 * counts[counts > 0].mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.7])
+@pytest.mark.parametrize("base", [IMPLICIT, EXPLICIT], ids=["implicit", "explicit"])
+def test_users_and_items_that_no_row_has_change_no_penalty(base, exponent):
+    user, item, _ = reference.sparse_data()
+    config = dataclasses.replace(base, frequency_exponent=exponent)
+    few, many = (
+        als.regularization(x, config, x.extent)
+        for x in (Interactions.from_rows(user, item, *sizes) for sizes in ((U, I), (7 * U, 9 * I)))
+    )
+    np.testing.assert_allclose(many[0][:U], few[0], rtol=1e-12)
+    np.testing.assert_allclose(many[1][:I], few[1], rtol=1e-12)
+
+
+@pytest.mark.parametrize("exponent", [0.0, 1.0])
+def test_copies_of_a_log_side_by_side_are_penalised_as_the_log(exponent):
+    """Each copy has its own users and items, so a mean row of it stays what it was."""
+    user, item, _ = reference.sparse_data()
+    shift = np.arange(5)[:, None]
+    wide = Interactions.from_rows(
+        (user + U * shift).ravel(), (item + I * shift).ravel(), 5 * U, 5 * I
+    )
+    one = Interactions.from_rows(user, item, U, I)
+    config = dataclasses.replace(IMPLICIT, frequency_exponent=exponent)
+    means = []
+    for matrix in (one, wide):
+        users, items = als.regularization(matrix, config, matrix.extent)
+        seen = matrix.by_user.counts > 0, matrix.by_item.counts > 0
+        means.append(users[seen[0]].mean() * items[seen[1]].mean())
+    assert means[1] == pytest.approx(means[0])
 
 
 def test_a_fit_is_made_of_half_steps_that_can_be_run_one_by_one(interactions):
@@ -83,7 +132,13 @@ def test_a_lowered_half_step_has_the_results_of_the_one_that_runs(interactions):
 def test_a_negative_value_is_a_confident_dislike():
     x = Interactions.from_rows([0, 0, 1], [0, 1, 1], 2, 2, [2.0, -3.0, 1.0])
     matrix = np.array([[2.0, -3.0], [0.0, 1.0]])
-    config = dataclasses.replace(IMPLICIT, factors=2, solver="exact", iterations=2)
+    config = dataclasses.replace(
+        IMPLICIT,
+        factors=2,
+        solver="exact",
+        iterations=2,
+        regularization=0.5 / (np.sqrt(2.0) * x.extent.noise),
+    )
     factors, losses = als.fit(x, config, KEY)
     half = np.full(2, 0.5)
     want = reference.implicit_objective(matrix, *np_tables(factors), half, half, 2.0)
@@ -99,8 +154,7 @@ def test_the_reported_objective_is_that_of_the_factors(solver, exponent, interac
     config = dataclasses.replace(IMPLICIT, solver=solver, frequency_exponent=exponent)
     factors, losses = als.fit(interactions, config, KEY)
     seen = matrix != 0
-    user_lambda = 0.5 * (seen.sum(1) + I / 2.0) ** exponent
-    item_lambda = 0.5 * (seen.sum(0) + U / 2.0) ** exponent
+    user_lambda, item_lambda = scaled(seen, exponent), scaled(seen.T, exponent)
     want = reference.implicit_objective(matrix, *np_tables(factors), user_lambda, item_lambda, 2.0)
     np.testing.assert_allclose(losses[-1], want, rtol=1e-4)
 
@@ -254,7 +308,7 @@ def test_explicit_feedback_rejects_factors_without_biases(interactions):
     factors = Factors(jnp.zeros((U, D)), jnp.zeros((I, D)))
     for call in (
         lambda: als.fit(interactions, EXPLICIT, KEY, init=factors),
-        lambda: als.fold_in(factors, interactions, EXPLICIT),
+        lambda: als.fold_in(factors, interactions, EXPLICIT, extent=interactions.extent),
     ):
         with pytest.raises(ConfigError, match="feedback='explicit' needs factors with biases"):
             call()
@@ -264,10 +318,10 @@ def test_explicit_feedback_rejects_factors_without_biases(interactions):
 def test_folding_in_the_training_rows_is_an_exact_half_step(side, interactions, matrix):
     factors, _ = als.fit(interactions, dataclasses.replace(IMPLICIT, frequency_exponent=0.5), KEY)
     config = dataclasses.replace(IMPLICIT, frequency_exponent=0.5)
-    got, bias = als.fold_in(factors, interactions, config, side=side)
+    got, bias = als.fold_in(factors, interactions, config, extent=interactions.extent, side=side)
     user, item = np_tables(factors)
     rows, fixed = (matrix, item) if side == "user" else (matrix.T, user)
-    penalty = 0.5 * ((rows != 0).sum(1) + rows.shape[1] / 2.0) ** 0.5
+    penalty = scaled(rows != 0, 0.5)
     np.testing.assert_allclose(
         got, reference.implicit_half_step(rows, fixed, penalty, 2.0), rtol=1e-3, atol=1e-4
     )
@@ -276,7 +330,9 @@ def test_folding_in_the_training_rows_is_an_exact_half_step(side, interactions, 
 
 def test_explicit_folding_in_repeats_the_last_half_step_of_the_fit(interactions):
     factors, _ = als.fit(interactions, EXPLICIT, KEY)
-    got, bias = als.fold_in(factors, interactions, EXPLICIT, side="item")
+    got, bias = als.fold_in(
+        factors, interactions, EXPLICIT, extent=interactions.extent, side="item"
+    )
     np.testing.assert_allclose(got, factors.item, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(bias, factors.item_bias, rtol=1e-3, atol=1e-4)
 
@@ -284,10 +340,36 @@ def test_explicit_folding_in_repeats_the_last_half_step_of_the_fit(interactions)
 def test_a_few_new_users_are_folded_in_exactly(interactions):
     factors, _ = als.fit(interactions, IMPLICIT, KEY)
     new = Interactions.from_rows([0, 0, 2], [3, 4, 5], 3, I)
-    got, _ = als.fold_in(factors, new, IMPLICIT)
+    got, _ = als.fold_in(factors, new, IMPLICIT, extent=interactions.extent)
     matrix = reference.dense([0, 0, 2], [3, 4, 5], 1.0, 3, I)
     want = reference.implicit_half_step(matrix, np_tables(factors)[1], np.full(3, 0.5), 2.0)
     np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("base", [IMPLICIT, EXPLICIT], ids=["implicit", "explicit"])
+def test_a_user_folded_in_alone_has_the_vector_it_has_among_all(base, exponent, interactions):
+    config = dataclasses.replace(base, frequency_exponent=exponent)
+    factors, _ = als.fit(interactions, config, KEY)
+    user, item, value = reference.sparse_data()
+    everyone, _ = als.fold_in(factors, interactions, config, extent=interactions.extent)
+    for one in (7, 20):
+        rows = user == one
+        alone = Interactions.from_rows(np.zeros(rows.sum(), int), item[rows], 1, I, value[rows])
+        got, _ = als.fold_in(factors, alone, config, extent=interactions.extent)
+        np.testing.assert_allclose(got[0], everyone[one], rtol=1e-4, atol=1e-5)
+
+
+def test_a_user_folded_in_into_a_converged_fit_has_the_vector_of_the_fit(interactions):
+    config = dataclasses.replace(
+        IMPLICIT, solver="exact", frequency_exponent=1.0, iterations=300, regularization=1.0
+    )
+    factors, _ = als.fit(interactions, config, KEY)
+    user, item, value = reference.sparse_data()
+    rows = user == 20
+    alone = Interactions.from_rows(np.zeros(rows.sum(), int), item[rows], 1, I, value[rows])
+    got, _ = als.fold_in(factors, alone, config, extent=interactions.extent)
+    np.testing.assert_allclose(got[0], factors.user[20], rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -313,7 +395,7 @@ def test_a_config_that_cannot_work_is_rejected(change, message):
 def test_folding_in_rejects_an_unknown_side(interactions):
     factors = Factors(jnp.zeros((U, D)), jnp.zeros((I, D)))
     with pytest.raises(ConfigError, match="side='users': must be one of user, item"):
-        als.fold_in(factors, interactions, IMPLICIT, side="users")
+        als.fold_in(factors, interactions, IMPLICIT, extent=interactions.extent, side="users")
 
 
 def test_explicit_tables_have_a_column_for_the_bias():
@@ -374,7 +456,7 @@ def test_a_fit_without_interactions_is_rejected():
 def test_folding_in_rejects_another_number_of_known_rows(interactions):
     factors = Factors(jnp.zeros((U, D)), jnp.zeros((I + 1, D)))
     with pytest.raises(ConfigError, match=f"{I} known rows, the model has {I + 1}"):
-        als.fold_in(factors, interactions, IMPLICIT)
+        als.fold_in(factors, interactions, IMPLICIT, extent=interactions.extent)
 
 
 @pytest.mark.parametrize("base", [IMPLICIT, EXPLICIT], ids=["implicit", "explicit"])

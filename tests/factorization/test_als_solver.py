@@ -16,7 +16,9 @@ from tests.factorization import reference
 from tests.factorization.reference import I, U
 
 D = 6
-IMPLICIT = ALSConfig(factors=D, regularization=0.5, alpha=2.0, chunk=64)
+IMPLICIT = ALSConfig(
+    factors=D, regularization=0.5 / reference.noise_unit(2.0), alpha=2.0, chunk=64
+)  # a penalty of 0.5 for every row
 EXACT = dataclasses.replace(IMPLICIT, solver="exact")
 EXPLICIT = dataclasses.replace(
     EXACT, feedback="explicit", regularization=0.1, frequency_exponent=1.0

@@ -21,7 +21,7 @@ from tests.factorization import reference
 from tests.factorization.reference import I, U
 
 KEY = jax.random.key(0)
-PLAIN = AutoencoderConfig(factors=6, regularization=2.0, dropout=0.0, passes=3)
+PLAIN = AutoencoderConfig(factors=6, regularization=0.06, dropout=0.0, passes=3)
 SETTINGS = {
     "plain": PLAIN,
     "dropout": dataclasses.replace(PLAIN, dropout=0.3),
@@ -119,7 +119,9 @@ def test_with_as_many_factors_as_items_the_weights_are_those_of_full_rank(factor
 def test_without_dropout_and_exponents_full_rank_is_ease(interactions, matrix):
     config = dataclasses.replace(PLAIN, factors=I, passes=1)
     factors, _ = autoencoder.fit(interactions, config, KEY)
-    inverse = np.linalg.inv(matrix.T @ matrix + 2.0 * np.eye(I))  # arXiv 1905.03375, eq. 8
+    _, penalty, _ = reference.autoencoder_terms(matrix, config)
+    assert len(np.unique(penalty)) == 1
+    inverse = np.linalg.inv(matrix.T @ matrix + np.diag(penalty))  # arXiv 1905.03375, eq. 8
     want = inverse / -np.diag(inverse)
     np.fill_diagonal(want, 0)
     np.testing.assert_allclose(weights_of(factors), want, atol=2e-5)

@@ -70,7 +70,7 @@ def encoded_config(folder):
     """The ranking task, factorised by the autoencoder."""
     config = ranking_config(folder)
     config.factorization, config.factor_bits = "autoencoder", 32
-    config.autoencoder.update(factors=8, regularization=20.0)
+    config.autoencoder.update(factors=8, regularization=1.0)
     return config
 
 
@@ -183,9 +183,8 @@ def test_vectors_of_held_out_users_are_folded_in_and_change_nothing_else(tmp_pat
     train, rows = table.splits["train"], table.splits["fold_in"]
     sizes = table.schema.num_users, table.schema.num_items
     config = configuration.factorization_config(run.config, run.config.factorization)
-    plain, _ = als.fit(
-        Interactions.from_rows(train["user"], train["item"], *sizes), config, jax.random.key(0)
-    )
+    matrix = Interactions.from_rows(train["user"], train["item"], *sizes)
+    plain, _ = als.fit(matrix, config, jax.random.key(0))
     assert not np.asarray(plain.user)[np.unique(rows["user"])].any()
     # A basis of the items turns both tables alike; scores do not depend on it.
     turned = np.linalg.lstsq(np.asarray(plain.item), found.item, rcond=None)[0]
@@ -195,11 +194,12 @@ def test_vectors_of_held_out_users_are_folded_in_and_change_nothing_else(tmp_pat
     others = np.setdiff1d(np.arange(sizes[0]), held_out)
     np.testing.assert_allclose(found.user[others], plain.user[others], rtol=1e-4, atol=1e-5)
     items = np.asarray(found.item, np.float64)
+    penalty = config.regularization * np.sqrt(config.alpha) * matrix.extent.noise
     for user in held_out:  # the equation of implicit ALS, with items that training rows have
         own = items[rows["item"][rows["user"] == user]]
         own = own[own.any(axis=1)]
         left = items.T @ items + config.alpha * own.T @ own
-        left += config.regularization * np.eye(items.shape[1])
+        left += penalty * np.eye(items.shape[1])
         right = (1 + config.alpha) * own.sum(axis=0)
         expected = np.linalg.solve(left, right)
         np.testing.assert_allclose(found.user[user], expected, rtol=1e-3, atol=1e-4)
@@ -213,11 +213,12 @@ def test_explicit_feedback_folds_in_biases_from_the_values_of_the_rows(tmp_path)
     found = factor_files.open_factors(made.path)
     rows = table.splits["fold_in"]
     user, item = found.user.astype(np.float64), found.item.astype(np.float64)
+    penalty = 0.1 * matrix_of(table).extent.user_mean
     for one in np.unique(rows["user"]):
         here = (rows["user"] == one) & (table.items["count"][rows["item"]] > 0)
         own = np.c_[item[rows["item"][here]], np.ones(here.sum())]
         rest = rows["value"][here] - found.item_bias[rows["item"][here]] - found.global_bias
-        expected = np.linalg.solve(own.T @ own + 0.1 * np.eye(own.shape[1]), own.T @ rest)
+        expected = np.linalg.solve(own.T @ own + penalty * np.eye(own.shape[1]), own.T @ rest)
         got = np.r_[user[one], found.user_bias[one]]
         np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-3)
 
