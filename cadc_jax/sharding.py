@@ -75,6 +75,11 @@ def check_division(model: int, devices: int) -> None:
         )
 
 
+def is_tpu(mesh: Mesh | AbstractMesh) -> bool:
+    """Whether the devices of a mesh are TPUs; an abstract mesh has none."""
+    return isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "tpu"
+
+
 def named(mesh: Mesh | AbstractMesh, spec: P) -> NamedSharding:
     """`spec` on `mesh`."""
     return NamedSharding(mesh, spec)

@@ -19,24 +19,26 @@ al. 2015, arXiv 1502.02551, section 3).
 
 A table split by rows is updated inside `jax.shard_map`: each shard subtracts its first row from all
 ids, and masks the ids outside its own rows.
-"""
 
-from typing import Any
+Tables may be packed (see `tables.packed`).
+"""
 
 import jax
 import jax.numpy as jnp
 
+from cadc_jax.tables import packed
+from cadc_jax.tables.packed import AnyTable, Packed
+
 OPTIMIZERS = ("sgd", "adagrad", "adam")
 
-Slots = dict[str, jax.Array]
+Slots = dict[str, AnyTable]
 
 _BETA1 = 0.9
 _BETA2 = 0.999
 _EPSILON = 1e-8
-_AT_ROWS: Any = {"mode": "drop", "unique_indices": True}  # of scatters to unique rows
 
 
-def init(name: str, table: jax.Array) -> Slots:
+def init(name: str, table: AnyTable) -> Slots:
     """The initial optimiser state of `table`.
 
     Args:
@@ -45,8 +47,9 @@ def init(name: str, table: jax.Array) -> Slots:
 
     Returns:
       'adagrad': {'accumulator': [V]}. 'adam': {'mean': [V, ...], 'variance': [V, ...], 'count': []}
-      with the number of updates as `count`. Both, and 'sgd' on bfloat16, also have 'scratch' [V]
-      int32, working memory without meaning between updates. 'sgd' on float32: {}.
+      with the number of updates as `count`; moments have the form of the table. Both, and 'sgd' on
+      bfloat16, also have 'scratch' [V] int32, working memory without meaning between updates.
+      'sgd' on float32: {}.
 
     Raises:
       ValueError: if `name` is not one of OPTIMIZERS.
@@ -58,15 +61,15 @@ def init(name: str, table: jax.Array) -> Slots:
     if name == "adagrad":
         slots["accumulator"] = jnp.zeros(table.shape[:1], jnp.float32)
     elif name == "adam":
-        slots["mean"] = jnp.zeros(table.shape, jnp.float32)
-        slots["variance"] = jnp.zeros(table.shape, jnp.float32)
+        slots["mean"] = packed.zeros_like(table, jnp.float32)
+        slots["variance"] = packed.zeros_like(table, jnp.float32)
         slots["count"] = jnp.zeros((), jnp.int32)
     return slots
 
 
 def update(
     name: str,
-    table: jax.Array,
+    table: AnyTable,
     slots: Slots,
     ids: jax.Array,
     grads: jax.Array,
@@ -74,7 +77,8 @@ def update(
     *,
     mask: jax.Array | None = None,
     key: jax.Array | None = None,
-) -> tuple[jax.Array, Slots]:
+    sort: bool | None = None,
+) -> tuple[AnyTable, Slots]:
     """One step on the rows `ids` of `table`.
 
     'sgd' subtracts learning_rate * g. 'adagrad' (row-wise) adds mean(g ** 2) to the accumulator a
@@ -91,6 +95,9 @@ def update(
       learning_rate: scalar.
       mask: [n] bool; None for all True. False entries are treated as if they were not in the batch.
       key: for a bfloat16 table: PRNG key of stochastic rounding; None rounds to nearest.
+      sort: whether gradients of equal ids are added up after a sort, in an order that does not
+        depend on the device, or through the scratch cells of the table; None: the faster way, which
+        is to sort on all devices but CPUs, and for packed tables.
 
     Returns:
       (table, slots), of the same shapes and dtypes.
@@ -106,21 +113,25 @@ def update(
     ids = jnp.where(kept, ids, size)  # out of range: every scatter below drops them
     grads = grads.astype(jnp.float32)
     if name == "sgd" and table.dtype == jnp.float32:  # linear: no need to sum first
-        return table.at[ids].add(-learning_rate * grads, mode="drop"), slots
+        return packed.add(table, ids, -learning_rate * grads), slots
 
-    rows, total, scratch = _sum_duplicates(ids, grads, slots["scratch"])
+    if sort is None and isinstance(table, Packed):
+        sort = True
+    ascending = bool(sort)
+    rows, total, scratch = _sum_duplicates(ids, grads, slots["scratch"], sort)
     slots = slots | {"scratch": scratch}
     if name == "sgd":
         step = learning_rate * total
     elif name == "adagrad":
         step, slots = _adagrad_step(slots, rows, total, learning_rate)
     else:
-        step, slots = _adam_step(slots, rows, total, learning_rate)
+        step, slots = _adam_step(slots, rows, total, learning_rate, ascending)
     if table.dtype == jnp.float32:
-        return table.at[rows].add(-step, **_AT_ROWS), slots
-    new = _read(table, rows).astype(jnp.float32) - step
+        return packed.add(table, rows, -step, unique=True, ascending=ascending), slots
+    old = packed.read(table, rows)
+    new = old.astype(jnp.float32) - step
     new = new.astype(table.dtype) if key is None else stochastic_round(new, key)
-    return table.at[rows].set(new, **_AT_ROWS), slots
+    return packed.write(table, rows, old, new, ascending=ascending), slots
 
 
 def stochastic_round(x: jax.Array, key: jax.Array) -> jax.Array:
@@ -140,36 +151,91 @@ def _adagrad_step(
     slots: Slots, rows: jax.Array, grads: jax.Array, learning_rate: float | jax.Array
 ) -> tuple[jax.Array, Slots]:
     square = jnp.mean(grads**2, axis=tuple(range(1, grads.ndim)))
-    accumulator = _read(slots["accumulator"], rows) + square
+    before = packed.read(slots["accumulator"], rows)
+    accumulator = before + square
     scale = learning_rate / (jnp.sqrt(accumulator) + _EPSILON)
     step = scale.reshape((-1,) + (1,) * (grads.ndim - 1)) * grads
-    new = slots["accumulator"].at[rows].set(accumulator, **_AT_ROWS)
+    new = packed.write(slots["accumulator"], rows, before, accumulator)
     return step, slots | {"accumulator": new}
 
 
 def _adam_step(
-    slots: Slots, rows: jax.Array, grads: jax.Array, learning_rate: float | jax.Array
+    slots: Slots,
+    rows: jax.Array,
+    grads: jax.Array,
+    learning_rate: float | jax.Array,
+    ascending: bool,
 ) -> tuple[jax.Array, Slots]:
     count = slots["count"] + 1
-    mean = _BETA1 * _read(slots["mean"], rows) + (1 - _BETA1) * grads
-    variance = _BETA2 * _read(slots["variance"], rows) + (1 - _BETA2) * grads**2
+    before = {name: packed.read(slots[name], rows) for name in ("mean", "variance")}
+    mean = _BETA1 * before["mean"] + (1 - _BETA1) * grads
+    variance = _BETA2 * before["variance"] + (1 - _BETA2) * grads**2
     corrected = jnp.sqrt(variance / (1 - _BETA2**count)) + _EPSILON
     step = learning_rate * (mean / (1 - _BETA1**count)) / corrected
-    return step, slots | {
-        "mean": slots["mean"].at[rows].set(mean, **_AT_ROWS),
-        "variance": slots["variance"].at[rows].set(variance, **_AT_ROWS),
-        "count": count,
+    after = {"mean": mean, "variance": variance}
+    moments = {
+        name: packed.write(slots[name], rows, before[name], after[name], ascending=ascending)
+        for name in after
     }
+    return step, slots | moments | {"count": count}
 
 
-def _read(array: jax.Array, rows: jax.Array) -> jax.Array:
-    return array.at[rows].get(mode="clip")
+_Sums = tuple[jax.Array, jax.Array, jax.Array]
 
 
 def _sum_duplicates(
-    ids: jax.Array, grads: jax.Array, scratch: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Sums the gradients of equal ids, without sorting.
+    ids: jax.Array, grads: jax.Array, scratch: jax.Array, sort: bool | None
+) -> _Sums:
+    """Sums the gradients of equal ids.
+
+    Args:
+      ids: [n] int32 >= 0.
+      grads: [n, ...] float32.
+      scratch: [V] int32.
+      sort: as for `update`.
+
+    Returns:
+      rows: [n] int32, unique; entries that own no id are past the end of the table.
+      total: [n, ...] summed gradients of those rows.
+      scratch: [V] int32.
+    """
+    if sort is None:
+        return jax.lax.platform_dependent(
+            *(ids, grads, scratch), cpu=_sum_by_scratch, default=_sum_by_sort
+        )
+    return (_sum_by_sort if sort else _sum_by_scratch)(ids, grads, scratch)
+
+
+def _sum_by_sort(ids: jax.Array, grads: jax.Array, scratch: jax.Array) -> _Sums:
+    """`_sum_duplicates` by one sort and sums of neighbours; the last entry of an id owns it.
+
+    Each entry adds up the entries of its id before it: 1, 2, 4, ... of them at a time, until the
+    longest run is done. No two entries write to one place, so that the order of additions is the
+    same on every run and every device.
+    """
+    size, n = len(scratch), len(ids)
+    position = jnp.arange(n, dtype=jnp.int32)
+    ids, order = jax.lax.sort_key_val(ids, position)
+    first = jnp.concatenate([jnp.ones(1, bool), ids[1:] != ids[:-1]])
+    before = position - jax.lax.cummax(jnp.where(first, position, 0))  # entries of the same id
+    flat = grads.reshape(n, -1)
+
+    def double(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        done, sums = state
+        shifted = jnp.concatenate([jnp.zeros_like(sums), sums])
+        shifted = jax.lax.dynamic_slice_in_dim(shifted, n - done, n)
+        return 2 * done, sums + jnp.where((before >= done)[:, None], shifted, 0)
+
+    longest = jnp.max(jnp.where(ids < size, before, 0), initial=0)
+    own = jnp.where((ids < size)[:, None], flat.at[order].get(unique_indices=True), 0)
+    _, sums = jax.lax.while_loop(lambda state: state[0] <= longest, double, (jnp.int32(1), own))
+    owns = jnp.concatenate([first[1:], jnp.ones(1, bool)]) & (ids < size)
+    rows = jnp.where(owns, ids, size + position)
+    return rows, jnp.where(owns[:, None], sums, 0).reshape(grads.shape), scratch
+
+
+def _sum_by_scratch(ids: jax.Array, grads: jax.Array, scratch: jax.Array) -> _Sums:
+    """`_sum_duplicates` without sorting.
 
     Every entry writes its position into the scratch cell of its id. The entry that is found there
     afterwards owns the id, and all entries of that id add their gradients to the owner's.
@@ -178,10 +244,7 @@ def _sum_duplicates(
         scratch[ids] 2  1  2  .
         rows         .  3  7  .      total  0  b  a+c  0   (. is an id past the table)
 
-    Returns:
-      rows: [n] int32, unique; entries that own no id are past the end of the table.
-      total: [n, ...] summed gradients of those rows.
-      scratch: [V] int32. Only cells written in the same call are read.
+    Only cells of `scratch` that are written in the same call are read.
     """
     size, n = scratch.shape[0], ids.shape[0]
     position = jnp.arange(n, dtype=jnp.int32)

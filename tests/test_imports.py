@@ -16,7 +16,7 @@ ROOT = pathlib.Path(cadc_jax.__file__).parent
 LAYERS = (  # each may import itself and the ones before it
     ("errors",),
     ("runtime",),
-    ("metrics", "sharding", "sparse_optimizers"),
+    ("metrics", "sharding", "sparse_optimizers", "tables"),
     ("data",),
     ("factorization",),
     ("models",),

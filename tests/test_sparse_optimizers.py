@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from cadc_jax import sharding, sparse_optimizers
+from cadc_jax.tables import packed
 
 V, D, N = 16, 3, 24
 RATE = 0.1
@@ -226,3 +227,46 @@ def test_small_steps_on_a_bfloat16_table_add_up_only_with_stochastic_rounding(na
         moved[rounding] = float(jnp.mean(1 - table.astype(jnp.float32)))
     assert moved[False] == 0
     np.testing.assert_allclose(moved[True], 0.2, rtol=0.05)
+
+
+@pytest.mark.parametrize("name", ["adagrad", "adam"])
+def test_sums_by_sorting_are_those_by_scratch_cells(name, table, batches):
+    """Of runs of 1 to 24 equal ids, with dropped ones at both ends."""
+    rng = np.random.default_rng(5)
+    ids = [np.repeat([3, V, -1, 8], 6), np.full(N, 7), np.arange(N), rng.integers(-2, V + 2, N)]
+    slots = sparse_optimizers.init(name, jnp.asarray(table))
+    for some, (_, grads) in zip(ids, batches, strict=True):
+        arguments = (name, jnp.asarray(table), slots, jnp.asarray(some, jnp.int32))
+        arguments += jnp.asarray(grads), RATE
+        want, want_slots = sparse_optimizers.update(*arguments, sort=False)
+        got, got_slots = sparse_optimizers.update(*arguments, sort=True)
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+        for key in set(got_slots) - {"scratch"}:
+            np.testing.assert_allclose(got_slots[key], want_slots[key], rtol=1e-5, atol=1e-7)
+
+
+def test_a_sorted_step_with_many_equal_ids_has_the_same_bits_each_time(table):
+    rng = np.random.default_rng(2)
+    ids = jnp.asarray(rng.integers(0, 2, 5000), jnp.int32)
+    grads = jnp.asarray(rng.normal(size=(5000, D)), jnp.float32)
+    slots = sparse_optimizers.init("adagrad", jnp.asarray(table))
+    update = jax.jit(functools.partial(sparse_optimizers.update, "adagrad", sort=True))
+    one, other = (update(jnp.asarray(table), slots, ids, grads, RATE)[0] for _ in range(2))
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("name", sparse_optimizers.OPTIMIZERS)
+def test_a_packed_table_is_updated_to_the_same_bits(name):
+    rng = np.random.default_rng(3)
+    plain = jnp.asarray(rng.normal(size=(V, 32)), jnp.float32)
+    forms = [plain, packed.pack(plain)]
+    slots = [sparse_optimizers.init(name, form) for form in forms]
+    for _ in range(3):
+        ids = jnp.asarray(rng.integers(-1, V + 1, N), jnp.int32)
+        grads = jnp.asarray(rng.normal(size=(N, 32)), jnp.float32)
+        for k in range(2):
+            step = sparse_optimizers.update(name, forms[k], slots[k], ids, grads, RATE, sort=True)
+            forms[k], slots[k] = step
+    np.testing.assert_array_equal(packed.plain(forms[1]), forms[0])
+    for key, want in slots[0].items():
+        np.testing.assert_array_equal(packed.plain(slots[1][key]), want)

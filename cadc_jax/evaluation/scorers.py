@@ -73,9 +73,10 @@ def factors(user: np.ndarray | jax.Array, item: np.ndarray | jax.Array, calibrat
 
 @jax.jit
 def dot_products(tables: Tables, batch: HostBatch) -> jax.Array:
-    """Scores [B, G] of a batch by `user` [U, D] and `item` [I, D] factors, as a pure function."""
+    """Scores [B, G] of a batch by `user` [U, D] and `item` [I, D] factors, in full float32."""
     user, item = tables["user"][batch["user"]], tables["item"][batch["item"]]
-    return user @ item[0].T if len(item) == 1 else jnp.einsum("bd,bgd->bg", user, item)
+    with jax.default_matmul_precision("float32"):
+        return user @ item[0].T if len(item) == 1 else jnp.einsum("bd,bgd->bg", user, item)
 
 
 def network(

@@ -22,7 +22,7 @@ def predict(
     batch: HostBatch,
     devices: int = 1,
 ) -> jax.Array:
-    """Logits [B, G] float32 of a batch.
+    """Logits [B, G] float32 of a batch, computed in full float32 on every backend.
 
     Args:
       model: the network.
@@ -36,7 +36,8 @@ def predict(
     if shares_items(model, arrays["item"].size, len(content.item_categorical), devices):
         arrays = embeddings.with_all_items(content, arrays)
     rows = embeddings.take_rows(tables, lookup_ids(content, arrays))
-    logits = model.apply(params, model_inputs(as_float32(rows), content, arrays))
+    with jax.default_matmul_precision("float32"):
+        logits = model.apply(params, model_inputs(as_float32(rows), content, arrays))
     return cast(jax.Array, logits)  # only with mutable variables would it be a pair
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,7 @@ from cadc_jax.models.embeddings import Content, HostBatch, Tables, lookup_ids
 from cadc_jax.runtime import checkpoints, distributed
 from cadc_jax.runtime.checkpoints import Checkpoints, Facts
 from cadc_jax.runtime.progress import Progress
+from cadc_jax.tables import packed
 from cadc_jax.training import placement, prefetch
 from cadc_jax.training.placement import Placement, RandomTable
 from cadc_jax.training.step import TrainConfig, TrainState, init_state, train_steps
@@ -282,7 +284,7 @@ def _first(job: _Job, start: StartTables, quality: Callable[[TrainState], float]
     given = _trained(start)
     # Training donates its buffers, and the caller keeps the ones that are not made here.
     tables = {
-        name: table if isinstance(given[name], RandomTable) else jnp.copy(table)
+        name: table if isinstance(given[name], RandomTable) else jax.tree.map(jnp.copy, table)
         for name, table in placement.put(job.placed, given).items()
     }
     state = _state(job, tables)
@@ -297,9 +299,14 @@ def _restored(job: _Job, start: StartTables) -> _Position | None:
     like = {
         name: placement.shape(job.placed, name, table) for name, table in _trained(start).items()
     }
-    shapes = jax.eval_shape(lambda tables: _state(job, tables), like)
+    shapes = jax.eval_shape(lambda tables: _state(job, packed.plain(tables)), like)
     found = job.options.saved.restore(_like(shapes, job.placed))
-    return None if found is None else _Position(*found[0], **found[1])
+    if found is None:
+        return None
+    (state, (params, tables), loss_sum), facts = found
+    form = functools.partial(placement.packed_tree, job.placed)
+    state = state.replace(tables=form(state.tables), slots=form(state.slots))
+    return _Position(state, (params, form(tables)), loss_sum, **facts)
 
 
 def _trained(start: StartTables) -> dict[str, jax.Array | np.ndarray | RandomTable]:
@@ -349,8 +356,10 @@ def _maybe_save(job: _Job, at: _Position) -> None:
         if not _finite((at.state.params, at.state.tables, at.loss_sum)):
             raise _failure(job, at, "the loss or a weight is not finite")
         facts = at._asdict()
-        arrays = tuple(facts.pop(name) for name in ("state", "best", "loss_sum"))
-        return arrays, facts
+        state, (params, tables), loss_sum = (facts.pop(x) for x in ("state", "best", "loss_sum"))
+        plain = functools.partial(placement.plain_tree, job.placed)
+        state = state.replace(tables=plain(state.tables), slots=plain(state.slots))
+        return (state, (params, plain(tables)), loss_sum), facts
 
     if job.options.saved is not None:
         job.options.saved.maybe_save(at.step, snapshot)

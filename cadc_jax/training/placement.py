@@ -10,6 +10,9 @@ Batches are split over all devices. Devices exchange the ids and rows of a batch
     ones of its own rows.
   update, by table: gradients are first summed in the shape of the table. This is cheaper for a
     replicated table with fewer rows than a batch has ids.
+
+On TPUs narrow tables are packed (see `tables.packed`). Checkpoints and results have them as they
+are elsewhere.
 """
 
 import dataclasses
@@ -29,6 +32,8 @@ from cadc_jax import sharding, sparse_optimizers
 from cadc_jax.errors import ConfigError, check_at_least
 from cadc_jax.models import embeddings
 from cadc_jax.models.embeddings import Tables
+from cadc_jax.tables import packed
+from cadc_jax.tables.packed import AnyTable
 
 _EVERYWHERE = (sharding.DATA, sharding.MODEL)
 
@@ -82,6 +87,7 @@ class TablePlan:
       rows: V.
       split: whether its rows are split over the devices of `model`.
       by_table: whether gradients are summed in the shape of the table instead of sent as rows.
+      packed: whether its rows lie side by side.
       device_bytes: memory on each device, optimizer state included.
       sent_bytes: bytes that a device receives in a training step for lookups and updates.
     """
@@ -90,6 +96,7 @@ class TablePlan:
     rows: int
     split: bool
     by_table: bool
+    packed: bool
     device_bytes: int
     sent_bytes: int
 
@@ -120,6 +127,7 @@ def plan_placement(
     optimizer: str,
     batch_ids: Mapping[str, int],
     device_bytes: float = math.inf,
+    pack: bool | None = None,
 ) -> Placement:
     """Replicates all tables; if they do not fit into a device, splits the largest ones.
 
@@ -130,6 +138,7 @@ def plan_placement(
       optimizer: their optimizer, one of `sparse_optimizers.OPTIMIZERS`.
       batch_ids: name -> ids in a batch of all devices.
       device_bytes: memory of a device for tables and their optimizer state.
+      pack: whether to pack the tables that can be; None: on TPUs.
 
     Raises:
       ConfigError: if the tables do not fit into `device_bytes` even when all of them are split.
@@ -152,11 +161,13 @@ def plan_placement(
             f"device, split over {mesh.shape[sharding.MODEL]}; use more devices on the axis "
             "'model', narrower or bfloat16 tables, or an optimizer with less state"
         )
+    pack = sharding.is_tpu(mesh) if pack is None else pack
     entries = []
     for name, shape in shapes.items():
         split = held[name] < whole[name]
         sent, by_table = _sent_bytes(mesh, shape, name in trained, split, batch_ids[name])
-        entries.append(TablePlan(name, shape.shape[0], split, by_table, held[name], sent))
+        packs = pack and packed.can_pack(shape.shape, shape.dtype)
+        entries.append(TablePlan(name, shape.shape[0], split, by_table, packs, held[name], sent))
     return Placement(mesh, tuple(entries))
 
 
@@ -211,18 +222,21 @@ def like(placement: Placement, name: str, tree: Any) -> Any:
     )
 
 
-def shape(placement: Placement, name: str, table: Any) -> jax.ShapeDtypeStruct:
-    """Shape of a table after `put`, which pads split tables to divide evenly."""
-    missing = 0
-    if placement[name].split:
-        missing = -table.shape[0] % placement.mesh.shape[sharding.MODEL]
-    return jax.ShapeDtypeStruct((table.shape[0] + missing, *table.shape[1:]), table.dtype)
+def shape(placement: Placement, name: str, table: Any) -> Any:
+    """Shape of a table after `put`, which pads split and packed tables to divide evenly."""
+    entry, (rows, *width) = placement[name], table.shape
+    unit = placement.mesh.shape[sharding.MODEL] if entry.split else 1
+    if entry.packed:
+        unit *= packed.rows_together(*width)
+    rows += -rows % unit
+    whole = jax.ShapeDtypeStruct((rows, *width), table.dtype)
+    return jax.eval_shape(packed.pack, whole) if entry.packed else whole
 
 
 def put(
     placement: Placement, tables: Mapping[str, jax.Array | np.ndarray | RandomTable]
-) -> dict[str, jax.Array]:
-    """The tables on the devices of the plan; split ones get rows of zeros to divide evenly.
+) -> dict[str, AnyTable]:
+    """The tables on the devices of the plan; some get rows of zeros to divide evenly.
 
     No split table needs to fit into one device: it is sent from the host, or drawn in parts if it
     is random.
@@ -233,18 +247,25 @@ def put(
         missing = shape(placement, name, table).shape[0] - table.shape[0]
         if isinstance(table, RandomTable):
             key = sharding.put(table.key, sharding.named(placement.mesh, sharding.REPLICATED))
-            placed[name] = _draw(key, table.shape, missing, table.scale, where)
+            lanes = placement[name].packed
+            placed[name] = _draw(key, table.shape, missing, table.scale, lanes, where)
             continue
         if missing:
             table = np.pad(table, ((0, missing),) + ((0, 0),) * (np.ndim(table) - 1))
-        placed[name] = sharding.put(table, where)
+        form = packed.pack(table) if placement[name].packed else table
+        placed[name] = sharding.put(form, where)
     return placed
 
 
-@functools.partial(jax.jit, static_argnames=("shape", "missing", "scale", "where"))
+@functools.partial(jax.jit, static_argnames=("shape", "missing", "scale", "pack", "where"))
 def _draw(
-    key: jax.Array, shape: tuple[int, int], missing: int, scale: float, where: NamedSharding
-) -> jax.Array:
+    key: jax.Array,
+    shape: tuple[int, int],
+    missing: int,
+    scale: float,
+    pack: bool,
+    where: NamedSharding,
+) -> AnyTable:
     """`RandomTable` and `missing` rows of zeros.
 
     The bits of a number are a hash of its place, counted row by row. Each device draws its own
@@ -253,11 +274,52 @@ def _draw(
     rows, width = shape
     table = scale * jax.random.normal(key, (rows + missing, width))
     table = jnp.where(jnp.arange(rows + missing)[:, None] < rows, table, 0)
-    return jax.lax.with_sharding_constraint(table, where)
+    form = packed.pack(table) if pack else table
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, where), form)
+
+
+def packed_tree(placement: Placement, trees: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain tables or slots, name -> tree, in the form of the plan. Their memory is given up."""
+    return {
+        name: _pack(tree, sharding.named(placement.mesh, spec(placement, name)))
+        if placement[name].packed
+        else tree
+        for name, tree in trees.items()
+    }
+
+
+def plain_tree(placement: Placement, trees: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables or slots, name -> tree, as plain arrays with a row for each id."""
+    return {
+        name: _unpack(tree, sharding.named(placement.mesh, spec(placement, name)))
+        if placement[name].packed
+        else tree
+        for name, tree in trees.items()
+    }
+
+
+@functools.partial(jax.jit, static_argnames="where", donate_argnames="tree")
+def _pack(tree: Any, where: NamedSharding) -> Any:
+    def form(x: jax.Array) -> AnyTable:
+        if x.ndim != 2:
+            return x
+        made = packed.pack(x)
+        wide = jax.lax.with_sharding_constraint(made.wide, where)
+        return dataclasses.replace(made, wide=wide)
+
+    return jax.tree.map(form, tree)
+
+
+@functools.partial(jax.jit, static_argnames="where")
+def _unpack(tree: Any, where: NamedSharding) -> Any:
+    return jax.tree.map(
+        lambda x: jax.lax.with_sharding_constraint(x, where) if x.ndim == 2 else x,
+        packed.plain(tree),
+    )
 
 
 def init_slots(
-    placement: Placement | None, optimizer: str, name: str, table: jax.Array
+    placement: Placement | None, optimizer: str, name: str, table: AnyTable
 ) -> sparse_optimizers.Slots:
     """The optimizer state of the table `name`, made where the table's rows lie."""
     init = functools.partial(sparse_optimizers.init, optimizer)
@@ -271,7 +333,8 @@ def init_slots(
 
 
 def take(placement: Placement, tables: Tables) -> Tables:
-    """The tables without the rows that `put` added."""
+    """The tables as plain arrays, without the rows that `put` added."""
+    tables = plain_tree(placement, tables)
     return {
         name: table if len(table) == placement[name].rows else table[: placement[name].rows]
         for name, table in tables.items()
@@ -288,7 +351,7 @@ def lookup(
     if placement is None:
         return embeddings.take_rows(tables, ids)
 
-    def rows_of(name: str, table: jax.Array) -> jax.Array:
+    def rows_of(name: str, table: AnyTable) -> jax.Array:
         own_rows = jax.shard_map(
             _split_lookup,
             mesh=placement.mesh,
@@ -303,11 +366,11 @@ def lookup(
     return embeddings.take_rows(whole, ids) | {name: rows_of(name, tables[name]) for name in split}
 
 
-def _split_lookup(part: jax.Array, ids: jax.Array) -> jax.Array:
+def _split_lookup(part: AnyTable, ids: jax.Array) -> jax.Array:
     """Rows [n, D] of a device's own ids [n]; `part` [V / d, D] is its part of the table."""
     own = lax.all_gather(ids, sharding.MODEL, tiled=True) - _first_row(part)
     held = (own >= 0) & (own < len(part))
-    rows = part.at[own].get(mode="clip")
+    rows = packed.read(part, own)
     rows = jnp.where(held.reshape((-1,) + (1,) * (rows.ndim - 1)), rows, 0)
     return lax.psum_scatter(rows, sharding.MODEL, tiled=True)
 
@@ -316,13 +379,13 @@ def update(
     placement: Placement | None,
     optimizer: str,
     name: str,
-    table: jax.Array,
+    table: AnyTable,
     slots: sparse_optimizers.Slots,
     ids: jax.Array,
     grads: jax.Array,
     learning_rate: float | jax.Array,
     key: jax.Array | None = None,
-) -> tuple[jax.Array, sparse_optimizers.Slots]:
+) -> tuple[AnyTable, sparse_optimizers.Slots]:
     """Updates the table `name` with the ids and row gradients of all devices."""
     if not len(ids):  # a model without such features
         return table, slots
@@ -362,10 +425,10 @@ def _slot_spec(placement: Placement, name: str, slot: jax.Array | jax.ShapeDtype
     return spec(placement, name) if slot.ndim else sharding.REPLICATED
 
 
-def _inside(ids: jax.Array, table: jax.Array) -> jax.Array:
+def _inside(ids: jax.Array, table: AnyTable) -> jax.Array:
     """Ids, with ones below 0 moved past the end: they would count from the end."""
     return jnp.where(ids < 0, len(table), ids)
 
 
-def _first_row(part: jax.Array) -> jax.Array:
+def _first_row(part: AnyTable) -> jax.Array:
     return len(part) * lax.axis_index(sharding.MODEL)

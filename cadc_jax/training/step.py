@@ -41,6 +41,9 @@ class TrainConfig:
       warmup_steps: steps over which both learning rates rise linearly; 0 for none.
       decay_steps: steps over which both then fall to 0 as half a cosine; 0 for none.
       compute_dtype: dtype of activations and matrix products; parameters stay float32.
+      matmul_precision: precision of float32 products in training, a value of JAX's option
+        `default_matmul_precision`. 'default' is what a backend is fastest with: float32 on a CPU,
+        TF32 on a GPU, one bfloat16 pass on a TPU. Scores are always computed in full float32.
       table_dtype: dtype of trained tables, 'float32' or 'bfloat16'; optimizer state is float32.
       stochastic_rounding: round bfloat16 tables at random, which keeps small steps.
       microbatch_rows: rows of a batch that go through the network at a time, 0 for all; gradients
@@ -65,6 +68,7 @@ class TrainConfig:
     warmup_steps: int = 0
     decay_steps: int = 0
     compute_dtype: str = "float32"
+    matmul_precision: str = "default"
     table_dtype: str = "float32"
     stochastic_rounding: bool = False
     microbatch_rows: int = 0
@@ -79,6 +83,7 @@ class TrainConfig:
         check_choice("train.table_optimizer", self.table_optimizer, sparse_optimizers.OPTIMIZERS)
         for name in ("compute_dtype", "table_dtype"):
             check_choice(f"train.{name}", getattr(self, name), ("float32", "bfloat16"))
+        check_choice("train.matmul_precision", self.matmul_precision, PRECISIONS)
         for name, least in _LEAST.items():
             check_at_least(f"train.{name}", getattr(self, name), least)
         check_below_one("train.label_smoothing", self.label_smoothing)
@@ -90,6 +95,7 @@ class TrainConfig:
             )
 
 
+PRECISIONS = ("default", "bfloat16", "bfloat16_3x", "tensorfloat32", "float32")
 MOST_PAIRS = 1 << 28  # of users and items in a batch
 _LEAST = {
     "batch_rows": 1,
@@ -164,7 +170,7 @@ def init_state(
     # On the devices where a step leaves it: the second call must not compile again.
     where = None if placed is None else sharding.named(placed.mesh, sharding.REPLICATED)
     step, params, opt_state = jax.jit(network, out_shardings=where)(key)
-    tables = {name: table.astype(config.table_dtype) for name, table in tables.items()}
+    tables = jax.tree.map(lambda x: x.astype(config.table_dtype), dict(tables))
     return TrainState(
         step=step,
         params=params,
@@ -346,7 +352,8 @@ def _gradients(
         return loss
 
     rows = as_float32(placement.lookup(placed, tables, ids))
-    loss, (grads, row_grads) = jax.value_and_grad(loss_of, argnums=(0, 1))(params, rows)
+    with jax.default_matmul_precision(config.matmul_precision):
+        loss, (grads, row_grads) = jax.value_and_grad(loss_of, argnums=(0, 1))(params, rows)
     return loss, grads, {name: ids[name] for name in tables}, row_grads
 
 

@@ -1,5 +1,6 @@
 """Tables on meshes of up to 8 devices against one device, and what crosses between devices."""
 
+import functools
 import math
 import re
 
@@ -216,3 +217,67 @@ def test_random_tables_are_the_same_on_any_devices(model, devices):
     assert drawn.addressable_shards[0].data.shape[0] == -(-13 // model)
     np.testing.assert_array_equal(drawn[:13], 0.5 * jax.random.normal(key, shape))
     assert not np.any(drawn[13:])
+
+
+WIDTH = 32  # 4 rows in a wide one
+
+
+def wide_tables():
+    return {"t": jax.random.normal(jax.random.key(4), (V, WIDTH))}
+
+
+def both_forms(mesh, split):
+    """Placements of the same table, plain and packed."""
+    tables = {"t": jax.ShapeDtypeStruct((V, WIDTH), jnp.float32)}
+    plan = functools.partial(placement.plan_placement, mesh, tables, {"t"}, "adam", {"t": N})
+    limit = plan()["t"].device_bytes - 1 if split else math.inf
+    return [plan(limit, pack=pack) for pack in (False, True)]
+
+
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("model, devices", MESHES)
+def test_packed_tables_are_read_and_updated_as_plain_ones(model, devices, split):
+    if split and model == 1:
+        pytest.skip("one device cannot split")
+    found = []
+    for placed in both_forms(mesh_of(model, devices), split):
+        tables = placement.put(placed, wide_tables())
+        assert tables["t"].shape == placement.shape(placed, "t", wide_tables()["t"]).shape
+        batch = jax.device_put(ids(), sharding.named(placed.mesh, sharding.BATCH))
+        rows = jax.jit(placement.lookup, static_argnums=0)(placed, tables, {"t": batch})["t"]
+        slots = placement.init_slots(placed, "adam", "t", tables["t"])
+        update = jax.jit(placement.update, static_argnums=(0, 1, 2))
+        table, slots = update(placed, "adam", "t", tables["t"], slots, batch, rows, 0.1)
+        state = placement.plain_tree(placed, {"t": (table, slots)})["t"]
+        found.append(
+            (rows[ids() >= 0], placement.take(placed, {"t": table})["t"], state[1]["mean"][:V])
+        )
+    for plain, form in zip(*found, strict=True):
+        np.testing.assert_allclose(form, plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_packed_tables_go_to_plain_ones_and_back_with_their_state(split):
+    _, placed = both_forms(mesh_of(4, 8), split)
+    table = placement.put(placed, wide_tables())["t"]
+    before = {"t": {"table": table, **placement.init_slots(placed, "adam", "t", table)}}
+    plain = placement.plain_tree(placed, before)
+    assert plain["t"]["mean"].shape == plain["t"]["table"].shape == table.shape
+    after = placement.packed_tree(placed, plain)
+    assert jax.tree.structure(after) == jax.tree.structure(before)
+    for one, other in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True):
+        np.testing.assert_array_equal(one, other)
+        assert one.sharding.is_equivalent_to(other.sharding, one.ndim)
+
+
+def test_random_tables_are_the_same_in_both_forms():
+    table = placement.RandomTable((V, WIDTH), jax.random.key(3), 0.5)
+    forms = both_forms(mesh_of(4, 8), split=True)
+    drawn = [placement.take(placed, placement.put(placed, {"t": table}))["t"] for placed in forms]
+    np.testing.assert_array_equal(*drawn)
+
+
+def test_tables_are_packed_on_tpus_alone():
+    assert not any(table.packed for table in placed_on(mesh_of(1, 1), split=False).tables)
+    plain, packed = both_forms(mesh_of(1, 1), split=False)
+    assert (plain["t"].packed, packed["t"].packed) == (False, True)
