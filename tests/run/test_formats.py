@@ -31,7 +31,7 @@ def test_older_data_sets_are_refused_with_what_to_do(version):
 
 def test_a_data_set_of_this_version_is_trained_from(tmp_path):
     given = compressed.open_compressed(KEPT / str(manifest.FORMAT))
-    assert given.made.facts["facts"]["sample"]["rows"] == 9
+    assert given.made.facts["facts"]["sample"]["rows"] == 12
     experiment.train_from(Run(given.config, tmp_path, quiet), given)
     assert (tmp_path / "report.md").exists()
 
