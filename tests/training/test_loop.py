@@ -11,6 +11,7 @@ from cadc_jax.errors import ConfigError, TrainingError
 from cadc_jax.models.two_tower import TwoTower
 from cadc_jax.runtime.checkpoints import CheckpointConfig, Checkpoints
 from cadc_jax.runtime.interrupts import Stopped
+from cadc_jax.tables import packed
 from cadc_jax.training import loop
 from cadc_jax.training.loop import BatchStream, FitOptions, StartTables
 from cadc_jax.training.step import TrainConfig, train_steps
@@ -281,3 +282,23 @@ def test_no_checkpoint_holds_a_state_that_is_no_number(tmp_path):
             with pytest.raises(TrainingError, match="at step 5 .*last good checkpoint at step 4"):
                 fit(scripted(range(11)), config=config, batches=breaks_down, saved=saved)
         assert saved.newest == 4
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_fit_goes_on_with_tables_in_the_other_form(tmp_path, monkeypatch, first):
+    monkeypatch.setattr(packed, "NARROWEST", 4)  # the tables of these tests
+
+    def settings(packs):
+        monkeypatch.setattr(sharding, "is_tpu", lambda mesh: packs)
+        config = dataclasses.replace(CONFIG, table_optimizer="adam", max_evaluations=3)
+        mesh = sharding.make_mesh(2, jax.devices()[:2])
+        return {"validate": by_weights, "config": config, "steps": 2, "mesh": mesh}
+
+    want = fit(batches=stream, **settings(False))
+    assert breaks_at(tmp_path, 4, **settings(first)) > 0
+    got = resumes(tmp_path, **settings(not first))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+        (got.params, got.tables),
+        (want.params, want.tables),
+    )
