@@ -9,12 +9,17 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import topologies
 
 from cadc_jax import cost, sharding
 from cadc_jax.cost import hlo
+from cadc_jax.cost.sides import both_sides
 from cadc_jax.evaluation import scorers
-from cadc_jax.factorization import topk
+from cadc_jax.factorization import als, als_solver, topk
+from cadc_jax.factorization.als import ALSConfig
+from cadc_jax.factorization.als_solver import HalfStepConfig, SideData
+from cadc_jax.factorization.interactions import Chunks
 from cadc_jax.models import embeddings, scoring
 from cadc_jax.models.dlrm import DLRM
 from cadc_jax.training import placement, step
@@ -30,10 +35,13 @@ def main():
     name, chip, chips, width = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     described = topologies.get_topology_desc(platform="tpu", topology_name=SLICES[chip])
     mesh = sharding.make_mesh(chips, described.devices[:chips])
-    kind, _, frozen = name.partition("-")
+    kind, _, variant = name.partition("-")
     expected = None
     if kind == "training":
-        program, expected = training(mesh, width, {"user", "item"} if frozen == "frozen" else set())
+        frozen = {"user", "item"} if variant == "frozen" else set()
+        program, expected = training(mesh, width, frozen)
+    elif kind == "als":
+        program, expected = half_step(mesh, width, variant)
     else:
         program = {"scoring": predict, "grid": grid, "topk": retrieve}[kind](mesh, width)
     text, memory = program.as_text(), program.memory_analysis()
@@ -115,6 +123,43 @@ def training(mesh, width, frozen):
         *(on(mesh, batch, sharding.BATCH), on(mesh, key), placed),
     )
     return lowered.compile(), sum(expected.received.values())
+
+
+def half_step(mesh, width, solver):
+    """The users' half of an ALS iteration: 20 million entries with the tail of MovieLens 20M."""
+    config, rng = ALSConfig(factors=width, solver=solver), np.random.default_rng(0)
+    counts = [
+        np.maximum(1, 20e6 * rng.dirichlet(np.full(rows, 0.5))).astype(np.int64)
+        for rows in (138_000, 27_000)
+    ]
+    sizes = cost.Sizes(
+        *("ranking", 0, len(counts[0]), len(counts[1]), 0),
+        entries=int(counts[0].sum()),
+        user_counts=counts[0],
+        item_counts=counts[1],
+    )
+    users, items = both_sides(sizes, als.chunking(config, mesh.size, on_cpu=False), mesh.size)
+    assert not users.long_rows  # each row is solved in a single chunk
+    cells = (users.chunks, users.segments)
+    index = jax.ShapeDtypeStruct((*cells, users.segment), jnp.int32)
+    row = jax.ShapeDtypeStruct(cells, jnp.int32)
+    short = Chunks(index=index, row=row, length=row, value=None)
+    none = jax.tree.map(lambda x: jax.ShapeDtypeStruct((0, *x.shape[1:]), x.dtype), short)
+    vectors = [jax.ShapeDtypeStruct((x.table_rows,), jnp.float32) for x in (users, items)]
+    tables = [jax.ShapeDtypeStruct((len(x), width), jnp.float32) for x in vectors]
+    spread = jax.sharding.PartitionSpec(mesh.axis_names)
+    table, side, fixed, fixed_penalty = on(
+        mesh, (tables[0], SideData(vectors[0], short, none), tables[1], vectors[1]), spread
+    )
+    scalar = on(mesh, jax.ShapeDtypeStruct((), jnp.float32))
+    static = HalfStepConfig("implicit", solver, config.cg_steps, "gathered", users.chunk_rows)
+    lowered = als_solver.half_step.lower(
+        *(table, side, fixed, fixed_penalty, scalar, scalar, static, mesh)
+    )
+    both = cost.als(sizes, config, mesh.size).received
+    share = items.table_rows / (users.table_rows + items.table_rows)
+    expected = both["fixed side"] * share + both["K x K matrix"] / 2
+    return lowered.compile(), expected
 
 
 def predict(mesh, width):

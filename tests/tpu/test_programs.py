@@ -13,6 +13,17 @@ def test_a_step_on_narrow_tables_copies_none_of_them_and_sorts_ids_once(compiled
     assert found["sorts"].count(24 * 8192) == 1  # the ids of all features of the batch
 
 
+@pytest.mark.parametrize(
+    ("solver", "chip", "chips", "width"),
+    [("cg", "v5e", 1, 64), ("exact", "v5e", 1, 64), ("cg", "v5p", 4, 128)],
+)
+def test_a_half_step_of_als_receives_what_the_cost_model_says(compiled, solver, chip, chips, width):
+    found = compiled(f"als-{solver}", chip, chips, width)
+    assert not found["moved_tables"]
+    assert found["bfloat16"] == 0
+    assert found["received"] == pytest.approx(found["expected"], rel=0.05)
+
+
 @pytest.mark.parametrize("program", ["scoring", "grid"])
 def test_scores_are_computed_in_float32_without_moving_a_table(compiled, program):
     found = compiled(program, "v5e", 1, 64)
