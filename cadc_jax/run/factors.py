@@ -90,9 +90,9 @@ def update_factors(run: Run, prepared: Artifact, before: Before) -> Artifact:
 
 
 def _with_method(run: Run, name: str) -> Run:
-    """The run with one of its factorisations alone."""
+    """The run with one of its factorisations alone, which is rounded once it is joined."""
     config = run.config.copy_and_resolve_references()
-    config.factorization = name
+    config.factorization, config.factor_bits = name, 32
     return dataclasses.replace(run, config=config)
 
 

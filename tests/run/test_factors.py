@@ -282,6 +282,16 @@ def test_rows_that_another_rule_keeps_can_be_left_out_instead(made, tmp_path):
 # Factorisations side by side.
 
 
+def test_factorisations_side_by_side_are_rounded_once(tmp_path):
+    config = ranking_config(tmp_path / "raw")
+    config.factorization, config.factor_bits = "autoencoder+als", 8
+    run = Run(config, tmp_path / "work", quiet)
+    made = factors.factorize_stage(run, stages.prepare_stage(run, stages.raw_data(run)))
+    for path in (tmp_path / "work" / "factorize").iterdir():
+        whole = path == made.path
+        assert np.load(path / "user.npy").dtype == (np.int8 if whole else np.float32)
+
+
 @pytest.mark.parametrize("factor_rows", ["all", "unsampled"])
 def test_factorisations_side_by_side_are_joined_with_the_weights_of_the_manifest(
     tmp_path, factor_rows
