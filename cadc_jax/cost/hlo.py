@@ -24,9 +24,18 @@ def received_bytes(text: str) -> dict[str, float]:
       text: `compiled.as_text()`. A loop without a known trip count counts once.
     """
     found = dict.fromkeys(_KINDS, 0.0)
+    chains = set()
     for times, _, result, name, rest in _instructions(text):
         kind = name.removesuffix("-start")
         if kind not in _KINDS:
+            continue
+        # A TPU spreads a collective over several computations, each of which repeats it.
+        if chain := re.search(r'chain_id="(\d+)"', rest):
+            if chain[1] in chains:
+                continue
+            chains.add(chain[1])
+        if 'from-cross-replica-sharding="true"' in rest:  # the TPU's form of a reduce-scatter
+            found["reduce-scatter"] += times * _bytes(result) * (1 - 1 / _group_size(rest))
             continue
         if name.endswith("-start") and result.startswith("(") and kind != "all-reduce":
             result = result[result.index(",") :]  # (operand, result)
