@@ -24,6 +24,14 @@ def test_a_half_step_of_als_receives_what_the_cost_model_says(compiled, solver, 
     assert found["received"] == pytest.approx(found["expected"], rel=0.05)
 
 
+@pytest.mark.parametrize(("program", "width"), [("training-frozen", 64), ("training-adagrad", 16)])
+def test_a_step_on_a_slice_receives_what_the_cost_model_says(compiled, program, width):
+    found = compiled(program, "v5p", 4, width)
+    assert not found["moved_tables"]
+    assert found["temporaries"] < found["tables"] / 4
+    assert found["received"] == pytest.approx(found["expected"], rel=0.05)
+
+
 @pytest.mark.parametrize("program", ["scoring", "grid"])
 def test_scores_are_computed_in_float32_without_moving_a_table(compiled, program):
     found = compiled(program, "v5e", 1, 64)
