@@ -1,6 +1,6 @@
 """Adds a day's rows to a finished run: a new work folder, and nothing is started over.
 
-`prepare` parses the new rows alone (`data.append`), the factors go on from those of the run, and
+`prepare` parses the new rows alone (`data.append`), the factors continue from those of the run, and
 the sampling rule, which sees numbers of rows only, keeps every row it kept before. The new folder
 is one like any other: training, compressing and further updates take it.
 """

@@ -18,7 +18,7 @@ are elsewhere.
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -280,18 +280,20 @@ def _draw(
 
 def packed_tree(placement: Placement, trees: Mapping[str, Any]) -> dict[str, Any]:
     """Plain tables or slots, name -> tree, in the form of the plan. Their memory is given up."""
-    return {
-        name: _pack(tree, sharding.named(placement.mesh, spec(placement, name)))
-        if placement[name].packed
-        else tree
-        for name, tree in trees.items()
-    }
+    return _in_form(placement, trees, _pack)
 
 
 def plain_tree(placement: Placement, trees: Mapping[str, Any]) -> dict[str, Any]:
     """Tables or slots, name -> tree, as plain arrays with a row for each id."""
+    return _in_form(placement, trees, _unpack)
+
+
+def _in_form(
+    placement: Placement, trees: Mapping[str, Any], change: Callable[[Any, NamedSharding], Any]
+) -> dict[str, Any]:
+    """The trees, with those of packed tables changed."""
     return {
-        name: _unpack(tree, sharding.named(placement.mesh, spec(placement, name)))
+        name: change(tree, sharding.named(placement.mesh, spec(placement, name)))
         if placement[name].packed
         else tree
         for name, tree in trees.items()

@@ -101,6 +101,11 @@ def content_files(variant: str) -> dict[str, str]:
     )
 
 
+def read_content(kind: str, path: str | Path, variant: str) -> raw.EntityTable:
+    """`read_users` if `kind` is 'user', else `read_items`."""
+    return (read_users if kind == "user" else read_items)(path, variant)
+
+
 def read_users(path: str | Path, variant: str) -> raw.EntityTable:
     """Reads the users of '100k' (u.user) or '1m' (users.dat).
 

@@ -156,8 +156,7 @@ def read_content(
       DataError: the file is unreadable or malformed.
     """
     if reader == "movielens":
-        read = movielens.read_users if kind == "user" else movielens.read_items
-        return read(path, settings["variant"])
+        return movielens.read_content(kind, path, settings["variant"])
     format = _filled(tabular.ContentFile, settings[f"{kind}_content"])
     return tabular.read_content(path, format, kind)
 

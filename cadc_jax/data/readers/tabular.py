@@ -337,8 +337,7 @@ def read_content(path: Path, content: ContentFile, kind: str) -> raw.EntityTable
       ConfigError, DataError: as `open_rows`.
     """
     if content.format == "movielens_1m":
-        read = movielens.read_users if kind == "user" else movielens.read_items
-        return read(path, "1m")
+        return movielens.read_content(kind, path, "1m")
     if content.format != "table":
         raise ConfigError(
             f"content format '{content.format}' of {content.file}: it must be 'table' or "
