@@ -384,7 +384,7 @@ class Ours:
             self.config,
             loop.StartTables(self.tables, self.frozen),
             self.content,
-            loop.BatchStream(
+            feeds.HostFeed(
                 functools.partial(pipeline.training_batches, rows, self.case.batch, 0),
                 pipeline.steps_per_epoch(self.case.rows, self.case.batch),
             ),
@@ -600,7 +600,7 @@ def auc_ours(
         config,
         loop.StartTables(worker.tables, worker.frozen),
         worker.content,
-        loop.BatchStream(
+        feeds.HostFeed(
             functools.partial(pipeline.training_batches, columns, case.batch, 0),
             pipeline.steps_per_epoch(len(columns["label"]), case.batch),
         ),

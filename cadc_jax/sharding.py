@@ -92,9 +92,9 @@ def mesh_of(array: jax.Array) -> Mesh:
     return where.mesh
 
 
-def is_cpu(mesh: Mesh) -> bool:
-    """Whether the devices of a mesh are CPUs."""
-    return mesh.devices.flat[0].platform == "cpu"
+def is_cpu(mesh: Mesh | AbstractMesh) -> bool:
+    """Whether the devices of a mesh are CPUs; an abstract mesh has none."""
+    return isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "cpu"
 
 
 def put(tree: Any, where: Sharding) -> Any:

@@ -18,6 +18,7 @@ LAYERS = (  # each may import itself and the ones before it
     ("runtime",),
     ("metrics", "sharding", "sparse_optimizers", "tables"),
     ("data",),
+    ("resident",),
     ("factorization",),
     ("models",),
     ("evaluation",),

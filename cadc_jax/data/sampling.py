@@ -34,7 +34,7 @@ def mix64(row_ids: np.ndarray, seed: int) -> np.ndarray:
     x = np.array(row_ids, np.uint64)  # a copy, changed in place, which halves the time
     x += np.uint64(1)
     x *= np.uint64(GAMMA)
-    x += np.uint64(_start(seed))
+    x += np.uint64(start(seed))
     return _finalise(x)
 
 
@@ -75,7 +75,7 @@ def keep_tf(row_ids: "tf.Tensor", rate: float, seed: int) -> "tf.Tensor":
     def constant(value: int) -> tf.Tensor:
         return tf.constant(value, tf.uint64)
 
-    x = (tf.cast(row_ids, tf.uint64) + constant(1)) * constant(GAMMA) + constant(_start(seed))
+    x = (tf.cast(row_ids, tf.uint64) + constant(1)) * constant(GAMMA) + constant(start(seed))
     for shift, multiplier in zip((30, 27), MULTIPLIERS, strict=True):
         x = tf.bitwise.bitwise_xor(x, tf.bitwise.right_shift(x, constant(shift)))
         x = x * constant(multiplier)
@@ -97,6 +97,6 @@ def _finalise(x: np.ndarray) -> np.ndarray:
     return x
 
 
-def _start(seed: int) -> int:
+def start(seed: int) -> int:
     """The generator's first state, hashed: near seeds must not give shifted copies of a stream."""
     return int(_finalise(np.array([int(seed) & MASK64], np.uint64))[0])

@@ -35,10 +35,15 @@ def permute(positions: np.ndarray, n: int, seed: int, epoch: np.ndarray | int) -
     return result.view(np.int64)
 
 
-def _feistel(x: np.ndarray, n: int, seed: int, epoch: np.ndarray | int) -> np.ndarray:
-    """A bijection of [0, a * b), b = 2**bits about the square root of n: uint64 in x's shape."""
+def halves(n: int) -> tuple[int, int]:
+    """a and log2(b) of the bijection of [0, a * b): b is about the square root of n."""
     bits = (n - 1).bit_length() // 2
-    a = np.uint64(-(-n >> bits))  # n / b, rounded up
+    return -(-n >> bits), bits  # n / b, rounded up
+
+
+def _feistel(x: np.ndarray, n: int, seed: int, epoch: np.ndarray | int) -> np.ndarray:
+    """A bijection of [0, a * b): uint64 in x's shape."""
+    a, bits = np.uint64(halves(n)[0]), halves(n)[1]
     x = x.astype(np.uint64)
     left, right = x >> np.uint64(bits), x & np.uint64((1 << bits) - 1)
     hashed, scratch = np.empty_like(x), np.empty_like(x)  # buffers of all rounds

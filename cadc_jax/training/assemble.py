@@ -9,18 +9,23 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from flax import linen as nn
+from jax.sharding import Mesh
 
 from cadc_jax import sharding
 from cadc_jax.data.likely import LikelyItems
 from cadc_jax.data.negatives import NegativeSampling
 from cadc_jax.data.table import Columns
+from cadc_jax.errors import ConfigError
 from cadc_jax.evaluation import scorers
 from cadc_jax.evaluation.scorers import Scorer
 from cadc_jax.models.embeddings import Content, HostBatch, Tables
+from cadc_jax.resident import batches, records
 from cadc_jax.runtime import distributed
-from cadc_jax.training import loop, losses
-from cadc_jax.training.loop import BatchStream, FitOptions, Fitted, StartTables
+from cadc_jax.training import feeds, loop, losses
+from cadc_jax.training.feeds import Feed
+from cadc_jax.training.loop import FitOptions, Fitted, StartTables
 from cadc_jax.training.placement import RandomTable
 from cadc_jax.training.step import TrainConfig
 
@@ -121,7 +126,7 @@ def train(
         config,
         StartTables(tables, start.frozen, predict_with),
         content,
-        _stream(data, config, seed),
+        _feed(data, config, seed, mesh, options.label),
         validate,
         fit_key,
         dataclasses.replace(options, mesh=mesh),
@@ -189,14 +194,25 @@ def scaled(factors: Pair, like: Pair | None = None) -> dict[str, np.ndarray]:
     }
 
 
-def _stream(data: TrainingData, config: TrainConfig, seed: int) -> BatchStream:
-    """The batches of the rows, this process's part of each."""
-    from cadc_jax.data import pipeline  # imports TensorFlow, which nothing else here needs
-
+def _feed(data: TrainingData, config: TrainConfig, seed: int, mesh: Mesh, label: str) -> Feed:
+    """The batches of the rows."""
     names = (*_CONTEXT, "label") if data.negatives is None else _CONTEXT
     rows = {name: column for name, column in data.rows.items() if name in names}
+    if not len(rows["user"]):
+        raise ConfigError("there are no rows to train on: raise the rate")
     if config.loss == "in_batch":  # frequencies in the rows that are trained on
         rows["log_q"] = losses.log_frequency(rows["item"], data.num_items)[rows["item"]]
+    layout = records.plan(rows, config.compute_dtype == "bfloat16", sharding.is_tpu(mesh))
+    chosen = feeds.choose(config.input, layout, len(rows["user"]), mesh)
+    logging.info("%s: %s", label, chosen.why)
+    if chosen.resident:
+        return feeds.ResidentFeed(
+            batches.put(
+                *(rows, layout, data.negatives, data.num_users, seed, config.batch_rows),
+                *(mesh, chosen.split),
+            )
+        )
+    from cadc_jax.data import pipeline  # imports TensorFlow, which nothing else here needs
 
     def starting_at(step: int) -> Iterator[HostBatch]:
         return pipeline.training_batches(
@@ -209,4 +225,6 @@ def _stream(data: TrainingData, config: TrainConfig, seed: int) -> BatchStream:
             host_count=distributed.count(),
         )
 
-    return BatchStream(starting_at, pipeline.steps_per_epoch(len(rows["user"]), config.batch_rows))
+    return feeds.HostFeed(
+        starting_at, pipeline.steps_per_epoch(len(rows["user"]), config.batch_rows)
+    )

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -17,14 +16,24 @@ from jax.sharding import Mesh
 
 from cadc_jax import sharding
 from cadc_jax.errors import ConfigError, TrainingError
-from cadc_jax.models.embeddings import Content, HostBatch, Tables, lookup_ids
+from cadc_jax.models.embeddings import Batch, Content, Tables, lookup_ids
+from cadc_jax.resident.batches import ResidentRows
 from cadc_jax.runtime import checkpoints, distributed
 from cadc_jax.runtime.checkpoints import Checkpoints, Facts
 from cadc_jax.runtime.progress import Progress
 from cadc_jax.tables import packed
-from cadc_jax.training import placement, prefetch
+from cadc_jax.training import feeds, placement
+from cadc_jax.training.feeds import Feed, Shapes
 from cadc_jax.training.placement import Placement, RandomTable
-from cadc_jax.training.step import TrainConfig, TrainState, init_state, train_steps
+from cadc_jax.training.step import (
+    TrainConfig,
+    TrainState,
+    init_state,
+    train_steps,
+    train_steps_of,
+)
+
+_HOST = "pinned_host"  # memory of the host that devices copy to and from
 
 Validate = Callable[[Any, Tables], float]  # (params, all tables) -> quality, higher is better
 
@@ -43,19 +52,6 @@ class StartTables:
     tables: Mapping[str, jax.Array | np.ndarray | RandomTable]
     frozen: frozenset[str] = frozenset()
     predict_with: Mapping[str, jax.Array | np.ndarray] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class BatchStream:
-    """The endless stream of training batches.
-
-    Attributes:
-      starting_at: step -> the batches from that step on. Each process makes its own part of them.
-      steps_per_epoch: batches that make an epoch.
-    """
-
-    starting_at: Callable[[int], Iterator[HostBatch]]
-    steps_per_epoch: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,22 +99,21 @@ def fit(
     config: TrainConfig,
     start: StartTables,
     content: Content,
-    stream: BatchStream,
+    feed: Feed,
     validate: Validate,
     key: jax.Array,
     options: FitOptions | None = None,
 ) -> Fitted:
     """Trains until the validation result stops improving.
 
-    The host sends `config.steps_per_call` batches at a time and loads the next ones while the
-    devices work. It waits for no step.
+    Many steps run in one program. The host starts it, and is at most one program ahead.
 
     Args:
       model: DLRM, DCN or TwoTower.
       config: how to train.
       start: all embedding tables.
       content: features of users and items.
-      stream: the training batches.
+      feed: the training batches.
       validate: quality on the validation split, higher is better.
       key: of initialisation and dropout.
       options: devices, reports and checkpoints.
@@ -135,32 +130,23 @@ def fit(
     options = options or FitOptions()
     mesh = options.mesh or sharding.make_mesh()
     _check_batch(config, mesh)
-    batches = stream.starting_at(0)
-    first = next(batches)
-    job = _set_up(model, config, start, content, first, key, mesh, options)
-    interval = max(stream.steps_per_epoch, config.evaluation_steps)
+    if not sharding.is_cpu(mesh):  # where a whole batch is faster than its parts
+        config = dataclasses.replace(config, microbatch_rows=0)
+    job = _set_up(model, config, start, content, feed.shapes(config), key, mesh, options)
+    interval = max(feed.steps_per_epoch, config.evaluation_steps)
+    size = feeds.steps_of_call(config, interval, mesh)
 
     def quality(state: TrainState) -> float:
         # All processes must come to the same decision, whatever their hardware rounds to.
         return distributed.of_first(validate(state.params, {**job.predicting, **state.tables}))
 
-    at = _restored(job, start)
-    if at is None:
-        at = _first(job, start, quality)
-        batches = itertools.chain([first], batches)
-    else:
-        batches = stream.starting_at(at.step)
+    at = _restored(job, start) or _first(job, start, quality)
     progress = Progress(options.label, interval * config.max_evaluations, "steps")
-    size = min(config.steps_per_call, interval)
-    stacks = prefetch.device_batches(
-        _stacks(batches, interval, size, at.step - int(at.history[-1]["step"])),
-        sharding.named(mesh, sharding.BATCHES),
-        depth=1,
-    )
+    calls = feed.calls(at.step, at.step - int(at.history[-1]["step"]), interval, size, mesh)
     for evaluation in range(len(at.history), config.max_evaluations + 1):
         trace = options.trace if evaluation == 2 else None
         with jax.profiler.trace(trace) if trace else contextlib.nullcontext():
-            at = _train_until(job, at, evaluation * interval, size, stacks, progress)
+            at = _train_until(job, at, evaluation * interval, size, calls, progress)
             loss = float(at.loss_sum) / interval
         value = quality(at.state)
         if not (math.isfinite(loss) and math.isfinite(value)):
@@ -171,13 +157,15 @@ def fit(
             options.record(at.history[-1])
         if value > at.best_value:
             at = at._replace(best=None)  # its memory is the new one's
-            at = at._replace(best=_copy(at.state), best_value=value, best_step=at.step)
+            at = at._replace(best=_kept(at.state), best_value=value, best_step=at.step)
         elif at.step - at.best_step >= config.patience * interval:
             break
     progress.close()
-    params, tables = at.best
+    best, history, best_step = at.best, at.history, at.best_step
+    del at  # the last state gives its memory to the best one
+    params, tables = _moved(best)
     tables = placement.take(job.placed, {**job.predicting, **tables})
-    return Fitted(params, tables, at.history, at.best_step)
+    return Fitted(params, tables, history, best_step)
 
 
 def _check_batch(config: TrainConfig, mesh: Mesh) -> None:
@@ -205,7 +193,7 @@ class _Job:
     model: nn.Module
     config: TrainConfig
     content: Content
-    shapes: Mapping[str, jax.ShapeDtypeStruct]
+    shapes: Shapes
     placed: Placement
     constant: Tables
     predicting: Tables
@@ -220,7 +208,7 @@ def _set_up(
     config: TrainConfig,
     start: StartTables,
     content: Content,
-    first: HostBatch,
+    shapes: Shapes,
     key: jax.Array,
     mesh: Mesh,
     options: FitOptions,
@@ -229,10 +217,6 @@ def _set_up(
     everywhere = sharding.named(mesh, sharding.REPLICATED)
     init_key, step_key = jax.random.split(sharding.put(key, everywhere))
     content = sharding.put(content, everywhere)
-    shapes = {
-        name: jax.ShapeDtypeStruct((config.batch_rows, *x.shape[1:]), x.dtype)
-        for name, x in first.items()
-    }
     types = {
         name: x.dtype if name in start.frozen else config.table_dtype
         for name, x in start.tables.items()
@@ -266,8 +250,8 @@ def _set_up(
 class _Position(NamedTuple):
     """How far a fit is.
 
-    `best` are the parameters and trained tables with the best validation result so far,
-    `loss_sum` the losses since the last evaluation.
+    `best` are the parameters and trained tables with the best validation result so far, in the
+    memory of the host; `loss_sum` the losses since the last evaluation.
     """
 
     state: TrainState
@@ -288,7 +272,7 @@ def _first(job: _Job, start: StartTables, quality: Callable[[TrainState], float]
         for name, table in placement.put(job.placed, given).items()
     }
     state = _state(job, tables)
-    best, value = _copy(state), quality(state)
+    best, value = _kept(state), quality(state)
     return _Position(state, best, job.zero, 0, [{"step": 0, "validation": value}], value, 0)
 
 
@@ -305,8 +289,9 @@ def _restored(job: _Job, start: StartTables) -> _Position | None:
         return None
     (state, (params, tables), loss_sum), facts = found
     form = functools.partial(placement.packed_tree, job.placed)
+    best = _moved((params, form(_moved(tables))), _HOST)
     state = state.replace(tables=form(state.tables), slots=form(state.slots))
-    return _Position(state, (params, form(tables)), loss_sum, **facts)
+    return _Position(state, best, loss_sum, **facts)
 
 
 def _trained(start: StartTables) -> dict[str, jax.Array | np.ndarray | RandomTable]:
@@ -325,7 +310,7 @@ def _train_until(
     at: _Position,
     end: int,
     size: int,
-    stacks: Iterator[Mapping[str, jax.Array]],
+    calls: Iterator[Batch | ResidentRows],
     progress: Progress,
 ) -> _Position:
     """Trains up to step `end`, at most `size` steps a call, and saves in between when it is time.
@@ -335,11 +320,12 @@ def _train_until(
       Stopped: after saving, once the run is asked to end.
     """
     before = job.zero
+    run = train_steps if sharding.is_cpu(job.placed.mesh) else train_steps_of
     while at.step < end:
         _maybe_save(job, at)
-        stack, count = next(stacks), min(size, end - at.step)
-        state, loss = train_steps(
-            *(job.model, job.config, at.state, job.constant, job.content, stack, count),
+        source, count = next(calls), min(size, end - at.step)
+        state, loss = run(
+            *(job.model, job.config, at.state, job.constant, job.content, source, count),
             job.step_key,
             job.placed,
         )
@@ -359,7 +345,7 @@ def _maybe_save(job: _Job, at: _Position) -> None:
         state, (params, tables), loss_sum = (facts.pop(x) for x in ("state", "best", "loss_sum"))
         plain = functools.partial(placement.plain_tree, job.placed)
         state = state.replace(tables=plain(state.tables), slots=plain(state.slots))
-        return (state, (params, plain(tables)), loss_sum), facts
+        return (state, (params, _plain_on_host(job, tables)), loss_sum), facts
 
     if job.options.saved is not None:
         job.options.saved.maybe_save(at.step, snapshot)
@@ -374,22 +360,6 @@ def _failure(job: _Job, at: _Position, what: str) -> TrainingError:
     return TrainingError(f"{label}: {what} at step {at.step} ({good}): lower the learning rate")
 
 
-def _stacks(
-    batches: Iterator[HostBatch], interval: int, size: int, done: int = 0
-) -> Iterator[dict[str, np.ndarray]]:
-    """Stacks of `size` batches, in order; the first is `done` batches into an interval.
-
-    The last stack of an interval may hold fewer. Its last batch then fills the remaining places,
-    because all stacks must have one shape.
-    """
-    while True:
-        for first in range(done, interval, size):
-            part = list(itertools.islice(batches, min(size, interval - first)))
-            padded = part + part[-1:] * (size - len(part))
-            yield {name: np.stack([batch[name] for batch in padded]) for name in part[0]}
-        done = 0
-
-
 def _like(state: TrainState, placed: Placement) -> tuple[TrainState, tuple[Any, Tables], Any]:
     """Shapes of what a checkpoint holds: a state, the best one, and the sum of losses.
 
@@ -402,7 +372,10 @@ def _like(state: TrainState, placed: Placement) -> tuple[TrainState, tuple[Any, 
     )
     tables = {n: placement.like(placed, n, x) for n, x in state.tables.items()}
     slots = {n: placement.like(placed, n, x) for n, x in state.slots.items()}
-    return TrainState(step, params, opt_state, tables, slots), (params, tables), zero
+    best = jax.tree.map(
+        lambda x: x.update(sharding=x.sharding.with_memory_kind(_HOST)), (params, tables)
+    )
+    return TrainState(step, params, opt_state, tables, slots), best, zero
 
 
 @jax.jit
@@ -411,6 +384,21 @@ def _finite(tree: Any) -> jax.Array:
     return jnp.all(jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]))
 
 
-def _copy(state: TrainState) -> tuple[Any, Tables]:
-    """Parameters and trained tables, copied: a step reuses the memory of its state."""
-    return jax.tree.map(jnp.copy, (state.params, state.tables))
+def _kept(state: TrainState) -> tuple[Any, Tables]:
+    """Parameters and trained tables, copied to the host: a step reuses the memory of its state."""
+    return _moved((state.params, state.tables), _HOST)
+
+
+def _moved(tree: Any, kind: str = "device") -> Any:
+    """The tree in another kind of memory, the devices' own or the host's."""
+    return jax.tree.map(lambda x: jax.device_put(x, x.sharding.with_memory_kind(kind)), tree)
+
+
+def _plain_on_host(job: _Job, tables: Tables) -> Tables:
+    """Tables on the host as plain arrays there; one at a time is changed on the devices."""
+    return {
+        name: _moved(placement.plain_tree(job.placed, {name: _moved(table)})[name], _HOST)
+        if job.placed[name].packed
+        else table
+        for name, table in tables.items()
+    }

@@ -16,6 +16,7 @@ from cadc_jax.errors import ConfigError, check_at_least, check_below_one, check_
 from cadc_jax.models import embeddings
 from cadc_jax.models.embeddings import Batch, Content, HostBatch, Tables, lookup_ids, model_inputs
 from cadc_jax.models.scoring import as_float32, shares_items
+from cadc_jax.resident.batches import ResidentRows, make
 from cadc_jax.training import losses, placement
 from cadc_jax.training.placement import Placement
 
@@ -46,10 +47,13 @@ class TrainConfig:
         TF32 on a GPU, one bfloat16 pass on a TPU. Scores are always computed in full float32.
       table_dtype: dtype of trained tables, 'float32' or 'bfloat16'; optimizer state is float32.
       stochastic_rounding: round bfloat16 tables at random, which keeps small steps.
-      microbatch_rows: rows of a batch that go through the network at a time, 0 for all; gradients
-        are added up. The result is the same, except for other masks of dropout. On a CPU,
-        activations then fit into the cache (about 1,024 rows of the Criteo network).
-      steps_per_call: steps in one program; the host acts between calls.
+      microbatch_rows: on a CPU, rows of a batch that go through the network at a time, 0 for all;
+        gradients are added up. The result is the same, except for other masks of dropout, and
+        activations fit into the cache (about 1,024 rows of the Criteo network).
+      steps_per_call: steps in one program; the host acts between calls. 0: 8 on a CPU, else 64.
+      input: 'resident': the rows go to the devices once, and batches are made there; 'stream': the
+        host makes and sends every batch; 'auto': resident, if the rows take at most a quarter of
+        the memory of a device. The batches are the same.
       max_evaluations: evaluations on the validation split before training ends.
       evaluation_steps: steps between evaluations, or one epoch if that is longer.
       patience: evaluations without a better validation result before training ends.
@@ -72,13 +76,15 @@ class TrainConfig:
     table_dtype: str = "float32"
     stochastic_rounding: bool = False
     microbatch_rows: int = 0
-    steps_per_call: int = 8
+    steps_per_call: int = 0
+    input: str = "auto"
     max_evaluations: int = 20
     evaluation_steps: int = 1
     patience: int = 3
 
     def __post_init__(self) -> None:
         check_choice("train.loss", self.loss, ("bce", "softmax", "in_batch"))
+        check_choice("train.input", self.input, INPUTS)
         check_choice("train.negatives_from", self.negatives_from, ("all", "unlikely"))
         check_choice("train.table_optimizer", self.table_optimizer, sparse_optimizers.OPTIMIZERS)
         for name in ("compute_dtype", "table_dtype"):
@@ -95,6 +101,7 @@ class TrainConfig:
             )
 
 
+INPUTS = ("auto", "resident", "stream")
 PRECISIONS = ("default", "bfloat16", "bfloat16_3x", "tensorfloat32", "float32")
 MOST_PAIRS = 1 << 28  # of users and items in a batch
 _LEAST = {
@@ -107,7 +114,7 @@ _LEAST = {
     "warmup_steps": 0,
     "decay_steps": 0,
     "microbatch_rows": 0,
-    "steps_per_call": 1,
+    "steps_per_call": 0,
     "max_evaluations": 1,
     "evaluation_steps": 1,
     "patience": 1,
@@ -183,27 +190,35 @@ def init_state(
     )
 
 
-@functools.partial(
-    jax.jit, static_argnames=("model", "config", "placed"), donate_argnames=("state",)
-)
-def train_steps(
+def _train_steps(
     model: nn.Module,
     config: TrainConfig,
     state: TrainState,
     frozen: Tables,
     content: Content,
-    batches: Batch,
+    source: Batch | ResidentRows,
     count: int | jax.Array,
     key: jax.Array,
     placed: Placement | None = None,
 ) -> tuple[TrainState, jax.Array]:
-    """One step on each of the first `count` of K batches, which have a leading axis [K].
+    """One step on each of the first `count` of K batches.
 
-    All values of `count` share one compiled program.
+    Args:
+      model: the network.
+      config: how to train it.
+      state: from `init_state` or the last steps; its memory is reused.
+      frozen: tables that do not change.
+      content: features of users and items.
+      source: batches with a leading axis [K], or rows that the batches from step `state.step` on
+        are made of.
+      count: steps, at most K.
+      key: as for `train_step`.
+      placed: where the tables lie; None for one device.
 
     Returns:
       The new state and the sum [] of the steps' losses.
     """
+    batches = make(source, state.step) if isinstance(source, ResidentRows) else source
 
     def one(i, carry):
         state, total = carry
@@ -212,6 +227,16 @@ def train_steps(
         return state, total + loss
 
     return jax.lax.fori_loop(0, count, one, (state, jnp.zeros(())))
+
+
+# All counts share a program.
+train_steps = jax.jit(
+    _train_steps, static_argnames=("model", "config", "placed"), donate_argnames=("state",)
+)
+# A program for each count. On a GPU a loop whose length is known does not wait for the host.
+train_steps_of = jax.jit(
+    _train_steps, static_argnames=("model", "config", "placed", "count"), donate_argnames=("state",)
+)
 
 
 @functools.partial(

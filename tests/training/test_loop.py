@@ -13,7 +13,8 @@ from cadc_jax.runtime.checkpoints import CheckpointConfig, Checkpoints
 from cadc_jax.runtime.interrupts import Stopped
 from cadc_jax.tables import packed
 from cadc_jax.training import loop
-from cadc_jax.training.loop import BatchStream, FitOptions, StartTables
+from cadc_jax.training.feeds import HostFeed
+from cadc_jax.training.loop import FitOptions, StartTables
 from cadc_jax.training.step import TrainConfig, train_steps
 from tests.training.examples import batch, content, tables
 
@@ -35,7 +36,7 @@ def fit(validate, frozen=(), config=CONFIG, batches=None, steps=1, predict_with=
         config,
         StartTables(tables(), frozenset(frozen), predict_with or {}),
         content(),
-        BatchStream(batches or (lambda start: itertools.repeat(batch())), steps),
+        HostFeed(batches or (lambda start: itertools.repeat(batch())), steps),
         validate,
         jax.random.key(0),
         FitOptions(**options),
