@@ -369,7 +369,7 @@ class Ours:
     def epoch(self) -> float:
         """Seconds of the second epoch, from validation to validation; the first one compiles."""
         from cadc_jax.data import pipeline
-        from cadc_jax.training import loop
+        from cadc_jax.training import feeds, loop
 
         rows = self.columns(*draw(self.case, self.case.rows, 0))
         ends = []
@@ -590,7 +590,7 @@ def auc_ours(
     """Our scores of the test rows after one epoch, with `changes` in the training settings."""
     from cadc_jax.data import pipeline
     from cadc_jax.models.scoring import predict
-    from cadc_jax.training import loop
+    from cadc_jax.training import feeds, loop
 
     worker = Ours(case)
     config = dataclasses.replace(worker.config, max_evaluations=1, **changes)

@@ -20,7 +20,7 @@ from cadc_jax.runtime.interrupts import Stopped
 from cadc_jax.training import feeds, loop
 from cadc_jax.training.feeds import HostFeed, ResidentFeed
 from cadc_jax.training.loop import FitOptions, StartTables
-from cadc_jax.training.step import TrainConfig, train_steps, train_steps_of
+from cadc_jax.training.step import TrainConfig, train_steps_of
 from tests.training.examples import ITEMS, USERS, content, tables
 
 MODEL = TwoTower((8,))
@@ -94,10 +94,9 @@ def test_the_shapes_of_both_inputs_are_those_of_a_batch():
 def test_an_accelerator_has_a_program_for_whole_calls_and_one_for_the_rest(monkeypatch):
     monkeypatch.setattr(sharding, "is_cpu", lambda mesh: False)
     config = dataclasses.replace(CONFIG, steps_per_call=3, microbatch_rows=4, clip_norm=9.0)
-    before = train_steps_of._cache_size(), train_steps._cache_size()
+    before = train_steps_of._cache_size()
     got = fit(resident(), config=config)  # seven steps an epoch
-    assert train_steps_of._cache_size() - before[0] == 2
-    assert train_steps._cache_size() == before[1]
+    assert train_steps_of._cache_size() - before == 2
     monkeypatch.undo()
     whole = dataclasses.replace(config, microbatch_rows=0)
     assert_same(got, fit(host(), config=whole))  # parts of a batch are for CPUs
