@@ -13,6 +13,8 @@ leave_accelerators()
 
 PARALLEL = 2  # blocks that are made at the same time
 _ALIGNMENT = 64  # bytes: TensorFlow's operations take no memory that begins elsewhere
+# Functions without Python's control flow; looking for some takes half a second.
+_as_it_is = tf.autograph.experimental.do_not_convert
 
 
 def sampled_rows(columns: Columns, rate: float, seed: int, block_rows: int) -> Iterator[Columns]:
@@ -20,6 +22,7 @@ def sampled_rows(columns: Columns, rate: float, seed: int, block_rows: int) -> I
     num_rows = len(columns["user"])
     gather = {name: _gatherer(column) for name, column in columns.items()}
 
+    @_as_it_is
     def kept(start: tf.Tensor) -> dict[str, tf.Tensor]:
         numbers = tf.range(start, tf.minimum(start + block_rows, num_rows))
         places = start + tf.where(sampling.keep_tf(numbers, rate, seed))  # [kept, 1]
@@ -27,7 +30,7 @@ def sampled_rows(columns: Columns, rate: float, seed: int, block_rows: int) -> I
 
     starts = tf.data.Dataset.range(0, max(1, num_rows), block_rows)
     blocks = starts.map(kept, num_parallel_calls=PARALLEL, deterministic=True)
-    return blocks.with_options(_options()).as_numpy_iterator()
+    return blocks.with_options(options()).as_numpy_iterator()
 
 
 def stream(
@@ -42,6 +45,7 @@ def stream(
       stride: difference between successive arguments.
     """
 
+    @_as_it_is
     def load(number: tf.Tensor) -> dict[str, tf.Tensor]:
         arrays = tf.numpy_function(
             lambda number: list(map(make(number).get, dtypes)), [number], list(dtypes.values())
@@ -50,16 +54,17 @@ def stream(
 
     numbers = tf.data.Dataset.range(start, np.iinfo(np.int64).max, stride)
     blocks = numbers.map(load, num_parallel_calls=PARALLEL, deterministic=True).prefetch(1)
-    yield from blocks.with_options(_options()).as_numpy_iterator()
+    yield from blocks.with_options(options()).as_numpy_iterator()
 
 
-def _options() -> tf.data.Options:
-    options = tf.data.Options()
+def options() -> tf.data.Options:
+    """How `tf.data` runs: as it is told, and without copies of what its operations refer to."""
+    made = tf.data.Options()
     # There is nothing to tune, and closing a stream would wait seconds for the tuner's next round.
-    options.autotune.enabled = False
-    # Nothing to rewrite either, and rewriting copies the columns that a graph refers to.
-    options.experimental_optimization.apply_default_optimizations = False
-    return options
+    made.autotune.enabled = False
+    # Nothing to rewrite either, and rewriting copies the columns into memory.
+    made.experimental_optimization.apply_default_optimizations = False
+    return made
 
 
 def _gatherer(column: np.ndarray) -> Callable[[tf.Tensor], tf.Tensor]:
@@ -71,15 +76,19 @@ def _gatherer(column: np.ndarray) -> Callable[[tf.Tensor], tf.Tensor]:
     if not column.size:
         return lambda places: tf.zeros((tf.shape(places)[0], *column.shape[1:]), column.dtype)
     if column.flags.c_contiguous and column.ctypes.data % _ALIGNMENT == 0:
-        shared = _shared(column)
-        return lambda places: tf.gather_nd(shared, places)
+        tensor = shared(column)
+        return lambda places: tf.gather_nd(tensor, places)
     return lambda places: tf.numpy_function(
         lambda places: column.take(places[:, 0], axis=0), [places], column.dtype
     )
 
 
-def _shared(column: np.ndarray) -> tf.Tensor:
-    """A tensor in the memory of an aligned array, without a copy."""
+def shared(column: np.ndarray) -> tf.Tensor:
+    """A tensor in the memory of an array, without a copy.
+
+    Args:
+      column: [N, ...] in C order; its memory begins at a multiple of 64 bytes, and does not change.
+    """
     # Through DLPack; what TensorFlow reads of it cannot express that an array is read-only.
     return tf.experimental.dlpack.from_dlpack(np.asarray(_Writable(column)).__dlpack__())
 
