@@ -65,7 +65,7 @@ def sampled_rows(columns: Columns, rate: float, seed: int) -> Iterator[Columns]:
     """The rows that the sample keeps, in order, in blocks: memory holds a few blocks at a time.
 
     Args:
-      columns: name -> [N, ...], such as the memory-mapped columns of a table.
+      columns: name -> [N, ...], `user` among them; of a table, they are memory-mapped.
       rate: share of rows to keep, in (0, 1].
       seed: seed of the rule.
 
