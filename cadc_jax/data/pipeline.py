@@ -31,7 +31,7 @@ from cadc_jax.data.table import Columns
 from cadc_jax.errors import ConfigError
 
 RULE_ROWS = 1 << 15  # rows that NumPy's rule judges at a time: they fit in a core's cache
-SAMPLE_ROWS = 1 << 17  # rows of the table that a block of a sample is chosen from
+SAMPLE_ROWS = 1 << 18  # rows of the table that a block of a sample is chosen from
 BLOCK_ITEMS = 1 << 16  # items of a block of batches, negatives included
 AHEAD = 2  # blocks of batches that threads make ahead
 Batch = Mapping[str, np.ndarray]
