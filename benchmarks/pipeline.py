@@ -1,4 +1,4 @@
-"""The input pipeline: rows a second, the cost of an epoch of a sample, and the cost of resuming.
+"""The input pipeline: samples, rows a second, the cost of an epoch of a sample, and of resuming.
 
     CADC_DATA_DIR=/raw/data python benchmarks/pipeline.py [--quick] [--json FILE]
 
@@ -7,6 +7,9 @@ bytes a row. The peers are the loops that one would write first: `tf.data` with 
 100,000 rows, and NumPy with a permutation of the epoch and fancy indexing. For negatives the peer
 is NumPy with a binary search of the known pairs. The pipeline must keep up with the training steps
 of DLRM, in the size of `configs/criteo.py` and in that of the Kaggle benchmark (arXiv 1906.00091).
+Two more peers are the pipeline itself: without TensorFlow, and with the permutation and the gathers
+in TensorFlow operations. A sample is compared with NumPy's: the numbers of all kept rows, and then
+the rows of one column after the other.
 
 Ours and the peer take turns, so a busy machine slows both. Figures are medians over the turns, and
 ratios are the medians of ours / peer in each turn: above 1 is better for rows a second, below 1 for
@@ -23,6 +26,7 @@ import pathlib
 import platform
 import tempfile
 import time
+import unittest.mock
 from collections.abc import Callable, Iterator, Mapping
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -34,9 +38,9 @@ import tensorflow as tf
 from jax.sharding import PartitionSpec
 
 from cadc_jax import configuration, sharding
-from cadc_jax.data import negatives, pipeline, sampling
+from cadc_jax.data import negatives, pipeline, sampling, shuffle, tf_data
 from cadc_jax.data.negatives import NegativeSampling
-from cadc_jax.data.table import Columns, read_columns, write_columns
+from cadc_jax.data.table import Columns, read_columns, write_blocks, write_columns, write_rows
 from cadc_jax.models.dlrm import DLRM
 from cadc_jax.models.embeddings import Content, stacked_offsets
 from cadc_jax.training import prefetch, step
@@ -63,6 +67,7 @@ def main() -> None:
         rows = read_columns(folder / "all")
         write_columns(folder / "sample", sample_of(rows))
         results = [
+            *samples(rows, folder, turns),
             *throughput(rows, turns),
             *epochs(rows, read_columns(folder / "sample"), turns),
             *resuming(rows, turns),
@@ -80,17 +85,37 @@ def main() -> None:
 # Measurements.
 
 
+def samples(rows: Columns, folder: pathlib.Path, turns: int) -> Iterator[dict]:
+    """Seconds to write the rows that a sample keeps."""
+
+    def in_numpy() -> None:
+        ids = pipeline.sampled_ids(len(rows["user"]), RATE, SEED)
+        write_columns(folder / "peer", {"row": ids.astype(np.int64)})
+        write_rows(folder / "peer", rows, ids)
+
+    systems = {
+        "ours": lambda: write_blocks(folder / "ours", pipeline.sampled_rows(rows, RATE, SEED)),
+        "NumPy": in_numpy,
+    }
+    seconds = take_turns(systems, turns)
+    for file in (folder / "peer").iterdir():
+        assert file.read_bytes() == (folder / "ours" / file.name).read_bytes()
+    yield line(f"10 % of {len(rows['user']):,} rows, written", seconds, "ours", "NumPy")
+
+
 def throughput(rows: Columns, turns: int) -> Iterator[dict]:
     """Rows a second of the pipeline, and of its batches on the device."""
     num_rows = len(rows["user"])
     for size in (2048, 8192):
         systems = {
             "ours": (pipeline.training_batches(rows, size, SEED), num_rows // size),
+            "without TensorFlow": (without_tensorflow(rows, size), num_rows // size),
+            "its operations": (in_operations(rows, size), num_rows // size),
             "NumPy loop": (numpy_loop(rows, size), num_rows // size),
-            "tf.data": (tf_data(rows, size), 65_536 // size),  # few: it is slow
+            "tf.data": (usual_tf_data(rows, size), 65_536 // size),  # few: it is slow
         }
         seconds = seconds_a_row(systems, size, turns)
-        for peer in ("NumPy loop", "tf.data"):
+        for peer in list(systems)[1:]:
             yield line(f"Criteo rows, batches of {size}", seconds, "ours", peer, per_row=True)
 
     mesh = sharding.make_mesh()
@@ -139,7 +164,7 @@ def resuming(rows: Columns, turns: int) -> Iterator[dict]:
     systems = {"far": first(ours, start=10**6), "step 10": first(ours, start=10)}
     seconds = take_turns(systems, 4 * turns)
     yield line("first batch at step 1,000,000", seconds, "far", "step 10")
-    systems = {"ours": first(ours, start=50), "tf.data skip": first(tf_data, skip=50)}
+    systems = {"ours": first(ours, start=50), "tf.data skip": first(usual_tf_data, skip=50)}
     yield line("first batch at step 50", take_turns(systems, 1), "ours", "tf.data skip")
 
 
@@ -151,13 +176,16 @@ def with_negatives(turns: int) -> Iterator[dict]:
     sampler = NegativeSampling(4, known, num_items)
     for size in (2048, 8192):
         batches = pipeline.training_batches(rows, size, SEED, sampler=sampler)
+        alone = without_tensorflow(rows, size, sampler)
         systems = {
             "ours": (batches, len(user) // size),
+            "without TensorFlow": (alone, len(user) // size),
             "NumPy loop": (numpy_loop_of_negatives(rows, size, sampler), len(user) // size),
         }
         seconds = seconds_a_row(systems, size, turns)
         case = f"MovieLens 1M, 4 negatives, batches of {size}"
-        yield line(case, seconds, "ours", "NumPy loop", per_row=True)
+        for peer in list(systems)[1:]:
+            yield line(case, seconds, "ours", peer, per_row=True)
 
 
 def steps(rows: Columns, sizes: tuple[int, ...], turns: int) -> Iterator[dict]:
@@ -292,7 +320,79 @@ def numpy_loop_of_negatives(
         yield batch | {"item": np.concatenate([batch["item"][:, None], items], axis=1)}
 
 
-def tf_data(rows: Columns, batch_rows: int, skip: int = 0) -> Iterator[dict]:
+def without_tensorflow(
+    rows: Columns, batch_rows: int, sampler: NegativeSampling | None = None
+) -> Iterator[Mapping[str, np.ndarray]]:
+    """Our batches, made by threads in place of `tf.data`."""
+    with unittest.mock.patch.object(pipeline, "import_tf_data", lambda: None):
+        return pipeline.training_batches(rows, batch_rows, SEED, sampler=sampler)
+
+
+def in_operations(rows: Columns, batch_rows: int) -> Iterator[Mapping[str, np.ndarray]]:
+    """Our batches, with the permutation and the gathers in TensorFlow operations."""
+    num_rows, steps = len(rows["user"]), max(1, pipeline.BLOCK_ITEMS // batch_rows)
+    per_epoch = pipeline.steps_per_epoch(num_rows, batch_rows)
+    columns = {name: tf_data.shared(column) for name, column in rows.items()}
+
+    def block(first: tf.Tensor) -> dict[str, tf.Tensor]:
+        numbers = first + tf.range(steps, dtype=tf.int64)[:, None]
+        epoch = numbers // per_epoch
+        places = (numbers - epoch * per_epoch) * batch_rows + tf.range(batch_rows, dtype=tf.int64)
+        chosen = permute_in_operations(tf.minimum(places, num_rows - 1), num_rows, epoch)
+        made = {name: tf.gather(column, chosen) for name, column in columns.items()}
+        made |= {name: made[name][..., None] for name in ("item", "label")}
+        return made | {"weight": tf.cast(places < num_rows, tf.float32)}
+
+    starts = tf.data.Dataset.range(0, 1 << 62, steps)
+    blocks = starts.map(block, num_parallel_calls=tf_data.PARALLEL, deterministic=True).prefetch(1)
+    batches = (
+        {name: array[step] for name, array in block.items()}
+        for block in blocks.with_options(tf_data.options()).as_numpy_iterator()
+        for step in range(steps)
+    )
+    first, expected = next(batches), next(pipeline.training_batches(rows, batch_rows, SEED))
+    assert all(np.array_equal(first[name], expected[name]) for name in expected)
+    return batches
+
+
+def permute_in_operations(positions: tf.Tensor, n: int, epoch: tf.Tensor) -> tf.Tensor:
+    """`shuffle.permute` in TensorFlow operations, of epochs [S, 1] and positions [S, R]."""
+    bits = (n - 1).bit_length() // 2
+    divisor = -(-n >> bits)
+    xor, right_shift = tf.bitwise.bitwise_xor, tf.bitwise.right_shift
+
+    def number(value: int) -> tf.Tensor:
+        return tf.constant(value, tf.uint64)
+
+    def mixed(x: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+        x = (x + key) * number(sampling.MULTIPLIERS[0])
+        return xor(x, right_shift(x, number(32))) * number(sampling.MULTIPLIERS[1])
+
+    def feistel(x: tf.Tensor, epoch: tf.Tensor) -> tf.Tensor:
+        numbers = epoch[None] * 2 * shuffle.ROUNDS
+        numbers += tf.reshape(tf.range(2 * shuffle.ROUNDS, dtype=tf.int64), (-1, 1, 1))
+        keys = sampling.mix64_tf(numbers, SEED)
+        left = right_shift(x, number(bits))
+        right = tf.bitwise.bitwise_and(x, number((1 << bits) - 1))
+        for i in range(shuffle.ROUNDS):
+            part = right_shift(mixed(right, keys[2 * i]), number(32)) * number(divisor)
+            left += right_shift(part, number(32))
+            left = tf.minimum(left, left - number(divisor))
+            right = xor(right, right_shift(mixed(left, keys[2 * i + 1]), number(64 - bits)))
+        return tf.bitwise.bitwise_or(tf.bitwise.left_shift(left, number(bits)), right)
+
+    def again(x: tf.Tensor) -> list[tf.Tensor]:
+        outside = tf.where(x >= number(n))
+        epochs = tf.gather(epoch, outside[:, 0])
+        inside = feistel(tf.gather_nd(x, outside)[:, None], epochs)
+        return [tf.tensor_scatter_nd_update(x, outside, inside[:, 0])]
+
+    x = feistel(tf.cast(positions, tf.uint64), epoch)
+    (x,) = tf.while_loop(lambda x: tf.reduce_any(x >= number(n)), again, [x])
+    return tf.cast(x, tf.int64)
+
+
+def usual_tf_data(rows: Columns, batch_rows: int, skip: int = 0) -> Iterator[dict]:
     """The usual `tf.data` pipeline: a shuffle buffer of 100,000 rows, batch, prefetch."""
     part = {name: np.asarray(column[:200_000]) for name, column in rows.items()}  # it copies them
     dataset = tf.data.Dataset.from_tensor_slices(part).repeat().shuffle(100_000, seed=SEED)

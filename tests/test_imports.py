@@ -44,10 +44,13 @@ LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in laye
         "cadc_jax.models.two_tower",
         "cadc_jax.training.loop",
         "cadc_jax.configuration",
+        "cadc_jax.data.pipeline",
         "cadc_jax.data.user_item_candidates",
         "cadc_jax.data.sampling",
         "cadc_jax.data.readers.tfds_reader",
         "cadc_jax.evaluation.evaluate",
+        "cadc_jax.run.stages",
+        "cadc_jax.main",
     ],
 )
 def test_what_needs_jax_alone_does_not_import_tensorflow(module):

@@ -1,30 +1,39 @@
-"""`tf.data` input: an endless stream of shuffled training batches of static shape.
+"""`tf.data` input: the rows that a sample keeps, and an endless stream of training batches.
 
-Batch k is a pure function of (table, settings, k). An epoch's order is the stateless permutation of
-`shuffle`, and negatives are hashes of (seed, epoch, row). A run therefore resumes at any step by
-starting the stream there, and each of several hosts makes only its own part of a batch.
+A sample is made from row numbers. `tf.data` applies the rule to ranges of them and gathers the kept
+rows, in TensorFlow operations from one end to the other, so dropped rows are neither read nor
+decoded.
 
-For speed, `tf.data` makes a block of many batches in one call: one permutation of positions and one
-gather of whole rows per column. Batches are views of the block.
+Batch k of the stream is a pure function of (table, settings, k). An epoch's order is the stateless
+permutation of `shuffle`, and negatives are hashes of (seed, epoch, row). A run therefore resumes at
+any step by starting the stream there, and each of several hosts makes only its own part of a batch.
+For speed, `tf.data` makes a block of many batches in one call of NumPy, whose permutation and
+gathers of shuffled rows take half the time of TensorFlow's. Batches are views of the block.
+
+Where TensorFlow is not installed, NumPy does all of this, with the same result.
 """
 
 import atexit
+import collections
+import concurrent.futures
 import dataclasses
+import functools
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping
+from types import ModuleType
 
 import numpy as np
-import tensorflow as tf
+from absl import logging
 
 from cadc_jax.data import negatives, sampling, shuffle
 from cadc_jax.data.negatives import NegativeSampling, PairSet
 from cadc_jax.data.table import Columns
 from cadc_jax.errors import ConfigError
 
-tf.config.set_visible_devices([], "GPU")  # leaves the accelerators to JAX
-
-RULE_ROWS = 1 << 15  # rows that the sampling rule judges at a time: they fit in a core's cache
-BLOCK_ITEMS = 1 << 16  # items of a block, negatives included
+RULE_ROWS = 1 << 15  # rows that NumPy's rule judges at a time: they fit in a core's cache
+SAMPLE_ROWS = 1 << 18  # rows of the table that a block of a sample is chosen from
+BLOCK_ITEMS = 1 << 16  # items of a block of batches, negatives included
+AHEAD = 2  # blocks of batches that threads make ahead
 Batch = Mapping[str, np.ndarray]
 
 
@@ -50,6 +59,37 @@ def sampled_ids(num_rows: int, rate: float, seed: int) -> np.ndarray:
         ids = np.arange(start, min(start + RULE_ROWS, num_rows))
         kept.append(ids[sampling.keep(ids, rate, seed)].astype(dtype))
     return np.concatenate(kept)
+
+
+def sampled_rows(columns: Columns, rate: float, seed: int) -> Iterator[Columns]:
+    """The rows that the sample keeps, in order, in blocks: memory holds a few blocks at a time.
+
+    Args:
+      columns: name -> [N, ...], `user` among them; of a table, they are memory-mapped.
+      rate: share of rows to keep, in (0, 1].
+      seed: seed of the rule.
+
+    Yields:
+      The kept ones of the next `SAMPLE_ROWS` rows: their numbers `row` [kept] int64, and all
+      columns [kept, ...]. There is at least one block.
+
+    Raises:
+      ValueError: if rate is outside (0, 1].
+    """
+    tf_data = import_tf_data()
+    make = _sampled_by_numpy if tf_data is None else tf_data.sampled_rows
+    return make(columns, rate, seed, SAMPLE_ROWS)
+
+
+def _sampled_by_numpy(
+    columns: Columns, rate: float, seed: int, block_rows: int
+) -> Iterator[Columns]:
+    """`sampled_rows` in NumPy, the reference of `tf_data.sampled_rows`."""
+    num_rows = len(columns["user"])
+    for start in range(0, max(1, num_rows), block_rows):
+        numbers = np.arange(start, min(start + block_rows, num_rows))
+        row = numbers[sampling.keep(numbers, rate, seed)]
+        yield {"row": row} | {name: column.take(row, axis=0) for name, column in columns.items()}
 
 
 def id_dtype(num_rows: int) -> type[np.signedinteger]:
@@ -115,7 +155,9 @@ def training_batches(
         draw_negatives=None if sampler is None else _drawer(sampler, seed),
         steps=max(1, BLOCK_ITEMS // items_per_batch),
     )
-    blocks = _stream(maker.block, maker.dtypes, start, maker.steps)
+    tf_data = import_tf_data()
+    stream = _stream_by_numpy if tf_data is None else tf_data.stream
+    blocks = stream(maker.block, maker.dtypes, start, maker.steps)
     _open_streams.add(blocks)
     return (
         {name: array[step] for name, array in block.items()}
@@ -154,7 +196,7 @@ class _BlockMaker:
         added = ("weight",) if self.draw_negatives is None else ("weight", "label")
         return dtypes | dict.fromkeys(added, np.dtype(np.float32))
 
-    def block(self, first_step: np.int64) -> Batch:
+    def block(self, first_step: int) -> Batch:
         """The batches of S steps: arrays [S, R, ...]."""
         steps = int(first_step) + np.arange(self.steps)[:, None]
         epoch, step = np.divmod(steps, steps_per_epoch(self.num_rows, self.batch_rows))
@@ -190,30 +232,31 @@ def _drawer(sampler: NegativeSampling, seed: int) -> Callable[[np.ndarray, np.nd
     return draw
 
 
-def _stream(
-    make: Callable[[np.int64], Batch], dtypes: Mapping[str, np.dtype], start: int, stride: int
+@functools.cache
+def import_tf_data() -> ModuleType | None:
+    """The module `tf_data`, which takes seconds to import; None if TensorFlow is not installed."""
+    try:
+        from cadc_jax.data import tf_data
+    except ModuleNotFoundError as error:
+        if error.name != "tensorflow":
+            raise
+        logging.warning("TensorFlow is not installed: NumPy makes samples and batches instead")
+        return None
+    return tf_data
+
+
+def _stream_by_numpy(
+    make: Callable[[int], Batch], dtypes: Mapping[str, np.dtype], start: int, stride: int
 ) -> Generator[Batch]:
-    """Yields make(start), make(start + stride), ... without end; `tf.data` makes them ahead.
-
-    Args:
-      make: a function that returns arrays of these names and dtypes.
-      dtypes: name -> dtype of its arrays.
-      start: first argument.
-      stride: difference between successive arguments.
-    """
-
-    def load(number: tf.Tensor) -> dict[str, tf.Tensor]:
-        arrays = tf.numpy_function(
-            lambda number: list(map(make(number).get, dtypes)), [number], list(dtypes.values())
-        )
-        return dict(zip(dtypes, arrays, strict=True))
-
-    numbers = tf.data.Dataset.range(start, np.iinfo(np.int64).max, stride)
-    blocks = numbers.map(load, num_parallel_calls=2, deterministic=True).prefetch(1)
-    # There is nothing to tune, and closing a stream would wait seconds for the tuner's next round.
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    yield from blocks.with_options(options).as_numpy_iterator()
+    """`tf_data.stream` with threads in place of `tf.data`."""
+    del dtypes
+    with concurrent.futures.ThreadPoolExecutor(AHEAD) as pool:
+        waiting = collections.deque(pool.submit(make, start + i * stride) for i in range(AHEAD))
+        while True:
+            start += stride
+            block = waiting.popleft().result()
+            waiting.append(pool.submit(make, start + (AHEAD - 1) * stride))
+            yield block
 
 
 _open_streams: weakref.WeakSet[Generator[Batch]] = weakref.WeakSet()

@@ -6,7 +6,8 @@ generators', OOPSLA 2014), whose state starts at the finalised seed. The decisio
 depend on hosts, shards, batch size, order, library version or platform. Rates nest: the sample at
 10 % contains the sample at 1 %.
 
-`keep` is the rule in NumPy, `keep_tf` in TensorFlow (for `tf.data`); they agree bit for bit.
+`keep` is the rule in NumPy, the reference, and `keep_tf` in TensorFlow operations, by which
+`tf.data` chooses rows; they agree bit for bit.
 """
 
 from typing import TYPE_CHECKING
@@ -64,6 +65,21 @@ def keep(row_ids: np.ndarray, rate: float, seed: int) -> np.ndarray:
     return mix64(row_ids, seed) < np.uint64(limit)
 
 
+def mix64_tf(row_ids: "tf.Tensor", seed: int) -> "tf.Tensor":
+    """`mix64` as TensorFlow operations: [...] int64 -> [...] uint64, equal bit for bit."""
+    import tensorflow as tf
+
+    def constant(value: int) -> tf.Tensor:
+        return tf.constant(value, tf.uint64)
+
+    # (row + 1) * GAMMA + start
+    x = tf.bitcast(row_ids, tf.uint64) * constant(GAMMA) + constant(GAMMA + start(seed) & MASK64)
+    for shift, multiplier in zip((30, 27), MULTIPLIERS, strict=True):
+        x = tf.bitwise.bitwise_xor(x, tf.bitwise.right_shift(x, constant(shift)))
+        x = x * constant(multiplier)
+    return tf.bitwise.bitwise_xor(x, tf.bitwise.right_shift(x, constant(31)))
+
+
 def keep_tf(row_ids: "tf.Tensor", rate: float, seed: int) -> "tf.Tensor":
     """`keep` as TensorFlow operations, for `tf.data`: [N] int64 -> [N] bool, equal bit for bit."""
     import tensorflow as tf
@@ -71,16 +87,7 @@ def keep_tf(row_ids: "tf.Tensor", rate: float, seed: int) -> "tf.Tensor":
     limit = threshold(rate)
     if limit > MASK64:
         return tf.ones_like(row_ids, tf.bool)
-
-    def constant(value: int) -> tf.Tensor:
-        return tf.constant(value, tf.uint64)
-
-    x = (tf.cast(row_ids, tf.uint64) + constant(1)) * constant(GAMMA) + constant(start(seed))
-    for shift, multiplier in zip((30, 27), MULTIPLIERS, strict=True):
-        x = tf.bitwise.bitwise_xor(x, tf.bitwise.right_shift(x, constant(shift)))
-        x = x * constant(multiplier)
-    x = tf.bitwise.bitwise_xor(x, tf.bitwise.right_shift(x, constant(31)))
-    return x < constant(limit)
+    return mix64_tf(row_ids, seed) < tf.constant(limit, tf.uint64)
 
 
 def _finalise(x: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ rows of the ranking task also have `negatives` [N, K] int32, the items of the '1
 Text is a folder of two arrays; see `write_text`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import io
@@ -375,6 +376,33 @@ def write_rows(path: pathlib.Path, columns: Columns, ids: np.ndarray) -> None:
         writer.close()
 
 
+def write_blocks(path: pathlib.Path, blocks: Iterable[Columns]) -> int:
+    """Writes columns that come in blocks of rows, as `write_columns` does.
+
+    Args:
+      path: the folder, made if needed.
+      blocks: name -> [n, ...] array; at least one block.
+
+    Returns:
+      The number of rows.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    writers: dict[str, ColumnWriter] = {}
+    number = 0
+    with contextlib.ExitStack() as files:
+        for block in blocks:
+            number += len(next(iter(block.values())))
+            for name, rows in block.items():
+                if name not in writers:
+                    file, shape = path / f"{name}.npy", (0, *rows.shape[1:])
+                    writers[name] = ColumnWriter(file, rows.dtype, shape, grows=True)
+                    files.enter_context(writers[name].file)
+                writers[name].append(rows)
+        for writer in writers.values():
+            writer.close()
+    return number
+
+
 def write_text(folder: pathlib.Path, values: pa.Array) -> None:
     """Writes text as two arrays, in which a long value does not widen the others.
 
@@ -428,6 +456,7 @@ class ColumnWriter:
         dtype: DTypeLike,
         shape: tuple[int, ...],
         rows: tuple[int, int] | None = None,
+        grows: bool = False,
     ):
         """Opens the file, and writes its header if the rows begin at 0.
 
@@ -437,19 +466,18 @@ class ColumnWriter:
           shape: shape of the whole array.
           rows: [from, to) that this writer writes while other writers write the rest of the same
             file; None for all rows.
+          grows: whether `shape` is that of an array without rows, to which rows are appended.
         """
         first, last = (0, shape[0]) if rows is None else rows
-        self.missing = last - first  # rows still to be written
-        self.dtype, self.row = np.dtype(dtype), shape[1:]
+        self.missing = last - first  # rows still to be written; below 0 if it grows
+        self.dtype, self.row, self.grows = np.dtype(dtype), shape[1:], grows
         self.file = open(file, "wb", opener=None if rows is None else _open_shared)
-        header = io.BytesIO()
-        fields = {"descr": self.dtype.str, "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(header, fields)
+        header = self._header(shape[0])
         if first:
             row_bytes = self.dtype.itemsize * math.prod(self.row)
-            self.file.seek(len(header.getvalue()) + first * row_bytes)
+            self.file.seek(len(header) + first * row_bytes)
         else:
-            self.file.write(header.getvalue())
+            self.file.write(header)
 
     def append(self, rows: np.ndarray) -> None:
         """Writes the next rows; raises ValueError if their dtype or shape is not the array's."""
@@ -460,9 +488,21 @@ class ColumnWriter:
 
     def close(self) -> None:
         """Closes the file; raises ValueError unless all rows were written."""
+        if self.grows:
+            self.file.seek(0)  # any number of rows fits: NumPy leaves room for its digits
+            self.file.write(self._header(-self.missing))
+            self.missing = 0
         self.file.close()
         if self.missing:
             raise ValueError(f"{self.file.name}: {self.missing} rows are missing")
+
+    def _header(self, number: int) -> bytes:
+        """The file's first bytes, if the array has this number of rows."""
+        header = io.BytesIO()
+        shape = number, *self.row
+        fields = {"descr": self.dtype.str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(header, fields)
+        return header.getvalue()
 
 
 def _open_shared(file: str, flags: int) -> int:

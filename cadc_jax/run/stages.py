@@ -25,8 +25,8 @@ from cadc_jax.data.table import (
     Table,
     open_rows,
     open_table,
+    write_blocks,
     write_columns,
-    write_rows,
 )
 from cadc_jax.errors import ArtifactError, ConfigError
 from cadc_jax.evaluation import evaluate
@@ -120,10 +120,7 @@ def sample_stage(run: Run, prepared: Artifact) -> Artifact:
 
     def write(folder: pathlib.Path) -> Mapping[str, Any]:
         train = open_table(prepared.path).splits["train"]
-        ids = pipeline.sampled_ids(len(train["user"]), rate, seed)
-        write_columns(folder, {"row": ids.astype(np.int64)})
-        write_rows(folder, train, ids)
-        return {"rows": len(ids)}
+        return {"rows": write_blocks(folder, pipeline.sampled_rows(train, rate, seed))}
 
     made = make_stage(run, "sample", settings, write)
     run.say(f"         {made.facts['rows']:,} of {prepared.facts['rows']['train']:,} rows kept")

@@ -27,6 +27,7 @@ from cadc_jax.run.arms import POPULARITY
 from cadc_jax.run.formats import EXPORT
 from cadc_jax.runtime import artifacts, durable, manifest
 from cadc_jax.runtime.artifacts import Artifact
+from cadc_jax.runtime.host_tensorflow import leave_accelerators
 from cadc_jax.serving.trained import Trained
 
 
@@ -137,6 +138,7 @@ def _savedmodel(trained: Trained, folder: pathlib.Path) -> None:
     import tensorflow as tf
     from jax.experimental import jax2tf
 
+    leave_accelerators()
     schema = trained.table.schema
     of_rows = schema.task == "click"
     num_dense = len(schema.context.dense) if of_rows else 0

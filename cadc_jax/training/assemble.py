@@ -14,6 +14,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from cadc_jax import sharding
+from cadc_jax.data import pipeline
 from cadc_jax.data.likely import LikelyItems
 from cadc_jax.data.negatives import NegativeSampling
 from cadc_jax.data.table import Columns
@@ -212,7 +213,6 @@ def _feed(data: TrainingData, config: TrainConfig, seed: int, mesh: Mesh, label:
                 *(mesh, chosen.split),
             )
         )
-    from cadc_jax.data import pipeline  # imports TensorFlow, which nothing else here needs
 
     def starting_at(step: int) -> Iterator[HostBatch]:
         return pipeline.training_batches(

@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+import unittest
 
 import numpy as np
 import pytest
@@ -31,6 +32,16 @@ SAMPLER = NegativeSampling.of(ROWS, 3, 200, LIKELY)
 BOTH = pytest.mark.parametrize(
     ("rows", "sampler"), [(ROWS, None), (POSITIVES, SAMPLER)], ids=["labels", "negatives"]
 )
+
+
+@pytest.fixture(params=["tf.data", "NumPy"])
+def engine(request, monkeypatch):
+    """What makes samples and batches."""
+    if request.param == "NumPy":
+        monkeypatch.setattr(pipeline, "import_tf_data", lambda: None)
+
+
+WITH_BOTH_ENGINES = pytest.mark.usefixtures("engine")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -63,6 +74,32 @@ def test_sampled_ids_are_the_rows_that_the_rule_keeps(num_rows, rate):
     ids = pipeline.sampled_ids(num_rows, rate, 5)
     expected = np.flatnonzero(sampling.keep(np.arange(num_rows), rate, 5)).astype(np.int32)
     np.testing.assert_array_equal(ids, expected, strict=True)
+
+
+@pytest.mark.parametrize("rate", [1e-9, 0.3, 1.0])
+@pytest.mark.parametrize("num_rows", [0, 1, 63, 64, 65, 1000])
+@WITH_BOTH_ENGINES
+def test_a_sample_is_the_kept_rows_in_order_in_blocks(monkeypatch, num_rows, rate):
+    monkeypatch.setattr(pipeline, "SAMPLE_ROWS", 64)
+    rng = np.random.default_rng(0)
+    columns = {
+        "user": rng.integers(0, 9, num_rows, np.int32),
+        "dense": rng.random((num_rows, 3), np.float32),
+        "categorical": np.zeros((num_rows, 0), np.int32),
+    }
+    blocks = list(pipeline.sampled_rows(columns, rate, 5))
+    assert len(blocks) == max(1, -(-num_rows // 64))
+    kept = np.flatnonzero(sampling.keep(np.arange(num_rows), rate, 5))
+    expected = {"row": kept} | {name: column[kept] for name, column in columns.items()}
+    for name, column in expected.items():
+        found = np.concatenate([block[name] for block in blocks])
+        np.testing.assert_array_equal(found, column, strict=True)
+
+
+@WITH_BOTH_ENGINES
+def test_a_sample_of_a_rate_outside_its_range_is_refused():
+    with pytest.raises(ValueError, match="rate must be in"):
+        next(pipeline.sampled_rows(ROWS, 0, 0))
 
 
 @pytest.mark.parametrize(("num_rows", "dtype"), [(2**31, np.int32), (2**31 + 1, np.int64)])
@@ -218,10 +255,44 @@ def test_columns_may_be_in_fortran_order():
     assert_same_batches(take(3, {n: np.asfortranarray(x) for n, x in ROWS.items()}), take(3))
 
 
+# Without TensorFlow.
+
+
+@BOTH
+@pytest.mark.parametrize("start", [0, 7])
+def test_without_tensorflow_the_batches_are_the_same(monkeypatch, rows, sampler, start):
+    options = {"start": start, "sampler": sampler, "host_index": 1, "host_count": 2}
+    expected = take(12, rows, **options)
+    monkeypatch.setattr(pipeline, "import_tf_data", lambda: None)
+    assert_same_batches(take(12, rows, **options), expected)
+
+
+def test_without_tensorflow_an_error_in_a_thread_reaches_the_caller(monkeypatch):
+    monkeypatch.setattr(pipeline, "import_tf_data", lambda: None)
+    monkeypatch.setattr(shuffle, "permute", lambda *arguments: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        take(1)
+
+
+def test_that_tensorflow_is_missing_is_said_in_a_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    monkeypatch.delitem(sys.modules, "cadc_jax.data.tf_data", raising=False)
+    monkeypatch.delattr("cadc_jax.data.tf_data", raising=False)
+    with unittest.TestCase().assertLogs("absl", "WARNING") as logged:
+        assert pipeline.import_tf_data.__wrapped__() is None
+    (record,) = logged.records
+    assert record.getMessage().startswith("TensorFlow is not installed: ")
+
+
+# The end of a program.
+
+
 @pytest.mark.slow
-def test_a_program_ends_although_streams_are_open():
+@pytest.mark.parametrize("engine", ["tf.data", "NumPy"])
+def test_a_program_ends_although_streams_are_open(engine):
     """It does not wait for the threads that make batches ahead."""
-    program = """
+    program = "import sys\n" + ("sys.modules['tensorflow'] = None" if engine == "NumPy" else "")
+    program += """
 import numpy as np
 from cadc_jax.data import pipeline
 rows = {name: np.zeros(400_000, np.int32) for name in ("user", "item", "label")}

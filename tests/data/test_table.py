@@ -258,6 +258,31 @@ def test_chosen_rows_are_copied(tmp_path, monkeypatch):
     assert table.read_columns(tmp_path / "b")["x"].shape == (0, 2)
 
 
+@pytest.mark.parametrize("sizes", [(0,), (3,), (2, 0, 5), (60_000, 60_000)])
+def test_blocks_are_written_as_one_array(tmp_path, sizes):
+    """The number of rows is known at the end alone, and may have more digits than 0."""
+    rng = np.random.default_rng(0)
+    blocks = [
+        {
+            "x": rng.random((size, 2)),
+            "y": rng.integers(0, 9, size, np.int32),
+            "z": np.ones((size, 0)),
+        }
+        for size in sizes
+    ]
+    assert table.write_blocks(tmp_path / "blocks", iter(blocks)) == sum(sizes)
+    whole = {name: np.concatenate([block[name] for block in blocks]) for name in "xyz"}
+    table.write_columns(tmp_path / "whole", whole)
+    for name in "xyz":
+        found, expected = (tmp_path / kind / f"{name}.npy" for kind in ("blocks", "whole"))
+        assert found.read_bytes() == expected.read_bytes()
+
+
+def test_a_block_of_another_shape_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="float64"):
+        table.write_blocks(tmp_path, [{"x": np.zeros(3)}, {"x": np.zeros((3, 1))}])
+
+
 def test_rows_of_another_type_shape_or_number_are_an_error(tmp_path):
     writer = table.ColumnWriter(tmp_path / "x.npy", np.int32, (3,))
     with pytest.raises(ValueError, match="float64"):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from cadc_jax import experiment
-from cadc_jax.data.table import Table, open_table
+from cadc_jax.data import pipeline, sampling
+from cadc_jax.data.table import Table, open_table, read_columns
 from cadc_jax.evaluation import evaluate, scorers
 from cadc_jax.models import embeddings
 from cadc_jax.run import stages
@@ -24,6 +25,32 @@ def made(tmp_path_factory):
     prepared = stages.prepare_stage(run, stages.raw_data(run))
     factors = factorize_stage(run, prepared)
     return run, Inputs(prepared, factors, stages.sample_stage(run, prepared))
+
+
+@pytest.mark.parametrize("tensorflow", [True, False])
+def test_the_sample_holds_the_rows_that_the_rule_keeps(made, tmp_path, monkeypatch, tensorflow):
+    run, inputs = made
+    if not tensorflow:
+        monkeypatch.setattr(pipeline, "import_tf_data", lambda: None)
+    sample = stages.sample_stage(Run(run.config, tmp_path, quiet), inputs.prepared)
+    train = open_table(inputs.prepared.path).splits["train"]
+    kept = np.flatnonzero(sampling.keep(np.arange(len(train["user"])), run.config.rate, 0))
+    assert 0 < sample.facts["rows"] == len(kept) < len(train["user"])
+    found = read_columns(sample.path)
+    assert found.keys() == {"row", *train}
+    np.testing.assert_array_equal(found["row"], kept, strict=True)
+    for name, column in train.items():
+        np.testing.assert_array_equal(found[name], column[kept], strict=True)
+
+
+def test_a_finished_sample_needs_no_tensorflow(made, monkeypatch):
+    run, inputs = made
+
+    def refuse():
+        raise AssertionError("TensorFlow takes seconds to import")
+
+    monkeypatch.setattr(pipeline, "import_tf_data", refuse)
+    assert stages.sample_stage(run, inputs.prepared).reused
 
 
 @pytest.mark.parametrize("ranking", ["sampled", "full"])

@@ -14,6 +14,7 @@ from cadc_jax.data.raw import Values
 from cadc_jax.data.readers.tabular import ColumnNames
 from cadc_jax.errors import ConfigError, DataError
 from cadc_jax.runtime import text
+from cadc_jax.runtime.host_tensorflow import leave_accelerators
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -114,6 +115,7 @@ def read_chunks(
     """
     import tensorflow as tf
 
+    leave_accelerators()
     info = _open(name, data_dir, download).info
     if split.partition("[")[0] not in info.splits:
         raise DataError(
