@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from cadc_jax.runtime.host_tensorflow import leave_accelerators
+
 
 def recorder(folder: str | Path) -> Callable[[Mapping[str, float]], None]:
     """A function for `FitOptions.record`: writes all entries except `step` as scalars.
@@ -11,6 +13,8 @@ def recorder(folder: str | Path) -> Callable[[Mapping[str, float]], None]:
       folder: folder of event files; made if it does not exist.
     """
     import tensorflow as tf  # slow to import; training does without
+
+    leave_accelerators()
 
     # `tf.summary.scalar` would want TensorBoard itself to be installed.
     plugin = tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars")
