@@ -1,7 +1,7 @@
 """Seconds that `cadc plan` predicts against seconds of one H200 (jax 0.11.2), within a factor of 2.
 
-An earlier version of this package was timed. The predictions are of today's sums of equal ids, as if
-one id stood in every row, so that steps which train tables are predicted to take longer. The
+An earlier version of this package was timed. The predictions are of the sums of equal ids of today,
+as if one id stood in every row, so that steps which train tables are predicted to take longer. The
 settings of logistic SGD are taken to have been the defaults.
 """
 
