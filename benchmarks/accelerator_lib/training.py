@@ -85,20 +85,22 @@ def torch_units(quick: bool) -> Iterator[Unit]:
         kinds = {"torch": dlrm.Torch}
         if not quick:  # compiling takes long on a CPU
             kinds["torch, one table, compiled"] = dlrm.StackedTorch
-        yield f"{name_of(case)}, beside torch", functools.partial(_torch_rows, case, kinds)
+        turns = 2 if quick else TURNS
+        name = f"{name_of(case)}, beside torch"
+        yield name, functools.partial(_torch_rows, case, kinds, turns)
 
 
-def _torch_rows(case: dlrm.Case, kinds: dict[str, type[dlrm.Torch]]) -> Iterator[dict]:
+def _torch_rows(case: dlrm.Case, kinds: dict[str, type[dlrm.Torch]], turns: int) -> Iterator[dict]:
     device = _torch_device()
     workers = {"ours": dlrm.Ours(case)}
     workers |= {name: kind(case, device) for name, kind in kinds.items()}
     samples = case.steps * case.batch
     # One turn of each after another, so that a busy machine slows all of them alike.
-    turns = [
+    found = [
         {name: timed(functools.partial(_steps, worker), 1).least for name, worker in order}
-        for order in (list(workers.items()), list(workers.items())[::-1]) * (TURNS // 2)
+        for order in (list(workers.items()), list(workers.items())[::-1]) * (turns // 2)
     ]
-    rates = {name: [samples / turn[name] for turn in turns] for name in workers}
+    rates = {name: [samples / turn[name] for turn in found] for name in workers}
     for name in kinds:
         ours, theirs = (float(np.median(rates[x])) for x in ("ours", name))
         yield row(name_of(case), SAMPLES, ours, theirs, name, max(rates["ours"]))
