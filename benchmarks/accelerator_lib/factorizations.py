@@ -41,7 +41,7 @@ class Log:
     @property
     def pairs(self) -> tuple[np.ndarray, np.ndarray]:
         """User [E] and item [E]."""
-        return factorization.power_law(self.users, self.items, self.entries)
+        return _pairs(self)
 
     @property
     def interactions(self) -> Interactions:
@@ -60,7 +60,12 @@ class Log:
         )
 
 
-@functools.lru_cache(1)  # the largest takes gigabytes
+@functools.lru_cache(1)  # the largest takes gigabytes, and seconds
+def _pairs(log: Log) -> tuple[np.ndarray, np.ndarray]:
+    return factorization.power_law(log.users, log.items, log.entries)
+
+
+@functools.lru_cache(1)
 def _interactions(log: Log) -> Interactions:
     return Interactions.from_rows(*log.pairs, log.users, log.items)
 
@@ -121,7 +126,8 @@ def _sgd_rows(
     ends: list[float] = []
     sgd.fit(rows, config, jax.random.key(0), progress=lambda *done: ends.append(done[2]))
     seconds = np.diff(ends)  # the first epoch compiles; a permutation on the host is included
-    sizes = dataclasses.replace(log.sizes, task="click") if labelled else log.sizes
+    task = "click" if labelled else "ranking"
+    sizes = cost.Sizes(task, log.entries, log.users, log.items, entries=log.entries)
     plan = cost.sgd_factorization(sizes, config, jax.devices()[0].platform)
     steps = plan.units / config.epochs
     touched = config.batch_rows * (2 if labelled else 2 + config.negatives)
