@@ -55,6 +55,9 @@ class Case:
       batch: rows of a batch.
       optimizer: of the tables: 'sgd' or 'adagrad'; 'frozen' if they are not trained.
       rows: rows of an epoch with the input pipeline; 0 for steps on batches in memory.
+      steps: steps of a turn.
+      microbatch: rows that go through our network at a time; 0 for all.
+      dtype: of activations and matrix products.
     """
 
     shape: str = "kaggle"
@@ -62,6 +65,9 @@ class Case:
     batch: int = 2048
     optimizer: str = "adagrad"
     rows: int = 0
+    steps: int = STEPS
+    microbatch: int = 1024
+    dtype: str = "float32"
 
     def __str__(self) -> str:
         epoch = f", epoch of {self.rows:,} rows" if self.rows else ""
@@ -140,7 +146,7 @@ def speed_rows(quick: bool, rounds: int) -> list[dict]:
         seconds = {name: fastest(turns["steps"]) for name, turns in found.items()}
         limit = min(fastest(turns["products"]) for turns in found.values())
         times[case] = seconds["ours"]
-        samples = STEPS * case.batch
+        samples = case.steps * case.batch
         ours, peer = (samples / seconds[name] for name in ("ours", "torch"))
         rows.append(row(case, "samples a second", ours, peer, "torch"))
         rows.append(row(case, "samples a second", ours, samples / limit, "GEMM limit"))
@@ -273,8 +279,9 @@ class Ours:
             batch_rows=case.batch,
             table_optimizer="sgd" if case.optimizer == "frozen" else case.optimizer,
             table_learning_rate=0.01,
-            microbatch_rows=min(case.batch, 1024),
-            steps_per_call=STEPS,
+            microbatch_rows=min(case.batch, case.microbatch),
+            steps_per_call=case.steps,
+            compute_dtype=case.dtype,
             max_evaluations=2,
             patience=2,
         )
@@ -296,19 +303,32 @@ class Ours:
             self._prepare_steps()
 
     def _prepare_steps(self) -> None:
+        from cadc_jax import sharding
+        from cadc_jax.models.embeddings import lookup_ids
+        from cadc_jax.training import placement
         from cadc_jax.training.step import init_state
 
-        jax = self.jax
-        batches = [self.batch(*draw(self.case, self.case.batch, seed)) for seed in range(POOL)]
+        jax, case = self.jax, self.case
+        batches = [self.batch(*draw(case, case.batch, seed)) for seed in range(POOL)]
         self.stacks = [
-            jax.device_put(jax.tree.map(lambda *x: np.stack(x), *batches[i : i + STEPS]))
-            for i in range(0, POOL, STEPS)
+            jax.device_put(jax.tree.map(lambda *x: np.stack(x), *batches[i : i + case.steps]))
+            for i in range(0, POOL, case.steps)
         ]
-        constant = {name: x for name, x in self.tables.items() if name in self.frozen}
-        trained = {name: x for name, x in self.tables.items() if name not in self.frozen}
+        shapes = jax.eval_shape(lookup_ids, self.content, batches[0])
+        self.placed = placement.plan_placement(
+            sharding.make_mesh(devices=jax.devices()[:1]),
+            self.tables,
+            self.tables.keys() - self.frozen,
+            self.config.table_optimizer,
+            {name: len(x) for name, x in shapes.items()},
+        )
+        tables = placement.put(self.placed, self.tables)
+        constant = {name: x for name, x in tables.items() if name in self.frozen}
+        trained = {name: x for name, x in tables.items() if name not in self.frozen}
         self.constant, self.turn, self.key = constant, 0, jax.random.key(1)
         self.state = init_state(
-            self.model, self.config, trained, constant, self.content, batches[0], self.key
+            *(self.model, self.config, trained, constant, self.content, batches[0], self.key),
+            self.placed,
         )
 
     def batch(self, dense: np.ndarray, ids: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:
@@ -330,14 +350,14 @@ class Ours:
         }
 
     def steps(self) -> None:
-        """Runs STEPS steps."""
+        """Runs the steps of a turn."""
         from cadc_jax.training.step import train_steps
 
         stack = self.stacks[self.turn % len(self.stacks)]
         self.turn += 1
         self.state, loss = train_steps(
             *(self.model, self.config, self.state, self.constant, self.content),
-            *(stack, STEPS, self.key),
+            *(stack, self.case.steps, self.key, self.placed),
         )
         loss.block_until_ready()
 
@@ -360,7 +380,7 @@ class Ours:
                     for number, (x, w, g) in enumerate(operands)
                 ]
 
-            repeats = STEPS * self.case.batch // piece
+            repeats = self.case.steps * self.case.batch // piece
             self.multiply = jax.jit(lambda x: jax.lax.fori_loop(0, repeats, once, x))
         start = time.perf_counter()
         jax.block_until_ready(self.multiply(self.operands))
@@ -397,13 +417,15 @@ class Ours:
 class Torch:
     """DLRM as users of PyTorch write it."""
 
-    def __init__(self, case: Case):
+    def __init__(self, case: Case, device: str = "cpu"):
         import torch
 
         torch.set_num_threads(THREADS)
         torch.manual_seed(0)
-        self.torch, self.case = torch, case
-        self.tables, self.bottom, self.top = torch_network(torch, case)
+        self.torch, self.case, self.device = torch, case, torch.device(device)
+        tables, bottom, top = torch_network(torch, case)
+        self.bottom, self.top = bottom.to(self.device), top.to(self.device)
+        self.tables = self.tables_of(tables).to(self.device)
         mlps = [*self.bottom.parameters(), *self.top.parameters()]
         self.optimizers = [torch.optim.Adam(mlps, lr=1e-3)]
         if case.optimizer == "frozen":
@@ -414,38 +436,60 @@ class Torch:
         self.loss = torch.nn.BCEWithLogitsLoss()
         self.turn = 0
         vectors = len(case.vocabularies) + 1
-        self.lower = torch.tril_indices(vectors, vectors, -1)
+        self.lower = torch.tril_indices(vectors, vectors, -1, device=self.device)
         if not case.rows:
             drawn = (draw(case, case.batch, seed) for seed in range(POOL))
             self.pool = [
-                (torch.tensor(d), torch.tensor(i.T.copy(), dtype=torch.int64), torch.tensor(y))
+                tuple(
+                    torch.tensor(x, dtype=dtype, device=self.device)
+                    for x, dtype in ((d, torch.float32), (i.T.copy(), torch.int64), (y, None))
+                )
                 for d, i, y in drawn
             ]
 
-    def logits(self, dense: Any, ids: Any) -> Any:
-        """Logits [B] of dense features [B, 13] and ids [tables, B]."""
-        torch = self.torch
+    def tables_of(self, tables: Any) -> Any:
+        """The module that holds the tables."""
+        return tables
+
+    def vectors(self, ids: Any) -> Any:
+        """Rows of the tables: [B, D] of each table for ids [tables, B]."""
+        start = self.torch.arange(ids.shape[1], device=self.device)
+        return [table(column, start) for table, column in zip(self.tables, ids, strict=True)]
+
+    def network(self, dense: Any, vectors: Any) -> Any:
+        """Logits [B] of dense features [B, 13] and rows of the tables."""
         x = self.bottom(dense)
-        start = torch.arange(len(dense))
-        rows = [table(column, start) for table, column in zip(self.tables, ids, strict=True)]
-        vectors = torch.stack([x, *rows], dim=1)
+        return self.interact(x, self.torch.stack([x, *vectors], dim=1))
+
+    def interact(self, x: Any, vectors: Any) -> Any:
+        """Logits [B] of the dense vector [B, D] and all vectors [B, 1 + tables, D]."""
+        torch = self.torch
         dots = torch.bmm(vectors, vectors.transpose(1, 2))[:, self.lower[0], self.lower[1]]
         return self.top(torch.cat([x, dots], dim=1))[:, 0]
 
+    def logits(self, dense: Any, ids: Any) -> Any:
+        """Logits [B] of dense features [B, 13] and ids [tables, B]."""
+        return self.network(dense, self.vectors(ids))
+
     def train(self, dense: Any, ids: Any, label: Any) -> None:
         """One step."""
+        torch = self.torch
         for optimizer in self.optimizers:
             optimizer.zero_grad()
-        loss = self.loss(self.logits(dense, ids), label)
+        narrow = self.case.dtype == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=narrow):
+            loss = self.loss(self.logits(dense, ids), label)
         loss.backward()
         for optimizer in self.optimizers:
             optimizer.step()
 
     def steps(self) -> None:
-        """Runs STEPS steps."""
-        for _ in range(STEPS):
+        """Runs the steps of a turn."""
+        for _ in range(self.case.steps):
             self.train(*self.pool[self.turn % POOL])
             self.turn += 1
+        if self.device.type == "cuda":
+            self.torch.cuda.synchronize()
 
     def products(self) -> float:
         """Seconds of the matrix products of the MLPs."""
@@ -460,7 +504,7 @@ class Torch:
                 for a, b in self.case.products()
             ]
         start = time.perf_counter()
-        for _ in range(STEPS):
+        for _ in range(self.case.steps):
             for number, (x, w, g) in enumerate(self.operands):
                 x @ w, x.T @ g
                 if number:
@@ -479,6 +523,30 @@ class Torch:
         """Trains on shuffled batches of tensors in memory; the last batch is smaller."""
         for rows in self.torch.randperm(len(label)).split(self.case.batch):
             self.train(dense[rows], ids[rows].T.long(), label[rows])
+
+
+class StackedTorch(Torch):
+    """The same with one table for all features, and the network compiled."""
+
+    def __init__(self, case: Case, device: str = "cpu"):
+        super().__init__(case, device)
+        sizes = self.torch.tensor((0, *case.vocabularies[:-1]), device=self.device)
+        self.offsets = sizes.cumsum(0)[:, None]
+        self.network = self.torch.compile(self.network)
+
+    def tables_of(self, tables: Any) -> Any:
+        """One embedding of all tables' rows."""
+        rows = self.torch.cat([table.weight.detach() for table in tables])
+        return self.torch.nn.Embedding.from_pretrained(rows, freeze=False, sparse=True)
+
+    def vectors(self, ids: Any) -> Any:
+        """Rows [B, tables, D]."""
+        return self.tables((ids + self.offsets).T)
+
+    def network(self, dense: Any, vectors: Any) -> Any:
+        """Logits [B]."""
+        x = self.bottom(dense)
+        return self.interact(x, self.torch.cat([x[:, None], vectors], dim=1))
 
 
 def torch_network(torch: Any, case: Case) -> tuple[Any, Any, Any]:

@@ -304,7 +304,13 @@ def read_csv(path: pathlib.Path) -> np.ndarray:
 
 
 def write_power_law(path: pathlib.Path, users=138_000, items=27_000, entries=20_000_000) -> None:
-    """Distinct random pairs with power-law popularity; the default size is MovieLens 20M's."""
+    """Writes random pairs; the default size is MovieLens 20M's."""
+    user, item = power_law(users, items, entries)
+    np.savez(path, user=user, item=item, shape=np.array([users, items]))
+
+
+def power_law(users: int, items: int, entries: int) -> tuple[np.ndarray, np.ndarray]:
+    """User [E] and item [E] int32 of distinct random pairs with power-law popularity."""
     rng = np.random.default_rng(0)
     activity = np.cumsum(rng.lognormal(sigma=1.1, size=users))
     popularity = np.cumsum(1 / (np.arange(items) + 30.0))
@@ -316,8 +322,7 @@ def write_power_law(path: pathlib.Path, users=138_000, items=27_000, entries=20_
         keys = np.unique(np.concatenate([keys, user * items + item]))
     keys = rng.permutation(keys)[:entries]
     user, item = np.divmod(keys, items)
-    shape = np.array([users, items])
-    np.savez(path, user=user.astype(np.int32), item=item.astype(np.int32), shape=shape)
+    return user.astype(np.int32), item.astype(np.int32)
 
 
 if __name__ == "__main__":

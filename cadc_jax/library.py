@@ -42,9 +42,7 @@ from cadc_jax.factorization.autoencoder import AutoencoderConfig
 from cadc_jax.factorization.factors import Factors, dot_tables
 from cadc_jax.factorization.interactions import Interactions
 from cadc_jax.models.embeddings import Content, Tables, pair_batch, stacked_offsets
-from cadc_jax.run import compressed
 from cadc_jax.run.arms import FACTOR_TABLES
-from cadc_jax.run.factor_files import open_factors
 from cadc_jax.training import assemble
 from cadc_jax.training.assemble import EmbeddingStart, TrainingData
 from cadc_jax.training.step import TrainConfig
@@ -303,6 +301,10 @@ def load(folder: str | pathlib.Path) -> CompressedData:
     Raises:
       ArtifactError: if the folder is no compressed data set, or is damaged.
     """
+    # These read configurations, which nothing else here needs.
+    from cadc_jax.run import compressed
+    from cadc_jax.run.factor_files import open_factors
+
     given = compressed.open_compressed(pathlib.Path(folder))
     with tempfile.TemporaryDirectory() as name:
         unpacked = pathlib.Path(name)

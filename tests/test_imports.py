@@ -51,10 +51,16 @@ LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in laye
         "cadc_jax.evaluation.evaluate",
         "cadc_jax.run.stages",
         "cadc_jax.main",
+        "cadc_jax.library",
     ],
 )
 def test_what_needs_jax_alone_does_not_import_tensorflow(module):
     code = f"import sys, {module}; sys.exit('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_functions_on_plain_arrays_need_no_configurations():
+    code = "import sys, cadc_jax.library; sys.exit('ml_collections' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -15,7 +15,7 @@ _DEVICES = flags.DEFINE_integer(
     "Number of devices; config.devices.model of them share a split table.",
     lower_bound=1,
 )
-_HARDWARE = flags.DEFINE_string("hardware", "v5e", "v5e, v5p, v6e, h100 or cpu.")
+_HARDWARE = flags.DEFINE_string("hardware", "v5e", "v5e, v5p, v6e, h100, h200 or cpu.")
 _NUM_USERS = flags.DEFINE_integer(
     "num_users", None, "Number of users, if no table is prepared.", lower_bound=1
 )

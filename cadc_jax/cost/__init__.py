@@ -2,8 +2,8 @@
 
 Nothing is computed on a device. Parameters, optimizer state and tables have the shapes that the
 training step itself would make (`jax.eval_shape`), and the placement that training would choose.
-Matrix products are counted in the traced step, and activations in its traced gradient. Everything
-else is arithmetic on shapes. All figures are of one device, the fullest one.
+Matrix products and kernels are counted in the traced step, and activations in its traced gradient.
+Everything else is arithmetic on shapes. All figures are of one device, the fullest one.
 
 `docs/scale.md` explains how to read the result, and how close compiled programs come to it.
 """
@@ -11,8 +11,10 @@ else is arithmetic on shapes. All figures are of one device, the fullest one.
 from cadc_jax.cost.autoencoder import autoencoder, autoencoder_phases
 from cadc_jax.cost.factorization import als, sgd_factorization
 from cadc_jax.cost.model import (
-    EFFICIENCY,
     HARDWARE,
+    LAUNCH,
+    MEASURED,
+    SHARE,
     Cost,
     Hardware,
     Sizes,
@@ -20,18 +22,20 @@ from cadc_jax.cost.model import (
     sizes_of,
     text,
 )
+from cadc_jax.cost.trace import launches, product_flops
 from cadc_jax.cost.training import (
     batch_shapes,
     content_shapes,
     place,
-    product_flops,
     table_shapes,
     training,
 )
 
 __all__ = [
-    "EFFICIENCY",
     "HARDWARE",
+    "LAUNCH",
+    "MEASURED",
+    "SHARE",
     "Cost",
     "Hardware",
     "Sizes",
@@ -41,6 +45,7 @@ __all__ = [
     "batch_shapes",
     "content_shapes",
     "hardware",
+    "launches",
     "place",
     "product_flops",
     "sgd_factorization",

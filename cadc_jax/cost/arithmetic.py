@@ -1,9 +1,15 @@
-"""Small helpers: shapes, their bytes, and the bytes of an all-reduce."""
+"""Small helpers: shapes, their bytes and tiles, sums of equal ids, and an all-reduce."""
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from cadc_jax.tables.packed import LANES
+
+_SUBLANES = 8  # a TPU stores a float32 table in tiles of 8 rows x 128 lanes
+CPU, GPU, TPU = "cpu", "gpu", "tpu"  # platforms
 
 
 def all_reduce(size: float, devices: int) -> float:
@@ -22,6 +28,36 @@ def up(a: int, b: int) -> int:
 def tree_bytes(tree: Any) -> int:
     """Bytes of all arrays, or shapes, of a tree."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def lanes(width: int, platform: str) -> int:
+    """Numbers that move with a row of a table or of a batch: on a TPU whole lanes."""
+    return up(width, LANES) * LANES if platform == TPU else width
+
+
+def table_bytes(rows: int, width: int, itemsize: int, platform: str) -> int:
+    """Bytes that a table [rows, width] takes; a TPU pads it to whole tiles."""
+    if platform == TPU:
+        rows, width = up(rows, _SUBLANES) * _SUBLANES, lanes(width, platform)
+    return rows * width * itemsize
+
+
+def doublings(rows: int) -> int:
+    """Most turns of the loop that sums the gradients of equal ids: one id is in every row."""
+    return math.ceil(math.log2(max(rows, 2)))
+
+
+def sums_of_equal_ids(rows: int, platform: str) -> int:
+    """How often `sparse_optimizers` writes or reads each gradient to sum those of equal ids.
+
+    A CPU adds them to the first of their id. Others put them in order, and in each turn of a loop
+    read two of them and write the sum.
+
+    Args:
+      rows: of a batch.
+      platform: what the devices are.
+    """
+    return 3 if platform == CPU else 2 + 3 * doublings(rows)
 
 
 def f32(*shape: int) -> jax.ShapeDtypeStruct:

@@ -2,19 +2,19 @@
 
 import dataclasses
 
-from cadc_jax.cost.arithmetic import all_reduce
+from cadc_jax.cost.arithmetic import CPU, GPU, all_reduce, lanes
 from cadc_jax.cost.model import Cost, Sizes
 from cadc_jax.cost.sides import Side, both_sides
 from cadc_jax.factorization import gram
 from cadc_jax.factorization.autoencoder import EXTRA, AutoencoderConfig
 
-# About how many tables of items are read or written outside the sparse products: in a round of the
-# start, in a solve of the items, and in a step that improves the encoder.
+# About how many tables of items are read or written outside the sparse products, by as many
+# kernels: in a round of the start, in a solve of the items, and in a step for the encoder.
 _ROUND, _SOLVE, _STEP = 10, 20, 30
 
 
 def autoencoder(
-    sizes: Sizes, config: AutoencoderConfig, devices: int = 1, on_cpu: bool = False
+    sizes: Sizes, config: AutoencoderConfig, devices: int = 1, platform: str = GPU
 ) -> Cost:
     """The cost of a fit: the start, the passes, and the factors of users.
 
@@ -22,9 +22,9 @@ def autoencoder(
       sizes: sizes of the data.
       config: settings of the factorisation.
       devices: number of devices.
-      on_cpu: whether they are CPUs, which gather fewer rows at once.
+      platform: what they are: 'cpu', 'gpu' or 'tpu'.
     """
-    fit = _fit(sizes, config, devices, on_cpu)
+    fit = _fit(sizes, config, devices, platform)
     host = 2 * config.start_rounds, 2 * config.passes - 1
     return Cost(
         name=f"factorize, autoencoder: {config.factors} factors, {config.passes} passes",
@@ -34,6 +34,7 @@ def autoencoder(
         precision="highest",
         traffic=fit.traffic,
         received=fit.received,
+        launches=fit.launches,
         units=1,
         whole="fit",
         notes=(
@@ -44,15 +45,15 @@ def autoencoder(
 
 
 def autoencoder_phases(
-    sizes: Sizes, config: AutoencoderConfig, devices: int = 1, on_cpu: bool = False
+    sizes: Sizes, config: AutoencoderConfig, devices: int = 1, platform: str = GPU
 ) -> dict[str, dict[str, float]]:
     """Phase of a fit -> purpose -> bytes on a device. `autoencoder` reports the largest phase."""
-    return _fit(sizes, config, devices, on_cpu).memory
+    return _fit(sizes, config, devices, platform).memory
 
 
-def _fit(sizes: Sizes, config: AutoencoderConfig, devices: int, on_cpu: bool) -> "_Fit":
-    chunking = gram.chunking(config.factors, on_cpu)
-    return _Fit(*both_sides(sizes, chunking, devices), config, devices)
+def _fit(sizes: Sizes, config: AutoencoderConfig, devices: int, platform: str) -> "_Fit":
+    chunking = gram.chunking(config.factors, platform == CPU)
+    return _Fit(*both_sides(sizes, chunking, devices), config, devices, platform)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +64,7 @@ class _Fit:
     items: Side
     config: AutoencoderConfig
     devices: int
+    platform: str
 
     @property
     def wide(self) -> int:
@@ -77,8 +79,29 @@ class _Fit:
     @property
     def columns(self) -> int:
         """Columns of all tables that are multiplied with G."""
-        later = self.improvements * (1 + 2 * self.config.cg_steps)
-        return self.config.start_rounds * self.wide + later * self.config.factors
+        return self._columns(self.wide, self.config.factors)
+
+    def _columns(self, wide: int, rank: int) -> int:
+        return self.config.start_rounds * wide + (self.products - self.config.start_rounds) * rank
+
+    @property
+    def products(self) -> int:
+        """Products of a table with G."""
+        return self.config.start_rounds + self.improvements * (1 + 2 * self.config.cg_steps)
+
+    @property
+    def table_moves(self) -> tuple[int, int]:
+        """Tables of items of width K, and of width D, that are read or written elsewhere."""
+        config = self.config
+        improved = _STEP * self.improvements * (1 + config.cg_steps)
+        return _ROUND * config.start_rounds, _SOLVE * config.passes + improved
+
+    @property
+    def launches(self) -> float:
+        """Kernels. A chunk is gathered, multiplied and summed by row, in a turn of a loop."""
+        sides = (self.users, self.items)
+        chunks = sum(side.chunks + side.long_chunks for side in sides) / self.devices
+        return 4 * chunks * self.products + sum(self.table_moves)
 
     @property
     def item_rows(self) -> float:
@@ -96,6 +119,7 @@ class _Fit:
         return phases
 
     def _phase(self, width: int, held: int, working: int) -> dict[str, float]:
+        width = lanes(width, self.platform)
         users = self.users.table_rows / self.devices * 4 * width
         chunk = 2 * max(self.users.places, self.items.places) * 4 * width
         entries = self.users.entry_bytes + self.items.entry_bytes
@@ -126,16 +150,16 @@ class _Fit:
     @property
     def traffic(self) -> float:
         """Bytes read from and written to the device's memory."""
-        rank, entries = self.config.factors, self.users.entries + self.items.entries
+        entries = self.users.entries + self.items.entries
+        wide, rank = (lanes(x, self.platform) for x in (self.wide, self.config.factors))
+        columns = self._columns(wide, rank)
         rows = 3 * self.users.table_rows + self.items.table_rows  # written, weighted and read
         if self.devices > 1:
             rows += self.devices * (self.users.table_rows + self.items.table_rows)
         # An entry is read once in each product. Its row is read, written and read again.
-        products = self.config.start_rounds + self.improvements * (1 + 2 * self.config.cg_steps)
-        sparse = entries * (3 * 4 * self.columns + 8 * products) + rows * 4 * self.columns
+        sparse = entries * (3 * 4 * columns + 8 * self.products) + rows * 4 * columns
         sparse += self.users.entries * (3 * 4 * rank + 8) + self.users.table_rows * 4 * rank
-        tables = _ROUND * self.config.start_rounds * self.wide + _SOLVE * self.config.passes * rank
-        tables += _STEP * self.improvements * (1 + self.config.cg_steps) * rank
+        tables = self.table_moves[0] * wide + self.table_moves[1] * rank
         return sparse / self.devices + self.item_rows * 4 * tables
 
     @property

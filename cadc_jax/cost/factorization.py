@@ -2,38 +2,57 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh
 
-from cadc_jax import sparse_optimizers
-from cadc_jax.cost.arithmetic import all_reduce, f32, tree_bytes, up
+from cadc_jax import sharding, sparse_optimizers
+from cadc_jax.cost.arithmetic import (
+    CPU,
+    GPU,
+    all_reduce,
+    doublings,
+    f32,
+    i32,
+    lanes,
+    sums_of_equal_ids,
+    table_bytes,
+    tree_bytes,
+    up,
+)
 from cadc_jax.cost.model import Cost, Sizes
 from cadc_jax.cost.sides import Side, both_sides
-from cadc_jax.factorization import sgd
+from cadc_jax.cost.trace import launches
+from cadc_jax.factorization import als_solver, sgd
 from cadc_jax.factorization.als import ALSConfig, chunking
-from cadc_jax.factorization.als_solver import ELIMINATION_BLOCK
+from cadc_jax.factorization.als_solver import ELIMINATION_BLOCK, HalfStepConfig, SideData
+from cadc_jax.factorization.interactions import Chunks
 from cadc_jax.factorization.sgd import SGDConfig
 
+# Kernels of a step of logistic SGD outside of its loops, as its trace has them.
+_SGD_KERNELS = 31
 
-def als(sizes: Sizes, config: ALSConfig, devices: int = 1, on_cpu: bool = False) -> Cost:
+
+def als(sizes: Sizes, config: ALSConfig, devices: int = 1, platform: str = GPU) -> Cost:
     """The cost of an ALS iteration, which is two half-steps.
 
     Args:
       sizes: sizes of the data.
       config: settings of the factorisation.
       devices: number of devices.
-      on_cpu: whether they are CPUs, which gather fewer rows at once.
+      platform: what they are: 'cpu', 'gpu' or 'tpu'.
     """
-    sides = both_sides(sizes, chunking(config, devices, on_cpu), devices)
-    halves = [_HalfStep(solved, fixed, config, devices) for solved, fixed in (sides, sides[::-1])]
+    sides = both_sides(sizes, chunking(config, devices, platform == CPU), devices)
+    halves = [_HalfStep(*half, config, devices, platform) for half in (sides, sides[::-1])]
     held = sum(side.table_rows for side in sides) / devices
     entries = sum(side.entry_bytes for side in sides)
     received = [half.received for half in halves]
     return Cost(
         name=f"factorize, als: {config.factors} factors, fixed side {config.fixed_side}",
         memory={
-            "tables of users and items": held * config.width * halves[0].itemsize,
+            "tables of users and items": held * halves[0].row,
             "regularization of their rows": held * 4,
             "entries, by user and by item": entries / devices,
             "copy of the fixed side": max(half.copied for half in halves),
@@ -44,6 +63,7 @@ def als(sizes: Sizes, config: ALSConfig, devices: int = 1, on_cpu: bool = False)
         precision="highest",
         traffic=sum(half.traffic for half in halves),
         received={kind: sum(half[kind] for half in received) for kind in received[0]},
+        launches=sum(half.launches for half in halves),
         units=config.iterations,
         whole="factorisation",
     )
@@ -57,11 +77,22 @@ class _HalfStep:
     fixed: Side
     config: ALSConfig
     devices: int
+    platform: str
 
     @property
     def itemsize(self) -> int:
         """Bytes of a number in a table."""
         return jnp.dtype(self.config.dtype).itemsize
+
+    @property
+    def row(self) -> int:
+        """Bytes that a row of a table takes."""
+        return lanes(self.config.width, self.platform) * self.itemsize
+
+    @property
+    def wide_row(self) -> int:
+        """Bytes that a row takes while it is solved, or gathered."""
+        return lanes(self.config.width, self.platform) * 4
 
     @property
     def passes(self) -> int:
@@ -94,7 +125,7 @@ class _HalfStep:
         """Bytes of the copy of the fixed side."""
         if self.config.fixed_side == "sharded":
             return 0
-        return self.fixed.table_rows * self.config.width * self.itemsize
+        return self.fixed.table_rows * self.row
 
     @property
     def exchanged(self) -> int:
@@ -104,13 +135,12 @@ class _HalfStep:
     @property
     def working(self) -> float:
         """Bytes of the solved rows, and of a chunk while it is solved."""
-        width = self.config.width
         matrices = 0
         if self.config.solver == "exact":
             systems = 3 * max(self.solved.chunk_rows, 1) + self.solved.segments
-            matrices = systems * width * (width + 1) * 4
+            matrices = systems * self.matrix
         exchange = self.devices * self.exchanged if self.config.fixed_side == "sharded" else 0
-        return self.rows * width * 4 + 2 * (self.places * width * 4) + matrices + exchange
+        return (self.rows + 2 * self.places) * self.wide_row + matrices + exchange
 
     @property
     def flops(self) -> float:
@@ -132,14 +162,45 @@ class _HalfStep:
     @property
     def traffic(self) -> float:
         """Bytes read from and written to the device's memory."""
-        width, passes = self.config.width, self.passes
-        # Rows of the fixed side are read and written once a fetch, then read in each pass.
+        # Rows of the fixed side are read and written once a fetch.
+        moved = self.fetches * self.places * (self.row + self.wide_row) + self.entries * 4
+        rows = self.rows * (4 * self.passes * self.wide_row + 2 * self.row)
+        if self.config.solver == "cg":  # each pass reads them for the scores, then for their sums
+            return moved + rows + 2 * self.passes * self.entries * self.wide_row
+        # The matrix of each segment is written and added to its row's, which is read and solved.
+        segments = self.entries / self.solved.segment
         return (
-            self.fetches * self.places * width * (self.itemsize + 4)
-            + passes * self.entries * width * 4
-            + self.entries * 4
-            + self.rows * width * (4 * passes * 4 + 2 * self.itemsize)
+            moved + rows + self.entries * self.wide_row + 2 * (segments + self.rows) * self.matrix
         )
+
+    @property
+    def matrix(self) -> int:
+        """Bytes of a row's matrix and right-hand side."""
+        return self.config.width * lanes(self.config.width + 1, self.platform) * 4
+
+    @property
+    def launches(self) -> int:
+        """Kernels of the traced half-step."""
+        solved, width = self.solved, self.config.width
+        chunk_rows = max(1, solved.chunk_rows)
+
+        def chunks(count: int) -> Chunks:
+            row: Any = i32(count, solved.segments)
+            index: Any = i32(*row.shape, solved.segment)
+            return Chunks(index, row, row, None)
+
+        table = f32(solved.long_rows + solved.chunks * chunk_rows, width)
+        fixed, penalties = f32(self.fixed.table_rows, width), f32(self.fixed.table_rows)
+        penalty: Any = f32(table.shape[0])
+        side = SideData(penalty, chunks(solved.chunks), chunks(solved.long_chunks))
+        static = HalfStepConfig(
+            *(self.config.feedback, self.config.solver, self.config.cg_steps),
+            *(self.config.fixed_side, chunk_rows),
+        )
+        mesh = AbstractMesh((self.devices,), (sharding.DATA,))
+        one = functools.partial(als_solver.half_step, config=static, mesh=mesh)
+        traced = jax.make_jaxpr(one)(table, side, fixed, penalties, f32(), f32())
+        return launches(traced.jaxpr, 0)
 
     @property
     def received(self) -> dict[str, float]:
@@ -161,12 +222,13 @@ class _HalfStep:
         return received if devices > 1 else dict.fromkeys(received, 0.0)
 
 
-def sgd_factorization(sizes: Sizes, config: SGDConfig) -> Cost:
+def sgd_factorization(sizes: Sizes, config: SGDConfig, platform: str = GPU) -> Cost:
     """The cost of a step of logistic SGD, which runs on one device.
 
     Args:
       sizes: sizes of the data.
       config: settings of the factorisation.
+      platform: what the device is: 'cpu', 'gpu' or 'tpu'.
     """
     width = config.factors + 1
     labelled = sizes.task == "click"
@@ -180,19 +242,35 @@ def sgd_factorization(sizes: Sizes, config: SGDConfig) -> Cost:
     batch = min(config.batch_rows, block)
     known = 0 if labelled else 4 * (sizes.entries + sizes.num_users)
     touched = batch * (1 + items)
+    row = lanes(width, platform) * 4
+    plain = config.optimizer == "sgd"
+    # Rows are read, written for the gradients, and updated; gradients are written, read and summed.
+    moves = 6 if plain else 6 + sums_of_equal_ids(batch, platform)
+    loops = 0 if plain else 2 * doublings(batch)  # of users and of items
+    if not labelled:
+        loops += max(1, sizes.entries).bit_length()  # looks for a negative among known items
     return Cost(
         name=f"factorize, sgd: {config.factors} factors, always on one device",
         memory={
-            "tables of users and items": tree_bytes(tables),
-            "their optimizer's state": tree_bytes(slots),
+            "tables of users and items": sum(_padded(x, platform) for x in tables),
+            "their optimizer's state": sum(_padded(x, platform) for x in jax.tree.leaves(slots)),
             "rows on the device": block * (12 if labelled else 8) * 2 + known + 4 * block,
-            "rows of the batch and gradients": 4 * touched * width * 4,
+            "rows of the batch and gradients": 4 * touched * row,
         },
         unit="step",
         flops=3 * 2 * batch * items * width,
         precision="float32",
-        traffic=touched * (9 * width * 4 + 2 * 8),
+        traffic=touched * (moves * row + 2 * 8),
         received={},
+        launches=_SGD_KERNELS + 2 * loops,
         units=up(sizes.rows, batch) * config.epochs,
         whole=f"{config.epochs} epochs",
     )
+
+
+def _padded(x: jax.ShapeDtypeStruct, platform: str) -> int:
+    """Bytes of a table or a vector."""
+    if x.ndim != 2:
+        return tree_bytes(x)
+    rows, width = x.shape
+    return table_bytes(rows, width, x.dtype.itemsize, platform)

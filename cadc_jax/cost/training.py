@@ -6,25 +6,38 @@ and activations are counted in the trace; the rest follows from shapes and place
 
 import dataclasses
 import functools
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import AbstractMesh
 
-from cadc_jax import sharding
-from cadc_jax.cost.arithmetic import all_reduce, f32, i32, tree_bytes, up
+from cadc_jax import sharding, sparse_optimizers
+from cadc_jax.cost.arithmetic import (
+    CPU,
+    GPU,
+    TPU,
+    all_reduce,
+    doublings,
+    f32,
+    i32,
+    lanes,
+    sums_of_equal_ids,
+    table_bytes,
+    tree_bytes,
+    up,
+)
 from cadc_jax.cost.model import Cost, Sizes
+from cadc_jax.cost.trace import launches, product_flops
 from cadc_jax.errors import ConfigError
 from cadc_jax.models import embeddings
 from cadc_jax.models.embeddings import Content
-from cadc_jax.training import placement, step
+from cadc_jax.tables import packed
+from cadc_jax.training import feeds, placement, step
 from cadc_jax.training.placement import DeviceConfig
 from cadc_jax.training.step import TrainConfig, TrainState
-
-_STACKS = 3  # stacks of batches on a device: in use, waiting, and being sent
 
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
 
@@ -38,6 +51,7 @@ def training(
     frozen: frozenset[str] = frozenset(),
     devices: int = 1,
     limits: DeviceConfig | None = None,
+    platform: str = GPU,
 ) -> Cost:
     """The cost of a training step.
 
@@ -50,6 +64,7 @@ def training(
       frozen: names of the tables that are not trained.
       devices: number of devices that a batch is split over.
       limits: how tables may be placed on the devices; None for the defaults.
+      platform: what the devices are: 'cpu', 'gpu' or 'tpu'.
 
     Raises:
       ConfigError: if `devices` does not divide a batch, `limits.model` does not divide `devices`,
@@ -59,13 +74,16 @@ def training(
         raise ConfigError(
             f"train.batch_rows={config.batch_rows}: must be a multiple of the {devices} devices"
         )
-    traced = _trace(model, config, sizes, tables, frozen, devices, limits or DeviceConfig())
+    if platform != CPU:  # as `loop.fit` has it
+        config = dataclasses.replace(config, microbatch_rows=0)
+    limits = limits or DeviceConfig()
+    traced = _trace(model, config, sizes, tables, frozen, devices, limits, platform)
     activations = _residual_bytes(traced) / devices
     weights = traced.network_bytes // 4  # float32
     traffic = sum(table.traffic for table in traced.tables)
     return Cost(
         name=name,
-        memory=_memory(traced, activations),
+        memory=_memory(traced, sizes, activations),
         unit="step",
         flops=product_flops(traced.jaxpr) / devices,
         precision=config.compute_dtype,
@@ -74,6 +92,7 @@ def training(
         # their gradients.
         traffic=traffic + 10 * 4 * weights + 4 * activations + tree_bytes(traced.batch) / devices,
         received=_received(traced),
+        launches=launches(traced.jaxpr, doublings(config.batch_rows)),
         units=up(sizes.rows, config.batch_rows),
         whole="epoch",
         notes=(_placement_note(traced),),
@@ -156,28 +175,6 @@ def place(
     )
 
 
-def product_flops(jaxpr: Any) -> float:
-    """FLOPs of all matrix products in a jaxpr: two for each multiplication with its addition."""
-    total = 0.0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            contracted = equation.params["dimension_numbers"][0][0]
-            left = equation.invars[0].aval.shape
-            inner = math.prod(left[axis] for axis in contracted)
-            total += 2 * inner * equation.outvars[0].aval.size
-        times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        total += times * sum(product_flops(inner) for inner in _inner_jaxprs(equation.params))
-    return total
-
-
-def _inner_jaxprs(params: Mapping[str, Any]) -> Iterator[Any]:
-    for value in params.values():
-        for one in value if isinstance(value, tuple | list) else (value,):
-            one = getattr(one, "jaxpr", one)  # of a closed jaxpr
-            if hasattr(one, "eqns"):
-                yield one
-
-
 class _Trace(NamedTuple):
     """A training step on all devices, as shapes."""
 
@@ -209,22 +206,31 @@ def _trace(
     frozen: frozenset[str],
     devices: int,
     limits: DeviceConfig,
+    platform: str,
 ) -> _Trace:
     content, batch = content_shapes(sizes), batch_shapes(sizes, config)
     ids = {k: len(x) for k, x in jax.eval_shape(embeddings.lookup_ids, content, batch).items()}
     placed = place(tables, config, frozen, ids, devices, limits)
-    constant = {k: x for k, x in tables.items() if k in frozen}
-    trained = {k: x for k, x in tables.items() if k not in frozen}
+    whole = {k: placement.shape(placed, k, x) for k, x in tables.items()}  # split tables divide
+    constant = {k: x for k, x in whole.items() if k in frozen}
+    trained = {k: x for k, x in whole.items() if k not in frozen}
     key = jax.eval_shape(lambda: jax.random.key(0))
     init = functools.partial(step.init_state, model, config)
     state = jax.eval_shape(init, trained, constant, content, batch, key)
     one = functools.partial(step.train_step, model, config, placed=placed)
     jaxpr = jax.make_jaxpr(one)(state, constant, content, batch, key).jaxpr
     steps = tuple(
-        _TableStep(placed[k], x, ids[k], k in trained, devices, limits.model)
+        _TableStep(
+            *(placed[k], _stored(x, k in trained, config), ids[k], k in trained),
+            *(config, devices, limits.model, platform),
+        )
         for k, x in tables.items()
     )
     return _Trace(model, config, content, batch, state, jaxpr, steps, devices)
+
+
+def _stored(table: jax.ShapeDtypeStruct, trained: bool, config: TrainConfig) -> Any:
+    return jax.ShapeDtypeStruct(table.shape, config.table_dtype) if trained else table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,16 +242,20 @@ class _TableStep:
       shape: [V, D].
       ids: ids in a batch of all devices.
       trained: whether it is trained.
+      config: settings of training.
       devices: number of devices.
       group: number of devices that share a split table.
+      platform: what the devices are.
     """
 
     plan: placement.TablePlan
     shape: jax.ShapeDtypeStruct
     ids: int
     trained: bool
+    config: TrainConfig
     devices: int
     group: int
+    platform: str
 
     @property
     def parts(self) -> int:
@@ -253,55 +263,82 @@ class _TableStep:
         return self.group if self.plan.split else 1
 
     @property
+    def held(self) -> jax.ShapeDtypeStruct:
+        """The part of the table that the device holds, without padding."""
+        rows, *width = self.shape.shape
+        return jax.ShapeDtypeStruct((up(rows, self.parts), *width), self.shape.dtype)
+
+    @property
+    def row(self) -> int:
+        """Bytes that move for a row of float32."""
+        return 4 * lanes(self.shape.shape[1], self.platform)
+
+    @property
     def table_bytes(self) -> int:
         """Bytes of the table itself."""
-        rows, width = self.shape.shape
-        return up(rows, self.parts) * width * self.shape.dtype.itemsize
+        return self._bytes(self.held)
 
     @property
     def slot_bytes(self) -> int:
         """Bytes of its optimizer's state."""
-        return self.plan.device_bytes - self.table_bytes
+        if not self.trained:
+            return 0
+        init = functools.partial(sparse_optimizers.init, self.config.table_optimizer)
+        return sum(map(self._bytes, jax.tree.leaves(jax.eval_shape(init, self.held))))
+
+    def _bytes(self, x: jax.ShapeDtypeStruct) -> int:
+        """Bytes of a table, which a TPU holds packed if it can, or of a vector."""
+        packs = self.platform == TPU and packed.can_pack(self.held.shape, self.held.dtype)
+        if packs or x.ndim != 2:
+            return tree_bytes(x)
+        rows, width = x.shape
+        return table_bytes(rows, width, x.dtype.itemsize, self.platform)
 
     @property
     def gradient_bytes(self) -> int:
         """Bytes of its gradients in an update: as they are sent, and summed by row."""
         if not self.trained:
             return 0
-        ids, width = self.ids, self.shape.shape[1]
         if self.plan.by_table:
-            return 2 * self.plan.rows * (4 + 4 * width)
-        return ids * (4 + 4 * width) + (ids * 4 * width if self.devices > 1 else 0)
+            return 2 * self.plan.rows * (4 + self.row)
+        return self.ids * (4 + self.row) + (self.ids * self.row if self.devices > 1 else 0)
 
     @property
     def traffic(self) -> float:
         """Bytes that the device reads and writes in its own memory."""
-        row = 4 * self.shape.shape[1]
+        row = self.row
         local = self.ids / self.devices
         looked_up = local * self.parts  # for the other devices of its group too
         traffic = 2 * looked_up * row + (2 * local * row if self.plan.split else 0)
         if not self.trained:
             return traffic
-        slot = self.slot_bytes / max(1, self.plan.rows / self.parts)  # bytes a row
+        slot = self.slot_bytes / self.held.shape[0]  # bytes a row
         if self.plan.by_table:  # zeros, sum, and an update of every row
             return traffic + self.plan.rows * (5 * row + 2 * slot)
-        # Gradients of all devices: written, read, summed by row (written, added to, read). The
-        # device updates only the rows that it holds.
+        # Gradients of all devices are written and read. The device updates only the rows it holds.
         touched = self.ids / self.parts
-        return traffic + self.ids * 5 * row + touched * (2 * row + 2 * slot)
+        return traffic + self.ids * self.sums * row + touched * (2 * row + 2 * slot)
+
+    @property
+    def sums(self) -> int:
+        """How often a gradient is written or read, sums of equal ids included."""
+        if self.config.table_optimizer == "sgd" and self.shape.dtype == jnp.float32:
+            return 2
+        return 2 + sums_of_equal_ids(self.config.batch_rows, self.platform)
 
 
-def _memory(traced: _Trace, activations: float) -> dict[str, float]:
+def _memory(traced: _Trace, sizes: Sizes, activations: float) -> dict[str, float]:
     """Purpose -> bytes on a device."""
     network, config = traced.network_bytes, traced.config
     batch = tree_bytes(traced.batch)
+    features = 3 + sizes.dense[1] + sizes.categorical[1]  # and user, item, label
     return {
         "tables": sum(table.table_bytes for table in traced.tables),
         "their optimizer's state": sum(table.slot_bytes for table in traced.tables),
         "network and its optimizer's state": network + tree_bytes(traced.state.opt_state),
-        "copy of the best state": sum(x.table_bytes for x in traced.tables if x.trained) + network,
         "content of users and items": tree_bytes(traced.content),
-        "batches": _STACKS * config.steps_per_call * batch / traced.devices,
+        "training rows": 4 * features * sizes.rows / traced.devices,
+        "batches": (config.steps_per_call or feeds.STEPS) * batch / traced.devices,
         "activations": activations / traced.microbatches,
         "rows of the batch and gradients": sum(x.gradient_bytes for x in traced.tables) + network,
     }

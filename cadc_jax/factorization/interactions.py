@@ -225,7 +225,7 @@ def make_layout(counts: np.ndarray, chunking: Chunking, devices: int = 1) -> Lay
     slot = np.zeros(len(counts), np.int64)
     slot[long] = np.arange(len(long))
     chunk_of[short], slot[short], load = _deal(need[short], chunks)
-    chunk_rows = int(slot[short].max(initial=-1)) + 1
+    chunk_rows = int(slot[short].max(initial=0)) + 1  # one, if all rows are long
 
     local_chunks, local_long = chunks // devices, -(-len(long) // devices)
     local_rows = local_long + local_chunks * chunk_rows

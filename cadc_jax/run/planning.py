@@ -18,6 +18,7 @@ from cadc_jax.run.context import Run
 from cadc_jax.run.factor_files import has_biases
 from cadc_jax.run.stages import prepare_settings
 from cadc_jax.runtime import artifacts, manifest
+from cadc_jax.training import feeds
 
 
 def plan(this: Run, devices: int, hardware: str, given: Mapping[str, int]) -> None:
@@ -45,14 +46,16 @@ def plan(this: Run, devices: int, hardware: str, given: Mapping[str, int]) -> No
             sizes = dataclasses.replace(sizes, **changed)
         origin = f"{found}{', changed by options' if given else ''}"
     costs = [
-        _factorization_cost(config, method, sizes, devices, on_cpu=hardware == "cpu")
+        _factorization_cost(config, method, sizes, devices, device.platform)
         for method in configuration.methods(config)
     ]
-    costs += _training_costs(config, sizes, devices)
+    costs += _training_costs(config, sizes, devices, device)
     group = config.devices.model
+    other = "" if hardware == cost.MEASURED else f"; of {hardware} none was measured"
     this.say(
         f"{config.name} on {devices} x {hardware}, tables that are split over {group}. A model, "
-        f"not a measurement: see docs/scale.md.\nSizes ({origin}): {sizes.rows:,} training rows, "
+        "not a measurement: see docs/scale.md.\nSeconds are within a factor of 2 of those measured "
+        f"on one {cost.MEASURED.upper()}{other}.\nSizes ({origin}): {sizes.rows:,} training rows, "
         f"{sizes.num_users:,} users, {sizes.num_items:,} items, {sizes.feature_rows:,} other "
         f"feature values.\n\n{cost.text(costs, device)}"
     )
@@ -117,17 +120,19 @@ def _sizes_of_config(config: ConfigDict, given: Mapping[str, int]) -> cost.Sizes
 
 
 def _factorization_cost(
-    config: ConfigDict, method: str, sizes: cost.Sizes, devices: int, on_cpu: bool
+    config: ConfigDict, method: str, sizes: cost.Sizes, devices: int, platform: str
 ) -> cost.Cost:
     settings = configuration.factorization_config(config, method)
     if isinstance(settings, ALSConfig):
-        return cost.als(sizes, settings, devices, on_cpu)
+        return cost.als(sizes, settings, devices, platform)
     if isinstance(settings, AutoencoderConfig):
-        return cost.autoencoder(sizes, settings, devices, on_cpu)
-    return cost.sgd_factorization(sizes, settings)
+        return cost.autoencoder(sizes, settings, devices, platform)
+    return cost.sgd_factorization(sizes, settings, platform)
 
 
-def _training_costs(config: ConfigDict, sizes: cost.Sizes, devices: int) -> list[cost.Cost]:
+def _training_costs(
+    config: ConfigDict, sizes: cost.Sizes, devices: int, device: cost.Hardware
+) -> list[cost.Cost]:
     """The cost of training each model, once for the arms that cost the same."""
     biases = has_biases(config)
     alike: dict[tuple, list[str]] = {}
@@ -138,7 +143,7 @@ def _training_costs(config: ConfigDict, sizes: cost.Sizes, devices: int) -> list
     batch = config.train.batch_rows
     width = configuration.rank(config) + 2 * biases
     tables = cost.table_shapes(sizes, width, config.dlrm.embedding_dim)
-    return [
+    costs = [
         cost.training(
             f"train {model}, {', '.join(arms)}: {rows:,} rows, batches of {batch:,}",
             configuration.make_model(config, model),
@@ -148,6 +153,17 @@ def _training_costs(config: ConfigDict, sizes: cost.Sizes, devices: int) -> list
             frozen,
             devices,
             configuration.device_config(config),
+            device.platform,
         )
         for (model, frozen, rows), arms in alike.items()
     ]
+    return [_with_input(x, device.memory) for x in costs]
+
+
+def _with_input(planned: cost.Cost, memory: float) -> cost.Cost:
+    """The cost without rows on the device, if these would take too much of its memory."""
+    if planned.memory["training rows"] <= feeds.SHARE * memory:
+        return planned
+    left = {name: x for name, x in planned.memory.items() if name != "training rows"}
+    note = "rows stream from the host: they take too much of the device's memory"
+    return dataclasses.replace(planned, memory=left, notes=(*planned.notes, note))

@@ -21,9 +21,9 @@ from cadc_jax.resident.shuffle import MOST_ROWS
 from cadc_jax.training import prefetch
 from cadc_jax.training.step import TrainConfig
 
-STEPS_ON_CPU, _STEPS = 8, 64  # steps in one program
+STEPS_ON_CPU, STEPS = 8, 64  # steps in one program
 
-_SHARE = 1 / 4  # of a device's memory for resident rows, unless it is asked for more
+SHARE = 1 / 4  # of a device's memory for resident rows, unless it is asked for more
 
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
 
@@ -79,7 +79,7 @@ def choose(wanted: str, layout: Layout, num_rows: int, mesh: Mesh) -> Choice:
     """
     if wanted == "stream":
         return Choice(False, False, "input streams from the host")
-    size, room = 4 * layout.words * num_rows, _SHARE * _memory(mesh)
+    size, room = 4 * layout.words * num_rows, SHARE * _memory(mesh)
     split = size > room and mesh.size > 1
     part = size // mesh.size if split else size
     told = f"{num_rows:,} rows take {part / 1e6:,.1f} MB a device"
@@ -109,7 +109,7 @@ def steps_of_call(config: TrainConfig, interval: int, mesh: Mesh) -> int:
     If none are given, intervals are divided into calls of about the same length, so that the last
     call of an interval has few steps less than the others.
     """
-    most = config.steps_per_call or (STEPS_ON_CPU if sharding.is_cpu(mesh) else _STEPS)
+    most = config.steps_per_call or (STEPS_ON_CPU if sharding.is_cpu(mesh) else STEPS)
     if config.steps_per_call:
         return min(most, interval)
     return -(-interval // -(-interval // most))

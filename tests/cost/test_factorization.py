@@ -70,6 +70,32 @@ def test_bfloat16_tables_take_half_the_memory_of_float32():
         assert narrow.memory[name] == wide.memory[name] / 2
 
 
+def test_a_tpu_pads_tables_and_gathered_rows_to_whole_lanes():
+    config = ALSConfig(factors=64, chunk=4096)
+    gpu, tpu = (cost.als(PAIRS, config, platform=name) for name in ("gpu", "tpu"))
+    for name in ("tables of users and items", "copy of the fixed side"):
+        assert tpu.memory[name] == 2 * gpu.memory[name]
+    assert tpu.traffic == pytest.approx(2 * gpu.traffic, rel=0.01)
+    assert tpu.flops == gpu.flops and tpu.launches == gpu.launches
+    one = cost.sgd_factorization(PAIRS, SGDConfig(factors=63), "tpu")
+    assert one.memory["tables of users and items"] == 24_000 * 128 * 4
+
+
+def test_the_temporaries_of_a_half_step_on_a_tpu_are_predicted_as_they_were_compiled():
+    # 20 million entries on one v5e; docs/accelerators.md has the compiled program's bytes.
+    count = np.full(138_000, 145)
+    sizes = cost.Sizes("ranking", 0, 138_000, 27_000, entries=int(count.sum()), user_counts=count)
+    config = ALSConfig(factors=64, chunk=1 << 21)
+    memory = cost.als(sizes, config, platform="tpu").memory
+    names = ("copy of the fixed side", "solved rows, a chunk and its exchange")
+    assert sum(memory[name] for name in names) == pytest.approx(2_328e6, rel=0.2)
+
+
+def test_fewer_larger_chunks_start_fewer_kernels():
+    small, large = (cost.als(PAIRS, ALSConfig(chunk=chunk)).launches for chunk in (4096, 1 << 16))
+    assert large < small / 8
+
+
 def test_the_memory_of_logistic_sgd_by_hand():
     one = cost.sgd_factorization(CLICKS, SGDConfig(factors=14))
     assert one.memory["tables of users and items"] == 24_000 * 15 * 4

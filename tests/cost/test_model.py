@@ -6,31 +6,36 @@ import numpy as np
 import pytest
 
 from cadc_jax.cost import model
-from cadc_jax.cost.model import EFFICIENCY, HARDWARE, Cost, Hardware
+from cadc_jax.cost.model import HARDWARE, LAUNCH, SHARE, Cost, Hardware
 from cadc_jax.data.table import Features, Schema, Table
 from cadc_jax.errors import ConfigError
 
-DEVICE = Hardware(1e9, 10.0, 5.0, {"float32": 100.0})
-COST = Cost("c", {"x": 6e8, "y": 3e8}, "step", 200.0, "float32", 10.0, {"x": 20.0}, 3, "epoch")
+DEVICE = Hardware(1e9, 10.0, 5.0, {"float32": 100.0}, "gpu")
+COST = Cost(
+    *("c", {"x": 6e8, "y": 3e8}, "step", 120.0, "float32", 6.0, {"x": 12.0}),
+    *(100_000, 3, "epoch"),
+)
 
 
-def test_time_is_between_the_slowest_part_and_the_sum_of_all_parts():
+def test_time_is_the_sum_of_all_parts_at_their_share_of_the_peak():
     seconds = COST.seconds(DEVICE)
-    assert (seconds["products"], seconds["memory"], seconds["receiving"]) == (2.0, 1.0, 4.0)
-    assert seconds["least"] == 4.0
-    assert seconds["expected"] == pytest.approx(7.0 / EFFICIENCY)
+    assert seconds["products"] == pytest.approx(1.2 / SHARE)
+    assert seconds["memory"] == pytest.approx(0.6 / SHARE)
+    assert seconds["receiving"] == pytest.approx(2.4 / SHARE)
+    assert seconds["launches"] == pytest.approx(100_000 * LAUNCH)
+    assert seconds["total"] == pytest.approx(4.2 / SHARE + 100_000 * LAUNCH)
 
 
 def test_the_text_has_memory_and_time():
     text = model.text([COST], DEVICE)
     assert "900.00 MB of 1.00 GB: fits" in text
-    assert "at least 4.00 s, 17.50 s at 40% of the peaks" in text
-    assert "epoch of 3: 12.00 s to 52.50 s" in text
+    assert "kernels started                       100,000  250.00 ms" in text
+    assert "step: about 7.25 s; epoch of 3: about 21.75 s" in text
 
 
 def test_the_text_does_not_repeat_the_time_of_a_single_unit():
     single = model.text([dataclasses.replace(COST, units=1)], DEVICE)
-    assert single.endswith("step: at least 4.00 s, 17.50 s at 40% of the peaks")
+    assert single.endswith("step: about 7.25 s")
 
 
 def test_the_text_says_if_memory_is_too_small():
@@ -48,7 +53,9 @@ def test_the_text_leaves_out_memory_of_unbounded_devices_and_parts_of_size_0():
 
 def test_an_unknown_device_is_rejected_with_the_known_ones():
     assert model.hardware("v5e") is HARDWARE["v5e"]
-    with pytest.raises(ConfigError, match="hardware='v9': must be one of v5e, v5p, v6e, h100, cpu"):
+    with pytest.raises(
+        ConfigError, match="hardware='v9': must be one of v5e, v5p, v6e, h100, h200, cpu"
+    ):
         model.hardware("v9")
 
 

@@ -57,6 +57,21 @@ def test_a_table_gives_back_the_rows_that_were_put_in(devices, interactions):
     assert not unused.any() and not np.asarray(users.empty_table()).any()
 
 
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_side_may_have_long_rows_alone(devices):
+    """Three items that all users have, in chunks of a few entries."""
+    mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
+    pairs = Interactions.from_rows(np.repeat(np.arange(60), 3), np.tile(np.arange(3), 60), 60, 3)
+    found = []
+    for chunk in (16, 4096):
+        config = dataclasses.replace(IMPLICIT, chunk=chunk)
+        found.append(np_tables(als.fit(pairs, config, KEY, mesh=mesh)[0]))
+    _, items = als.prepare(pairs, dataclasses.replace(IMPLICIT, chunk=16), mesh)
+    assert items.layout.long_rows >= 3
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+
+
 def test_frequency_scales_the_regularization_of_each_row(interactions, matrix):
     config = dataclasses.replace(IMPLICIT, frequency_exponent=0.7)
     users, items = als.prepare(interactions, config)

@@ -22,6 +22,21 @@ def test_hashed_columns_bound_the_sizes_of_criteo(tmp_path):
     assert "cadc_frozen: 400,000,000 rows" in text
 
 
+@pytest.mark.parametrize(
+    ("hardware", "said"),
+    [("h200", "measured on one H200.\n"), ("v5e", "on one H200; of v5e none was measured.\n")],
+)
+def test_the_plan_says_on_what_its_seconds_were_checked(tmp_path, hardware, said):
+    text = plan(tmp_path, hardware=hardware, rows=4_000_000_000)
+    assert said in text
+
+
+def test_rows_that_are_too_many_for_the_device_stream(tmp_path):
+    many, few = (plan(tmp_path, rows=rows) for rows in (4_000_000_000, 400_000_000))
+    assert "rows stream from the host" in many and "    training rows" not in many
+    assert "rows stream from the host" not in few and "    training rows" in few
+
+
 @pytest.mark.parametrize("method", ["als", "autoencoder", "sgd"])
 def test_every_factorisation_is_planned(tmp_path, method):
     said, config = [], bundled_configs.config("criteo_terabyte")

@@ -1,0 +1,65 @@
+"""FLOPs and kernels of traced programs."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cadc_jax import cost
+from cadc_jax.cost import trace
+from cadc_jax.cost.arithmetic import doublings
+from cadc_jax.factorization import sgd
+from cadc_jax.factorization.sgd import SGDConfig, TrainingRows
+from tests.cost.compiled import CLICKS, PAIRS
+
+MATRIX = np.zeros((4, 4), np.float32)
+
+
+def traced(function, *arguments):
+    return jax.make_jaxpr(function)(*arguments).jaxpr
+
+
+def test_matrix_products_are_counted_as_often_as_they_run():
+    def three(x):
+        return jax.lax.scan(lambda y, _: (y @ y, None), x, None, 3)[0]
+
+    assert trace.product_flops(traced(three, MATRIX)) == 3 * 2 * 4**3
+
+
+def test_elementwise_arithmetic_starts_no_kernel_of_its_own():
+    assert trace.launches(traced(lambda x: jnp.tanh(2 * (x @ x)).sum(), MATRIX), 0) == 2
+
+
+def test_a_turn_of_a_loop_starts_its_kernels_and_one_for_the_loop():
+    def loop(x, turns):
+        return jax.lax.fori_loop(0, turns, lambda _, y: jnp.sort(y @ y), x)
+
+    assert trace.launches(traced(lambda x: loop(x, 5), MATRIX), 0) == 5 * (2 + 1)
+    assert trace.launches(traced(loop, MATRIX, 5), 7) == 7 * (2 + 1)  # the end depends on data
+
+
+def test_the_longest_branch_counts():
+    def either(x):
+        return jax.lax.cond(x[0, 0] > 0, lambda y: y @ y @ y, lambda y: -y, x)
+
+    assert trace.launches(traced(either, MATRIX), 0) == 2
+
+
+@pytest.mark.parametrize("sizes", [CLICKS, PAIRS], ids=["clicks", "positives"])
+@pytest.mark.parametrize("batch", [512, 4096])
+def test_the_kernels_of_logistic_sgd_are_those_of_its_traced_step(sizes, batch):
+    entries, users, items = sizes.entries, sizes.num_users, sizes.num_items
+    config = SGDConfig(batch_rows=batch)
+    rows = TrainingRows(np.zeros(0), np.zeros(0), users, items)
+    key = jax.random.key(0)
+    state = jax.eval_shape(lambda key: sgd._random_state(rows, config, 0.5, key), key)
+    ids, label = (jax.ShapeDtypeStruct((entries,), x) for x in (jnp.int32, jnp.float32))
+    offsets = jax.ShapeDtypeStruct((users + 1,), jnp.int32)
+    known = (label, None, None) if sizes.task == "click" else (None, offsets, ids)
+    step = functools.partial(sgd._train_block, optimizer="adagrad", negatives=config.negatives)
+    order = jax.ShapeDtypeStruct((1, batch), jnp.int32)
+    jaxpr = traced(step, state, sgd._Block(ids, ids, *known), order, 0.1, 0.0, key)
+    found = trace.launches(jaxpr, doublings(batch))
+    assert cost.sgd_factorization(sizes, config).launches == pytest.approx(found, abs=5)
