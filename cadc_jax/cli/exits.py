@@ -56,8 +56,8 @@ def guarded(command: Callable[[], None], stop: Stop) -> None:
         sys.exit(code)
     except CadcError as error:
         fail(error)
-    except BrokenPipeError:  # the reader of our output has closed it, as in '| head'
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        drop_output()
     except OSError as error:
         if error.errno is None or error.errno not in _FIXES:
             _fail_unexpectedly(error)
@@ -70,6 +70,20 @@ def guarded(command: Callable[[], None], stop: Stop) -> None:
         if isinstance(error, MemoryError) or str(error).startswith("RESOURCE_EXHAUSTED"):
             fail(f"out of memory: {error}; {_LESS_MEMORY}")
         _fail_unexpectedly(error)
+
+
+def show(text: str) -> NoReturn:
+    """Prints a text and exits with code 0, even if nobody reads it to its end."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        drop_output()
+    sys.exit(0)
+
+
+def drop_output() -> None:
+    """For when the reader of our output has closed it, as in '| head': nothing more is printed."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fail(error: Exception | str) -> NoReturn:

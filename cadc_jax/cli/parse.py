@@ -5,7 +5,6 @@ The docstring of a command's module says what the command does and shows example
 
 import os
 import pathlib
-import sys
 import traceback
 from collections.abc import Mapping
 from types import ModuleType
@@ -13,6 +12,7 @@ from typing import NoReturn
 
 from absl import flags
 
+import cadc_jax
 from cadc_jax.cli import exits
 from cadc_jax.errors import CadcError, ConfigError
 from cadc_jax.run import bundled_configs
@@ -34,6 +34,8 @@ def parse(argv: list[str], introduction: str, commands: Commands) -> list[str]:
     """
     if {"--help", "-help", "-h"} & set(argv):
         _help(argv, introduction, commands)
+    if "--version" in argv:
+        exits.show(f"cadc_jax {cadc_jax.__version__}")
     try:
         return flags.FLAGS([_with_bundled_config(word) for word in _with_joined_config(argv)])
     except flags.UnrecognizedFlagError as error:
@@ -104,15 +106,18 @@ def _help(argv: list[str], introduction: str, commands: Commands) -> NoReturn:
     command = next((word for word in argv[1:] if word in commands), None)
     if command is not None:
         text = (commands[command].__doc__ or "").rstrip()
-        print(f"cadc {command}: {text}\n\nOptions:\n\n{_options(commands[command])}")
-        sys.exit(0)
-    print(f"{introduction.strip()}\n\nCommands ('cadc COMMAND --help' says more):\n")
+        exits.show(f"cadc {command}: {text}\n\nOptions:\n\n{_options(commands[command])}")
     width = max(map(len, commands))
-    for name, module in commands.items():
-        print(f"    {name:<{width}}  {(module.__doc__ or '').splitlines()[0]}")
+    lines = (
+        f"    {name:<{width}}  {(module.__doc__ or '').splitlines()[0]}"
+        for name, module in commands.items()
+    )
     default = next(iter(commands))
-    print(f"\nOptions of 'cadc {default}':\n\n{_options(commands[default])}")
-    sys.exit(0)
+    exits.show(
+        f"{introduction.strip()}\n\nCommands ('cadc COMMAND --help' says more):\n\n"
+        + "\n".join(lines)
+        + f"\n\nOptions of 'cadc {default}':\n\n{_options(commands[default])}"
+    )
 
 
 def _options(module: ModuleType) -> str:

@@ -1,8 +1,13 @@
 """The command line: help screens, typos, and configurations that cannot be used."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
-from tests.program import CRITEO, assert_one_line, cadc
+import cadc_jax
+from tests.program import CRITEO, ROOT, assert_one_line, cadc
 
 pytestmark = pytest.mark.slow
 
@@ -101,6 +106,20 @@ def test_help_explains_the_stages_and_the_flags():
     text = cadc("--help").stdout
     for word in ("prepare, factorize, sample, train", "--workdir", "--stage", "--config"):
         assert word in text
+
+
+def test_the_version_is_that_of_the_package():
+    assert cadc("--version").stdout == f"cadc_jax {cadc_jax.__version__}\n"
+
+
+@pytest.mark.parametrize("words", [("--help",), ("recommend", "--help")])
+def test_help_may_be_read_in_part(words):
+    """As 'cadc --help | head -1' does."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "cadc_jax.main", *words]
+    done = subprocess.run(command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, timeout=300)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_help_lists_every_command_in_a_line():
