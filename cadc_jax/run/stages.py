@@ -87,6 +87,8 @@ def prepare_stage(run: Run, raw: pathlib.Path) -> Artifact:
     read = facts["reader"]
     rows = prepare.describe_rows(facts["rows"])
     run.say(f"         {rows} rows; {facts['num_users']:,} users, {facts['num_items']:,} items")
+    if merged := facts["merged_repeats"]:
+        run.say(f"         {merged:,} rows merged into others of the same user and item")
     if read["padded"]:
         run.say(f"         {read['padded']:,} rows lacked trailing fields: filled in as missing")
     if read["malformed"]:

@@ -27,6 +27,16 @@ def made(tmp_path_factory):
     return run, Inputs(prepared, factors, stages.sample_stage(run, prepared))
 
 
+def test_rows_that_are_merged_are_told(tmp_path):
+    said, config = [], ranking_config(tmp_path / "raw")
+    file = tmp_path / "raw/log.csv"
+    file.write_text(file.read_text() + file.read_text().splitlines()[-1] + "\n")
+    run = Run(config, tmp_path / "work", said.append)
+    facts = stages.prepare_stage(run, stages.raw_data(run)).facts
+    assert facts["merged_repeats"] == 1
+    assert any("1 rows merged into others of the same user and item" in line for line in said)
+
+
 @pytest.mark.parametrize("tensorflow", [True, False])
 def test_the_sample_holds_the_rows_that_the_rule_keeps(made, tmp_path, monkeypatch, tensorflow):
     run, inputs = made
