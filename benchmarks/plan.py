@@ -197,7 +197,7 @@ def compiled_step(
 
 def als_pairs(matrix: Interactions, config: als.ALSConfig, devices: int) -> Pairs:
     """Figures of an ALS iteration; memory of the larger half-step."""
-    predicted = cost.als(_sizes(matrix), config, devices, on_cpu=True)
+    predicted = cost.als(_sizes(matrix), config, devices, platform="cpu")
     parts = predicted.memory
     mesh = sharding.make_mesh(devices=jax.devices()[:devices])
     programs = compiled_half_steps(matrix, config, mesh)
@@ -232,8 +232,8 @@ def compiled_half_steps(
 def autoencoder_pairs(matrix: Interactions, config: AutoencoderConfig, devices: int) -> Pairs:
     """Figures of a fit; memory of its two larger programs."""
     sizes = _sizes(matrix)
-    predicted = cost.autoencoder(sizes, config, devices, on_cpu=True)
-    phases = cost.autoencoder_phases(sizes, config, devices, on_cpu=True)
+    predicted = cost.autoencoder(sizes, config, devices, platform="cpu")
+    phases = cost.autoencoder_phases(sizes, config, devices, platform="cpu")
     programs = compiled_fit(matrix, config, sharding.make_mesh(devices=jax.devices()[:devices]))
     names = {"start": "images", "passes": "improve_encoder"}
     memory = [programs[names[phase]][1].memory_analysis() for phase in phases]

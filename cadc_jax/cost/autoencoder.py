@@ -14,7 +14,7 @@ _ROUND, _SOLVE, _STEP = 10, 20, 30
 
 
 def autoencoder(
-    sizes: Sizes, config: AutoencoderConfig, devices: int = 1, on_cpu: bool = False
+    sizes: Sizes, config: AutoencoderConfig, devices: int = 1, platform: str = "tpu"
 ) -> Cost:
     """The cost of a fit: the start, the passes, and the factors of users.
 
@@ -22,9 +22,9 @@ def autoencoder(
       sizes: sizes of the data.
       config: settings of the factorisation.
       devices: number of devices.
-      on_cpu: whether they are CPUs, which gather fewer rows at once.
+      platform: 'cpu', 'gpu' or 'tpu', which sets how many rows are gathered at once.
     """
-    fit = _fit(sizes, config, devices, on_cpu)
+    fit = _fit(sizes, config, devices, platform)
     host = 2 * config.start_rounds, 2 * config.passes - 1
     return Cost(
         name=f"factorize, autoencoder: {config.factors} factors, {config.passes} passes",
@@ -44,14 +44,14 @@ def autoencoder(
 
 
 def autoencoder_phases(
-    sizes: Sizes, config: AutoencoderConfig, devices: int = 1, on_cpu: bool = False
+    sizes: Sizes, config: AutoencoderConfig, devices: int = 1, platform: str = "tpu"
 ) -> dict[str, dict[str, float]]:
     """Phase of a fit -> purpose -> bytes on a device. `autoencoder` reports the largest phase."""
-    return _fit(sizes, config, devices, on_cpu).memory
+    return _fit(sizes, config, devices, platform).memory
 
 
-def _fit(sizes: Sizes, config: AutoencoderConfig, devices: int, on_cpu: bool) -> "_Fit":
-    chunking = gram.chunking(config.factors, on_cpu)
+def _fit(sizes: Sizes, config: AutoencoderConfig, devices: int, platform: str) -> "_Fit":
+    chunking = gram.chunking(config.factors, platform)
     return _Fit(*both_sides(sizes, chunking, devices), config, devices)
 
 

@@ -14,19 +14,23 @@ from cadc_jax.factorization import sgd
 from cadc_jax.factorization.als import ALSConfig, chunking
 from cadc_jax.factorization.als_solver import ELIMINATION_BLOCK
 from cadc_jax.factorization.sgd import SGDConfig
+from cadc_jax.tables.packed import stored_width
 
 
-def als(sizes: Sizes, config: ALSConfig, devices: int = 1, on_cpu: bool = False) -> Cost:
+def als(sizes: Sizes, config: ALSConfig, devices: int = 1, platform: str = "tpu") -> Cost:
     """The cost of an ALS iteration, which is two half-steps.
 
     Args:
       sizes: sizes of the data.
       config: settings of the factorisation.
       devices: number of devices.
-      on_cpu: whether they are CPUs, which gather fewer rows at once.
+      platform: 'cpu', 'gpu' or 'tpu', which sets how many rows are gathered at once.
     """
-    sides = both_sides(sizes, chunking(config, devices, on_cpu), devices)
-    halves = [_HalfStep(solved, fixed, config, devices) for solved, fixed in (sides, sides[::-1])]
+    sides = both_sides(sizes, chunking(config, devices, platform), devices)
+    halves = [
+        _HalfStep(solved, fixed, config, devices, platform)
+        for solved, fixed in (sides, sides[::-1])
+    ]
     held = sum(side.table_rows for side in sides) / devices
     entries = sum(side.entry_bytes for side in sides)
     received = [half.received for half in halves]
@@ -57,6 +61,7 @@ class _HalfStep:
     fixed: Side
     config: ALSConfig
     devices: int
+    platform: str
 
     @property
     def itemsize(self) -> int:
@@ -105,12 +110,13 @@ class _HalfStep:
     def working(self) -> float:
         """Bytes of the solved rows, and of a chunk while it is solved."""
         width = self.config.width
+        stored = functools.partial(stored_width, platform=self.platform)
         matrices = 0
         if self.config.solver == "exact":
             systems = 3 * max(self.solved.chunk_rows, 1) + self.solved.segments
-            matrices = systems * width * (width + 1) * 4
+            matrices = systems * width * stored(width + 1) * 4
         exchange = self.devices * self.exchanged if self.config.fixed_side == "sharded" else 0
-        return self.rows * width * 4 + 2 * (self.places * width * 4) + matrices + exchange
+        return self.rows * width * 4 + 2 * (self.places * stored(width) * 4) + matrices + exchange
 
     @property
     def flops(self) -> float:

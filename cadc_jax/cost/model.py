@@ -18,6 +18,7 @@ class Hardware:
     """Published peaks of one device.
 
     Attributes:
+      platform: 'cpu', 'gpu' or 'tpu'.
       memory: bytes.
       bandwidth: of its memory, bytes a second.
       link: bytes a second that it can receive from other devices over all its links.
@@ -25,6 +26,7 @@ class Hardware:
         'highest' (float32 throughout).
     """
 
+    platform: str
     memory: float
     bandwidth: float
     link: float
@@ -34,7 +36,7 @@ class Hardware:
 def _tpu(memory: float, bandwidth: float, link: float, peak: float) -> Hardware:
     # By default a TPU multiplies float32 as bfloat16 in one pass; 'highest' takes six passes.
     products = {"bfloat16": peak, "float32": peak, "highest": peak / 6}
-    return Hardware(memory, bandwidth, link, products)
+    return Hardware("tpu", memory, bandwidth, link, products)
 
 
 # TPUs: docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}, 'key specifications'. They state links for
@@ -46,9 +48,13 @@ HARDWARE = {
     "v5p": _tpu(95e9, 2765e9, 1200e9 / 2, 459e12),
     "v6e": _tpu(32e9, 1638e9, 800e9 / 2, 918e12),
     "h100": Hardware(
-        80e9, 3350e9, 900e9 / 2, {"bfloat16": 989e12, "float32": 494e12, "highest": 67e12}
+        *("gpu", 80e9, 3350e9, 900e9 / 2),
+        {"bfloat16": 989e12, "float32": 494e12, "highest": 67e12},
     ),
-    "cpu": Hardware(math.inf, 10e9, 5e9, {"bfloat16": 50e9, "float32": 50e9, "highest": 50e9}),
+    "cpu": Hardware(
+        *("cpu", math.inf, 10e9, 5e9),
+        {"bfloat16": 50e9, "float32": 50e9, "highest": 50e9},
+    ),
 }
 
 

@@ -45,7 +45,7 @@ def plan(this: Run, devices: int, hardware: str, given: Mapping[str, int]) -> No
             sizes = dataclasses.replace(sizes, **changed)
         origin = f"{found}{', changed by options' if given else ''}"
     costs = [
-        _factorization_cost(config, method, sizes, devices, on_cpu=hardware == "cpu")
+        _factorization_cost(config, method, sizes, devices, device.platform)
         for method in configuration.methods(config)
     ]
     costs += _training_costs(config, sizes, devices)
@@ -117,13 +117,13 @@ def _sizes_of_config(config: ConfigDict, given: Mapping[str, int]) -> cost.Sizes
 
 
 def _factorization_cost(
-    config: ConfigDict, method: str, sizes: cost.Sizes, devices: int, on_cpu: bool
+    config: ConfigDict, method: str, sizes: cost.Sizes, devices: int, platform: str
 ) -> cost.Cost:
     settings = configuration.factorization_config(config, method)
     if isinstance(settings, ALSConfig):
-        return cost.als(sizes, settings, devices, on_cpu)
+        return cost.als(sizes, settings, devices, platform)
     if isinstance(settings, AutoencoderConfig):
-        return cost.autoencoder(sizes, settings, devices, on_cpu)
+        return cost.autoencoder(sizes, settings, devices, platform)
     return cost.sgd_factorization(sizes, settings)
 
 

@@ -50,7 +50,7 @@ def test_a_fit_runs_its_programs_as_often_as_is_predicted(monkeypatch):
 
 def test_further_passes_are_arithmetic_and_tables_of_their_own():
     one, two, three = (
-        cost.autoencoder(EVEN, dataclasses.replace(CONFIG, passes=n), on_cpu=True)
+        cost.autoencoder(EVEN, dataclasses.replace(CONFIG, passes=n), platform="cpu")
         for n in (1, 2, 3)
     )
     for name in ("flops", "traffic"):
@@ -77,7 +77,7 @@ def test_the_tables_of_a_pass_by_hand():
 
 
 def test_more_devices_need_less_memory_and_less_arithmetic_each():
-    costs = [cost.autoencoder(PAIRS, AutoencoderConfig(), n, on_cpu=True) for n in (1, 4, 16)]
+    costs = [cost.autoencoder(PAIRS, AutoencoderConfig(), n, platform="cpu") for n in (1, 4, 16)]
     for figures in ([sum(x.memory.values()) for x in costs], [x.flops for x in costs]):
         assert figures[0] > figures[1] > figures[2]
 
@@ -87,6 +87,6 @@ def test_one_device_receives_nothing():
 
 
 def test_a_cpu_gathers_less_at_once():
-    wide, narrow = (cost.autoencoder(PAIRS, CONFIG, on_cpu=on_cpu) for on_cpu in (False, True))
+    wide, narrow = (cost.autoencoder(PAIRS, CONFIG, platform=x) for x in ("tpu", "cpu"))
     name = "users of a product, and a chunk"
     assert wide.memory[name] > narrow.memory[name]

@@ -10,7 +10,7 @@ from cadc_jax.cost.model import EFFICIENCY, HARDWARE, Cost, Hardware
 from cadc_jax.data.table import Features, Schema, Table
 from cadc_jax.errors import ConfigError
 
-DEVICE = Hardware(1e9, 10.0, 5.0, {"float32": 100.0})
+DEVICE = Hardware("gpu", 1e9, 10.0, 5.0, {"float32": 100.0})
 COST = Cost("c", {"x": 6e8, "y": 3e8}, "step", 200.0, "float32", 10.0, {"x": 20.0}, 3, "epoch")
 
 
