@@ -236,7 +236,7 @@ def _update_by_sort(
     owns = jnp.append(ids[1:] != ids[:-1], True) & (ids < size)
 
     def apply(
-        nth: jax.Array, carry: tuple[_State, jax.Array, jax.Array]
+        nth: int | jax.Array, carry: tuple[_State, jax.Array, jax.Array]
     ) -> tuple[_State, jax.Array, jax.Array]:
         state, last_id, last_sum = carry
         own_ids, own_order, is_owner = (
@@ -252,7 +252,10 @@ def _update_by_sort(
         state = rule(state, rows, total, own_key, ascending=True)
         return state, own_ids[-1], sums[-1]
 
-    start = (table, slots), jnp.int32(size), jnp.zeros(grads.shape[1:], grads.dtype)
+    # Zeros that vary over the same axes as the ids in `jax.shard_map`.
+    start = (table, slots), ids[0], jnp.zeros(grads.shape[1:]) * ids[0]
+    if len(ids) == part:
+        return apply(0, start)[0]
     return jax.lax.fori_loop(0, len(ids) // part, apply, start)[0]
 
 
