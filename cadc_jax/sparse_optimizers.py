@@ -23,6 +23,9 @@ ids, and masks the ids outside its own rows.
 Tables may be packed (see `tables.packed`).
 """
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -32,6 +35,10 @@ from cadc_jax.tables.packed import AnyTable, Packed
 OPTIMIZERS = ("sgd", "adagrad", "adam")
 
 Slots = dict[str, AnyTable]
+
+# Sorted gradients that a TPU adds up and applies at a time: 8 MB, that its lanes are filled up with
+# counted. All of them at once take several times the memory of the batch's rows.
+SORTED_ROWS = 1 << 14
 
 _BETA1 = 0.9
 _BETA2 = 0.999
@@ -95,9 +102,10 @@ def update(
       learning_rate: scalar.
       mask: [n] bool; None for all True. False entries are treated as if they were not in the batch.
       key: for a bfloat16 table: PRNG key of stochastic rounding; None rounds to nearest.
-      sort: whether gradients of equal ids are added up after a sort, in an order that does not
-        depend on the device, or through the scratch cells of the table; None: the faster way, which
-        is to sort on all devices but CPUs, and for packed tables.
+      sort: whether gradients of equal ids are added up after a sort, in a fixed order, or through
+        the scratch cells of the table; None: the faster way, which is to sort on all devices but
+        CPUs, and for packed tables. On TPUs, and if True, the sorted gradients are added up and
+        applied SORTED_ROWS at a time.
 
     Returns:
       (table, slots), of the same shapes and dtypes.
@@ -115,23 +123,17 @@ def update(
     if name == "sgd" and table.dtype == jnp.float32:  # linear: no need to sum first
         return packed.add(table, ids, -learning_rate * grads), slots
 
-    if sort is None and isinstance(table, Packed):
-        sort = True
-    ascending = bool(sort)
-    rows, total, scratch = _sum_duplicates(ids, grads, slots["scratch"], sort)
-    slots = slots | {"scratch": scratch}
-    if name == "sgd":
-        step = learning_rate * total
-    elif name == "adagrad":
-        step, slots = _adagrad_step(slots, rows, total, learning_rate)
-    else:
-        step, slots = _adam_step(slots, rows, total, learning_rate, ascending)
-    if table.dtype == jnp.float32:
-        return packed.add(table, rows, -step, unique=True, ascending=ascending), slots
-    old = packed.read(table, rows)
-    new = old.astype(jnp.float32) - step
-    new = new.astype(table.dtype) if key is None else stochastic_round(new, key)
-    return packed.write(table, rows, old, new, ascending=ascending), slots
+    if name == "adam":
+        slots = slots | {"count": slots["count"] + 1}
+    rule = functools.partial(_change_rows, name, learning_rate=learning_rate)
+    by_scratch = functools.partial(_update_by_scratch, rule, key)
+    by_sort = functools.partial(_update_by_sort, rule, key)
+    in_parts = functools.partial(by_sort, most_rows=SORTED_ROWS)
+    if sort is None and not isinstance(table, Packed):
+        return jax.lax.platform_dependent(
+            *(table, slots, ids, grads), cpu=by_scratch, tpu=in_parts, default=by_sort
+        )
+    return (by_scratch if sort is False else in_parts)(table, slots, ids, grads)
 
 
 def stochastic_round(x: jax.Array, key: jax.Array) -> jax.Array:
@@ -145,6 +147,35 @@ def stochastic_round(x: jax.Array, key: jax.Array) -> jax.Array:
     upper = ((bits + noise) >> 16).astype(jnp.uint16)
     rounded = jax.lax.bitcast_convert_type(upper, jnp.bfloat16)
     return jnp.where(jnp.isfinite(x), rounded, x.astype(jnp.bfloat16))
+
+
+_State = tuple[AnyTable, Slots]
+
+
+def _change_rows(
+    name: str,
+    state: _State,
+    rows: jax.Array,
+    total: jax.Array,
+    key: jax.Array | None,
+    *,
+    learning_rate: float | jax.Array,
+    ascending: bool,
+) -> _State:
+    """The update of unique rows [n] by their gradients [n, ...]; rows past the end are dropped."""
+    table, slots = state
+    if name == "sgd":
+        step = learning_rate * total
+    elif name == "adagrad":
+        step, slots = _adagrad_step(slots, rows, total, learning_rate)
+    else:
+        step, slots = _adam_step(slots, rows, total, learning_rate, ascending)
+    if table.dtype == jnp.float32:
+        return packed.add(table, rows, -step, unique=True, ascending=ascending), slots
+    old = packed.read(table, rows)
+    new = old.astype(jnp.float32) - step
+    new = new.astype(table.dtype) if key is None else stochastic_round(new, key)
+    return packed.write(table, rows, old, new, ascending=ascending), slots
 
 
 def _adagrad_step(
@@ -166,7 +197,7 @@ def _adam_step(
     learning_rate: float | jax.Array,
     ascending: bool,
 ) -> tuple[jax.Array, Slots]:
-    count = slots["count"] + 1
+    count = slots["count"]
     before = {name: packed.read(slots[name], rows) for name in ("mean", "variance")}
     mean = _BETA1 * before["mean"] + (1 - _BETA1) * grads
     variance = _BETA2 * before["variance"] + (1 - _BETA2) * grads**2
@@ -177,65 +208,94 @@ def _adam_step(
         name: packed.write(slots[name], rows, before[name], after[name], ascending=ascending)
         for name in after
     }
-    return step, slots | moments | {"count": count}
+    return step, slots | moments
 
 
-_Sums = tuple[jax.Array, jax.Array, jax.Array]
+def _update_by_sort(
+    rule: Callable[..., _State],
+    key: jax.Array | None,
+    table: AnyTable,
+    slots: Slots,
+    ids: jax.Array,
+    grads: jax.Array,
+    *,
+    most_rows: int | None = None,
+) -> _State:
+    """Sorts the ids, then adds up and applies the gradients of `most_rows` of them at a time.
 
-
-def _sum_duplicates(
-    ids: jax.Array, grads: jax.Array, scratch: jax.Array, sort: bool | None
-) -> _Sums:
-    """Sums the gradients of equal ids.
-
-    Args:
-      ids: [n] int32 >= 0.
-      grads: [n, ...] float32.
-      scratch: [V] int32.
-      sort: as for `update`.
-
-    Returns:
-      rows: [n] int32, unique; entries that own no id are past the end of the table.
-      total: [n, ...] summed gradients of those rows.
-      scratch: [V] int32.
+    The last entry of an id owns it. What a part has of an id that continues in the next one is
+    handed on. No two entries write to one place, so that the order of additions is the same on
+    every run.
     """
-    if sort is None:
-        return jax.lax.platform_dependent(
-            *(ids, grads, scratch), cpu=_sum_by_scratch, default=_sum_by_sort
+    size, n = len(table), len(ids)
+    part = min(n, most_rows or n)
+    if not n:
+        return table, slots
+    ids = jnp.pad(ids, (0, -n % part), constant_values=size)
+    ids, order = jax.lax.sort_key_val(ids, jnp.arange(len(ids), dtype=jnp.int32))
+    owns = jnp.append(ids[1:] != ids[:-1], True) & (ids < size)
+
+    def apply(
+        nth: int | jax.Array, carry: tuple[_State, jax.Array, jax.Array]
+    ) -> tuple[_State, jax.Array, jax.Array]:
+        state, last_id, last_sum = carry
+        own_ids, own_order, is_owner = (
+            jax.lax.dynamic_slice_in_dim(x, nth * part, part) for x in (ids, order, owns)
         )
-    return (_sum_by_sort if sort else _sum_by_scratch)(ids, grads, scratch)
+        kept = own_ids < size
+        own = grads.at[own_order].get(mode="clip")
+        sums = _sums_of_runs(own_ids, kept, jnp.where(_column(kept, own), own, 0))
+        sums += jnp.where(_column(own_ids == last_id, own), last_sum, 0)
+        rows = jnp.where(is_owner, own_ids, size + jnp.arange(part, dtype=jnp.int32))
+        total = jnp.where(_column(is_owner, own), sums, 0)
+        own_key = None if key is None else jax.random.fold_in(key, nth)
+        state = rule(state, rows, total, own_key, ascending=True)
+        return state, own_ids[-1], sums[-1]
+
+    # Zeros that vary over the same axes as the ids in `jax.shard_map`.
+    start = (table, slots), ids[0], jnp.zeros(grads.shape[1:]) * ids[0]
+    if len(ids) == part:
+        return apply(0, start)[0]
+    return jax.lax.fori_loop(0, len(ids) // part, apply, start)[0]
 
 
-def _sum_by_sort(ids: jax.Array, grads: jax.Array, scratch: jax.Array) -> _Sums:
-    """`_sum_duplicates` by one sort and sums of neighbours; the last entry of an id owns it.
+def _sums_of_runs(ids: jax.Array, kept: jax.Array, grads: jax.Array) -> jax.Array:
+    """Sums [n, ...] of the gradients [n, ...] up to each entry, from the first of equal ids [n] on.
+
+    Where `kept` [n] is False, the gradients are 0.
 
     Each entry adds up the entries of its id before it: 1, 2, 4, ... of them at a time, until the
-    longest run is done. No two entries write to one place, so that the order of additions is the
-    same on every run and every device.
+    longest run is done.
     """
-    size, n = len(scratch), len(ids)
+    n = len(ids)
     position = jnp.arange(n, dtype=jnp.int32)
-    ids, order = jax.lax.sort_key_val(ids, position)
     first = jnp.concatenate([jnp.ones(1, bool), ids[1:] != ids[:-1]])
     before = position - jax.lax.cummax(jnp.where(first, position, 0))  # entries of the same id
-    flat = grads.reshape(n, -1)
 
     def double(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         done, sums = state
         shifted = jnp.concatenate([jnp.zeros_like(sums), sums])
         shifted = jax.lax.dynamic_slice_in_dim(shifted, n - done, n)
-        return 2 * done, sums + jnp.where((before >= done)[:, None], shifted, 0)
+        return 2 * done, sums + jnp.where(_column(before >= done, sums), shifted, 0)
 
-    longest = jnp.max(jnp.where(ids < size, before, 0), initial=0)
-    own = jnp.where((ids < size)[:, None], flat.at[order].get(unique_indices=True), 0)
-    _, sums = jax.lax.while_loop(lambda state: state[0] <= longest, double, (jnp.int32(1), own))
-    owns = jnp.concatenate([first[1:], jnp.ones(1, bool)]) & (ids < size)
-    rows = jnp.where(owns, ids, size + position)
-    return rows, jnp.where(owns[:, None], sums, 0).reshape(grads.shape), scratch
+    longest = jnp.max(jnp.where(kept, before, 0))
+    return jax.lax.while_loop(lambda state: state[0] <= longest, double, (jnp.int32(1), grads))[1]
 
 
-def _sum_by_scratch(ids: jax.Array, grads: jax.Array, scratch: jax.Array) -> _Sums:
-    """`_sum_duplicates` without sorting.
+def _column(x: jax.Array, like: jax.Array) -> jax.Array:
+    """x [n] with as many axes as `like` [n, ...]."""
+    return x.reshape((-1,) + (1,) * (like.ndim - 1))
+
+
+def _update_by_scratch(
+    rule: Callable[..., _State],
+    key: jax.Array | None,
+    table: AnyTable,
+    slots: Slots,
+    ids: jax.Array,
+    grads: jax.Array,
+) -> _State:
+    """Sums the gradients of equal ids without sorting.
 
     Every entry writes its position into the scratch cell of its id. The entry that is found there
     afterwards owns the id, and all entries of that id add their gradients to the owner's.
@@ -246,13 +306,13 @@ def _sum_by_scratch(ids: jax.Array, grads: jax.Array, scratch: jax.Array) -> _Su
 
     Only cells of `scratch` that are written in the same call are read.
     """
-    size, n = scratch.shape[0], ids.shape[0]
+    size, n = len(table), len(ids)
     position = jnp.arange(n, dtype=jnp.int32)
-    scratch = scratch.at[ids].set(position, mode="drop")
+    scratch = slots["scratch"].at[ids].set(position, mode="drop")
     owner = jnp.where(ids < size, scratch.at[ids].get(mode="clip"), n)
     total = jnp.zeros_like(grads).at[owner].add(grads, mode="drop")
     rows = jnp.where(owner == position, ids, size + position)
-    return rows, total, scratch
+    return rule((table, slots | {"scratch": scratch}), rows, total, key, ascending=False)
 
 
 def _check(name: str) -> None:

@@ -164,8 +164,9 @@ def test_the_work_of_a_compiled_step_does_not_depend_on_the_size_of_the_table(na
 @pytest.mark.parametrize("name", sparse_optimizers.OPTIMIZERS)
 @pytest.mark.parametrize("devices", [2, 8])
 def test_shards_that_mask_the_ids_of_others_together_equal_the_whole_table(
-    name, devices, table, batches
+    name, devices, table, batches, monkeypatch
 ):
+    monkeypatch.setattr(sparse_optimizers, "SORTED_ROWS", 7)  # traced for TPUs, too
     mesh = sharding.make_mesh(model=devices, devices=jax.devices()[:devices])
     rows = V // devices
 
@@ -229,9 +230,11 @@ def test_small_steps_on_a_bfloat16_table_add_up_only_with_stochastic_rounding(na
     np.testing.assert_allclose(moved[True], 0.2, rtol=0.05)
 
 
+@pytest.mark.parametrize("rows", [N, 7, 1])
 @pytest.mark.parametrize("name", ["adagrad", "adam"])
-def test_sums_by_sorting_are_those_by_scratch_cells(name, table, batches):
-    """Of runs of 1 to 24 equal ids, with dropped ones at both ends."""
+def test_sums_by_sorting_are_those_by_scratch_cells(name, rows, table, batches, monkeypatch):
+    """Of runs of 1 to 24 equal ids, with dropped ones at both ends; in one part or in several."""
+    monkeypatch.setattr(sparse_optimizers, "SORTED_ROWS", rows)
     rng = np.random.default_rng(5)
     ids = [np.repeat([3, V, -1, 8], 6), np.full(N, 7), np.arange(N), rng.integers(-2, V + 2, N)]
     slots = sparse_optimizers.init(name, jnp.asarray(table))
@@ -245,7 +248,9 @@ def test_sums_by_sorting_are_those_by_scratch_cells(name, table, batches):
             np.testing.assert_allclose(got_slots[key], want_slots[key], rtol=1e-5, atol=1e-7)
 
 
-def test_a_sorted_step_with_many_equal_ids_has_the_same_bits_each_time(table):
+@pytest.mark.parametrize("rows", [1 << 14, 300])
+def test_a_sorted_step_with_many_equal_ids_has_the_same_bits_each_time(rows, table, monkeypatch):
+    monkeypatch.setattr(sparse_optimizers, "SORTED_ROWS", rows)
     rng = np.random.default_rng(2)
     ids = jnp.asarray(rng.integers(0, 2, 5000), jnp.int32)
     grads = jnp.asarray(rng.normal(size=(5000, D)), jnp.float32)

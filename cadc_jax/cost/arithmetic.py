@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cadc_jax.tables.packed import LANES
+from cadc_jax.tables.packed import stored_width
 
 _SUBLANES = 8  # a TPU stores a float32 table in tiles of 8 rows x 128 lanes
 CPU, GPU, TPU = "cpu", "gpu", "tpu"  # platforms
@@ -30,15 +30,10 @@ def tree_bytes(tree: Any) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def lanes(width: int, platform: str) -> int:
-    """Numbers that move with a row of a table or of a batch: on a TPU whole lanes."""
-    return up(width, LANES) * LANES if platform == TPU else width
-
-
 def table_bytes(rows: int, width: int, itemsize: int, platform: str) -> int:
     """Bytes that a table [rows, width] takes; a TPU pads it to whole tiles."""
     if platform == TPU:
-        rows, width = up(rows, _SUBLANES) * _SUBLANES, lanes(width, platform)
+        rows, width = up(rows, _SUBLANES) * _SUBLANES, stored_width(width, platform)
     return rows * width * itemsize
 
 

@@ -2,11 +2,12 @@
 
 import dataclasses
 
-from cadc_jax.cost.arithmetic import CPU, GPU, all_reduce, lanes
+from cadc_jax.cost.arithmetic import GPU, all_reduce
 from cadc_jax.cost.model import Cost, Sizes
 from cadc_jax.cost.sides import Side, both_sides
 from cadc_jax.factorization import gram
 from cadc_jax.factorization.autoencoder import EXTRA, AutoencoderConfig
+from cadc_jax.tables.packed import stored_width
 
 # About how many tables of items are read or written outside the sparse products, by as many
 # kernels: in a round of the start, in a solve of the items, and in a step for the encoder.
@@ -52,7 +53,7 @@ def autoencoder_phases(
 
 
 def _fit(sizes: Sizes, config: AutoencoderConfig, devices: int, platform: str) -> "_Fit":
-    chunking = gram.chunking(config.factors, platform == CPU)
+    chunking = gram.chunking(config.factors, platform)
     return _Fit(*both_sides(sizes, chunking, devices), config, devices, platform)
 
 
@@ -119,7 +120,7 @@ class _Fit:
         return phases
 
     def _phase(self, width: int, held: int, working: int) -> dict[str, float]:
-        width = lanes(width, self.platform)
+        width = stored_width(width, self.platform)
         users = self.users.table_rows / self.devices * 4 * width
         chunk = 2 * max(self.users.places, self.items.places) * 4 * width
         entries = self.users.entry_bytes + self.items.entry_bytes
@@ -151,7 +152,7 @@ class _Fit:
     def traffic(self) -> float:
         """Bytes read from and written to the device's memory."""
         entries = self.users.entries + self.items.entries
-        wide, rank = (lanes(x, self.platform) for x in (self.wide, self.config.factors))
+        wide, rank = (stored_width(x, self.platform) for x in (self.wide, self.config.factors))
         columns = self._columns(wide, rank)
         rows = 3 * self.users.table_rows + self.items.table_rows  # written, weighted and read
         if self.devices > 1:

@@ -10,13 +10,11 @@ from jax.sharding import AbstractMesh
 
 from cadc_jax import sharding, sparse_optimizers
 from cadc_jax.cost.arithmetic import (
-    CPU,
     GPU,
     all_reduce,
     doublings,
     f32,
     i32,
-    lanes,
     sums_of_equal_ids,
     table_bytes,
     tree_bytes,
@@ -30,6 +28,7 @@ from cadc_jax.factorization.als import ALSConfig, chunking
 from cadc_jax.factorization.als_solver import ELIMINATION_BLOCK, HalfStepConfig, SideData
 from cadc_jax.factorization.interactions import Chunks
 from cadc_jax.factorization.sgd import SGDConfig
+from cadc_jax.tables.packed import stored_width
 
 # Kernels of a step of logistic SGD outside of its loops, as its trace has them.
 _SGD_KERNELS = 31
@@ -44,7 +43,7 @@ def als(sizes: Sizes, config: ALSConfig, devices: int = 1, platform: str = GPU) 
       devices: number of devices.
       platform: what they are: 'cpu', 'gpu' or 'tpu'.
     """
-    sides = both_sides(sizes, chunking(config, devices, platform == CPU), devices)
+    sides = both_sides(sizes, chunking(config, devices, platform), devices)
     halves = [_HalfStep(*half, config, devices, platform) for half in (sides, sides[::-1])]
     held = sum(side.table_rows for side in sides) / devices
     entries = sum(side.entry_bytes for side in sides)
@@ -87,12 +86,12 @@ class _HalfStep:
     @property
     def row(self) -> int:
         """Bytes that a row of a table takes."""
-        return lanes(self.config.width, self.platform) * self.itemsize
+        return stored_width(self.config.width, self.platform) * self.itemsize
 
     @property
     def wide_row(self) -> int:
         """Bytes that a row takes while it is solved, or gathered."""
-        return lanes(self.config.width, self.platform) * 4
+        return stored_width(self.config.width, self.platform) * 4
 
     @property
     def passes(self) -> int:
@@ -176,7 +175,7 @@ class _HalfStep:
     @property
     def matrix(self) -> int:
         """Bytes of a row's matrix and right-hand side."""
-        return self.config.width * lanes(self.config.width + 1, self.platform) * 4
+        return self.config.width * stored_width(self.config.width + 1, self.platform) * 4
 
     @property
     def launches(self) -> int:
@@ -242,7 +241,7 @@ def sgd_factorization(sizes: Sizes, config: SGDConfig, platform: str = GPU) -> C
     batch = min(config.batch_rows, block)
     known = 0 if labelled else 4 * (sizes.entries + sizes.num_users)
     touched = batch * (1 + items)
-    row = lanes(width, platform) * 4
+    row = stored_width(width, platform) * 4
     plain = config.optimizer == "sgd"
     # Rows are read, written for the gradients, and updated; gradients are written, read and summed.
     moves = 6 if plain else 6 + sums_of_equal_ids(batch, platform)

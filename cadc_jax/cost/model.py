@@ -25,6 +25,7 @@ class Hardware:
     """Published peaks of one device.
 
     Attributes:
+      platform: 'cpu', 'gpu' or 'tpu'.
       memory: bytes.
       bandwidth: of its memory, bytes a second.
       link: bytes a second that it can receive from other devices over all its links.

@@ -23,7 +23,6 @@ from cadc_jax.cost.arithmetic import (
     doublings,
     f32,
     i32,
-    lanes,
     sums_of_equal_ids,
     table_bytes,
     tree_bytes,
@@ -35,6 +34,7 @@ from cadc_jax.errors import ConfigError
 from cadc_jax.models import embeddings
 from cadc_jax.models.embeddings import Content
 from cadc_jax.tables import packed
+from cadc_jax.tables.packed import stored_width
 from cadc_jax.training import feeds, placement, step
 from cadc_jax.training.placement import DeviceConfig
 from cadc_jax.training.step import TrainConfig, TrainState
@@ -271,7 +271,7 @@ class _TableStep:
     @property
     def row(self) -> int:
         """Bytes that move for a row of float32."""
-        return 4 * lanes(self.shape.shape[1], self.platform)
+        return 4 * stored_width(self.shape.shape[1], self.platform)
 
     @property
     def table_bytes(self) -> int:

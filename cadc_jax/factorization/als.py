@@ -34,6 +34,7 @@ from cadc_jax.factorization.interactions import (
 )
 from cadc_jax.runtime import checkpoints
 from cadc_jax.runtime.checkpoints import Checkpoints, Facts
+from cadc_jax.tables.packed import stored_width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,25 +110,29 @@ MATRIX_OVERHEAD = 64
 LEAST_ENTRIES = 256  # gathered at once, however wide the factors are
 
 
-def chunking(config: ALSConfig, devices: int, on_cpu: bool) -> Chunking:
+def chunking(config: ALSConfig, devices: int, platform: str) -> Chunking:
     """How large the chunks of a half-step are.
 
     An accelerator runs one chunk after another, so there should be few. What bounds them is memory:
     the gathered factors, with a split fixed side what all devices ask for, and with exact solves
-    the matrices of the rows.
+    the matrices of the rows. All are counted as they are stored, with what fills up the lanes of a
+    TPU.
 
     Args:
       config: see `ALSConfig`.
       devices: number of devices.
-      on_cpu: whether they are CPUs.
+      platform: 'cpu', 'gpu' or 'tpu'.
     """
+    on_cpu = platform == "cpu"
     room = CACHED_BYTES if on_cpu else GATHERED_BYTES
     if config.fixed_side == "sharded" and not on_cpu:
         room //= devices
-    entries = config.chunk or max(LEAST_ENTRIES, room // (4 * config.factors))
+    row = stored_width(config.width, platform)
+    entries = config.chunk or max(LEAST_ENTRIES, room // (4 * row))
     if config.solver == "cg":
         return Chunking(entries)
-    rows = max(1, 2 * entries // (config.width + 1))
+    matrix = config.width * stored_width(config.width + 1, platform)
+    rows = max(1, 2 * entries * row // matrix)
     return Chunking(entries, rows) if on_cpu else Chunking(entries, rows, MATRIX_OVERHEAD)
 
 
@@ -312,7 +317,7 @@ def prepare(
         mesh = Mesh(np.array(jax.local_devices()[:1]), (sharding.DATA,))
     spread = NamedSharding(mesh, P(mesh.axis_names))
     both = (interactions.by_user, interactions.by_item)
-    chunks = chunking(config, mesh.size, sharding.is_cpu(mesh))
+    chunks = chunking(config, mesh.size, sharding.platform(mesh))
     users, items = (make_layout(rows.counts, chunks, mesh.size) for rows in both)
 
     weights = regularization(interactions, config, extent)

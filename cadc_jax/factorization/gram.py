@@ -27,6 +27,7 @@ from cadc_jax.factorization.interactions import (
     make_layout,
     pack,
 )
+from cadc_jax.tables.packed import stored_width
 
 # Sums are in full float32 on every backend; the TPU's default would round inputs to bfloat16.
 einsum = functools.partial(
@@ -104,7 +105,7 @@ def place(
     """
     if mesh is None:
         mesh = Mesh(np.array(jax.local_devices()[:1]), (sharding.DATA,))
-    chunks = chunking(width, sharding.is_cpu(mesh))
+    chunks = chunking(width, sharding.platform(mesh))
     both = interactions.by_user, interactions.by_item
     users, items = (make_layout(side.counts, chunks, mesh.size) for side in both)
 
@@ -125,10 +126,10 @@ def place(
     return Placed(gram, users, items)
 
 
-def chunking(width: int, on_cpu: bool) -> Chunking:
-    """How much is gathered at once, for tables of about so many columns."""
-    room = CACHED_BYTES if on_cpu else GATHERED_BYTES
-    return Chunking(max(LEAST_ENTRIES, room // (4 * width)))
+def chunking(width: int, platform: str) -> Chunking:
+    """How much a 'cpu', 'gpu' or 'tpu' gathers at once, for tables of about so many columns."""
+    room = CACHED_BYTES if platform == "cpu" else GATHERED_BYTES
+    return Chunking(max(LEAST_ENTRIES, room // (4 * stored_width(width, platform))))
 
 
 @jax.jit

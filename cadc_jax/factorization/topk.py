@@ -45,9 +45,10 @@ def retrieve(
     if exclude is None:
         exclude = jnp.zeros((len(queries), 0), jnp.int32)
     devices = 1 if mesh is None else mesh.size
-    block = min(block, -(-num_items // devices))
-    rows = -(-num_items // (block * devices)) * block  # of each device, padding included
-    items = jnp.pad(items, ((0, rows * devices - num_items), (0, 0)))
+    rows = -(-num_items // devices)  # of each device, padding included
+    block = min(block, rows)
+    if padding := rows * devices - num_items:  # copies the table
+        items = jnp.pad(items, ((0, padding), (0, 0)))
     search = functools.partial(_search, k=k, block=block, num_items=num_items)
     if mesh is None:
         return search(queries, items, exclude, 0)
@@ -105,20 +106,22 @@ def search(
 def _search(queries, items, exclude, first, *, k, block, num_items):
     """The best of `items`, whose ids count from `first`; ids from `num_items` on are padding."""
 
-    def step(best, chunk):
-        start, rows = chunk
+    def step(best, start):
+        at = jnp.minimum(
+            start, len(items) - block
+        )  # the last block repeats items of the one before
         scores = jnp.einsum(
             "bd,nd->bn",
             queries,
-            rows,
+            lax.dynamic_slice_in_dim(items, at, block),
             precision=lax.Precision.HIGHEST,
             preferred_element_type=jnp.float32,
         )
-        return _with_block(best, scores, start, num_items, exclude), None
+        scores = jnp.where(at + jnp.arange(block) >= start, scores, -jnp.inf)
+        return _with_block(best, scores, first + at, num_items, exclude), None
 
-    starts = first + jnp.arange(0, len(items), block, dtype=jnp.int32)
-    chunks = items.reshape(-1, block, items.shape[1])
-    best, _ = lax.scan(step, _nothing(len(queries), k), (starts, chunks))
+    starts = jnp.arange(0, len(items), block, dtype=jnp.int32)
+    best, _ = lax.scan(step, _nothing(len(queries), k), starts)
     return best
 
 

@@ -6,7 +6,7 @@ done by all processes together.
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -54,17 +54,40 @@ def raw_data(run: Run) -> pathlib.Path:
     if distributed.on_first(path.exists):
         return path
     settings = {"rows": data.synthetic_rows, "seed": run.config.seed}
+    given = data.split == "given"
+    if given:
+        settings["files"] = [data.validation_file, data.test_file]
 
     def write(folder: pathlib.Path) -> Mapping[str, Any]:
-        synthetic.write_criteo(folder / "train.txt", data.synthetic_rows, run.config.seed)
+        log = folder / "train.txt"
+        synthetic.write_criteo(log, data.synthetic_rows, run.config.seed)
+        if given:
+            _cut_into_days(log, folder / "days", settings["files"])
         return {"rows": data.synthetic_rows}
 
     made = make_stage(run, "synthetic", settings, write)
+    name = "days" if given else "train.txt"
     run.say(
         f"*** NO CRITEO DATA GIVEN: running on {data.synthetic_rows:,} SYNTHETIC rows in its "
-        f"format ({made.path / 'train.txt'}); for real ones: --config.data.path=/path/train.txt ***"
+        f"format ({made.path / name}); for real ones: --config.data.path=/path/{name} ***"
     )
-    return made.path / "train.txt"
+    return made.path / name
+
+
+def _cut_into_days(log: pathlib.Path, folder: pathlib.Path, names: Sequence[str]) -> None:
+    """Moves a log into a folder: to two files of these names a seventh each, in order, at the end.
+
+    A * in a name stands for nothing. The rows before them are in `train.txt`.
+    """
+    folder.mkdir()
+    lines = log.read_bytes().splitlines(keepends=True)
+    seventh = len(lines) // 7
+    ends = len(lines) - 2 * seventh, len(lines) - seventh, len(lines)
+    start = 0
+    for name, end in zip(["train.txt", *(x.replace("*", "") for x in names)], ends, strict=True):
+        (folder / name).write_bytes(b"".join(lines[start:end]))
+        start = end
+    log.unlink()
 
 
 def prepare_stage(run: Run, raw: pathlib.Path) -> Artifact:

@@ -61,6 +61,11 @@ def rows_together(width: int) -> int:
     return LANES // width
 
 
+def stored_width(width: int, platform: str) -> int:
+    """Numbers that a row of `width` takes in memory: a TPU fills up its last lanes."""
+    return width + -width % LANES if platform == "tpu" else width
+
+
 def can_pack(shape: tuple[int, ...], dtype: Any) -> bool:
     """Whether a table of this shape and dtype can be packed, and gains by it."""
     narrow = len(shape) == 2 and NARROWEST <= shape[1] < LANES and LANES % shape[1] == 0
@@ -88,10 +93,10 @@ def plain(tree: Any) -> Any:
 def read(table: AnyTable, ids: jax.Array) -> jax.Array:
     """Rows [n, D] of ids [n]. A negative id or one past the end reads the last row."""
     if not isinstance(table, Packed):
-        return table.at[ids].get(mode="clip")
+        return _rows(table, ids)
     together, width = rows_together(table.width), table.width
     ids = jnp.where((ids < 0) | (ids >= len(table)), len(table) - 1, ids)
-    wide = table.wide.at[ids // together].get(mode="clip")
+    wide = _rows(table.wide, ids // together)
     part = (ids % together)[:, None]
     rows = wide[:, :width]
     for k in range(1, together):
@@ -142,6 +147,15 @@ def write(
     if not isinstance(table, Packed):
         return table.at[ids].set(new, mode="drop", unique_indices=True)
     return add(add(table, ids, -old, ascending=ascending), ids, new, ascending=ascending)
+
+
+def _rows(array: jax.Array, ids: jax.Array) -> jax.Array:
+    """Rows of ids [n], which are clipped."""
+    rows = array.at[ids].get(mode="clip")
+    # In products that round their inputs a TPU's compiler might round the whole table instead.
+    return jax.lax.platform_dependent(
+        rows, tpu=jax.lax.optimization_barrier, default=lambda rows: rows
+    )
 
 
 def _is_packed(x: Any) -> bool:

@@ -18,6 +18,7 @@ from cadc_jax.factorization.factors import Factors
 from cadc_jax.factorization.interactions import Interactions, make_layout
 from cadc_jax.runtime.checkpoints import Checkpoints
 from cadc_jax.runtime.interrupts import Stopped
+from cadc_jax.tables import packed
 from tests.factorization import reference
 from tests.factorization.reference import I, U
 
@@ -418,16 +419,26 @@ def test_explicit_tables_have_a_column_for_the_bias():
 
 
 def test_a_cpu_gathers_what_its_cache_holds_unless_the_size_is_set():
-    assert als.chunking(ALSConfig(factors=64), 1, on_cpu=True).entries * 64 * 4 == 2**19
-    assert als.chunking(ALSConfig(factors=10_000), 1, on_cpu=True).entries == 256
-    assert als.chunking(ALSConfig(chunk=100), 1, on_cpu=True).entries == 100
+    assert als.chunking(ALSConfig(factors=64), 1, "cpu").entries * 64 * 4 == 2**19
+    assert als.chunking(ALSConfig(factors=10_000), 1, "cpu").entries == 256
+    assert als.chunking(ALSConfig(chunk=100), 1, "cpu").entries == 100
 
 
-@pytest.mark.parametrize("rank", [64, 128])
+@pytest.mark.parametrize(("width", "stored"), [(16, 128), (64, 128), (128, 128), (129, 256)])
+def test_the_room_for_gathered_rows_counts_what_fills_up_the_lanes_of_a_tpu(width, stored):
+    entries = {
+        platform: als.chunking(ALSConfig(factors=width), 1, platform).entries
+        for platform in ("gpu", "tpu")
+    }
+    assert entries == {"gpu": 2**29 // (4 * width), "tpu": 2**29 // (4 * stored)}
+
+
+@pytest.mark.parametrize("rank", [16, 64, 128])
 @pytest.mark.parametrize("solver", ["cg", "exact"])
-def test_an_accelerator_has_few_loop_bodies(rank, solver):
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_an_accelerator_has_few_loop_bodies(rank, solver, platform):
     config = ALSConfig(factors=rank, solver=solver)
-    chunking, rng = als.chunking(config, 1, on_cpu=False), np.random.default_rng(0)
+    chunking, rng = als.chunking(config, 1, platform), np.random.default_rng(0)
     bodies = 0
     for rows in (138_000, 27_000):  # 20 M entries, with the long tail of MovieLens 20M
         counts = np.maximum(1, 20e6 * rng.dirichlet(np.full(rows, 0.5))).astype(np.int64)
@@ -439,17 +450,18 @@ def test_an_accelerator_has_few_loop_bodies(rank, solver):
 
 def test_with_a_split_fixed_side_all_devices_share_the_room_of_an_accelerator():
     config = ALSConfig(fixed_side="sharded")
-    one, eight = (als.chunking(config, devices, on_cpu=False).entries for devices in (1, 8))
+    one, eight = (als.chunking(config, devices, "tpu").entries for devices in (1, 8))
     assert one == 8 * eight
 
 
-def test_exact_solves_bound_the_matrices_of_a_chunk():
-    for factors in (16, 64, 256):
-        chunking = als.chunking(ALSConfig(factors=factors, solver="exact"), 1, on_cpu=False)
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_exact_solves_bound_the_matrices_of_a_chunk(platform):
+    for factors in (16, 64, 128, 256):
+        chunking = als.chunking(ALSConfig(factors=factors, solver="exact"), 1, platform)
         layout = make_layout(np.full(3_000_000, 2), chunking)
-        room = chunking.entries * factors * 4
-        assert layout.chunk_rows * factors * (factors + 1) * 4 <= 2 * room
-        assert layout.segments * factors * (factors + 1) * 4 <= 2 * room
+        row, system = (packed.stored_width(n, platform) for n in (factors, factors + 1))
+        assert layout.chunk_rows * factors * system <= 2 * chunking.entries * row
+        assert layout.segments * factors * system <= 2 * chunking.entries * row
 
 
 @pytest.mark.parametrize("solve", [als_solver.solve_by_cholesky, als_solver.solve_by_elimination])

@@ -1,11 +1,15 @@
 """Compiles a program for a TPU and prints its figures as JSON.
 
-python -m tests.tpu.programs training-adagrad v5e 4 64
+python -m tests.tpu.programs training-adagrad v5e 4 64 compute_dtype=bfloat16
 """
 
+import dataclasses
+import functools
 import json
+import math
 import re
 import sys
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +19,11 @@ from jax.experimental import topologies
 from cadc_jax import cost, sharding
 from cadc_jax.cost import hlo
 from cadc_jax.cost.sides import both_sides
-from cadc_jax.evaluation import scorers
-from cadc_jax.factorization import als, als_solver, topk
+from cadc_jax.factorization import als, als_solver, sgd, topk
 from cadc_jax.factorization.als import ALSConfig
 from cadc_jax.factorization.als_solver import HalfStepConfig, SideData
 from cadc_jax.factorization.interactions import Chunks
+from cadc_jax.factorization.sgd import SGDConfig
 from cadc_jax.models import embeddings, scoring
 from cadc_jax.models.dlrm import DLRM
 from cadc_jax.training import placement, step
@@ -31,29 +35,46 @@ NUMBERS = 1 << 29  # of the tables of a chip: 2.1 GB
 CONFIG = TrainConfig(batch_rows=8192, table_optimizer="adagrad")
 
 
+class Program(NamedTuple):
+    """A program of one chip.
+
+    Attributes:
+      lowered: what is compiled.
+      tables: bytes of each table that the chip is given.
+      expected: bytes that it should receive from other chips; None if nothing predicts them.
+      bodies: runs of the loop in an ALS iteration.
+    """
+
+    lowered: jax.stages.Lowered
+    tables: list[int]
+    expected: float | None = None
+    bodies: int | None = None
+
+
 def main():
     name, chip, chips, width = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     described = topologies.get_topology_desc(platform="tpu", topology_name=SLICES[chip])
     mesh = sharding.make_mesh(chips, described.devices[:chips])
+    settings = dict(x.split("=") for x in sys.argv[5:])  # of TrainConfig, strings
     kind, _, variant = name.partition("-")
-    expected = None
     if kind == "training":
-        frozen = {"user", "item"} if variant == "frozen" else set()
-        program, expected = training(mesh, width, frozen)
+        made = training(mesh, width, variant == "frozen", settings)
     elif kind == "als":
-        program, expected = half_step(mesh, width, variant)
+        made = half_step(mesh, width, variant)
     else:
-        program = {"scoring": predict, "grid": grid, "topk": retrieve}[kind](mesh, width)
-    text, memory = program.as_text(), program.memory_analysis()
-    largest = NUMBERS // 2  # numbers of the largest table of a chip
+        programs = {"sgd": logistic, "scoring": predict, "ranking": rank, "topk": retrieve}
+        made = programs[kind](mesh, width)
+    compiled = made.lowered.compile()
+    text = compiled.as_text()
     found = {
-        "tables": 4 * NUMBERS,
-        "temporaries": memory.temp_size_in_bytes,
-        "moved_tables": moved(text, largest // 2),
+        "tables": sum(made.tables),
+        "largest": max(made.tables),
+        "temporaries": compiled.memory_analysis().temp_size_in_bytes,
+        "moved_tables": moved(text, max(made.tables) // 8),
         "received": sum(hlo.received_bytes(text).values()),
-        "expected": expected,
+        "expected": made.expected,
+        "bodies": made.bodies,
         "sorts": [numbers(x) for x in re.findall(r"= \(?\w+\[([\d,]*)\][^=]* sort\(", text)],
-        "gathers": len(re.findall(r"= \S+ gather\(", text)),
         "bfloat16": len(re.findall(r"\bbf16\[", text)),
     }
     print(json.dumps(found))
@@ -87,42 +108,62 @@ def on(mesh, tree, spec=sharding.REPLICATED):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
 
 
-def training(mesh, width, frozen):
-    """A step of a DLRM on 8,192 rows; tables are split over all chips."""
-    model, sizes = DLRM(width, (512, 256), (512, 256)), sizes_of(width, mesh.size)
-    tables = cost.table_shapes(sizes, width, width)
-    content, batch = cost.content_shapes(sizes), cost.batch_shapes(sizes, CONFIG)
-    ids = {k: len(x) for k, x in jax.eval_shape(embeddings.lookup_ids, content, batch).items()}
-    trained = set(tables) - frozen
-    whole = placement.plan_placement(mesh, tables, trained, "adagrad", ids)
+def bytes_of(mesh, tree):
+    """Bytes that a chip holds of each array."""
+    return [
+        x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(tree)
+    ]
+
+
+def place(mesh, tables, trained=(), ids=0):
+    """A placement that splits every table over all chips, and the room that asks for it."""
+    batch = ids if isinstance(ids, dict) else dict.fromkeys(tables, ids)
+    whole = placement.plan_placement(mesh, tables, trained, "adagrad", batch)
     held = [table.device_bytes for table in whole.tables]
     # One byte too little unless every table is split.
     room = sum(held) / mesh.size + (1 - 1 / mesh.size) * min(held) - 1 if mesh.size > 1 else 0
     limits = DeviceConfig(mesh.size, room)
-    expected = cost.training(
-        *("step", model, CONFIG, sizes, tables, frozenset(frozen), mesh.size, limits)
-    )
-    placed = placement.plan_placement(mesh, tables, trained, "adagrad", ids, limits.room)
+    placed = placement.plan_placement(mesh, tables, trained, "adagrad", batch, limits.room)
     assert mesh.size == 1 or all(table.split for table in placed.tables)
+    return placed, limits
+
+
+def there(placed, trees):
+    return {name: placement.like(placed, name, tree) for name, tree in trees.items()}
+
+
+def training(mesh, width, frozen, settings):
+    """Up to eight steps of a DLRM on 8,192 rows each; tables are split over all chips."""
+    config = dataclasses.replace(CONFIG, **settings)
+    fixed = {"user", "item"} if frozen else set()
+    model, sizes = DLRM(width, (512, 256), (512, 256)), sizes_of(width, mesh.size)
+    tables = cost.table_shapes(sizes, width, width)
+    content, batch = cost.content_shapes(sizes), cost.batch_shapes(sizes, config)
+    ids = {k: len(x) for k, x in jax.eval_shape(embeddings.lookup_ids, content, batch).items()}
+    trained = set(tables) - fixed
+    placed, limits = place(mesh, tables, trained, ids)
+    expected = cost.training(
+        *("step", model, config, sizes, tables, frozenset(fixed), mesh.size, limits)
+    )
     forms = {name: placement.shape(placed, name, x) for name, x in tables.items()}
     key = jax.eval_shape(lambda: jax.random.key(0))
     start = {name: forms[name] for name in trained}
-    constant = {name: forms[name] for name in frozen}
+    constant = {name: forms[name] for name in fixed}
     state = jax.eval_shape(
-        lambda t, f, c, b, k: step.init_state(model, CONFIG, t, f, c, b, k),
+        lambda t, f, c, b, k: step.init_state(model, config, t, f, c, b, k),
         *(start, constant, content, batch, key),
     )
-
-    def there(trees):
-        return {name: placement.like(placed, name, tree) for name, tree in trees.items()}
-
     network = on(mesh, state.replace(tables={}, slots={}))
-    state = network.replace(tables=there(state.tables), slots=there(state.slots))
-    lowered = step.train_step.lower(
-        *(model, CONFIG, state, there(constant), on(mesh, content)),
-        *(on(mesh, batch, sharding.BATCH), on(mesh, key), placed),
+    held = there(placed, state.tables)
+    state = network.replace(tables=held, slots=there(placed, state.slots))
+    constant = there(placed, constant)
+    batches = jax.tree.map(lambda x: jax.ShapeDtypeStruct((8, *x.shape), x.dtype), batch)
+    count = on(mesh, jax.ShapeDtypeStruct((), jnp.int32))
+    lowered = step.train_steps.lower(
+        *(model, config, state, constant, on(mesh, content)),
+        *(on(mesh, batches, sharding.BATCHES), count, on(mesh, key), placed),
     )
-    return lowered.compile(), sum(expected.received.values())
+    return Program(lowered, bytes_of(mesh, (held, constant)), sum(expected.received.values()))
 
 
 def half_step(mesh, width, solver):
@@ -138,7 +179,7 @@ def half_step(mesh, width, solver):
         user_counts=counts[0],
         item_counts=counts[1],
     )
-    users, items = both_sides(sizes, als.chunking(config, mesh.size, on_cpu=False), mesh.size)
+    users, items = both_sides(sizes, als.chunking(config, mesh.size, "tpu"), mesh.size)
     assert not users.long_rows  # each row is solved in a single chunk
     cells = (users.chunks, users.segments)
     index = jax.ShapeDtypeStruct((*cells, users.segment), jnp.int32)
@@ -159,49 +200,75 @@ def half_step(mesh, width, solver):
     both = cost.als(sizes, config, mesh.size).received
     share = items.table_rows / (users.table_rows + items.table_rows)
     expected = both["fixed side"] * share + both["K x K matrix"] / 2
-    return lowered.compile(), expected
+    bodies = (users.chunks + items.chunks) // mesh.size
+    return Program(lowered, bytes_of(mesh, (table, fixed)), expected, bodies)
+
+
+def logistic(mesh, width):
+    """Logistic SGD on a block of 1,024 batches of 8,192 rows, with row-wise Adagrad."""
+    config = SGDConfig(factors=width - 1, batch_rows=8192)  # and a bias
+    sizes = [NUMBERS // width // 2] * 2
+    tables = [jax.ShapeDtypeStruct((rows, width), jnp.float32) for rows in sizes]
+    number = jax.ShapeDtypeStruct((), jnp.float32)
+    row, label = (jax.ShapeDtypeStruct((1 << 23,), x) for x in (jnp.int32, jnp.float32))
+    arguments = (
+        jax.eval_shape(functools.partial(sgd._new_state, config=config), *tables, number),
+        sgd._Block(user=row, item=row, label=label, offsets=None, items=None),
+        jax.ShapeDtypeStruct((1 << 10, 1 << 13), jnp.int32),
+        *(number, number, jax.eval_shape(lambda: jax.random.key(0))),
+    )
+    arguments = on(mesh, arguments)
+    lowered = sgd._train_block.lower(*arguments, optimizer=config.optimizer, negatives=1)
+    return Program(lowered, bytes_of(mesh, on(mesh, tables)), 0)
 
 
 def predict(mesh, width):
-    """Scores of 256 users for 64 items each."""
-    sizes, model = sizes_of(width), DLRM(width, (512, 256), (512, 256))
-    shapes = cost.table_shapes(sizes, width, width)
-    placed = placement.plan_placement(mesh, shapes, (), "sgd", dict.fromkeys(shapes, 0))
-    tables = {
-        name: placement.like(placed, name, placement.shape(placed, name, x))
-        for name, x in shapes.items()
-    }
-    content = on(mesh, cost.content_shapes(sizes))
-    params = on(mesh, scoring.parameter_shapes(model, tables, content, 13))
+    """Scores of a DLRM of 256 users for 64 items each, with features of the row."""
     batch = {
         "user": jax.ShapeDtypeStruct((256,), jnp.int32),
         "item": jax.ShapeDtypeStruct((256, 64), jnp.int32),
         "dense": jax.ShapeDtypeStruct((256, 13), jnp.float32),
         "categorical": jax.ShapeDtypeStruct((256, 24), jnp.int32),
     }
-    return scoring.predict.lower(model, params, tables, content, on(mesh, batch)).compile()
+    return network(mesh, width, sizes_of(width, mesh.size), on(mesh, batch, sharding.BATCH))
 
 
-def grid(mesh, width):
-    """Scores of 64 users for all of 262,144 items, by factors."""
-    tables = {
-        "user": jax.ShapeDtypeStruct((1 << 20, width), jnp.float32),
-        "item": jax.ShapeDtypeStruct((1 << 18, width), jnp.float32),
-    }
-    batch = {
+def rank(mesh, width):
+    """Scores of a DLRM of 64 users for the same 4,096 items, with features of users and items."""
+    rows = NUMBERS * mesh.size // width
+    sizes = cost.Sizes(
+        *("ranking", 10**8, rows // 2, rows // 4, rows // 4), dense=(0, 0, 0), categorical=(4, 0, 3)
+    )
+    users = {
         "user": jax.ShapeDtypeStruct((64,), jnp.int32),
-        "item": jax.ShapeDtypeStruct((1, 1 << 18), jnp.int32),
+        "dense": jax.ShapeDtypeStruct((64, 0), jnp.float32),
+        "categorical": jax.ShapeDtypeStruct((64, 0), jnp.int32),
     }
-    return scorers.dot_products.lower(*on(mesh, (tables, batch))).compile()
+    items = {"item": jax.ShapeDtypeStruct((1, 4096), jnp.int32)}
+    return network(mesh, width, sizes, on(mesh, users, sharding.BATCH) | on(mesh, items))
+
+
+def network(mesh, width, sizes, batch):
+    """Scores of a network whose tables are split over all chips, as it evaluates in training."""
+    model = DLRM(width, (512, 256), (512, 256))
+    shapes = cost.table_shapes(sizes, width, width)
+    placed, _ = place(mesh, shapes)
+    tables = there(placed, {name: placement.shape(placed, name, x) for name, x in shapes.items()})
+    content = on(mesh, cost.content_shapes(sizes))
+    params = on(mesh, scoring.parameter_shapes(model, tables, content, sizes.dense[1]))
+    lowered = scoring.predict.lower(model, params, tables, content, batch, mesh.size)
+    return Program(lowered, bytes_of(mesh, tables))
 
 
 def retrieve(mesh, width):
-    """The 100 best of a million items a chip."""
+    """The 100 best of a million items a chip for 256 users."""
     table = on(mesh, jax.ShapeDtypeStruct((mesh.size << 20, width), jnp.float32), sharding.BATCH)
     queries = on(mesh, jax.ShapeDtypeStruct((256, width), jnp.float32))
     exclude = on(mesh, jax.ShapeDtypeStruct((256, 100), jnp.int32))
     spread = mesh if mesh.size > 1 else None
-    return topk.retrieve.lower(queries, table, 100, exclude, mesh=spread).compile()
+    lowered = topk.retrieve.lower(queries, table, 100, exclude, mesh=spread)
+    scores_and_ids = (mesh.size - 1) * 256 * 100 * 8
+    return Program(lowered, bytes_of(mesh, table), scores_and_ids)
 
 
 if __name__ == "__main__":

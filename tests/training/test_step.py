@@ -391,3 +391,27 @@ def test_items_that_are_computed_once_a_step_train_as_if_once_a_row(loss, micro)
         # A softmax leaves biases of all items open: what Adam makes of their noise is no matter.
         found.append((total, moved, state.params if loss == "bce" else {}))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *found)
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected"),
+    [
+        ("default", "DEFAULT"),
+        ("bfloat16", "DEFAULT"),
+        ("tensorfloat32", "HIGH"),
+        ("float32", "HIGHEST"),
+    ],
+)
+def test_the_precision_of_products_is_a_setting_in_training_and_float32_in_scores(
+    precision, expected
+):
+    """On a CPU all precisions compute the same, so this reads the programs before compiling."""
+    config = TrainConfig(negatives=2, matmul_precision=precision)
+    model, state, _ = start(config)
+    trained = step.train_step.lower(model, config, state, {}, content(), batch(), jax.random.key(0))
+    scored = scoring.predict.lower(model, state.params, state.tables, content(), batch())
+    for program, name in ((trained, expected), (scored, "HIGHEST")):
+        lines = program.as_text().splitlines()
+        products = [line for line in lines if "stablehlo.dot_general" in line]
+        assert products
+        assert all(f"precision = [{name}, {name}]" in line for line in products)
