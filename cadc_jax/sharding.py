@@ -31,6 +31,7 @@ BATCH = P((DATA, MODEL))  # leading axis of every array in a batch
 BATCHES = P(None, (DATA, MODEL))  # second axis of every array in a stack of batches
 TABLE = P(MODEL)  # rows of a sharded embedding table
 
+RESIDENT_SHARE = 1 / 4  # of a device's memory for the rows of a split, unless asked for more
 _LOCAL_BYTES = 1 << 28  # bytes of an array that `local` replicates at a time
 
 
@@ -95,6 +96,15 @@ def mesh_of(array: jax.Array) -> Mesh:
 def is_cpu(mesh: Mesh | AbstractMesh) -> bool:
     """Whether the devices of a mesh are CPUs; an abstract mesh has none."""
     return isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "cpu"
+
+
+def memory(mesh: Mesh) -> float:
+    """Bytes of memory of a device of this process; CPU devices share the host's."""
+    devices = mesh.local_devices
+    found = devices[0].memory_stats()
+    if found and "bytes_limit" in found:
+        return float(found["bytes_limit"])
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / len(devices)
 
 
 def put(tree: Any, where: Sharding) -> Any:

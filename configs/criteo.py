@@ -38,8 +38,10 @@ def get_config():
     config.dlrm.bottom = (32,)
     config.dlrm.top = (64, 32)
     config.train.batch_rows = 1024
-    config.train.learning_rate = 2e-3
+    config.train.learning_rate = 1e-3
     config.train.table_optimizer = "adagrad"
-    config.train.table_learning_rate = 0.05
+    config.train.table_learning_rate = 0.02
     config.train.l2 = 0.003
+    config.train.evaluation_steps = 32  # two epochs of a sample of the synthetic rows
+    config.train.patience = 2
     return config
