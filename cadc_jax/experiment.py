@@ -15,7 +15,7 @@ from cadc_jax.run import compressed, lineage, stages, updates
 from cadc_jax.run.arms import BASELINES, TRAINED, Arm
 from cadc_jax.run.budget import choose
 from cadc_jax.run.compressed import Compressed
-from cadc_jax.run.context import COMPILING, begin, training_mesh
+from cadc_jax.run.context import COMPILING, EVALUATING, begin, training_mesh
 from cadc_jax.run.context import Inputs as Inputs
 from cadc_jax.run.context import Run as Run
 from cadc_jax.run.factor_files import factor_tables
@@ -237,6 +237,7 @@ def _row(
     stages_of["evaluate"] = evaluated
     seconds = {name: round(made.seconds, 2) for name, made in stages_of.items()}
     compiling = sum(made.facts.get(COMPILING, 0) for made in stages_of.values())
+    evaluating = 0.0 if trained is None else trained.facts.get(EVALUATING, 0.0)
     users = evaluated.facts["users"]  # of clicks nothing
     rows = inputs.prepared.facts["rows"]["train"]
     return {
@@ -250,6 +251,7 @@ def _row(
         "metrics": dict(evaluated.facts["metrics"]),
         "seconds": {**seconds, "total": round(sum(seconds.values()), 2)},
         "compile_seconds": round(compiling, 2),  # of the total
+        "evaluation_seconds": round(evaluating, 2),  # of the training
         "evaluation": evaluated.fingerprint,
         **({"test_users": users} if users else {}),
     }

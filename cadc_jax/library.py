@@ -30,11 +30,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from cadc_jax import metrics, sharding
+from cadc_jax import sharding
 from cadc_jax.data import negatives, sampling
 from cadc_jax.data.table import Columns, Table, open_table, with_training_rows
 from cadc_jax.errors import ConfigError, check_choice
-from cadc_jax.evaluation import evaluate, scorers
+from cadc_jax.evaluation import evaluate, resident, scorers
 from cadc_jax.evaluation.ranking import SeenItems
 from cadc_jax.evaluation.scorers import Scorer
 from cadc_jax.factorization import als, autoencoder, sgd, topk
@@ -214,11 +214,7 @@ def train(
     content = content or _no_content(num_users, num_items, vocabulary_sizes)
     data = TrainingData(rows, content, num_features or int(sum(vocabulary_sizes)), sampler)
 
-    def quality(scorer: Scorer) -> float:
-        if clicks:
-            return -evaluate.evaluate_clicks(scorer, validation)["logloss"]
-        return float(metrics.ndcg(evaluate.ranks_sampled(scorer, validation), 10))
-
+    quality = resident.of_clicks(validation) if clicks else resident.of_sampled(validation, 10)
     fitted = assemble.train(network, config, data, start, quality, seed)
     return Model(network, fitted.params, fitted.tables, content, fitted.history, fitted.best_step)
 

@@ -70,7 +70,7 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
     """
     metrics = headlines(rows)
     stages = [name for name in SECONDS if any(name in row["seconds"] for row in rows)]
-    seconds = [*(f"{name} s" for name in stages), "compiling s"]
+    seconds = [*(f"{name} s" for name in stages), "compiling s", "evaluating s"]
     noted = any(map(_added_nothing, rows))
     reads = ["rows read", "pairs read", "MB"]
     header = ["arm", "model", *reads, *map(label, metrics), *seconds]
@@ -80,7 +80,7 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
         reads = [f"{row['rows_read']:,}", f"{row['pairs_read']:,}", f"{megabytes:,.2f}"]
         line = [*_names(row), *reads, *values]
         line += [f"{row['seconds'][s]:.1f}" if s in row["seconds"] else "-" for s in stages]
-        line.append(f"{row['compile_seconds']:.1f}")
+        line += [f"{row[name]:.1f}" for name in ("compile_seconds", "evaluation_seconds")]
         note = "the network added nothing" if _added_nothing(row) else ""
         lines.append(line + [note] * noted)
     return lines
@@ -176,10 +176,11 @@ def explain(rows: Sequence[Row]) -> list[str]:
         lines += _explain_rankings(rows)
     lines.append(
         "Seconds include compiling, whose share has a column of its own: programs that an earlier "
-        "run or arm has compiled are found again (--compilation_cache). 'rows read' and 'pairs "
-        "read' (of a user and an item) are what the model trains on; the factors of MF and CADC "
-        "come from all training rows, once. 'MB' are these rows, the factors and the content of "
-        "ids in the work folder, before 'cadc compress' packs them. * marks the best of a column."
+        "run or arm has compiled are found again (--compilation_cache). 'evaluating' is the part "
+        "of 'train' that went into choosing the best step. 'rows read' and 'pairs read' (of a user "
+        "and an item) are what the model trains on; the factors of MF and CADC come from all "
+        "training rows, once. 'MB' are these rows, the factors and the content of ids in the work "
+        "folder, before 'cadc compress' packs them. * marks the best of a column."
     )
     if "logloss" in metrics and "auc" not in metrics:
         lines.append("auc: undefined, as all test rows have the same label.")

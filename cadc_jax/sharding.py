@@ -31,6 +31,7 @@ BATCH = P((DATA, MODEL))  # leading axis of every array in a batch
 BATCHES = P(None, (DATA, MODEL))  # second axis of every array in a stack of batches
 TABLE = P(MODEL)  # rows of a sharded embedding table
 
+RESIDENT_SHARE = 1 / 4  # of a device's memory for the rows of a split, unless asked for more
 _LOCAL_BYTES = 1 << 28  # bytes of an array that `local` replicates at a time
 
 
@@ -100,6 +101,15 @@ def is_cpu(mesh: Mesh | AbstractMesh) -> bool:
 def platform(mesh: Mesh) -> str:
     """What the devices of a mesh are: 'cpu', 'gpu' or 'tpu'."""
     return mesh.devices.flat[0].platform
+
+
+def memory(mesh: Mesh) -> float:
+    """Bytes of memory of a device of this process; CPU devices share the host's."""
+    devices = mesh.local_devices
+    found = devices[0].memory_stats()
+    if found and "bytes_limit" in found:
+        return float(found["bytes_limit"])
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / len(devices)
 
 
 def put(tree: Any, where: Sharding) -> Any:

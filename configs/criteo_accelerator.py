@@ -45,4 +45,5 @@ def get_config():
     config.train.table_optimizer = "adagrad"
     config.train.table_learning_rate = 0.05
     config.train.l2 = 0.003
+    config.evaluation.max_rows = 1 << 20  # of the millions that validate
     return config

@@ -30,5 +30,7 @@ def get_config():
     config.train.batch_rows = 2048
     config.train.table_learning_rate = 1e-2
     config.train.max_evaluations = 40
+    config.train.evaluation_steps = 196  # four epochs of the sample
+    config.train.patience = 2
     config.evaluation.ranking = "full"  # few candidates favour popular items
     return config

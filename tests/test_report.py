@@ -15,6 +15,7 @@ ROWS = [
         "metrics": {"auc": 0.7},
         "seconds": {"prepare": 1.0, "factorize": 2.0, "total": 3.0},
         "compile_seconds": 0.5,
+        "evaluation_seconds": 0.0,
     },
     {
         "arm": "cadc_frozen",
@@ -27,6 +28,7 @@ ROWS = [
         "metrics": {"auc": 0.72, "logloss": 0.5},
         "seconds": {"prepare": 1.0, "factorize": 2.0, "train": 4.0, "total": 7.0},
         "compile_seconds": 1.5,
+        "evaluation_seconds": 0.4,
     },
     {
         "arm": "full",
@@ -39,6 +41,7 @@ ROWS = [
         "metrics": {"auc": 0.71, "logloss": 0.6},
         "seconds": {"prepare": 1.0, "train": 9.0, "total": 10.0},
         "compile_seconds": 0.0,
+        "evaluation_seconds": 0.9,
     },
 ]
 CONFIG = {"name": "x", "rate": 0.1}
@@ -53,10 +56,24 @@ def test_the_table_has_a_line_an_arm_and_stars_the_best():
     header, mf, cadc, full = report.table(ROWS)
     assert header == [
         *("arm", "model", "rows read", "pairs read", "MB", "auc", "logloss"),
-        *("prepare s", "factorize s", "train s", "total s", "compiling s"),
+        *("prepare s", "factorize s", "train s", "total s", "compiling s", "evaluating s"),
     ]
     assert [cell.strip() for cell in mf] == [
-        *("MF alone", "-", "1,000", "900", "0.10", "0.7000", "-", "1.0", "2.0", "-", "3.0", "0.5"),
+        *(
+            "MF alone",
+            "-",
+            "1,000",
+            "900",
+            "0.10",
+            "0.7000",
+            "-",
+            "1.0",
+            "2.0",
+            "-",
+            "3.0",
+            "0.5",
+            "0.0",
+        ),
     ]
     assert [cell.strip() for cell in cadc[5:7]] == ["0.7200*", "0.5000*"]  # a low log loss is good
     assert [cell.strip() for cell in full[5:7]] == ["0.7100", "0.6000"]
@@ -117,14 +134,21 @@ def ranked(arm, ndcg, users=(40, 40), **more):
     model = None if arm in ("popularity", "mf_alone") else "two_tower"
     row = {"arm": arm, "model": model, "rows_read": 9, "pairs_read": 9, "bytes": {"factors": 8}}
     row |= {"metrics": found, "seconds": {"total": 1.0}, "compile_seconds": 0.0}
+    row["evaluation_seconds"] = 0.0
     return row | {"test_users": dict(zip(("ranked", "all"), users, strict=True))} | more
 
 
 def test_rankings_have_ndcg_and_recall_of_users_first_and_the_rest_in_a_second_table():
     rows = [ranked("popularity", 0.2), ranked("mf_alone", 0.3)]
     header, _, mf = report.table(rows)
-    assert header[5:] == ["ndcg@20 per user", "recall@20 per user", "total s", "compiling s"]
-    assert mf[5:] == ["0.3200*", "0.3200*", "1.0", "0.0"]
+    assert header[5:] == [
+        "ndcg@20 per user",
+        "recall@20 per user",
+        "total s",
+        "compiling s",
+        "evaluating s",
+    ]
+    assert mf[5:] == ["0.3200*", "0.3200*", "1.0", "0.0", "0.0"]
     header, popularity, _ = report.further_table(rows)
     assert header == [
         *("arm", "model", "hit@20 per user", "map@20 per user", "hr@20 per row", "coverage@20"),

@@ -20,6 +20,7 @@ from cadc_jax.models.embeddings import pair_batch
 CLICK_BLOCK = 8192  # rows scored at a time
 EXACT_ROWS = 1 << 22  # up to so many rows, scores are kept and sorted
 EDGE_ROWS = 1 << 16  # rows whose scores bound the bins of a larger split
+ROW_COLUMNS = ("user", "item", "dense", "categorical")  # what a row is scored by
 USER_BLOCK = 512  # users scored at a time against their own candidates
 
 
@@ -31,17 +32,20 @@ class EvaluationConfig:
       k: cut-offs of the metrics; the NDCG at the first one chooses the best step. A number alone is
         a tuple of one.
       max_users: users of the full ranking, drawn at random; 0 for all.
+      max_rows: validation rows of clicks that choose the best step, at even distances; 0 for all.
       ranking: ranking of the validation items that chooses the best step: 'sampled', among
         `data.num_negatives` other items, which favours popular items, or 'full', among all.
     """
 
     k: tuple[int, ...] = (10, 20, 50)
     max_users: int = 0
+    max_rows: int = 0
     ranking: str = "sampled"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "k", _cut_offs(self.k))
         check_at_least("evaluation.max_users", self.max_users, 0)
+        check_at_least("evaluation.max_rows", self.max_rows, 0)
         check_choice("evaluation.ranking", self.ranking, ("sampled", "full"))
 
 
@@ -53,17 +57,6 @@ def _cut_offs(k: Any) -> tuple[int, ...]:
     if min(found) < 1:
         raise ConfigError(f"evaluation.k={k!r}: must be at least 1")
     return tuple(dict.fromkeys(found))
-
-
-def validation_quality(scorer: Scorer, table: Table, config: EvaluationConfig) -> float:
-    """What training maximises: minus the log loss of clicks, or the NDCG@k of rankings."""
-    rows = table.splits["validation"]
-    if table.schema.task == "click":
-        return -evaluate_clicks(scorer, rows)["logloss"]
-    k = config.k[0]
-    if config.ranking == "full":
-        return rank_users(scorer, table, "validation", config.max_users).quality((k,))[f"ndcg@{k}"]
-    return float(metrics.ndcg(ranks_sampled(scorer, rows), k))
 
 
 def evaluate_clicks(
@@ -87,19 +80,18 @@ def evaluate_clicks(
     Raises:
       TrainingError: if a score is not finite.
     """
-    score, rows = scorer.score, len(columns["label"])
+    rows = len(columns["label"])
     exact = rows <= EXACT_ROWS
-    edges = jnp.zeros(0) if exact else _edges(score, columns, rows)
-    stats: metrics.ClickStats | None = None
+    edges = jnp.zeros(0) if exact else _edges(scorer.score, columns, rows)
     kept = []
-    for labels, scores, weight in _scored(score, columns, range(rows)):
-        block = metrics.click_stats(labels, scores, weight, edges)
-        stats = block if stats is None else metrics.merge(stats, block)
+
+    def each(scores: np.ndarray, weight: np.ndarray) -> None:
         if exact:
-            kept.append(np.asarray(scores))
+            kept.append(scores)
         if keep is not None:
-            keep(np.asarray(scores, np.float32)[np.asarray(weight)])
-    assert stats is not None  # no split is without rows
+            keep(scores.astype(np.float32)[weight])
+
+    stats = _click_stats(scorer.score, columns, edges, each)
     if exact:
         labels = np.asarray(columns["label"])
         result = {"auc": float(metrics.auc(labels, np.concatenate(kept)[:rows]))}
@@ -107,9 +99,42 @@ def evaluate_clicks(
         result = dict(zip(("auc", "auc_error"), stats.auc(), strict=True))
     if scorer.calibrated:
         result |= {"logloss": stats.log_loss(), "calibration": stats.calibration()}
+    check_finite(stats)
+    return {name: value for name, value in result.items() if np.isfinite(value)}
+
+
+def log_loss(scorer: Scorer, columns: Columns) -> float:
+    """The `logloss` of `evaluate_clicks` alone, for which no scores are kept or sorted.
+
+    Raises:
+      TrainingError: if a score is not finite.
+    """
+    stats = _click_stats(scorer.score, columns, jnp.zeros(0))
+    check_finite(stats)
+    return stats.log_loss()
+
+
+def check_finite(stats: metrics.ClickStats) -> None:
+    """Raises TrainingError if a score is not finite."""
     if not (np.isfinite(stats.predicted).all() and np.isfinite(stats.loss).all()):
         raise TrainingError("a score is not a finite number: lower the learning rate")
-    return {name: value for name, value in result.items() if np.isfinite(value)}
+
+
+def _click_stats(
+    score: Score,
+    columns: Columns,
+    edges: jax.Array,
+    each: Callable[[np.ndarray, np.ndarray], None] | None = None,
+) -> metrics.ClickStats:
+    """Statistics of all rows; `each` takes the scores and weights of each block."""
+    stats: metrics.ClickStats | None = None
+    for labels, scores, weight in _scored(score, columns, range(len(columns["label"]))):
+        block = metrics.click_stats(labels, scores, weight, edges)
+        stats = block if stats is None else metrics.merge(stats, block)
+        if each is not None:
+            each(np.asarray(scores), weight)
+    assert stats is not None  # no split is without rows
+    return stats
 
 
 def _edges(score: Score, columns: Columns, rows: int) -> jax.Array:
@@ -122,7 +147,7 @@ def _scored(
     score: Score, columns: Columns, rows: Sequence[int] | np.ndarray
 ) -> Iterator[tuple[np.ndarray, jax.Array | np.ndarray, np.ndarray]]:
     """Labels, scores and weights [CLICK_BLOCK] of `rows`, block by block; padding has weight 0."""
-    names = [name for name in ("user", "item", "dense", "categorical") if name in columns]
+    names = [name for name in ROW_COLUMNS if name in columns]
     for start in range(0, len(rows), CLICK_BLOCK):
         places = np.asarray(rows[start : start + CLICK_BLOCK])
         real = np.arange(CLICK_BLOCK) < len(places)
@@ -207,9 +232,53 @@ def rank_users(
       seed: of that draw.
       length: of the lists that coverage is counted in; 0 makes none.
     """
-    columns, num_items = table.splits[split], table.schema.num_items
-    user, item = (np.asarray(columns[name]) for name in ("user", "item"))
-    chosen = np.flatnonzero(_drawn(user, max_users, seed))
+    return rank_held_out(scorer, HeldOut.of(table, split, max_users, seed), length)
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """The held-out items of a split, and what their users had seen before.
+
+    Attributes:
+      user: [N] int32.
+      item: [N] int32.
+      chosen: [M] int64, rows of the users that were drawn.
+      seen: items of each user in all earlier splits.
+      num_items: I.
+    """
+
+    user: np.ndarray
+    item: np.ndarray
+    chosen: np.ndarray
+    seen: ranking.SeenItems
+    num_items: int
+
+    @classmethod
+    def of(cls, table: Table, split: str, max_users: int, seed: int = 0) -> "HeldOut":
+        """See `rank_users`."""
+        user, item = (np.asarray(table.splits[split][name]) for name in ("user", "item"))
+        chosen = np.flatnonzero(_drawn(user, max_users, seed))
+        return cls(user, item, chosen, _seen_before(table, split), table.schema.num_items)
+
+    def blocks(self, size: int) -> Iterator[tuple[ranking.Block, np.ndarray]]:
+        """Blocks of up to `size` users; see `ranking.blocks`."""
+        return ranking.blocks(self.user[self.chosen], self.item[self.chosen], self.seen, size)
+
+    def block_size(self, pairs: int, devices: int) -> int:
+        """Users to score at a time, to be split over devices: `pairs` users and items, or fewer."""
+        users = ranking.num_groups(self.user[self.chosen])
+        return even_block(users, max(1, pairs // self.num_items), devices)
+
+    def ranking(self, ranks: np.ndarray, best: np.ndarray) -> FullRanking:
+        """The ranking of all rows, from the ranks [M] of the chosen ones."""
+        found = np.full(len(self.user), -1, np.int32)
+        found[self.chosen] = ranks
+        return FullRanking(self.user, self.item, found, best)
+
+
+def rank_held_out(scorer: Scorer, held_out: HeldOut, length: int = 0) -> FullRanking:
+    """`rank_users` of what is at hand already."""
+    num_items, chosen = held_out.num_items, held_out.chosen
     best = np.full(num_items, metrics.NEVER)
     length = min(length, num_items)
 
@@ -217,16 +286,24 @@ def rank_users(
         np.minimum.at(best, lists, np.arange(length)[None])
 
     all_items = np.arange(num_items, dtype=np.int32)[None]
-    ranks = np.full(len(user), -1, np.int32)
-    ranks[chosen] = ranking.full_ranks(
+    ranks = ranking.full_ranks(
         lambda users: scorer.score(pair_batch(users, all_items)),
-        user[chosen],
-        item[chosen],
-        _seen_before(table, split),
-        _block_size(scorer, num_items, len(np.unique(user[chosen]))),
+        held_out.user[chosen],
+        held_out.item[chosen],
+        held_out.seen,
+        held_out.block_size(scorer.pairs, jax.device_count()),
         (length, keep) if length else None,
     )
-    return FullRanking(user, item, ranks, best)
+    return held_out.ranking(ranks, best)
+
+
+def even_block(rows: int, most: int, devices: int) -> int:
+    """Size of blocks of up to about `most` rows that leaves little of the last one to padding.
+
+    It divides over the devices.
+    """
+    block = -(-rows // -(-rows // most))
+    return block + -block % devices
 
 
 def _drawn(user: np.ndarray, max_users: int, seed: int) -> np.ndarray:
@@ -245,12 +322,6 @@ def _seen_before(table: Table, split: str) -> ranking.SeenItems:
     earlier = [table.known_pairs(), *((rows["user"], rows["item"]) for rows in held_out)]
     users, items = (np.concatenate(columns) for columns in zip(*earlier, strict=True))
     return ranking.SeenItems.of_pairs(users, items, table.schema.num_users)
-
-
-def _block_size(scorer: Scorer, num_items: int, users: int) -> int:
-    """Users to score at a time, to be split over the devices."""
-    block = int(np.clip(scorer.pairs // num_items, 1, users))
-    return block + -block % jax.device_count()
 
 
 def sampled_quality(ranks: np.ndarray, k: Sequence[int], negatives: int) -> dict[str, float]:

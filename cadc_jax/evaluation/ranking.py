@@ -11,11 +11,12 @@ user, counted from 0, is at place rank + j of the user's list.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jax import lax
 
 from cadc_jax import sharding
@@ -27,6 +28,28 @@ GROUP = 64
 ScoreGrid = Callable[[np.ndarray], jax.Array]  # users [B] int32 -> scores [B, I]
 ScoreItems = Callable[[np.ndarray, np.ndarray], jax.Array]  # users [B], items [B, G] -> [B, G]
 Keep = Callable[[np.ndarray], None]  # takes lists [B, K] int32 of the best items; 0 is padding
+
+
+@struct.dataclass
+class Block:
+    """Users whose held-out items are ranked at a time. All blocks of a split have one shape.
+
+    Pairs that fill up `seen` and `held_out` are row 0 and item 0, which never competes.
+
+    Attributes:
+      users: [B] int32.
+      items: [B, G] int32 held-out items; the first `steps` columns are ranked.
+      steps: [] int32.
+      seen: [2, S] int32, a row of the block and an item: pairs that are left out.
+      held_out: [2, H] int32, the same of all held-out items of the users, which do not compete with
+        each other.
+    """
+
+    users: jax.Array | np.ndarray
+    items: jax.Array | np.ndarray
+    steps: jax.Array | np.ndarray
+    seen: jax.Array | np.ndarray
+    held_out: jax.Array | np.ndarray
 
 
 def full_ranks(
@@ -52,19 +75,60 @@ def full_ranks(
       [N] int32 ranks; the number of items, which no candidate reaches, for id 0 and for a score
       that is not a number.
     """
-    held_out = SeenItems.of_pairs(user, item, len(seen.offsets) - 1)
     length, keep = lists or (0, None)
     ranks = np.empty(len(user), np.int32)
-    for users, rows in _user_blocks(user, block):
+    for part, rows in blocks(user, item, seen, block):
         inside = rows >= 0
-        items = np.where(inside, np.asarray(item)[rows], 0).astype(np.int32)
-        excluded, steps = (seen.padded(users), held_out.padded(users)), inside.sum(1).max()
-        made = _rank_users(score_grid(users), items, *excluded, steps, length=length)
+        made = rank_block(score_grid(np.asarray(part.users)), part, length=length)
         found, best = (np.asarray(sharding.local(x)) for x in made)
         ranks[rows[inside]] = found[inside]
         if keep is not None:
-            keep(best)
+            keep(best[inside.any(axis=1)])
     return ranks
+
+
+def blocks(
+    user: np.ndarray, item: np.ndarray, seen: "SeenItems", block: int
+) -> Iterator[tuple[Block, np.ndarray]]:
+    """Blocks of users, and which row each of their held-out items is.
+
+    Args:
+      user: [N] int32, in any order.
+      item: [N] int32 held-out items; all held-out items of a user are among the rows.
+      seen: items of each user that are left out.
+      block: users of a block, B.
+
+    Yields:
+      A block on the host, and [B, G] rows in [0, N), -1 for padding.
+    """
+    held_out = SeenItems.of_pairs(user, item, len(seen.offsets) - 1)
+    parts = list(_user_blocks(user, block))
+    real = [users[: np.count_nonzero(rows.max(axis=1) >= 0)] for users, rows in parts]
+    widths = [_width(known, real) for known in (seen, held_out)]
+    for own, (users, rows) in zip(real, parts, strict=True):
+        inside = rows >= 0
+        yield (
+            Block(
+                users=users,
+                items=np.where(inside, np.asarray(item)[rows], 0).astype(np.int32),
+                steps=np.asarray(inside.sum(axis=1).max(), np.int32),
+                seen=seen.pairs(own, widths[0]),
+                held_out=held_out.pairs(own, widths[1]),
+            ),
+            rows,
+        )
+
+
+def _width(known: "SeenItems", parts: Sequence[np.ndarray]) -> int:
+    """Pairs of known items of the users of each part, at most; with similar logs the same."""
+    most = max((int(known.counts(users).sum()) for users in parts), default=0)
+    return most + -most % 64
+
+
+def num_groups(user: np.ndarray) -> int:
+    """Number of users of rows [N] that are ranked apart; one with many rows is several."""
+    counts = np.unique(user, return_counts=True)[1]
+    return int((-(-counts // GROUP)).sum())
 
 
 def _user_blocks(user: np.ndarray, block: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -72,7 +136,7 @@ def _user_blocks(user: np.ndarray, block: int) -> Iterator[tuple[np.ndarray, np.
 
     Users with many rows come first. So users of a block have about as many rows, and little of the
     block's work is for padding. Where all have one row, they come in the order of their ids. The
-    last block repeats the last user.
+    last block is filled up with the last user, without rows.
     """
     order = np.argsort(user, kind="stable")
     ids, starts, counts = np.unique(user[order], return_index=True, return_counts=True)
@@ -83,9 +147,11 @@ def _user_blocks(user: np.ndarray, block: int) -> Iterator[tuple[np.ndarray, np.
     by_size = np.argsort(-size, kind="stable")
     column = np.arange(size.max(initial=0))
     for start in range(0, len(owner), block):
-        chosen = by_size[np.minimum(np.arange(start, start + block), len(owner) - 1)]
+        places = np.arange(start, start + block)
+        chosen = by_size[np.minimum(places, len(owner) - 1)]
+        own = np.where(places < len(owner), size[chosen], 0)
+        inside = column < own[:, None]
         places = (starts[owner] + skipped)[chosen, None] + column
-        inside = column < size[chosen, None]
         rows = np.where(inside, order[np.where(inside, places, 0)], -1)
         yield ids[owner[chosen]].astype(np.int32), rows
 
@@ -108,7 +174,7 @@ def sampled_ranks(
 
     def ranks_of(users: np.ndarray, items: np.ndarray, negatives: np.ndarray) -> jax.Array:
         candidates = np.concatenate([items[:, None], negatives], axis=1)
-        return _ranks_among(score_items(users, candidates), candidates)
+        return ranks_among(score_items(users, candidates), candidates)
 
     return _in_blocks(ranks_of, (user, item, negatives), block)
 
@@ -137,6 +203,19 @@ class SeenItems:
         """L, the largest number of items of a user."""
         return int(np.diff(self.offsets).max(initial=0))
 
+    def counts(self, users: np.ndarray) -> np.ndarray:
+        """Number of items [B] of users [B]."""
+        return self.offsets[users + 1] - self.offsets[users]
+
+    def pairs(self, users: np.ndarray, width: int) -> np.ndarray:
+        """Places in `users` [B], and items: [2, width] int32, filled up with 0 and 0."""
+        counts = self.counts(users)
+        row = np.repeat(np.arange(len(users)), counts)
+        nth = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+        found = np.zeros((2, width), np.int32)
+        found[:, : len(row)] = row, self.items[self.offsets[users][row] + nth]
+        return found
+
     def padded(self, users: np.ndarray, fill: int = 0) -> np.ndarray:
         """Items [B, L] int32 of users [B]; shorter lists are filled up with `fill`."""
         if not len(self.items):
@@ -148,7 +227,7 @@ class SeenItems:
 
 
 @jax.jit
-def _ranks_among(scores: jax.Array, candidates: np.ndarray) -> jax.Array:
+def ranks_among(scores: jax.Array, candidates: jax.Array | np.ndarray) -> jax.Array:
     """[B, 1 + K] scores of the held-out item and its negatives, and their ids -> [B] ranks."""
     own = scores[:, :1]
     others = jnp.where(candidates[:, 1:] == 0, -jnp.inf, scores[:, 1:])
@@ -157,36 +236,25 @@ def _ranks_among(scores: jax.Array, candidates: np.ndarray) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="length")
-def _rank_users(
-    scores: jax.Array,
-    items: np.ndarray,
-    seen: np.ndarray,
-    held_out: np.ndarray,
-    steps: np.ndarray,
-    *,
-    length: int,
-) -> tuple[jax.Array, jax.Array]:
+def rank_block(scores: jax.Array, block: Block, *, length: int) -> tuple[jax.Array, jax.Array]:
     """Ranks and lists of a block of users.
 
     Args:
       scores: [B, I].
-      items: [B, G] held-out items; the first `steps` columns are ranked.
-      seen: [B, L] items left out.
-      held_out: [B, M] all held-out items of each user, which do not compete with each other.
-      steps: [] int.
+      block: the users, and what does not compete.
       length: K of the lists.
 
     Returns:
       [B, G] int32 ranks and [B, K] int32 items.
     """
-    users = jnp.arange(len(items))[:, None]
-    own = scores[users, items]
-    unseen = scores.at[users, seen].set(-jnp.inf).at[:, 0].set(-jnp.inf)
+    items = jnp.asarray(block.items)
+    own = jnp.take_along_axis(scores, items, axis=1)
+    unseen = scores.at[block.seen[0], block.seen[1]].set(-jnp.inf).at[:, 0].set(-jnp.inf)
     best = jnp.zeros((len(items), 0), jnp.int32)
     if length:
         values, best = lax.top_k(jnp.where(jnp.isnan(unseen), -jnp.inf, unseen), length)
         best = jnp.where(values > -jnp.inf, best, 0)
-    candidates = unseen.at[users, held_out].set(-jnp.inf)
+    candidates = unseen.at[block.held_out[0], block.held_out[1]].set(-jnp.inf)
 
     def count(column: jax.Array, ranks: jax.Array) -> jax.Array:
         score = lax.dynamic_slice_in_dim(own, column, 1, axis=1)
@@ -194,7 +262,7 @@ def _rank_users(
         return lax.dynamic_update_slice_in_dim(ranks, found[:, None], column, axis=1)
 
     # A column at a time: all at once would need [B, G, I], where they are not fused.
-    ranks = lax.fori_loop(0, steps, count, jnp.zeros(items.shape, jnp.int32))
+    ranks = lax.fori_loop(0, block.steps, count, jnp.zeros(items.shape, jnp.int32))
     return jnp.where(items == 0, scores.shape[1], ranks), best
 
 

@@ -22,8 +22,31 @@ from cadc_jax.models.two_tower import TwoTower
 
 Score = Callable[[HostBatch], jax.Array]  # users [B] and items [B, G] or [1, G] -> scores [B, G]
 
+Apply = Callable[[Any, HostBatch], jax.Array]  # a state and such a batch -> scores [B, G]
+
 DOT_PAIRS = 1 << 24  # (user, item) pairs scored at a time, where a score is a dot product
 NETWORK_PAIRS = 1 << 18  # the same where a pair takes all its embeddings through a network
+_WIDER = 4  # times as many on each accelerator, which has more cores to keep busy than a CPU
+
+
+def at_a_time(size: int, mesh: Mesh) -> int:
+    """How much to score at a time on all devices of a mesh, where one CPU takes `size`."""
+    return size if sharding.is_cpu(mesh) else _WIDER * size * mesh.size
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Scores as a pure function, which a larger program can contain.
+
+    Scorers with equal `apply` and with states of the same shapes share a compiled program.
+
+    Attributes:
+      apply: the function; hashable, and equal to others that compute the same.
+      state: a tree of arrays: all numbers that it needs.
+    """
+
+    apply: Apply
+    state: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +58,13 @@ class Scorer:
         -> scores [B, G] float32; higher is better.
       pairs: (user, item) pairs to score at a time when users rank all items; bounds memory.
       calibrated: whether scores are logits, for which log loss and calibration mean something.
+      program: the same scores for programs; None if `score` is no pure function.
     """
 
     score: Score
     pairs: int = DOT_PAIRS
     calibrated: bool = True
+    program: Program | None = None
 
 
 def popularity(table: Table) -> Scorer:
@@ -55,11 +80,14 @@ def popularity(table: Table) -> Scorer:
         mean = clicks.sum() / counts.sum()
         rate = (clicks + 10 * mean) / (counts + 10)
         scores = jnp.asarray(np.log(rate / (1 - rate)), jnp.float32)
-    return Scorer(
-        lambda batch: jnp.broadcast_to(
-            scores[batch["item"]], (len(batch["user"]), batch["item"].shape[1])
-        )
-    )
+    return Scorer(functools.partial(_item_scores, scores), program=Program(_item_scores, scores))
+
+
+@jax.jit
+def _item_scores(scores: jax.Array, batch: HostBatch) -> jax.Array:
+    """Scores [B, G] of a batch by `scores` [I] of the items, whoever the user is."""
+    shape = len(batch["user"]), batch["item"].shape[1]
+    return jnp.broadcast_to(scores[batch["item"]], shape)
 
 
 def factors(user: np.ndarray | jax.Array, item: np.ndarray | jax.Array, calibrated: bool) -> Scorer:
@@ -68,7 +96,8 @@ def factors(user: np.ndarray | jax.Array, item: np.ndarray | jax.Array, calibrat
     ALS predicts preferences, which are not logits: `calibrated` is True for logistic factors only.
     """
     tables = {"user": jnp.asarray(user), "item": jnp.asarray(item)}
-    return Scorer(functools.partial(dot_products, tables), calibrated=calibrated)
+    score = functools.partial(dot_products, tables)
+    return Scorer(score, calibrated=calibrated, program=Program(dot_products, tables))
 
 
 @jax.jit
@@ -93,13 +122,32 @@ def network(
         device.
     """
 
-    def score(batch: HostBatch) -> jax.Array:
-        if mesh is None:
-            return scoring.predict(model, params, tables, content, batch)
-        batch = _spread(batch, mesh)
-        return scoring.predict(model, params, tables, content, batch, mesh.size)
+    program = Program(
+        NetworkScores(model, 1 if mesh is None else mesh.size), (params, tables, content)
+    )
 
-    return Scorer(score, DOT_PAIRS if isinstance(model, TwoTower) else NETWORK_PAIRS)
+    def score(batch: HostBatch) -> jax.Array:
+        return program.apply(program.state, batch if mesh is None else _spread(batch, mesh))
+
+    pairs = DOT_PAIRS if isinstance(model, TwoTower) else NETWORK_PAIRS
+    return Scorer(score, pairs, program=program)
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkScores:
+    """Logits of a network as an `Apply`; its state is (params, tables, content).
+
+    Attributes:
+      model: the network.
+      devices: number of devices that a batch is split over.
+    """
+
+    model: nn.Module
+    devices: int
+
+    def __call__(self, state: Any, batch: HostBatch) -> jax.Array:
+        """Logits [B, G] float32."""
+        return scoring.predict(self.model, *state, batch, self.devices)
 
 
 def _spread(batch: HostBatch, mesh: Mesh) -> Mapping[str, jax.Array]:

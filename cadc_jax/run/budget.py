@@ -18,9 +18,10 @@ from ml_collections import ConfigDict
 from cadc_jax import configuration
 from cadc_jax.data.table import Table, open_table
 from cadc_jax.errors import ConfigError
-from cadc_jax.evaluation import evaluate, scorers
+from cadc_jax.evaluation import evaluate, resident, scorers
+from cadc_jax.evaluation.scorers import Scorer
 from cadc_jax.run import compressed, stages
-from cadc_jax.run.context import Inputs, Run
+from cadc_jax.run.context import Inputs, Run, training_mesh
 from cadc_jax.run.factor_files import factor_tables
 from cadc_jax.runtime.artifacts import Artifact, size_of
 
@@ -82,6 +83,7 @@ def choose(run: Run, budget: int, prepared: Artifact) -> Choice:
     """
     config, table = run.config, open_table(prepared.path)
     fixed = _packed_size(lambda out: compressed.pack_content(prepared.path, out))
+    quality = _quality_of(run, table)
     rows, best = _rows_bytes(prepared, stages.sample_stage(run, prepared)), None
 
     def estimate(rank: float, bits: int, rate: float) -> int:
@@ -97,7 +99,7 @@ def choose(run: Run, budget: int, prepared: Artifact) -> Choice:
         candidate = _changed(config, rank, *pair)
         inputs = compressed.make_inputs(dataclasses.replace(run, config=candidate), prepared)
         size = fixed + _rows_bytes(prepared, inputs.sample) + _factor_bytes(inputs.factors)
-        choice = Choice(candidate, inputs, size, _quality(candidate, table, inputs.factors))
+        choice = Choice(candidate, inputs, size, quality(inputs.factors))
         run.say(f"[ compress] {choice}" + (": too large" if size > budget else ""))
         if size <= budget and (best is None or choice.quality > best.quality):
             best = choice
@@ -124,12 +126,21 @@ def _changed(config: ConfigDict, rank: float, bits: int, rate: float) -> ConfigD
     return config
 
 
-def _quality(config: ConfigDict, table: Table, factors: Artifact) -> float:
-    """AUC of clicks, or the NDCG that the configuration validates by."""
-    scorer = scorers.factors(*factor_tables(factors.path), calibrated=False)
-    if table.schema.task == "click":
+def _quality_of(run: Run, table: Table) -> Callable[[Artifact], float]:
+    """Of factors: AUC of clicks, or the NDCG that the configuration validates by."""
+
+    def auc(scorer: Scorer) -> float:
         return evaluate.evaluate_clicks(scorer, table.splits["validation"])["auc"]
-    return evaluate.validation_quality(scorer, table, configuration.evaluation_config(config))
+
+    validate: resident.Quality = auc
+    if table.schema.task == "ranking":
+        options = configuration.evaluation_config(run.config)
+        validate = resident.validation(table, options, training_mesh(run))
+
+    def quality(factors: Artifact) -> float:
+        return validate(scorers.factors(*factor_tables(factors.path), calibrated=False))
+
+    return quality
 
 
 def _packed_size(pack: Callable[[pathlib.Path], None]) -> int:

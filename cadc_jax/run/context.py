@@ -27,6 +27,7 @@ Write = Callable[[pathlib.Path], Mapping[str, Any]]  # writes into a folder and 
 LongWrite = Callable[[pathlib.Path, Checkpoints | None], Mapping[str, Any]]
 
 COMPILING = "compile_seconds"  # fact of a stage: of its seconds those that compiling took
+EVALUATING = "evaluation_seconds"  # the same of evaluations while training, less their compiling
 COPIES_BYTES = 1 << 30  # for the copies of a side of the matrix on the cores of one CPU
 
 

@@ -25,13 +25,13 @@ from cadc_jax import configuration
 from cadc_jax.data import pipeline
 from cadc_jax.data.raw import FOLD_IN, PARTS
 from cadc_jax.data.table import Table, open_table, read_columns
-from cadc_jax.evaluation import evaluate, scorers
+from cadc_jax.evaluation import resident, scorers
 from cadc_jax.factorization import als, autoencoder, blend, sgd
 from cadc_jax.factorization.als import ALSConfig
 from cadc_jax.factorization.autoencoder import AutoencoderConfig
 from cadc_jax.factorization.factors import Factors, balanced_axes, grown, principal_axes
 from cadc_jax.factorization.interactions import Extent, Interactions
-from cadc_jax.run.context import Run, als_mesh, make_long_stage, make_stage
+from cadc_jax.run.context import Run, als_mesh, make_long_stage, make_stage, training_mesh
 from cadc_jax.run.factor_files import UNSAMPLED, open_factors, write_factors
 from cadc_jax.run.lineage import UPDATED, find_updated
 from cadc_jax.runtime import distributed, manifest
@@ -116,11 +116,10 @@ def _blended(
         return found
 
     def write(folder: pathlib.Path) -> Mapping[str, Any]:
-        table = open_table(prepared.path)
+        validation = resident.validation(open_table(prepared.path), options, training_mesh(run))
 
         def quality(factors: Factors) -> float:
-            scorer = scorers.factors(factors.user, factors.item, calibrated=False)
-            return evaluate.validation_quality(scorer, table, options)
+            return validation(scorers.factors(factors.user, factors.item, calibrated=False))
 
         whole = [open_factors(part.path) for part in parts]
         weights = before.facts["weights"] if before else blend.choose_weights(whole, quality)

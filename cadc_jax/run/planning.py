@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cadc_jax import configuration, cost
+from cadc_jax import configuration, cost, sharding
 from cadc_jax.data.readers import criteo
 from cadc_jax.data.table import open_table
 from cadc_jax.errors import ConfigError
@@ -18,7 +18,6 @@ from cadc_jax.run.context import Run
 from cadc_jax.run.factor_files import has_biases
 from cadc_jax.run.stages import prepare_settings
 from cadc_jax.runtime import artifacts, manifest
-from cadc_jax.training import feeds
 
 
 def plan(this: Run, devices: int, hardware: str, given: Mapping[str, int]) -> None:
@@ -162,7 +161,7 @@ def _training_costs(
 
 def _with_input(planned: cost.Cost, memory: float) -> cost.Cost:
     """The cost without rows on the device, if these would take too much of its memory."""
-    if planned.memory["training rows"] <= feeds.SHARE * memory:
+    if planned.memory["training rows"] <= sharding.RESIDENT_SHARE * memory:
         return planned
     left = {name: x for name, x in planned.memory.items() if name != "training rows"}
     note = "rows stream from the host: they take too much of the device's memory"

@@ -29,12 +29,12 @@ from cadc_jax.data.table import (
     write_columns,
 )
 from cadc_jax.errors import ArtifactError, ConfigError
-from cadc_jax.evaluation import evaluate
+from cadc_jax.evaluation import evaluate, resident
 from cadc_jax.evaluation.scorers import Scorer
 from cadc_jax.models import embeddings, scoring
 from cadc_jax.run import factor_files
 from cadc_jax.run.arms import Arm
-from cadc_jax.run.context import Inputs, Run, make_long_stage, make_stage, training_mesh
+from cadc_jax.run.context import EVALUATING, Inputs, Run, make_long_stage, make_stage, training_mesh
 from cadc_jax.runtime import artifacts, distributed
 from cadc_jax.runtime.artifacts import Artifact
 from cadc_jax.runtime.checkpoints import Checkpoints, quiet_orbax
@@ -163,6 +163,7 @@ def train_settings(config: ConfigDict, model_name: str) -> dict[str, Any]:
         "k": options.k[0],
         "ranking": options.ranking,
         "max_users": options.max_users if options.ranking == "full" else 0,
+        "max_rows": options.max_rows,
         "seed": config.seed,
     }
 
@@ -200,6 +201,7 @@ def train_stage(run: Run, inputs: Inputs, model_name: str, arm: Arm) -> Artifact
             "pairs": len(rows["user"] if data.negatives is None else data.negatives.known),
             "best_step": fitted.best_step,
             "history": fitted.history,
+            EVALUATING: round(fitted.evaluation_seconds, 3),
         }
 
     return make_long_stage(run, "train", settings, write, f"{model_name}, {arm.name}")
@@ -230,7 +232,7 @@ def _fit(
     saved: Checkpoints | None,
 ) -> Fitted:
     config = run.config
-    evaluation = configuration.evaluation_config(config)
+    evaluation, mesh = configuration.evaluation_config(config), training_mesh(run)
     logs = run.workdir / "logs" / f"{model_name}-{arm.name}"
     first = distributed.is_first()
     return assemble.train(
@@ -238,10 +240,10 @@ def _fit(
         configuration.train_config(config),
         data,
         start,
-        lambda scorer: evaluate.validation_quality(scorer, table, evaluation),
+        resident.validation(table, evaluation, mesh),
         config.seed,
         FitOptions(
-            mesh=training_mesh(run),
+            mesh=mesh,
             device_bytes=configuration.device_config(config).room,
             label=f"train {model_name}, {arm.name}",
             record=tensorboard.recorder(logs) if config.log.tensorboard and first else None,

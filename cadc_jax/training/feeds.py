@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
@@ -22,8 +21,6 @@ from cadc_jax.training import prefetch
 from cadc_jax.training.step import TrainConfig
 
 STEPS_ON_CPU, STEPS = 8, 64  # steps in one program
-
-SHARE = 1 / 4  # of a device's memory for resident rows, unless it is asked for more
 
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
 
@@ -79,7 +76,7 @@ def choose(wanted: str, layout: Layout, num_rows: int, mesh: Mesh) -> Choice:
     """
     if wanted == "stream":
         return Choice(False, False, "input streams from the host")
-    size, room = 4 * layout.words * num_rows, SHARE * _memory(mesh)
+    size, room = 4 * layout.words * num_rows, sharding.RESIDENT_SHARE * sharding.memory(mesh)
     split = size > room and mesh.size > 1
     part = size // mesh.size if split else size
     told = f"{num_rows:,} rows take {part / 1e6:,.1f} MB a device"
@@ -92,15 +89,6 @@ def choose(wanted: str, layout: Layout, num_rows: int, mesh: Mesh) -> Choice:
         )
     where = f"split over {mesh.size} devices" if split else "on each device"
     return Choice(True, split, f"input is resident: {told}, {where}")
-
-
-def _memory(mesh: Mesh) -> float:
-    """Bytes of memory of a device of this process."""
-    devices = mesh.local_devices
-    found = devices[0].memory_stats()
-    if found and "bytes_limit" in found:
-        return float(found["bytes_limit"])
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / len(devices)
 
 
 def steps_of_call(config: TrainConfig, interval: int, mesh: Mesh) -> int:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from cadc_jax import sharding
 from cadc_jax.errors import ConfigError, TrainingError
 from cadc_jax.models.embeddings import Batch, Content, Tables, lookup_ids
 from cadc_jax.resident.batches import ResidentRows
-from cadc_jax.runtime import checkpoints, distributed
+from cadc_jax.runtime import checkpoints, compilation, distributed
 from cadc_jax.runtime.checkpoints import Checkpoints, Facts
 from cadc_jax.runtime.progress import Progress
 from cadc_jax.tables import packed
@@ -86,12 +87,14 @@ class Fitted:
       tables: all embedding tables, trained and frozen.
       history: one dict an evaluation: step, loss (mean since the last one), validation.
       best_step: step of `params`.
+      evaluation_seconds: wall time of the evaluations of this process, without compiling.
     """
 
     params: Any
     tables: Tables
     history: list[dict[str, float]]
     best_step: int
+    evaluation_seconds: float
 
 
 def fit(
@@ -136,9 +139,14 @@ def fit(
     interval = max(feed.steps_per_epoch, config.evaluation_steps)
     size = feeds.steps_of_call(config, interval, mesh)
 
+    seconds: list[float] = []
+
     def quality(state: TrainState) -> float:
+        before = time.perf_counter() - compilation.seconds()
+        value = validate(state.params, {**job.predicting, **state.tables})
+        seconds.append(time.perf_counter() - compilation.seconds() - before)
         # All processes must come to the same decision, whatever their hardware rounds to.
-        return distributed.of_first(validate(state.params, {**job.predicting, **state.tables}))
+        return distributed.of_first(value)
 
     at = _restored(job, start) or _first(job, start, quality)
     progress = Progress(options.label, interval * config.max_evaluations, "steps")
@@ -165,7 +173,7 @@ def fit(
     del at  # the last state gives its memory to the best one
     params, tables = _moved(best)
     tables = placement.take(job.placed, {**job.predicting, **tables})
-    return Fitted(params, tables, history, best_step)
+    return Fitted(params, tables, history, best_step, max(0.0, sum(seconds)))
 
 
 def _check_batch(config: TrainConfig, mesh: Mesh) -> None:

@@ -328,26 +328,7 @@ def test_the_sampled_protocol_is_named_in_the_keys():
     assert quality == {"hr@10/1+9": 1, "ndcg@10/1+9": 1}
 
 
-# What training maximises.
-
-
-def test_validation_quality_is_the_ndcg_of_the_configured_ranking():
-    table = ranking_table()
-    scorer = Scorer(lower_is_better)
-    rows = table.splits["validation"]
-    rows["item"][:] = 3  # item 2 comes first among all, and no negative is below 6
-    full = EvaluationConfig(k=(5, 1), ranking="full")
-    sampled = EvaluationConfig(k=5, ranking="sampled")
-    assert evaluate.validation_quality(scorer, table, full) == pytest.approx(1 / np.log2(3))
-    assert evaluate.validation_quality(scorer, table, sampled) == 1
-
-
-def test_validation_quality_of_clicks_is_minus_the_log_loss():
-    nothing = Features()
-    schema = Schema("click", 1, 3, nothing, nothing, nothing)
-    table = Table(schema, {"validation": ROWS}, {}, {}, {})
-    quality = evaluate.validation_quality(BY_DENSE, table, EvaluationConfig())
-    assert quality == -evaluate.evaluate_clicks(BY_DENSE, ROWS)["logloss"]
+# Settings.
 
 
 @pytest.mark.parametrize(

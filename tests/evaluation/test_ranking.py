@@ -127,9 +127,9 @@ def test_all_blocks_of_a_skewed_log_share_one_program():
     item = np.concatenate([rng.choice(np.arange(1, 400), n, replace=False) for n in counts])
     grid = jnp.asarray(rng.normal(size=(50, 400)), jnp.float32)
     seen = ranking.SeenItems.of_pairs(np.zeros(1, np.int32), np.ones(1, np.int32), 50)
-    before = ranking._rank_users._cache_size()
+    before = ranking.rank_block._cache_size()
     full(user, item, 7, grid, seen, lists=(10, lambda found: None))
-    assert ranking._rank_users._cache_size() == before + 1
+    assert ranking.rank_block._cache_size() == before + 1
 
 
 def test_scores_that_lie_on_eight_devices_rank_alike():

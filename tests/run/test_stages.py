@@ -6,7 +6,7 @@ import pytest
 from cadc_jax import experiment
 from cadc_jax.data import pipeline, sampling
 from cadc_jax.data.table import Table, open_table, read_columns
-from cadc_jax.evaluation import evaluate, scorers
+from cadc_jax.evaluation import evaluate, resident, scorers
 from cadc_jax.models import embeddings
 from cadc_jax.run import stages
 from cadc_jax.run.arms import TRAINED
@@ -93,7 +93,8 @@ def test_a_restored_model_validates_as_it_did_when_it_was_saved(made, arm):
     scorer = scorers.network(network, params, tables, content, training_mesh(run))
     options = stages.configuration.evaluation_config(run.config)
     best = max(entry["validation"] for entry in trained.facts["history"])
-    assert evaluate.validation_quality(scorer, table, options) == pytest.approx(best)
+    quality = resident.validation(table, options, training_mesh(run))
+    assert quality(scorer) == pytest.approx(best)
 
 
 @pytest.mark.parametrize("arm", ["full", "sample", "cadc_frozen", "cadc_trainable"])

@@ -131,7 +131,7 @@ MEMORY = 4000.0  # of a device: room for 10 rows
 
 @pytest.fixture
 def small_devices(monkeypatch):
-    monkeypatch.setattr(feeds, "_memory", lambda mesh: MEMORY)
+    monkeypatch.setattr(sharding, "memory", lambda mesh: MEMORY)
 
 
 @pytest.mark.parametrize(
