@@ -199,7 +199,7 @@ class _HalfStep:
         mesh = AbstractMesh((self.devices,), (sharding.DATA,))
         one = functools.partial(als_solver.half_step, config=static, mesh=mesh)
         traced = jax.make_jaxpr(one)(table, side, fixed, penalties, f32(), f32())
-        return launches(traced.jaxpr, 0)
+        return launches(traced.jaxpr, 0, self.platform)
 
     @property
     def received(self) -> dict[str, float]:

@@ -77,7 +77,8 @@ def _even_side(rows: int, entries: int, chunking: Chunking, devices: int) -> Sid
     if is_long:
         long_rows = up(rows, devices) * devices
         chunks = up(rows * need, devices) * devices  # of one segment: no short row sets it
-        return Side(rows, long_rows, devices, 0, 1, segment, long_rows, chunks)
+        # Each device has a chunk of one row, which is empty.
+        return Side(rows, long_rows + devices, devices, 1, 1, segment, long_rows, chunks)
     chunks = up(max(up(rows * need, target), up(rows, most_rows)), devices) * devices
     chunk_rows = up(rows, chunks)
     segments = chunk_rows * need

@@ -1,7 +1,7 @@
 """What a traced program does: FLOPs of its matrix products, and kernels that it starts."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 # Beginnings of the names of operations that are kernels of their own. The arithmetic around them is
@@ -24,28 +24,36 @@ def product_flops(jaxpr: Any) -> float:
     return total
 
 
-def launches(jaxpr: Any, turns: int) -> int:
+def launches(jaxpr: Any, turns: int, platform: str = "gpu") -> int:
     """Kernels that a program starts on an accelerator, about.
 
     Args:
       jaxpr: of the program.
       turns: of a loop whose end depends on the data. Other loops count as often as they run. Each
         turn starts at least one kernel, and one for the loop itself.
+      platform: that of the accelerator, which chooses among branches for platforms.
     """
     total = 0
     for equation in jaxpr.eqns:
         name = equation.primitive.name
-        inner = [launches(each, turns) for each in _inner_jaxprs(equation.params)]
+        inner = [launches(each, turns, platform) for each in _inner_jaxprs(equation.params)]
         if name in ("scan", "while"):
             times = equation.params["length"] if name == "scan" else turns
             total += times * (max(1, sum(inner)) + 1)
         elif name == "cond":
-            total += max(inner)
+            places = equation.params.get("branches_platforms")
+            total += max(inner) if places is None else inner[_branch(places, platform)]
         elif name.startswith(_KERNELS + _COLLECTIVES):
             total += 1
         else:
             total += sum(inner)
     return total
+
+
+def _branch(platforms: Sequence[Sequence[str] | None], platform: str) -> int:
+    """The branch for a platform: one that names it, or the last one."""
+    named = (place for place, names in enumerate(platforms) if names and platform in names)
+    return next(named, len(platforms) - 1)
 
 
 def _inner_jaxprs(params: Mapping[str, Any]) -> Iterator[Any]:

@@ -92,7 +92,7 @@ def training(
         # their gradients.
         traffic=traffic + 10 * 4 * weights + 4 * activations + tree_bytes(traced.batch) / devices,
         received=_received(traced),
-        launches=launches(traced.jaxpr, doublings(config.batch_rows)),
+        launches=launches(traced.jaxpr, doublings(config.batch_rows), platform),
         units=up(sizes.rows, config.batch_rows),
         whole="epoch",
         notes=(_placement_note(traced),),

@@ -21,7 +21,7 @@ CLICK_BLOCK = 8192  # rows scored at a time
 EXACT_ROWS = 1 << 22  # up to so many rows, scores are kept and sorted
 EDGE_ROWS = 1 << 16  # rows whose scores bound the bins of a larger split
 ROW_COLUMNS = ("user", "item", "dense", "categorical")  # what a row is scored by
-USER_BLOCK = 512  # users scored at a time against their own candidates
+USER_BLOCK = 256  # users scored at a time against their own candidates
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ Score = Callable[[HostBatch], jax.Array]  # users [B] and items [B, G] or [1, G]
 Apply = Callable[[Any, HostBatch], jax.Array]  # a state and such a batch -> scores [B, G]
 
 DOT_PAIRS = 1 << 24  # (user, item) pairs scored at a time, where a score is a dot product
-NETWORK_PAIRS = 1 << 18  # the same where a pair takes all its embeddings through a network
+NETWORK_PAIRS = 1 << 15  # the same where a pair takes all its embeddings through a network
 _WIDER = 4  # times as many on each accelerator, which has more cores to keep busy than a CPU
 
 

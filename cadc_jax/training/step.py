@@ -102,7 +102,7 @@ class TrainConfig:
 
 
 INPUTS = ("auto", "resident", "stream")
-PRECISIONS = ("default", "bfloat16", "bfloat16_3x", "tensorfloat32", "float32")
+PRECISIONS = ("default", "bfloat16", "tensorfloat32", "float32")
 MOST_PAIRS = 1 << 28  # of users and items in a batch
 _LEAST = {
     "batch_rows": 1,

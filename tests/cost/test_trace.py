@@ -47,6 +47,16 @@ def test_the_longest_branch_counts():
     assert trace.launches(traced(either, MATRIX), 0) == 2
 
 
+@pytest.mark.parametrize(("platform", "count"), [("cpu", 1), ("tpu", 3), ("gpu", 2)])
+def test_of_branches_for_platforms_one_counts(platform, count):
+    def either(x):
+        return jax.lax.platform_dependent(
+            x, cpu=lambda x: x @ x, tpu=lambda x: x @ x @ x @ x, default=lambda x: x @ x @ x
+        )
+
+    assert trace.launches(traced(either, MATRIX), 0, platform) == count
+
+
 @pytest.mark.parametrize("sizes", [CLICKS, PAIRS], ids=["clicks", "positives"])
 @pytest.mark.parametrize("batch", [512, 4096])
 def test_the_kernels_of_logistic_sgd_are_those_of_its_traced_step(sizes, batch):

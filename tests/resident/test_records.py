@@ -14,6 +14,7 @@ ROWS = {
     "dense": DRAW.normal(size=(N, 3)).astype(np.float32),
     "categorical": DRAW.integers(0, [2, 300, 2**31 - 1, 65_536, 65_537], (N, 5)).astype(np.int32),
 }
+ROWS["categorical"][7] = [1, 299, 2**31 - 2, 65_535, 65_536]
 
 
 def through(columns, half=False, lanes=False):
