@@ -147,6 +147,8 @@ def sample_stage(run: Run, prepared: Artifact) -> Artifact:
         train = open_table(prepared.path).splits["train"]
         return {"rows": write_blocks(folder, pipeline.sampled_rows(train, rate, seed))}
 
+    if not (run.workdir / "sample" / artifacts.fingerprint("sample", settings)).exists():
+        pipeline.import_tf_data()  # takes seconds, which are none of the stage's
     made = make_stage(run, "sample", settings, write)
     run.say(f"         {made.facts['rows']:,} of {prepared.facts['rows']['train']:,} rows kept")
     if not made.facts["rows"]:

@@ -155,8 +155,28 @@ class ResidentFeed:
         self, step: int, done: int, interval: int, size: int, mesh: Mesh
     ) -> Iterator[Batch | ResidentRows]:
         """See `Feed`."""
-        del step, done, interval, mesh  # a call takes the batches of the state's step
-        return itertools.repeat(dataclasses.replace(self.rows, steps=size))
+        rows = dataclasses.replace(self.rows, steps=size)
+        if sharding.is_cpu(mesh):
+            return _made_before(rows, step, done, interval)
+        return itertools.repeat(rows)  # a call makes the batches of its state's step
+
+
+def _made_before(
+    rows: ResidentRows, step: int, done: int, interval: int
+) -> Iterator[Mapping[str, jax.Array]]:
+    """The batches of each call, made by a program of their own.
+
+    A CPU starts another program at no cost, and arms with other rows share the one of the steps,
+    which takes much longer to compile.
+    """
+    while True:
+        for first in range(done, interval, rows.steps):
+            yield _make(rows, np.int32(step))
+            step += min(rows.steps, interval - first)
+        done = 0
+
+
+_make = jax.jit(batches.make)
 
 
 def _stacks(
