@@ -5,8 +5,8 @@ where it is used, inside the program of the training steps, and nothing is sent.
 """
 
 import functools
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,8 @@ from cadc_jax.tables.packed import AnyTable
 
 _EVERYWHERE = (sharding.DATA, sharding.MODEL)
 
+Batch = Mapping[str, jax.Array]
+
 
 @struct.dataclass
 class ResidentRows:
@@ -42,7 +44,7 @@ class ResidentRows:
       layout: of the records.
       num_rows: N.
       batch_rows: B, rows of a batch of all devices.
-      steps: K, batches that are made together.
+      steps: K, batches of a call.
       split: whether the records are split over the devices; otherwise each has all of them.
       mesh: the devices.
     """
@@ -103,8 +105,45 @@ def put(
     return ResidentRows(table, drawn, start, layout, count, batch_rows, 1, split, mesh)
 
 
-def make(rows: ResidentRows, first_step: jax.Array) -> Mapping[str, jax.Array]:
-    """The batches of K steps, for use inside a jitted function.
+class Order(NamedTuple):
+    """Which rows the batches of K steps have.
+
+    Attributes:
+      chosen: [K, B] uint32, rows.
+      weight: [K, B] float32, 0 for places that fill up the last batch of an epoch.
+      epoch: [K, 1] uint32.
+    """
+
+    chosen: jax.Array
+    weight: jax.Array
+    epoch: jax.Array
+
+
+_SPLIT: Any = (sharding.BATCHES, sharding.BATCHES, P())
+_ORDER = Order(*_SPLIT)  # how it is split over the devices
+
+
+def maker(rows: ResidentRows, first_step: jax.Array) -> Callable[[jax.Array], Batch]:
+    """A function that gives batch 0 <= i < K, for use in a loop inside a jitted function.
+
+    Rows with labels are read step by step: batches of many features would take much memory, on a
+    TPU up to 128 lanes a row. Negatives are drawn for all steps together, because a loop that
+    repeats draws until they are right waits for the host of a GPU.
+    """
+    found = order(rows, first_step)
+    if rows.negatives is not None:
+        stack = fill(rows, found)
+        return lambda i: {name: x[i] for name, x in stack.items()}
+
+    def batch(i: jax.Array) -> Batch:
+        one = fill(rows, jax.tree.map(lambda x: x[i][None], found))
+        return {name: x[0] for name, x in one.items()}
+
+    return batch
+
+
+def make(rows: ResidentRows, first_step: jax.Array) -> Batch:
+    """The batches of K steps together, for use inside a jitted function.
 
     Args:
       rows: the rows.
@@ -114,16 +153,45 @@ def make(rows: ResidentRows, first_step: jax.Array) -> Mapping[str, jax.Array]:
       `data.pipeline.training_batches`' arrays with a leading axis [K], split over the devices as
       batches are.
     """
+    return fill(rows, order(rows, first_step))
+
+
+def order(rows: ResidentRows, first_step: jax.Array) -> Order:
+    """The rows of the batches of K steps, split over the devices as batches are."""
+    n, own = rows.num_rows, rows.batch_rows // rows.mesh.size
+
+    def local(start: jax.Array, first_step: jax.Array) -> Order:
+        device = lax.axis_index(_EVERYWHERE) if rows.mesh.size > 1 else 0
+        steps = first_step.astype(jnp.uint32) + jnp.arange(rows.steps, dtype=jnp.uint32)
+        epoch, step = jnp.divmod(steps[:, None], np.uint32(-(-n // rows.batch_rows)))
+        first = jnp.asarray(device * own, jnp.uint32)
+        places = step * np.uint32(rows.batch_rows) + first + jnp.arange(own, dtype=jnp.uint32)
+        # Places past the end of the epoch, which fill up its last batch, repeat its last row.
+        inside = jnp.minimum(places, np.uint32(n - 1))
+        chosen = permute(inside, n, UInt64(start[0], start[1]), epoch[:, 0])
+        return Order(chosen, (places < np.uint32(n)).astype(jnp.float32), epoch)
+
+    if rows.mesh.size == 1:
+        return local(rows.start, first_step)
+    made: Order = jax.shard_map(
+        local, mesh=rows.mesh, in_specs=(P(), P()), out_specs=_ORDER, check_vma=False
+    )(rows.start, first_step)
+    return made
+
+
+def fill(rows: ResidentRows, order: Order) -> Batch:
+    """The batches [K, B, ...] of an order."""
     local = functools.partial(_local, rows)
     if rows.mesh.size == 1:
-        return local(rows.table, rows.negatives, rows.start, first_step)
-    return jax.shard_map(
+        return local(rows.table, rows.negatives, rows.start, order)
+    made: Batch = jax.shard_map(
         local,
         mesh=rows.mesh,
-        in_specs=(sharding.BATCH if rows.split else P(), P(), P(), P()),
+        in_specs=(sharding.BATCH if rows.split else P(), P(), P(), _ORDER),
         out_specs=sharding.BATCHES,
         check_vma=False,
-    )(rows.table, rows.negatives, rows.start, first_step)
+    )(rows.table, rows.negatives, rows.start, order)
+    return made
 
 
 def _local(
@@ -131,57 +199,41 @@ def _local(
     table: AnyTable,
     drawn: ResidentNegatives | None,
     start: jax.Array,
-    first_step: jax.Array,
-) -> Mapping[str, jax.Array]:
+    order: Order,
+) -> Batch:
     """A device's part of the batches."""
-    n, seed = rows.num_rows, UInt64(start[0], start[1])
-    device = lax.axis_index(_EVERYWHERE) if rows.mesh.size > 1 else 0
-    own = rows.batch_rows // rows.mesh.size
-    steps = first_step.astype(jnp.uint32) + jnp.arange(rows.steps, dtype=jnp.uint32)
-    epoch, step = jnp.divmod(steps, np.uint32(-(-n // rows.batch_rows)))
-
-    def places_of(first: jax.Array | int, size: int) -> jax.Array:
-        offset = jnp.asarray(first, jnp.uint32) + jnp.arange(size, dtype=jnp.uint32)
-        return step[:, None] * np.uint32(rows.batch_rows) + offset
-
-    def chosen_at(places: jax.Array) -> jax.Array:
-        # Places past the end of the epoch, which fill up its last batch, repeat its last row.
-        return permute(jnp.minimum(places, np.uint32(n - 1)), n, seed, epoch)
-
-    places = places_of(device * own, own)
-    chosen = chosen_at(places)
+    chosen = order.chosen
     if rows.split and rows.mesh.size > 1:
-        found = _exchange(table, chosen_at(places_of(0, rows.batch_rows)), device)
+        found = _exchange(table, chosen)
     else:
-        found = packed.read(table, chosen.reshape(-1).astype(jnp.int32)).reshape(
-            *chosen.shape, rows.layout.words
-        )
+        found = packed.read(table, chosen.reshape(-1).astype(jnp.int32))
+    found = found.reshape(*chosen.shape, rows.layout.words)
     batch = dict(records.unpack(found, rows.layout))
     batch["item"] = batch["item"][..., None]
-    batch["weight"] = (places < np.uint32(n)).astype(jnp.float32)
+    batch["weight"] = order.weight
     if drawn is None:
         batch["label"] = batch["label"][..., None]
         return batch
-    draws = uint64.multiply(uint64.of_word(epoch[:, None]), uint64.of(n))
+    draws = uint64.multiply(uint64.of_word(order.epoch), uint64.of(rows.num_rows))
     draws = uint64.add(draws, uint64.of_word(chosen))
-    items = negatives.draw(
-        drawn, batch["user"].reshape(-1), UInt64(*(x.reshape(-1) for x in draws)), seed
-    )
-    batch["item"] = jnp.concatenate(
-        [batch["item"], items.reshape(*chosen.shape, drawn.count)], axis=-1
-    )
+    flat = UInt64(*(x.reshape(-1) for x in draws))
+    items = negatives.draw(drawn, batch["user"].reshape(-1), flat, UInt64(start[0], start[1]))
+    items = items.reshape(*chosen.shape, drawn.count)
+    batch["item"] = jnp.concatenate([batch["item"], items], axis=-1)
     batch["label"] = jnp.zeros(batch["item"].shape, jnp.float32).at[..., 0].set(1)
     return batch
 
 
-def _exchange(table: AnyTable, chosen: jax.Array, device: jax.Array | int) -> jax.Array:
-    """A device's records [K, B / d, W] of the rows [K, B] of all; each device holds a part of them.
+def _exchange(table: AnyTable, chosen: jax.Array) -> jax.Array:
+    """Records [K, b, W] of a device's own rows [K, b]; each device holds a part of all rows.
 
     It receives 4 * B * W bytes a step.
     """
+    first = lax.axis_index(_EVERYWHERE) * len(table)
 
     def one(chosen: jax.Array) -> jax.Array:
-        place = chosen.astype(jnp.int32) - device * len(table)
+        wanted = lax.all_gather(chosen, _EVERYWHERE, tiled=True).astype(jnp.int32)
+        place = wanted - first
         held = (place >= 0) & (place < len(table))
         found = jnp.where(held[:, None], packed.read(table, place), 0)
         return lax.psum_scatter(found, _EVERYWHERE, tiled=True)

@@ -16,7 +16,7 @@ from cadc_jax.errors import ConfigError, check_at_least, check_below_one, check_
 from cadc_jax.models import embeddings
 from cadc_jax.models.embeddings import Batch, Content, HostBatch, Tables, lookup_ids, model_inputs
 from cadc_jax.models.scoring import as_float32, shares_items
-from cadc_jax.resident.batches import ResidentRows, make
+from cadc_jax.resident.batches import ResidentRows, maker
 from cadc_jax.training import losses, placement
 from cadc_jax.training.placement import Placement
 
@@ -218,15 +218,21 @@ def _train_steps(
     Returns:
       The new state and the sum [] of the steps' losses.
     """
-    batches = make(source, state.step) if isinstance(source, ResidentRows) else source
+    if isinstance(source, ResidentRows):
+        batch = maker(source, state.step)
+    else:
+        batch = functools.partial(_of_stack, source)
 
     def one(i, carry):
         state, total = carry
-        batch = {name: x[i] for name, x in batches.items()}
-        state, loss = _step(model, config, state, frozen, content, batch, key, placed)
+        state, loss = _step(model, config, state, frozen, content, batch(i), key, placed)
         return state, total + loss
 
     return jax.lax.fori_loop(0, count, one, (state, jnp.zeros(())))
+
+
+def _of_stack(stack: Batch, i: jax.Array) -> Batch:
+    return {name: x[i] for name, x in stack.items()}
 
 
 # All counts share a program.

@@ -66,6 +66,24 @@ def test_positives_with_negatives(step, devices, model, split):
     check(POSITIVES, sampler(), step, devices, model, split)
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize(("devices", "split"), [(1, False), (4, False), (4, True)])
+def test_batches_of_a_loop_are_those_made_together(labelled, devices, split):
+    rows, drawn = (ROWS, None) if labelled else (POSITIVES, sampler())
+    mesh = sharding.make_mesh(1, jax.devices()[:devices])
+    made = batches.put(rows, records.plan(rows), drawn, USERS, SEED, BATCH, mesh, split)
+    made = dataclasses.replace(made, steps=STEPS)
+
+    @jax.jit
+    def one_by_one(made, first_step):
+        return jax.lax.map(batches.maker(made, first_step), jnp.arange(STEPS))
+
+    found, expected = one_by_one(made, jnp.int32(14)), jax.jit(batches.make)(made, jnp.int32(14))
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, strict=True)
+
+
 @pytest.mark.parametrize("likely", [False, True])
 @pytest.mark.parametrize("marked", [False, True])
 @pytest.mark.parametrize("filter_bits", [10, 30])

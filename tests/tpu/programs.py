@@ -26,12 +26,16 @@ from cadc_jax.factorization.interactions import Chunks
 from cadc_jax.factorization.sgd import SGDConfig
 from cadc_jax.models import embeddings, scoring
 from cadc_jax.models.dlrm import DLRM
+from cadc_jax.resident import records
+from cadc_jax.resident.batches import ResidentRows
+from cadc_jax.tables import packed
 from cadc_jax.training import placement, step
 from cadc_jax.training.placement import DeviceConfig
 from cadc_jax.training.step import TrainConfig
 
 SLICES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1"}
 NUMBERS = 1 << 29  # of the tables of a chip: 2.1 GB
+STEPS = 64  # in a program of resident rows
 CONFIG = TrainConfig(batch_rows=8192, table_optimizer="adagrad")
 
 
@@ -58,7 +62,7 @@ def main():
     settings = dict(x.split("=") for x in sys.argv[5:])  # of TrainConfig, strings
     kind, _, variant = name.partition("-")
     if kind == "training":
-        made = training(mesh, width, variant == "frozen", settings)
+        made = training(mesh, width, variant, settings)
     elif kind == "als":
         made = half_step(mesh, width, variant)
     else:
@@ -75,6 +79,7 @@ def main():
         "expected": made.expected,
         "bodies": made.bodies,
         "sorts": [numbers(x) for x in re.findall(r"= \(?\w+\[([\d,]*)\][^=]* sort\(", text)],
+        "host": len(re.findall(r" (?:infeed|outfeed|send|recv)\(|MoveToHost|callback", text)),
         "bfloat16": len(re.findall(r"\bbf16\[", text)),
     }
     print(json.dumps(found))
@@ -132,10 +137,13 @@ def there(placed, trees):
     return {name: placement.like(placed, name, tree) for name, tree in trees.items()}
 
 
-def training(mesh, width, frozen, settings):
-    """Up to eight steps of a DLRM on 8,192 rows each; tables are split over all chips."""
+def training(mesh, width, variant, settings):
+    """Up to eight steps of a DLRM on 8,192 rows each; tables are split over all chips.
+
+    'resident': STEPS steps on batches that are made of rows on the chips.
+    """
     config = dataclasses.replace(CONFIG, **settings)
-    fixed = {"user", "item"} if frozen else set()
+    fixed = {"user", "item"} if variant == "frozen" else set()
     model, sizes = DLRM(width, (512, 256), (512, 256)), sizes_of(width, mesh.size)
     tables = cost.table_shapes(sizes, width, width)
     content, batch = cost.content_shapes(sizes), cost.batch_shapes(sizes, config)
@@ -157,13 +165,33 @@ def training(mesh, width, frozen, settings):
     held = there(placed, state.tables)
     state = network.replace(tables=held, slots=there(placed, state.slots))
     constant = there(placed, constant)
-    batches = jax.tree.map(lambda x: jax.ShapeDtypeStruct((8, *x.shape), x.dtype), batch)
-    count = on(mesh, jax.ShapeDtypeStruct((), jnp.int32))
-    lowered = step.train_steps.lower(
-        *(model, config, state, constant, on(mesh, content)),
-        *(on(mesh, batches, sharding.BATCHES), count, on(mesh, key), placed),
+    if variant == "resident":
+        run, source, count = step.train_steps_of, resident_rows(mesh), STEPS
+    else:
+        batches = jax.tree.map(lambda x: jax.ShapeDtypeStruct((8, *x.shape), x.dtype), batch)
+        run, source = step.train_steps, on(mesh, batches, sharding.BATCHES)
+        count = on(mesh, jax.ShapeDtypeStruct((), jnp.int32))
+    lowered = run.lower(
+        *(model, config, state, constant, on(mesh, content), source, count, on(mesh, key), placed)
     )
     return Program(lowered, bytes_of(mesh, (held, constant)), sum(expected.received.values()))
+
+
+def resident_rows(mesh):
+    """A tenth of Criteo Kaggle on the chips: 13 dense and 24 categorical features of any size."""
+    few = {
+        "user": np.full(1, 1 << 20, np.int32),
+        "item": np.full(1, 1 << 20, np.int32),
+        "label": np.ones(1, np.float32),
+        "dense": np.full((1, 13), 0.5, np.float32),
+        "categorical": np.repeat(np.int32([[9, 999, 1 << 20]]), 8, axis=1),
+    }
+    layout, rows = records.plan(few, lanes=True), 4_580_000
+    together = packed.rows_together(layout.words)
+    wide = jax.ShapeDtypeStruct((-(-rows // together), packed.LANES), jnp.uint32)
+    table = packed.Packed(on(mesh, wide), layout.words)
+    start = on(mesh, jax.ShapeDtypeStruct((2,), jnp.uint32))
+    return ResidentRows(table, None, start, layout, rows, CONFIG.batch_rows, STEPS, False, mesh)
 
 
 def half_step(mesh, width, solver):

@@ -18,6 +18,8 @@ PROGRAMS = {
     ("training-adagrad", "v5e", 1, 64): 0.15,
     ("training-frozen", "v5p", 4, 64): 0.11,
     ("training-adagrad", "v5e", 1, 64, "compute_dtype=bfloat16"): 0.1,
+    # The same, and the batches of 64 steps.
+    ("training-resident", "v5e", 1, 64): 0.2,
     # Of every narrow table a copy by rows, made once for 2,048 steps: they are stored by columns.
     ("sgd", "v5e", 1, 64): 1.01,
     ("sgd", "v5e", 1, 128): 0.1,
@@ -60,6 +62,13 @@ def test_no_table_is_copied_or_gathered_from_other_chips(compiled, words):
 @pytest.mark.parametrize("words", STEPS, ids=name)
 def test_a_step_sorts_the_ids_of_the_features_once(compiled, words):
     assert compiled(*words)["sorts"].count(24 * 8192) == 1
+
+
+def test_resident_rows_need_neither_the_host_nor_a_sort_of_their_own(compiled):
+    """One program for 64 steps, whose only sort is that of the ids of a step."""
+    found = compiled("training-resident", "v5e", 1, 64)
+    assert found["host"] == 0
+    assert max(found["sorts"]) == 24 * 8192
 
 
 @pytest.mark.parametrize("words", [*PROGRAMS, *HALF_STEPS], ids=name)
