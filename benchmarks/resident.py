@@ -1,8 +1,8 @@
 """Training on rows that are on the device, against batches from the host and against steps alone.
 
-    CADC_DATA_DIR=/raw/data python benchmarks/resident.py [--quick] [--json FILE]
+    python benchmarks/resident.py [--quick] [--json FILE]
 
-All three run the same steps. 'resident' makes its batches on the device, 'stream' on the host, and
+Rows are random, in the sizes of MovieLens 1M and of Criteo. All three run the same steps. 'resident' makes its batches on the device, 'stream' on the host, and
 'step alone' repeats the batches that are there. They take turns. Figures are the medians of the
 milliseconds a step, and of the ratio in each turn: below 1 means that resident is faster.
 """
@@ -23,9 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from benchmarks.pipeline import movielens
 from cadc_jax import sharding
-from cadc_jax.data import pipeline, sampling
+from cadc_jax.data import pipeline
 from cadc_jax.data.likely import LikelyItems
 from cadc_jax.data.negatives import NegativeSampling
 from cadc_jax.data.table import Columns
@@ -38,6 +37,9 @@ from cadc_jax.training.feeds import HostFeed, ResidentFeed
 from cadc_jax.training.step import TrainConfig
 
 RATE, SEED = 0.1, 0
+CALLS = 6  # of a turn
+ON_CPU = jax.devices()[0].platform == "cpu"
+STEPS = feeds.STEPS_ON_CPU if ON_CPU else feeds.STEPS  # of a call
 USERS, ITEMS, VOCABULARY = 12_000, 5_000, 40_000  # of the Criteo shape
 
 
@@ -87,35 +89,33 @@ class Side:
         content: Content,
         tables: Tables,
         calls: Iterator,
+        frozen: bool,
     ):
-        self.calls, self.mesh = calls, sharding.make_mesh(devices=jax.devices()[:1])
-        frozen = {name: tables[name] for name in ("user", "item")}
+        self.calls = calls
+        fixed = tables if frozen else {name: tables[name] for name in ("user", "item")}
+        trained = {name: jnp.copy(x) for name, x in tables.items() if name not in fixed}
         first = next(calls)
         shapes = first
         if isinstance(first, batches.ResidentRows):
             shapes = jax.eval_shape(batches.make, first, jax.ShapeDtypeStruct((), jnp.int32))
         shapes = {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in shapes.items()}
-        features = {"features": jnp.copy(tables["features"])}
         self.state = step.init_state(
-            model, config, features, frozen, content, shapes, jax.random.key(SEED)
+            model, config, trained, fixed, content, shapes, jax.random.key(SEED)
         )
-        self.run = functools.partial(step.train_steps, model, config)
-        self.rest = frozen, content
+        steps = step.train_steps if ON_CPU else step.train_steps_of
+        self.run = functools.partial(steps, model, config)
+        self.rest = fixed, content
 
     def turn(self) -> float:
         """Seconds a step of some calls, each started before the last one ends."""
-        count = feeds.STEPS_ON_CPU
         start, before = time.perf_counter(), jnp.zeros(())
         for _ in range(CALLS):
             source = next(self.calls)
-            self.state, loss = self.run(self.state, *self.rest, source, count, jax.random.key(SEED))
+            self.state, loss = self.run(self.state, *self.rest, source, STEPS, jax.random.key(SEED))
             before.block_until_ready()
             before = loss
         before.block_until_ready()
-        return (time.perf_counter() - start) / (CALLS * count)
-
-
-CALLS = 6  # of a turn
+        return (time.perf_counter() - start) / (CALLS * STEPS)
 
 
 def sides_of(
@@ -125,6 +125,7 @@ def sides_of(
     tables: Tables,
     rows: Columns,
     sampler: NegativeSampling | None = None,
+    frozen: bool = False,
 ) -> dict[str, Side]:
     """The three sides on the same rows."""
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
@@ -136,26 +137,26 @@ def sides_of(
         lambda start: pipeline.training_batches(rows, config.batch_rows, SEED, start, sampler),
         pipeline.steps_per_epoch(len(rows["user"]), config.batch_rows),
     )
-    place = 0, 0, host.steps_per_epoch, feeds.STEPS_ON_CPU, mesh
+    place = 0, 0, host.steps_per_epoch, STEPS, mesh
     same = next(host.calls(*place))
     calls = {
         "resident": ResidentFeed(put).calls(*place),
         "step alone": iter(lambda: same, None),
         "stream": host.calls(*place),
     }
-    return {name: Side(model, config, content, tables, call) for name, call in calls.items()}
+    return {
+        name: Side(model, config, content, tables, call, frozen) for name, call in calls.items()
+    }
 
 
 def two_tower(batch_rows: int, negatives: int, rank: int) -> dict[str, Side]:
     """A sample of MovieLens 1M, frozen random factors, negatives among the unlikely items."""
-    user, item, items = movielens()
-    kept = sampling.keep(np.arange(len(user)), RATE, SEED)
-    users, draw = int(user.max()) + 1, np.random.default_rng(SEED)
+    users, items, count, draw = 6_041, 3_707, 100_000, np.random.default_rng(SEED)
     rows = {
-        "user": user[kept],
-        "item": item[kept],
-        "dense": np.zeros((kept.sum(), 0), np.float32),
-        "categorical": np.zeros((kept.sum(), 0), np.int32),
+        "user": (1 + (users - 1) * draw.random(count) ** 2).astype(np.int32),
+        "item": (1 + (items - 1) * draw.random(count) ** 2).astype(np.int32),
+        "dense": np.zeros((count, 0), np.float32),
+        "categorical": np.zeros((count, 0), np.int32),
     }
     sizes = {"user": (users, rank), "item": (items, rank), "features": (48, 16)}
     tables = {name: draw.normal(size=size).astype(np.float32) for name, size in sizes.items()}
@@ -177,8 +178,8 @@ def two_tower(batch_rows: int, negatives: int, rank: int) -> dict[str, Side]:
     )
 
 
-def kaggle(batch_rows: int) -> dict[str, Side]:
-    """Random rows in Criteo's shape for the network of the Kaggle benchmark."""
+def kaggle(batch_rows: int, frozen: bool = False) -> dict[str, Side]:
+    """Rows in Criteo's shape for the network of the Kaggle benchmark; all tables may be frozen."""
     draw, count = np.random.default_rng(SEED), 400_000
     rows = {
         "user": draw.integers(0, USERS, count, np.int32),
@@ -198,10 +199,13 @@ def kaggle(batch_rows: int) -> dict[str, Side]:
     )
     return sides_of(
         DLRM(16, (512, 256, 64), (512, 256)),
-        TrainConfig(batch_rows=batch_rows, table_optimizer="adagrad", microbatch_rows=1024),
+        TrainConfig(
+            batch_rows=batch_rows, table_optimizer="adagrad", microbatch_rows=1024 * ON_CPU
+        ),
         content,
         tables,
         rows,
+        frozen=frozen,
     )
 
 
@@ -210,7 +214,13 @@ CASES = {
     "ML-1M two-tower, B = 2,048, 4 negatives": functools.partial(two_tower, 2048, 4, 64),
     "Kaggle DLRM, B = 2,048": functools.partial(kaggle, 2048),
     "Kaggle DLRM, B = 8,192": functools.partial(kaggle, 8192),
+    "Kaggle DLRM, B = 8,192, frozen": functools.partial(kaggle, 8192, frozen=True),
 }
+if not ON_CPU:
+    CASES |= {
+        "Kaggle DLRM, B = 65,536": functools.partial(kaggle, 65536),
+        "Kaggle DLRM, B = 65,536, frozen": functools.partial(kaggle, 65536, frozen=True),
+    }
 
 if __name__ == "__main__":
     main()

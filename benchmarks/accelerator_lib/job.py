@@ -10,7 +10,7 @@ import numpy as np
 
 import cadc_jax as cadc
 from benchmarks.accelerator_lib.factorizations import Unit
-from benchmarks.accelerator_lib.timing import Skipped, row
+from benchmarks.accelerator_lib.timing import row
 from cadc_jax.data import prepare
 from cadc_jax.data.prepare import PrepareConfig
 from cadc_jax.data.readers import criteo, synthetic
@@ -88,23 +88,14 @@ def factorized(table: Table) -> cadc.Factors:
 
 
 def trained(table: Table, kept: Columns, factors: cadc.Factors) -> cadc.Model:
-    """The network, on the kept rows with frozen factors.
-
-    Raises:
-      Skipped: if batches need TensorFlow, which is not to be used here.
-    """
-    try:
-        return cadc.train(
-            *(MODEL, kept, dict(table.splits["validation"]), TRAIN),
-            factors=factors,
-            content=embeddings.content_of(table),
-            num_features=embeddings.num_feature_rows(table),
-            rate=RATE,
-        )
-    except ModuleNotFoundError as error:
-        if error.name != "tensorflow":
-            raise
-        raise Skipped("batches need TensorFlow") from None
+    """The network, on the kept rows with frozen factors."""
+    return cadc.train(
+        *(MODEL, kept, dict(table.splits["validation"]), TRAIN),
+        factors=factors,
+        content=embeddings.content_of(table),
+        num_features=embeddings.num_feature_rows(table),
+        rate=RATE,
+    )
 
 
 def evaluated(model: cadc.Model, table: Table) -> float:
