@@ -2,9 +2,10 @@
 
     python benchmarks/resident.py [--quick] [--json FILE]
 
-Rows are random, in the sizes of MovieLens 1M and of Criteo. All three run the same steps. 'resident' makes its batches on the device, 'stream' on the host, and
-'step alone' repeats the batches that are there. They take turns. Figures are the medians of the
-milliseconds a step, and of the ratio in each turn: below 1 means that resident is faster.
+Rows are random, in the sizes of MovieLens 1M and of Criteo. All three run the same steps.
+'resident' makes its batches on the device, 'stream' on the host, and 'step alone' repeats the
+batches that are there. They take turns. Figures are the medians of the milliseconds a step, and of
+the ratio in each turn: below 1 means that resident is faster.
 """
 
 import argparse
