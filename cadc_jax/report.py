@@ -1,4 +1,4 @@
-"""The comparison of arms: results.json, a table for people, a plot of quality against time."""
+"""The comparison of arms: results.json, a table and a picture for people."""
 
 import math
 import pathlib
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from cadc_jax.data import prepare
 from cadc_jax.data.raw import FOLD_IN, PARTS
-from cadc_jax.run.arms import ARMS, POPULARITY
+from cadc_jax.run.arms import ARMS, MF_ALONE, POPULARITY, Arm
 from cadc_jax.runtime import durable
 from cadc_jax.runtime.text import aligned
 
@@ -39,8 +39,8 @@ def write_report(
     rows = results["rows"]
     config = results["config"]
     durable.write_json(workdir / "results.json", results)
-    plot(workdir / "report.png", rows)
     heading = f"{config['name']}, seed {results['seed']}, rate {config['rate']:g}"
+    plot(workdir / "report.png", rows, f"{heading}: {facts['rows']['train']:,} training rows")
     counts = prepare.describe_rows(facts["rows"])
     notes = [
         f"Rows: {counts}. Users {facts['num_users']:,}, items {facts['num_items']:,}.",
@@ -53,7 +53,7 @@ def write_report(
     for header, *body in tables:
         markdown += [_markdown(header), _markdown(["---"] * len(header))]
         markdown += [*map(_markdown, body), ""]
-    markdown += ["![quality against wall time](report.png)", ""]
+    markdown += ["![quality of the arms](report.png)", ""]
     durable.write_text(workdir / "report.md", "\n".join(markdown))
     text = [heading, *notes, ""]
     for lines in tables:
@@ -144,28 +144,53 @@ def warnings(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def plot(path: pathlib.Path, rows: Sequence[Row]) -> None:
-    """Quality (the first metric) against the seconds it took to get there, after `prepare`."""
-    metric = next(iter(headlines(rows)), "quality")
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    models = list(dict.fromkeys(row["model"] for row in rows))
-    for row in rows:
-        if metric not in row["metrics"]:
-            continue
-        seconds = sum(row["seconds"].get(name, 0) for name in ("factorize", "sample", "train"))
-        marker = "os^D"[models.index(row["model"])]
-        point = (max(seconds, 0.1), row["metrics"][metric])
-        axes.scatter(*point, marker=marker, s=60)
-        name = ARMS[row["arm"]].label + (f" ({row['model']})" if row["model"] else "")
-        axes.annotate(name, point, xytext=(6, 5), textcoords="offset points", fontsize=8)
-    axes.set_xscale("log")
-    axes.set_xlabel("seconds: factorise + sample + train")
-    axes.set_ylabel(f"{label(metric)} (test)")
-    axes.margins(x=0.25, y=0.1)
-    axes.grid(alpha=0.3)
+def plot(path: pathlib.Path, rows: Sequence[Row], title: str = "") -> None:
+    """A bar an arm, by the metric that choices are made by, and a line at the factors' own figure.
+
+    Args:
+      path: the PNG file.
+      rows: as in `results.json`.
+      title: what was run.
+    """
+    figure = draw(rows, title)
     with durable.replacing(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
+
+
+def draw(rows: Sequence[Row], title: str = "") -> Figure:
+    """The figure of `plot`."""
+    metric = next(iter(headlines(rows)), "quality")
+    shown = [row for row in rows if math.isfinite(row["metrics"].get(metric, math.nan))]
+    values = [row["metrics"][metric] for row in shown]
+    figure = Figure(figsize=(7, 1.6 + 0.45 * len(shown)), layout="constrained")
+    axes = figure.subplots()
+    places = range(len(shown))
+    bars = axes.barh(places, values, color=[_colour(ARMS[row["arm"]]) for row in shown])
+    axes.bar_label(bars, [f"{value:.4f}" for value in values], padding=3, fontsize=9)
+    axes.set_yticks(places, [_with_rows(row) for row in shown], fontsize=9)
+    axes.invert_yaxis()  # the first row of the table on top
+    for row, value in zip(shown, values, strict=True):
+        if ARMS[row["arm"]] is MF_ALONE:
+            axes.axvline(value, color="0.3", linewidth=1, linestyle="--", zorder=0)
+    low, high = min(values, default=0), max(values, default=1)
+    # An AUC of 0.5 is a coin's, and bars from 0 would all look alike.
+    start = 0.5 if metric == "auc" and low > 0.5 else min(0.0, low)
+    axes.set_xlim(start, high + 0.15 * ((high - start) or 1))
+    axes.set_xlabel(f"{label(metric)} (test)")
+    figure.suptitle(title, fontsize=10, x=0.01, horizontalalignment="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _colour(arm: Arm) -> str:
+    """Blue for a network on the sample with factors, grey for what it is compared with."""
+    return "tab:blue" if arm.takes_sample and arm.takes_factors else "0.7"
+
+
+def _with_rows(row: Row) -> str:
+    """The name of an arm, and of its network with the share of rows that it trains on."""
+    network = f"\n{row['model']}, {100 * row['rate']:.3g} % of the rows" if row["model"] else ""
+    return ARMS[row["arm"]].label + network
 
 
 def explain(rows: Sequence[Row]) -> list[str]:

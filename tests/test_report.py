@@ -1,6 +1,8 @@
 import json
 import math
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
 from cadc_jax import configuration, report
 
 ROWS = [
@@ -104,8 +106,37 @@ def test_the_error_of_a_streamed_auc_is_a_note_and_no_column():
     assert not any("histogram" in line for line in report.explain(ROWS))
 
 
-def test_every_model_has_a_marker_in_the_plot(tmp_path):
-    rows = [ROWS[0], *(ROWS[2] | {"model": name} for name in configuration.MODELS)]
+def texts_of(figure):
+    """The places of all texts of a figure that are seen."""
+    FigureCanvasAgg(figure).draw()
+    (axes,) = figure.axes
+    texts = [*axes.texts, *axes.get_yticklabels(), *figure.texts, axes.xaxis.label]
+    return {text.get_text(): text.get_window_extent() for text in texts if text.get_text()}
+
+
+def test_no_text_of_the_picture_covers_another_or_leaves_it():
+    rows = [ROWS[0], *(ROWS[2] | {"model": name} for name in configuration.MODELS), *ROWS[1:]]
+    rows += [row | {"arm": "cadc_trainable"} for row in rows[1:]]
+    figure = report.draw(rows, "a_name_of_some_length, seed 1234, rate 0.01: 4,000,000,000 rows")
+    places = list(texts_of(figure).values())
+    for k, one in enumerate(places):
+        assert figure.bbox.x0 <= one.x0 < one.x1 <= figure.bbox.x1
+        assert figure.bbox.y0 <= one.y0 < one.y1 <= figure.bbox.y1
+        assert not any(one.overlaps(other) for other in places[k + 1 :])
+
+
+def test_the_picture_says_what_each_bar_is():
+    figure = report.draw(ROWS, "shop, seed 0, rate 0.1")
+    texts = " ".join(texts_of(figure))
+    for words in ("CADC, frozen\ndlrm, 10 % of the rows", "MF alone", "0.7200", "shop, seed 0"):
+        assert words in texts
+    (line,) = figure.axes[0].lines
+    assert set(line.get_xdata()) == {0.7}  # the factors' own figure
+
+
+def test_a_row_without_a_figure_has_no_bar(tmp_path):
+    rows = [*ROWS, ROWS[0] | {"metrics": {"auc": math.nan}}]
+    assert len(report.draw(rows).axes[0].patches) == 3
     report.plot(tmp_path / "plot.png", rows)
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
@@ -134,7 +165,7 @@ def ranked(arm, ndcg, users=(40, 40), **more):
     model = None if arm in ("popularity", "mf_alone") else "two_tower"
     row = {"arm": arm, "model": model, "rows_read": 9, "pairs_read": 9, "bytes": {"factors": 8}}
     row |= {"metrics": found, "seconds": {"total": 1.0}, "compile_seconds": 0.0}
-    row["evaluation_seconds"] = 0.0
+    row |= {"rate": 0.1, "evaluation_seconds": 0.0}
     return row | {"test_users": dict(zip(("ranked", "all"), users, strict=True))} | more
 
 
