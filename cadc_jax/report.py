@@ -20,6 +20,10 @@ HELD_OUT_USERS = (
     "Test users are in no training row: their vectors are computed from their fold_in rows, by the "
     "factorisation alone. Arms whose user vectors are not factors have none, and are left out."
 )
+_ADVICE = (
+    ": the factorisation does not fit this log; try its regularization a few times larger and "
+    "smaller, or --config.factorization=autoencoder"
+)
 Row = Mapping[str, Any]
 
 
@@ -137,9 +141,10 @@ def warnings(rows: Sequence[Row]) -> list[str]:
         if value is not None and not _goodness(metric, value) >= _goodness(
             metric, popularity[metric]
         ):
+            advice = _ADVICE if ARMS[row["arm"]] is MF_ALONE else ""
             lines.append(
                 f"*** {', '.join(_names(row)).removesuffix(', -')}: {label(metric)} {value:.4f} is "
-                f"worse than popularity's {popularity[metric]:.4f} ***"
+                f"worse than popularity's {popularity[metric]:.4f}{advice} ***"
             )
     return lines
 

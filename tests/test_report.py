@@ -209,6 +209,13 @@ def test_an_arm_that_is_worse_than_popularity_is_named_loudly(tmp_path):
     assert "hr@20 sampled 1+99" in text
 
 
+def test_a_factorisation_that_is_worse_than_popularity_gets_advice():
+    rows = [ranked("popularity", 0.2), ranked("mf_alone", 0.1), ranked("cadc_frozen", 0.3)]
+    (line,) = report.warnings(rows)
+    assert line.startswith("*** MF alone: ndcg@20 per user 0.1200 is worse than popularity's")
+    assert "regularization a few times larger and smaller" in line
+
+
 def test_a_score_that_is_no_number_is_worse_than_popularity():
     rows = [ranked("popularity", 0.2), ranked("mf_alone", math.nan)]
     assert len(report.warnings(rows)) == 1
