@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # what tools see that do not run this
     from cadc_jax import metrics as metrics
     from cadc_jax.data import sampling as sampling
+    from cadc_jax.data.id_map import IdMap as IdMap
     from cadc_jax.factorization import topk as topk
     from cadc_jax.factorization.als import ALSConfig as ALSConfig
     from cadc_jax.factorization.autoencoder import AutoencoderConfig as AutoencoderConfig
@@ -41,6 +42,7 @@ _PLACES = {
     "models.two_tower": ("TwoTower",),
     "training.step": ("TrainConfig",),
     "sharding": ("make_mesh",),
+    "data.id_map": ("IdMap",),
 }
 _MODULE_OF = {name: module for module, names in _PLACES.items() for name in names}
 _MODULES = {"metrics": "metrics", "topk": "factorization.topk", "sampling": "data.sampling"}
@@ -67,4 +69,4 @@ def _version() -> str:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*__all__, "__version__"])

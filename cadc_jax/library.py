@@ -52,7 +52,7 @@ NUM_NEGATIVES = 99  # of each validation row
 Pairs = tuple[np.ndarray, np.ndarray]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Model:
     """A trained network and everything that scoring needs.
 
@@ -73,6 +73,11 @@ class Model:
     history: Sequence[Mapping[str, float]]
     best_step: int
 
+    def __repr__(self) -> str:
+        best = max((x["validation"] for x in self.history), default=float("nan"))
+        sizes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in self.tables.items())
+        return f"Model({type(self.network).__name__}, {sizes}, step {self.best_step}, validation {best:.4f})"
+
 
 @dataclasses.dataclass(frozen=True)
 class CompressedData:
@@ -88,10 +93,10 @@ class CompressedData:
 
 
 def factorize(
-    user: np.ndarray,
-    item: np.ndarray,
-    num_users: int,
-    num_items: int,
+    user: Any,
+    item: np.ndarray | None = None,
+    num_users: int = 0,
+    num_items: int = 0,
     config: als.ALSConfig | AutoencoderConfig | sgd.SGDConfig | None = None,
     *,
     value: np.ndarray | None = None,
@@ -101,7 +106,8 @@ def factorize(
     """Factors of all training rows, by ALS, the linear autoencoder, or logistic SGD.
 
     Args:
-      user: [N] int ids in [0, num_users).
+      user: [N] int ids in [0, num_users), or a SciPy sparse matrix [U, I], whose numbers are the
+        values, in place of the next three and `value`.
       item: [N] int ids in [0, num_items).
       num_users: U.
       num_items: I.
@@ -118,6 +124,15 @@ def factorize(
       ConfigError: if the method does not take `value` or `label`, or there are no rows.
       DataError: if ids are outside their range.
     """
+    if hasattr(user, "tocoo"):
+        if item is not None or value is not None:
+            raise ConfigError("a sparse matrix has the items and the values: give no others")
+        matrix = user.tocoo()
+        (num_users, num_items), user, item = matrix.shape, matrix.row, matrix.col
+        value = None if isinstance(config, sgd.SGDConfig) else matrix.data
+    user, item = _ids("user", user), _ids("item", item)
+    if not (num_users and num_items):
+        raise ConfigError("num_users and num_items: say how many ids there are, such as len(IdMap)")
     config = config or als.ALSConfig()
     key = jax.random.key(seed)
     if isinstance(config, sgd.SGDConfig):
@@ -129,10 +144,30 @@ def factorize(
         raise ConfigError(
             "ALS and the autoencoder take positives only: leave the others out, or use an SGDConfig"
         )
-    matrix = Interactions.from_rows(user, item, num_users, num_items, value)
+    pairs = Interactions.from_rows(user, item, num_users, num_items, value)
     if isinstance(config, AutoencoderConfig):
-        return autoencoder.fit(matrix, config, key, mesh=sharding.make_mesh())[0]
-    return als.fit(matrix, config, key, mesh=sharding.make_mesh())[0]
+        return autoencoder.fit(pairs, config, key, mesh=sharding.make_mesh())[0]
+    return als.fit(pairs, config, key, mesh=sharding.make_mesh())[0]
+
+
+def _ids(name: str, given: Any) -> np.ndarray:
+    """A column of ids.
+
+    Raises:
+      ConfigError: if it is none.
+    """
+    column = np.asarray(given)
+    if column.ndim != 1:
+        raise ConfigError(f"{name}: must be a column [N] of ids, not of shape {column.shape}")
+    whole = column.dtype.kind in "iu"
+    if column.dtype.kind == "f":
+        whole = bool(np.all(column == np.trunc(column)))
+    if not whole:
+        raise ConfigError(
+            f"{name}: ids must be whole numbers, not {column.dtype}; cadc.IdMap.of(values) numbers "
+            "other values"
+        )
+    return column if column.dtype.kind in "iu" else column.astype(np.int64)
 
 
 def sample(num_rows: int, rate: float, seed: int = 0) -> np.ndarray:
@@ -194,6 +229,8 @@ def train(
     check_choice("embeddings", embeddings, EMBEDDINGS)
     if embeddings != "random" and factors is None:
         raise ConfigError(f"embeddings={embeddings!r} needs factors; see `factorize`")
+    if factors is not None and not isinstance(factors, Factors):
+        raise ConfigError("factors: must be `Factors`; of two arrays, cadc.Factors(user, item)")
     if factors is not None:
         num_users, num_items = len(factors.user), len(factors.item)
     if not (num_users and num_items):
@@ -205,6 +242,8 @@ def train(
     if not 0 < rate <= 1:
         raise ConfigError(f"rate={rate}: must be above 0 and at most 1")
     rows, validation = _whole(rows), _whole(validation)
+    if not len(validation["user"]):
+        raise ConfigError("validation: has no row; it decides when training ends")
     start = _embedding_start(embeddings, factors, embedding_dim)
     sampler = None
     if not clicks:
@@ -312,6 +351,10 @@ def load(folder: str | pathlib.Path) -> CompressedData:
 
 def _whole(rows: Columns) -> dict[str, np.ndarray]:
     """The rows with every column that a batch has, each in its type."""
+    for name in ("user", "item"):
+        if name not in rows:
+            raise ConfigError(f"rows have no column {name!r}")
+        _ids(name, rows[name])
     count = len(rows["user"])
     types = {
         "user": np.int32,

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import scipy.sparse
 
 import cadc_jax as cadc
 from cadc_jax.errors import ConfigError
@@ -155,3 +156,68 @@ def test_every_public_name_is_there_and_none_is_imported_before_its_use():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         cadc.nothing  # noqa: B018
+
+
+def test_a_sparse_matrix_is_factorised_as_its_rows():
+    (user, item), _ = log()
+    value = np.where(item % 2, 1.0, 0.5)
+    matrix = scipy.sparse.csr_matrix((value, (user, item)), shape=(USERS, ITEMS))
+    found = cadc.factorize(matrix, config=CONFIG)
+    expected = cadc.factorize(user, item, USERS, ITEMS, CONFIG, value=value)
+    np.testing.assert_allclose(
+        found.user @ found.item.T, expected.user @ expected.item.T, atol=1e-3
+    )
+    with pytest.raises(ConfigError, match="has the items and the values"):
+        cadc.factorize(matrix, item)
+
+
+def test_texts_get_ids():
+    users = cadc.IdMap.of(["ann", "bob", "ann", "eve"])
+    items = cadc.IdMap.of(["tea", "jam", "jam", "tea"])
+    user, item = users.ids(["ann", "bob", "ann", "eve"]), items.ids(["tea", "jam", "jam", "tea"])
+    factors = cadc.factorize(user, item, len(users), len(items), CONFIG)
+    assert (len(factors.user), len(factors.item)) == (4, 3)
+
+
+@pytest.mark.parametrize(
+    ("user", "message"),
+    [
+        (np.array(["a", "b"]), r"user: ids must be whole numbers, not <U1; cadc.IdMap.of"),
+        (np.array([0.5, 1.0]), "user: ids must be whole numbers, not float64"),
+        (np.zeros((2, 1), int), r"user: must be a column \[N\] of ids, not of shape \(2, 1\)"),
+    ],
+)
+def test_what_is_no_column_of_ids_is_refused(user, message):
+    with pytest.raises(ConfigError, match=message):
+        cadc.factorize(user, np.array([1, 2]), 5, 5)
+    with pytest.raises(ConfigError, match=message):
+        trained(rows={"user": user, "item": np.array([1, 2])})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"validation": {"user": [], "item": []}}, "validation: has no row"),
+        ({"factors": (np.ones((USERS, 2)), np.ones((ITEMS, 2)))}, r"cadc.Factors\(user, item\)"),
+        ({"rows": {"user": [1, 2]}}, "rows have no column 'item'"),
+    ],
+)
+def test_arguments_that_cannot_be_used_are_named(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        trained(**changes)
+
+
+def test_the_number_of_ids_is_asked_for():
+    with pytest.raises(ConfigError, match="num_users and num_items: say how many"):
+        cadc.factorize(np.array([1]), np.array([1]))
+
+
+def test_results_are_shown_in_a_line():
+    model = trained()
+    assert "validation 0." in repr(model) and len(repr(model)) < 300 and "\n" not in repr(model)
+    factors = cadc.Factors(np.ones((5, 2)), np.ones((3, 2)))
+    assert repr(factors) == "Factors(user (5, 2), item (3, 2))"
+
+
+def test_the_package_lists_its_public_names_alone():
+    assert dir(cadc) == sorted([*cadc.__all__, "__version__"])

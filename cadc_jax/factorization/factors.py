@@ -27,6 +27,11 @@ class Factors:
     global_bias: Array | None = None  # [] f32
     encoder: Array | None = None  # [I, D]
 
+    def __repr__(self) -> str:
+        held = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        sizes = (f"{name} {np.shape(x)}" for name, x in held.items() if x is not None)
+        return f"Factors({', '.join(sizes)})"
+
     @property
     def biases(self) -> tuple[Array, Array, Array] | None:
         """(user_bias, item_bias, global_bias), or None."""
