@@ -47,7 +47,7 @@ def default_config() -> ConfigDict:
     """Every field there is, with defaults. The files in `configs/` start from it."""
     config = ConfigDict()
     config.name = "default"  # name of the run's folder and of the report
-    config.seed = 0  # seed of everything random
+    config.seed = 0  # seed of everything random, but see data.seed
     config.rate = 0.1  # share of the training rows that the sample keeps, in (0, 1]
     config.models = ("two_tower",)  # any of 'dlrm', 'dcn' and 'two_tower'
     config.arms = tuple(TRAINED)  # what to compare
@@ -59,6 +59,7 @@ def default_config() -> ConfigDict:
     data.task = "ranking"  # 'ranking' (positives only) or 'click' (labels 0 and 1)
     # leave_one_out, last_share, order, time, random, users or given; see docs/data.md
     data.split = "leave_one_out"
+    data.seed = -1  # seed of the split and of the items to rank against; -1: `seed`
     data.validation = 0.1  # share of rows (users: of users), for all but leave_one_out and given
     data.test = 0.1
     data.min_count = 1  # training rows a value needs for an id of its own
@@ -152,6 +153,8 @@ def validate(config: ConfigDict) -> None:
     check_local("data.path", config.data.path)
     if not 0 <= config.seed < 1 << 63:
         raise ConfigError(f"seed={config.seed}: must be at least 0 and below 2**63")
+    if not -1 <= config.data.seed < 1 << 63:
+        raise ConfigError(f"data.seed={config.data.seed}: must be -1, or from 0 to below 2**63")
     check_choice("data.source", config.data.source, SOURCES)
     check_at_least("data.block_bytes", config.data.block_bytes, 1)
     check_at_least("data.synthetic_rows", config.data.synthetic_rows, 0)
@@ -234,11 +237,16 @@ def _check_task(config: ConfigDict) -> None:
         )
 
 
+def data_seed(config: ConfigDict) -> int:
+    """Seed of what the prepared table draws: its split, and items to rank against."""
+    return config.data.seed if config.data.seed >= 0 else config.seed
+
+
 def prepare_config(config: ConfigDict) -> PrepareConfig:
     """Settings of `prepare`."""
     names = {field.name for field in dataclasses.fields(PrepareConfig)} - {"seed"}
     settings = {name: config.data[name] for name in names}
-    return PrepareConfig(**settings, seed=config.seed)
+    return PrepareConfig(**settings, seed=data_seed(config))
 
 
 def methods(config: ConfigDict) -> tuple[str, ...]:

@@ -76,7 +76,8 @@ class Model:
     def __repr__(self) -> str:
         best = max((x["validation"] for x in self.history), default=float("nan"))
         sizes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in self.tables.items())
-        return f"Model({type(self.network).__name__}, {sizes}, step {self.best_step}, validation {best:.4f})"
+        name = type(self.network).__name__
+        return f"Model({name}, {sizes}, step {self.best_step}, validation {best:.4f})"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -81,6 +81,7 @@ def test_a_rate_outside_its_range_is_named(rate):
         ({"name": ""}, "it names a folder"),
         ({"seed": 2**64 - 1}, r"seed=\d+: must be at least 0 and below 2\*\*63"),
         ({"seed": -1}, "seed=-1: must be at least 0"),
+        ({"data": {"seed": -2}}, "data.seed=-2: must be -1, or from 0"),
         ({"data__path": "gs://bucket/log"}, "data.path=gs://bucket/log: gs:// is not supported"),
         ({"two_tower__hidden": (64, 0)}, r"two_tower.hidden=\(64, 0\): must be at least 1"),
         ({"dlrm__embedding_dim": 0}, "dlrm.embedding_dim=0: must be at least 1"),
@@ -128,3 +129,11 @@ def test_a_section_has_the_defaults_of_its_dataclass(name):
     }[name](**configuration.default_config()[name])
     plain = type(made)()
     assert made == plain
+
+
+def test_the_data_may_have_a_seed_of_their_own():
+    config = configuration.default_config()
+    config.seed = 3
+    assert configuration.prepare_config(config).seed == 3
+    config.data.seed = 0
+    assert configuration.prepare_config(config).seed == 0

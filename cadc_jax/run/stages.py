@@ -53,14 +53,15 @@ def raw_data(run: Run) -> pathlib.Path:
         return path
     if distributed.on_first(path.exists):
         return path
-    settings = {"rows": data.synthetic_rows, "seed": run.config.seed}
+    seed = configuration.data_seed(run.config)
+    settings = {"rows": data.synthetic_rows, "seed": seed}
     given = data.split == "given"
     if given:
         settings["files"] = [data.validation_file, data.test_file]
 
     def write(folder: pathlib.Path) -> Mapping[str, Any]:
         log = folder / "train.txt"
-        synthetic.write_criteo(log, data.synthetic_rows, run.config.seed)
+        synthetic.write_criteo(log, data.synthetic_rows, seed)
         if given:
             _cut_into_days(log, folder / "days", settings["files"])
         return {"rows": data.synthetic_rows}
@@ -134,8 +135,8 @@ def _check_row_features(data: Mapping[str, Any]) -> None:
 def prepare_settings(config: ConfigDict) -> dict[str, Any]:
     """Everything that the prepared table depends on, except the raw files."""
     data = config.data.to_dict()
-    data = {name: value for name, value in data.items() if name not in ("path", "folder")}
-    return {"data": data, "seed": config.seed}
+    data = {name: x for name, x in data.items() if name not in ("path", "folder", "seed")}
+    return {"data": data, "seed": configuration.data_seed(config)}
 
 
 def sample_stage(run: Run, prepared: Artifact) -> Artifact:

@@ -27,6 +27,16 @@ def made(tmp_path_factory):
     return run, Inputs(prepared, factors, stages.sample_stage(run, prepared))
 
 
+def test_runs_of_several_seeds_may_share_their_split(tmp_path):
+    config = ranking_config(tmp_path / "raw")
+    found = []
+    for seed, own in ((0, -1), (1, 0), (1, -1)):
+        config.seed, config.data.seed = seed, own
+        run = Run(config, tmp_path / "work", quiet)
+        found.append(stages.prepare_stage(run, stages.raw_data(run)).fingerprint)
+    assert found[0] == found[1] != found[2]
+
+
 def test_rows_that_are_merged_are_told(tmp_path):
     said, config = [], ranking_config(tmp_path / "raw")
     file = tmp_path / "raw/log.csv"
