@@ -155,7 +155,7 @@ def _ids(name: str, given: Any) -> np.ndarray:
     """A column of ids.
 
     Raises:
-      ConfigError: if it is none.
+      ConfigError: if it is not a column of whole numbers.
     """
     column = np.asarray(given)
     if column.ndim != 1:

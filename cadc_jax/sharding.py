@@ -26,9 +26,11 @@ from cadc_jax.errors import ConfigError
 DATA = "data"
 MODEL = "model"
 
+EVERYWHERE = (DATA, MODEL)  # both axes: collectives between all devices
+
 REPLICATED = P()
-BATCH = P((DATA, MODEL))  # leading axis of every array in a batch
-BATCHES = P(None, (DATA, MODEL))  # second axis of every array in a stack of batches
+BATCH = P(EVERYWHERE)  # leading axis of every array in a batch
+BATCHES = P(None, EVERYWHERE)  # second axis of every array in a stack of batches
 TABLE = P(MODEL)  # rows of a sharded embedding table
 
 RESIDENT_SHARE = 1 / 4  # of a device's memory for the rows of a split, unless asked for more

@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 from cadc_jax import sharding
 from cadc_jax.data import sampling
 from cadc_jax.data.negatives import NegativeSampling
+from cadc_jax.data.pipeline import steps_per_epoch
 from cadc_jax.data.table import Columns
 from cadc_jax.resident import negatives, records, uint64
 from cadc_jax.resident.negatives import ResidentNegatives
@@ -27,8 +28,6 @@ from cadc_jax.resident.shuffle import permute
 from cadc_jax.resident.uint64 import UInt64
 from cadc_jax.tables import packed
 from cadc_jax.tables.packed import AnyTable
-
-_EVERYWHERE = (sharding.DATA, sharding.MODEL)
 
 Batch = Mapping[str, jax.Array]
 
@@ -161,9 +160,9 @@ def order(rows: ResidentRows, first_step: jax.Array) -> Order:
     n, own = rows.num_rows, rows.batch_rows // rows.mesh.size
 
     def local(start: jax.Array, first_step: jax.Array) -> Order:
-        device = lax.axis_index(_EVERYWHERE) if rows.mesh.size > 1 else 0
+        device = lax.axis_index(sharding.EVERYWHERE) if rows.mesh.size > 1 else 0
         steps = first_step.astype(jnp.uint32) + jnp.arange(rows.steps, dtype=jnp.uint32)
-        epoch, step = jnp.divmod(steps[:, None], np.uint32(-(-n // rows.batch_rows)))
+        epoch, step = jnp.divmod(steps[:, None], np.uint32(steps_per_epoch(n, rows.batch_rows)))
         first = jnp.asarray(device * own, jnp.uint32)
         places = step * np.uint32(rows.batch_rows) + first + jnp.arange(own, dtype=jnp.uint32)
         # Places past the end of the epoch, which fill up its last batch, repeat its last row.
@@ -229,13 +228,13 @@ def _exchange(table: AnyTable, chosen: jax.Array) -> jax.Array:
 
     It receives 4 * B * W bytes a step.
     """
-    first = lax.axis_index(_EVERYWHERE) * len(table)
+    first = lax.axis_index(sharding.EVERYWHERE) * len(table)
 
     def one(chosen: jax.Array) -> jax.Array:
-        wanted = lax.all_gather(chosen, _EVERYWHERE, tiled=True).astype(jnp.int32)
+        wanted = lax.all_gather(chosen, sharding.EVERYWHERE, tiled=True).astype(jnp.int32)
         place = wanted - first
         held = (place >= 0) & (place < len(table))
         found = jnp.where(held[:, None], packed.read(table, place), 0)
-        return lax.psum_scatter(found, _EVERYWHERE, tiled=True)
+        return lax.psum_scatter(found, sharding.EVERYWHERE, tiled=True)
 
     return lax.map(one, chosen)

@@ -117,7 +117,7 @@ def _marks(likely: LikelyTables) -> jax.Array:
 
 @jax.jit
 def _marks_of(user: jax.Array, item: jax.Array, scale: jax.Array, bound: jax.Array) -> jax.Array:
-    # The sums are whole numbers below 2**24: float32 has them exactly, whatever their order.
+    # The sums are whole numbers below 2**24: float32 holds them exactly, in any order.
     with jax.default_matmul_precision("float32"):
         scores = user.astype(jnp.float32) @ item.astype(jnp.float32).T
     found = scores * scale > bound[:, None]

@@ -1,4 +1,4 @@
-"""Rows of a table as records of 32-bit words, so that a batch is one gather.
+"""Rows of a table as records of 32-bit words: one gather reads a batch.
 
 Every feature of a row gets the fewest of 8, 16 and 32 bits that hold all of its values. Floats
 whose values are all small whole numbers, as labels are, count as integers.

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cadc_jax import sharding
+from cadc_jax.data import pipeline
 from cadc_jax.errors import ConfigError
 from cadc_jax.models.embeddings import Batch, HostBatch
 from cadc_jax.resident import batches
@@ -143,7 +144,7 @@ class ResidentFeed:
     @property
     def steps_per_epoch(self) -> int:
         """See `Feed`."""
-        return -(-self.rows.num_rows // self.rows.batch_rows)
+        return pipeline.steps_per_epoch(self.rows.num_rows, self.rows.batch_rows)
 
     def shapes(self, config: TrainConfig) -> Shapes:
         """See `Feed`."""

@@ -35,8 +35,6 @@ from cadc_jax.models.embeddings import Tables
 from cadc_jax.tables import packed
 from cadc_jax.tables.packed import AnyTable
 
-_EVERYWHERE = (sharding.DATA, sharding.MODEL)
-
 
 @dataclasses.dataclass(frozen=True)
 class DeviceConfig:
@@ -400,11 +398,11 @@ def update(
         if entry.by_table:
             touched = jnp.zeros(len(table)).at[_inside(ids, table)].add(1.0, mode="drop")
             grads = jnp.zeros(table.shape).at[_inside(ids, table)].add(grads, mode="drop")
-            touched, grads = lax.psum((touched, grads), _EVERYWHERE)
+            touched, grads = lax.psum((touched, grads), sharding.EVERYWHERE)
             ids, mask = jnp.arange(len(table), dtype=jnp.int32), touched > 0
         else:
-            ids = lax.all_gather(ids, _EVERYWHERE, tiled=True)
-            grads = lax.all_gather(grads, _EVERYWHERE, tiled=True)
+            ids = lax.all_gather(ids, sharding.EVERYWHERE, tiled=True)
+            grads = lax.all_gather(grads, sharding.EVERYWHERE, tiled=True)
         if entry.split:
             ids -= _first_row(table)
             if key is not None:  # parts need different random numbers, copies of a part the same
