@@ -334,11 +334,8 @@ def _made_by(index: WorkfolderIndex, made: Artifact, config: ConfigDict) -> bool
 
 
 def _same_data(index: WorkfolderIndex, name: str, config: ConfigDict) -> bool:
-    given, own = (
-        {key: x for key, x in data.items() if key not in ("path", "folder")}
-        for data in (index.settings[name]["data"], artifacts.plain(config.data.to_dict()))
-    )
-    return given == own
+    own = artifacts.plain(stages.prepare_settings(config))
+    return all(index.settings[name][key] == value for key, value in own.items())
 
 
 def _same_factorization(index: WorkfolderIndex, name: str, config: ConfigDict) -> bool:
