@@ -131,7 +131,7 @@ def lookup_ids(content: Content, batch: Batch) -> dict[str, jax.Array]:
       content: features of users and items.
       batch: `user` [B], `item` [B, G] (or [1, G] if all users share them) and `categorical`
         [B, Cc], all int32. Optional: `weight` [B], where 0 means that the row needs no embeddings;
-        with shared items `present` [1, G] bool, where False means that the item needs none.
+        with shared items `uses` [1, G] int32, where 0 means that the item needs none.
 
     Returns:
       Flat int32 ids: `user` [B], `item` [B * G] and `features` [B * (Cu + Cc + G * n)] with
@@ -149,11 +149,11 @@ def lookup_ids(content: Content, batch: Batch) -> dict[str, jax.Array]:
         item_features = jnp.concatenate([item_features, bags], axis=-1)
     if "weight" in batch:
         real = batch["weight"][:, None] > 0
-        present = batch.get("present", real)
+        used = batch["uses"] > 0 if "uses" in batch else real
         user = jnp.where(real[:, 0], user, -1)
         user_features = jnp.where(real, user_features, -1)
-        item = jnp.where(present, item, -1)
-        item_features = jnp.where(present[..., None], item_features, -1)
+        item = jnp.where(used, item, -1)
+        item_features = jnp.where(used[..., None], item_features, -1)
     item_features = item_features.reshape(len(item), -1)
     if len(item) == len(user):
         features = jnp.concatenate([user_features, item_features], axis=1)
@@ -165,7 +165,7 @@ def lookup_ids(content: Content, batch: Batch) -> dict[str, jax.Array]:
 def with_all_items(content: Content, batch: Batch) -> Batch:
     """The batch with all I items shared by all users. Each row's own items become `chosen`.
 
-    If the batch has weights, `present` marks the items of rows that count.
+    If the batch has weights, `uses` counts the places of each item in rows that count.
     """
     num_items = len(content.item_categorical)
     everything = jnp.arange(num_items, dtype=batch["item"].dtype)[None]
@@ -173,8 +173,25 @@ def with_all_items(content: Content, batch: Batch) -> Batch:
     if "weight" not in batch:
         return shared
     real = jnp.broadcast_to(batch["weight"][:, None] > 0, batch["item"].shape)
-    present = jnp.zeros(num_items, bool).at[batch["item"]].max(real)
-    return {**shared, "present": present[None]}
+    uses = jnp.zeros(num_items, jnp.int32).at[batch["item"]].add(real.astype(jnp.int32))
+    return {**shared, "uses": uses[None]}
+
+
+def uses_of_rows(content: Content, batch: Batch) -> dict[str, jax.Array]:
+    """How many places of the batch each row of `lookup_ids` stands for: name -> [n] float32.
+
+    That is 1, except for rows of shared items with `uses`. Rows of id -1 stand for none.
+    """
+    ids = lookup_ids(content, batch)
+    uses = {name: (x >= 0).astype(jnp.float32) for name, x in ids.items()}
+    if "uses" in batch:
+        item = batch["uses"].reshape(-1)
+        of_users = len(uses["features"]) - len(item) * content.ids_an_item
+        uses["item"] *= item
+        uses["features"] *= jnp.concatenate(
+            [jnp.ones(of_users), jnp.repeat(item, content.ids_an_item)]
+        )
+    return uses
 
 
 def pair_batch(user: jax.Array | np.ndarray, item: jax.Array | np.ndarray) -> HostBatch:

@@ -36,7 +36,7 @@ class TrainConfig:
       learning_rate: learning rate of the network (Adam).
       table_optimizer: optimizer of embedding rows: 'adam' (lazy), 'adagrad' (row-wise) or 'sgd'.
       table_learning_rate: learning rate of embedding rows.
-      l2: penalty on the squared norms of the trained embedding rows of a batch.
+      l2: penalty on the squared norms of the trained embedding rows of a batch, for each use.
       label_smoothing: share of each label that 'bce' replaces by 1/2.
       clip_norm: largest global norm of the network's gradients; 0 leaves them as they are.
       warmup_steps: steps over which both learning rates rise linearly; 0 for none.
@@ -356,14 +356,14 @@ def _gradients(
       The loss [], gradients of `params`, and by table the ids [n] and row gradients [n, D] float32.
     """
     model, config, placed, frozen, content, batch_rows, batch_weight = whole
-    # An l2 penalty counts an item once a row, and items shared by devices would have to be gathered
-    # and updated as such.
-    own = config.loss != "in_batch" and not config.l2
+    # Items shared by devices would have to be gathered and updated as such.
     alone = placed is None or placed.mesh.size == 1
     num_items = len(content.item_categorical)
-    if own and alone and shares_items(model, batch["item"].size, num_items):
+    asked = 0 if config.loss == "in_batch" else batch["item"].size
+    if alone and shares_items(model, asked, num_items):
         batch = embeddings.with_all_items(content, batch)
     ids = lookup_ids(content, batch)
+    uses = embeddings.uses_of_rows(content, batch) if config.l2 else {}
     share = jnp.maximum(jnp.sum(batch["weight"]), 1) / jnp.maximum(batch_weight, 1)
     frozen_rows = as_float32(placement.lookup(placed, frozen, ids))
     dtype = config.compute_dtype
@@ -379,7 +379,9 @@ def _gradients(
         logits: Any = model.apply(params, inputs, train=True, rngs={"dropout": key})
         loss = _loss(config, logits, batch) * share
         if config.l2:
-            loss += config.l2 / batch_rows * sum(jnp.sum(x**2) for x in rows.values())
+            squares = {name: jnp.sum(jnp.square(x), axis=1) for name, x in rows.items()}
+            penalty = sum(uses[name] @ square for name, square in squares.items())
+            loss += config.l2 / batch_rows * penalty
         return loss
 
     rows = as_float32(placement.lookup(placed, tables, ids))

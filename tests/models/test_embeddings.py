@@ -174,16 +174,20 @@ def test_a_batch_with_all_items_chooses_its_own():
     shared = embeddings.with_all_items(content(), batch())
     np.testing.assert_array_equal(shared["item"], [[0, 1, 2]])
     np.testing.assert_array_equal(shared["chosen"], batch()["item"])
-    assert "present" not in shared
+    assert "uses" not in shared
 
 
 def test_only_the_items_of_rows_that_count_are_looked_up_among_all_items():
     weighted = {**batch(), "weight": jnp.array([0.0, 1.0])}  # item 2 is only in the padding
     shared = embeddings.with_all_items(content(), weighted)
-    np.testing.assert_array_equal(shared["present"], [[False, True, False]])
+    np.testing.assert_array_equal(shared["uses"], [[0, 2, 0]])
     ids = embeddings.lookup_ids(content(), shared)
     np.testing.assert_array_equal(ids["item"], [-1, 1, -1])
     np.testing.assert_array_equal(ids["features"], [-1, -1, 0, 3, -1, 8, -1])
+    uses = embeddings.uses_of_rows(content(), shared)
+    np.testing.assert_array_equal(uses["user"], [0, 1])
+    np.testing.assert_array_equal(uses["item"], [0, 2, 0])
+    np.testing.assert_array_equal(uses["features"], [0, 0, 1, 1, 0, 2, 0])
 
 
 def test_a_batch_of_pairs_has_no_context_features():

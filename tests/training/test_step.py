@@ -69,7 +69,7 @@ def test_no_gradient_of_a_frozen_tables_size_is_compiled():
 
 
 def test_padding_rows_change_nothing():
-    config = TrainConfig(negatives=2, l2=0.0)
+    config = TrainConfig(negatives=2)
     whole = batch(8, padded=3)
     part = {name: x[:5] for name, x in whole.items()}
     results = []
@@ -364,11 +364,11 @@ def test_in_batch_losses_are_the_same_on_eight_devices():
 
 
 @pytest.mark.parametrize("loss", ["bce", "softmax"])
-@pytest.mark.parametrize("micro", [0, 4])
-def test_items_that_are_computed_once_a_step_train_as_if_once_a_row(loss, micro):
+@pytest.mark.parametrize(("micro", "l2"), [(0, 0.0), (4, 0.0), (0, 0.1), (4, 0.1)])
+def test_items_that_are_computed_once_a_step_train_as_if_once_a_row(loss, micro, l2):
     """With many items that no row asks for, they are not; three steps of a lazy optimizer, so that
     rows of other items must not move, nor those of padding."""
-    config = TrainConfig(negatives=2, loss=loss, microbatch_rows=micro)
+    config = TrainConfig(negatives=2, loss=loss, microbatch_rows=micro, l2=l2)
     few, found = ITEMS, []
     for num_items, shared in ((few, True), (few + 100, False)):
         asked = (micro or 8) * 3
