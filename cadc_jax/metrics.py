@@ -8,6 +8,7 @@ of rows to statistics of fixed size, and `merge` adds them up.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -60,8 +61,8 @@ def auc_standard_error(labels: np.ndarray, scores: np.ndarray) -> float:
     variance = 0.0
     for own, other in ((clicks, others), (others, clicks)):
         beaten = np.searchsorted(other, own) + np.searchsorted(other, own, side="right")
-        variance += np.var(beaten / (2 * len(other)), ddof=1) / len(own)
-    return float(np.sqrt(variance))
+        variance += float(np.var(beaten / (2 * len(other)), ddof=1)) / len(own)
+    return math.sqrt(variance)
 
 
 @struct.dataclass

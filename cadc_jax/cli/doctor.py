@@ -132,10 +132,9 @@ def _devices() -> Iterable[str]:
 
 
 def _memory() -> Iterable[str]:
-    size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = pathlib.Path("/sys/fs/cgroup/memory.max")  # of a container
-    if limit.exists() and (text := limit.read_text().strip()).isdigit():
-        size = min(size, int(text))
+    from cadc_jax import sharding  # imports JAX
+
+    size = sharding.host_memory()
     if size < _LEAST_MEMORY:
         raise DoctorError(f"{size / 1e9:.1f} GB: a run needs at least {_LEAST_MEMORY / 1e9:.0f} GB")
     yield f"{size / 1e9:.1f} GB"
