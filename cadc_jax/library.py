@@ -45,7 +45,7 @@ from cadc_jax.models.embeddings import Content, Tables, pair_batch, stacked_offs
 from cadc_jax.run.arms import FACTOR_TABLES
 from cadc_jax.training import assemble
 from cadc_jax.training.assemble import EmbeddingStart, TrainingData
-from cadc_jax.training.step import TrainConfig
+from cadc_jax.training.step import DRAWN, TrainConfig
 
 EMBEDDINGS = ("frozen", "trainable", "random")
 NUM_NEGATIVES = 99  # of each validation row
@@ -237,8 +237,11 @@ def train(
     if not (num_users and num_items):
         raise ConfigError("without factors, give num_users and num_items")
     clicks = "label" in rows
-    if clicks == (config.negatives > 0):
-        why = "rows with labels have theirs" if clicks else "rows without labels need some"
+    draws = config.loss in DRAWN and not clicks
+    if draws != (config.negatives > 0):
+        why = "rows with labels have theirs" if clicks else f"the loss {config.loss!r} draws none"
+        if draws:
+            why = "rows without labels need some"
         raise ConfigError(f"negatives={config.negatives}: {why}")
     if not 0 < rate <= 1:
         raise ConfigError(f"rate={rate}: must be above 0 and at most 1")

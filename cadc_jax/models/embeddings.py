@@ -17,6 +17,8 @@ import numpy as np
 from flax import struct
 
 from cadc_jax.data.table import Table
+from cadc_jax.resident import likely
+from cadc_jax.resident.likely import LikelyTables
 from cadc_jax.tables import packed
 from cadc_jax.tables.packed import AnyTable
 
@@ -40,6 +42,7 @@ class Content:
       item_bags: [I, Cb, L] int32, features with up to L values an item (such as genres), padded
         with -1; None if there are none.
       bag_weights: [I, Cb, L] float32, weight of each value in its bag's sum; 0 for padding.
+      likely: pairs that do not compete in the loss over all items; None if all do.
     """
 
     user_dense: jax.Array
@@ -49,6 +52,7 @@ class Content:
     context_offsets: jax.Array
     item_bags: jax.Array | None = None
     bag_weights: jax.Array | None = None
+    likely: LikelyTables | None = None
 
     @property
     def ids_an_item(self) -> int:
@@ -175,6 +179,30 @@ def with_all_items(content: Content, batch: Batch) -> Batch:
     real = jnp.broadcast_to(batch["weight"][:, None] > 0, batch["item"].shape)
     uses = jnp.zeros(num_items, jnp.int32).at[batch["item"]].add(real.astype(jnp.int32))
     return {**shared, "uses": uses[None]}
+
+
+def among_all_items(content: Content, batch: Batch, devices: int = 1) -> Batch:
+    """The batch with all items shared by all users, and each row's own item as `positive` [B].
+
+    `competes` [B, n] marks the items that are not likely for a row's user. Id 0, which stands for
+    unknown items, competes with none and is looked up as no row, and so is what fills up the I
+    items to n, which divides over the devices.
+    """
+    num_items = len(content.item_categorical)
+    filling = -num_items % devices
+    known = (jnp.arange(num_items + filling) < num_items).at[0].set(False)
+    items = jnp.where(known, jnp.arange(len(known), dtype=jnp.int32), 0)
+    competes = jnp.broadcast_to(known, (len(batch["user"]), len(known)))
+    if content.likely is not None:
+        found = likely.pairs(content.likely, batch["user"])
+        competes &= ~jnp.pad(found, ((0, 0), (0, filling)))
+    return {
+        **batch,
+        "item": items[None],
+        "uses": known[None].astype(jnp.int32),
+        "positive": batch["item"][:, 0],
+        "competes": competes,
+    }
 
 
 def uses_of_rows(content: Content, batch: Batch) -> dict[str, jax.Array]:
