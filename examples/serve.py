@@ -83,14 +83,14 @@ class Service:
 
     async def for_user(self, request: Request) -> Response:
         """GET /recommend?user=ID&k=N."""
-        k = self.number(request.query_params.get("k", SHOWN))
+        k = self.number(request.query_params.get("k"))
         user = self.recommender.users.known_id_of(self.parameter(request, "user"))
         return self.answer(k, *await self.batches.best(user))
 
     async def for_items(self, request: Request) -> Response:
         """POST /recommend {"items": [ID, ...], "k": N}."""
         given = await self.body(request)
-        k = self.number(given.get("k", SHOWN))
+        k = self.number(given.get("k"))
         raws = given.get("items")
         if not isinstance(raws, list) or not all(type(raw) in (str, int) for raw in raws):
             raise ConfigError("items: must be a list of item ids")
@@ -100,7 +100,7 @@ class Service:
 
     async def similar(self, request: Request) -> Response:
         """GET /similar?item=ID&k=N."""
-        k = self.number(request.query_params.get("k", SHOWN))
+        k = self.number(request.query_params.get("k"))
         item = self.recommender.items.known_id_of(self.parameter(request, "item"))
         loop, items = asyncio.get_running_loop(), np.array([item])
         found = await loop.run_in_executor(self.batches.pool, self.recommender.similar, items)
@@ -124,8 +124,10 @@ class Service:
         return JSONResponse({"items": items})
 
     def number(self, given: object) -> int:
-        """k, from 1 to what the program was compiled for."""
+        """k, from 1 to what the program was compiled for; SHOWN if it is not given."""
         most = self.recommender.shapes.k
+        if given is None:
+            return min(SHOWN, most)
         if type(given) in (str, int) and str(given).isdecimal() and 1 <= int(given) <= most:
             return int(given)
         raise ConfigError(f"k: must be a number from 1 to {most}")

@@ -43,8 +43,7 @@ def _changed(settings: "ConfigDict") -> "ConfigDict":
     """The configuration with what the flags say.
 
     Raises:
-      ConfigError: if an arm needs rows that a compressed data set has not. Other values are checked
-        with the whole configuration.
+      ConfigError: if it is not valid then, or an arm needs rows that a compressed data set has not.
     """
     settings = settings.copy_and_resolve_references()
     for name in _ARMS.value or ():
@@ -57,4 +56,7 @@ def _changed(settings: "ConfigDict") -> "ConfigDict":
     for name, value in given.items():
         if value is not None:
             settings[name] = tuple(value) if isinstance(value, list) else value
+    from cadc_jax.configuration import validate
+
+    validate(settings)
     return settings
