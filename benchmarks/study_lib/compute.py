@@ -22,7 +22,8 @@ from cadc_jax.evaluation.scorers import Scorer
 from cadc_jax.run.compressed import Inputs
 from cadc_jax.run.context import Run
 from cadc_jax.runtime import artifacts
-from cadc_jax.runtime.artifacts import Artifact, materialize
+from cadc_jax.runtime.artifacts import Artifact
+from cadc_jax.runtime.materialize import materialize
 
 PATIENCE, MAX_EVALUATIONS = 5, 100  # training ends after so many evaluations that are no better
 

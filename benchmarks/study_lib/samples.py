@@ -19,7 +19,8 @@ from cadc_jax.factorization.factors import scores
 from cadc_jax.factorization.interactions import Interactions
 from cadc_jax.run.context import Run
 from cadc_jax.run.factor_files import open_factors
-from cadc_jax.runtime.artifacts import Artifact, materialize
+from cadc_jax.runtime.artifacts import Artifact
+from cadc_jax.runtime.materialize import materialize
 
 _PAIR_BLOCK = 1 << 18  # (user, item) pairs scored at a time
 

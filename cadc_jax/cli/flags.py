@@ -42,6 +42,7 @@ ROWS = flags.DEFINE_integer(
     "Number of training rows: to look at (candidates), or that there are (plan).",
     lower_bound=1,
 )
+K = flags.DEFINE_integer("k", 10, "Items to find.")
 ARM = flags.DEFINE_string(
     "arm",
     None,

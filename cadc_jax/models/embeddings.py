@@ -222,6 +222,18 @@ def uses_of_rows(content: Content, batch: Batch) -> dict[str, jax.Array]:
     return uses
 
 
+def with_users(
+    tables: Tables, content: Content, vectors: jax.Array, like: np.ndarray
+) -> tuple[Tables, Content]:
+    """Tables and content in which user b has vector b [B, D] and the features of user like[b] [B].
+
+    A program of B users then depends on B alone, whoever they are.
+    """
+    user_dense, user_categorical = content.user_dense[like], content.user_categorical[like]
+    content = dataclasses.replace(content, user_dense=user_dense, user_categorical=user_categorical)
+    return {**tables, "user": vectors}, content
+
+
 def pair_batch(user: jax.Array | np.ndarray, item: jax.Array | np.ndarray) -> HostBatch:
     """A batch of users [B] and items [B, G] (or [1, G] if shared), without context features."""
     return {

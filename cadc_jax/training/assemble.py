@@ -212,9 +212,14 @@ def scaled(factors: Pair, like: Pair | None = None) -> dict[str, np.ndarray]:
         trained on `like` can then take `factors`.
     """
     return {
-        name: table / (np.sqrt(np.mean(np.square(measured))) or 1)
+        name: table / root_mean_square(measured)
         for name, table, measured in zip(("user", "item"), factors, like or factors, strict=True)
     }
+
+
+def root_mean_square(table: np.ndarray) -> np.floating | int:
+    """What `scaled` divides a table of factors by: 1 of a table of zeros."""
+    return np.sqrt(np.mean(np.square(table))) or 1
 
 
 def _feed(data: TrainingData, config: TrainConfig, seed: int, mesh: Mesh, label: str) -> Feed:

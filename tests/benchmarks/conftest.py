@@ -8,7 +8,7 @@ import pytest
 from benchmarks.study_lib import results
 from benchmarks.study_lib.cells import Cell
 from cadc_jax.data.table import Features, Schema, write_columns, write_schema
-from cadc_jax.runtime.artifacts import materialize
+from cadc_jax.runtime.materialize import materialize
 
 
 def no_features(columns, rows):

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 COMMANDS = (
     *("run", "compress", "train", "candidates", "plan"),
-    *("unpack", "update", "verify", "recommend", "export", "info", "doctor"),
+    *("unpack", "update", "verify", "recommend", "similar", "export", "info", "doctor"),
 )
 
 
