@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from cadc_jax import configuration, report, sharding
@@ -11,7 +12,7 @@ from cadc_jax.errors import ConfigError
 from cadc_jax.evaluation import scorers
 from cadc_jax.evaluation.scorers import Scorer
 from cadc_jax.models import embeddings
-from cadc_jax.run import compressed, lineage, stages, updates
+from cadc_jax.run import compressed, lineage, stages, tune, updates
 from cadc_jax.run.arms import BASELINES, TRAINED, Arm
 from cadc_jax.run.budget import choose
 from cadc_jax.run.compressed import Compressed
@@ -36,6 +37,7 @@ def run(this: Run, last: str = "report") -> None:
         prepared = prepared_table(this)
         if last == "prepare":
             return
+        this = tune.resolved(this, prepared)
         factors = factorize_stage(this, prepared)
         if last == "factorize":
             return
@@ -78,10 +80,11 @@ def compress(this: Run, out: pathlib.Path, budget: int | None = None) -> None:
     Raises:
       CadcError: an error that the user can fix.
     """
-    config = this.config
     durable.check_new(out)
     with begin(this):
         prepared = prepared_table(this)
+        this = tune.resolved(this, prepared)
+        config = this.config
         if budget is None:
             inputs = compressed.make_inputs(this, prepared)
         else:
@@ -110,6 +113,23 @@ def train_from(this: Run, given: Compressed) -> None:
     this = dataclasses.replace(this, config=config)
     with begin(this):
         compare(this, compressed.unpack(this, given), "report")
+
+
+def tune_factorization(this: Run, trials: int, ranks: Sequence[int] = ()) -> None:
+    """Searches the settings of each factorisation of the configuration; see `run.tune`.
+
+    Args:
+      this: the run; its table is prepared if it is not there yet.
+      trials: number of trials of each.
+      ranks: numbers of factors to try; none for the configured one alone.
+
+    Raises:
+      CadcError: an error that the user can fix.
+    """
+    with begin(this):
+        prepared = prepared_table(this)
+        for method in configuration.methods(this.config):
+            tune.show(this, method, tune.stage(this, prepared, method, tune.larger(trials, ranks)))
 
 
 def candidates(this: Run, rows: int) -> None:
@@ -158,6 +178,7 @@ def compare(this: Run, inputs: Inputs, last: str) -> None:
     if last == "report":
         config = this.config
         results = {"config": config.to_dict(), "seed": config.seed, "rows": rows}
+        results |= {"tuned": dict(this.tuned)} if this.tuned else {}
         facts = inputs.prepared.facts
         distributed.on_first(
             lambda: this.say("\n" + report.write_report(this.workdir, results, facts))
@@ -237,6 +258,9 @@ def _row(
     stages_of["evaluate"] = evaluated
     seconds = {name: round(made.seconds, 2) for name, made in stages_of.items()}
     compiling = sum(made.facts.get(COMPILING, 0) for made in stages_of.values())
+    if run.tuned and arm.takes_factors:
+        seconds["tune"] = round(sum(facts["seconds"] for facts in run.tuned.values()), 2)
+        compiling += sum(facts[COMPILING] for facts in run.tuned.values())
     evaluating = 0.0 if trained is None else trained.facts.get(EVALUATING, 0.0)
     users = evaluated.facts["users"]  # of clicks nothing
     rows = inputs.prepared.facts["rows"]["train"]

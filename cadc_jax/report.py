@@ -13,7 +13,16 @@ from cadc_jax.run.arms import ARMS, MF_ALONE, POPULARITY, Arm
 from cadc_jax.runtime import durable
 from cadc_jax.runtime.text import aligned
 
-SECONDS = ("prepare", "factorize", "sample", "train", "evaluate", "total")  # columns, in order
+# Columns, in order.
+SECONDS = (
+    "prepare",
+    "tune",
+    "factorize",
+    "sample",
+    "train",
+    "evaluate",
+    "total",
+)  # columns, in order
 BOUNDS = ("auc_error",)  # errors of other metrics: in results.json and a note, without a column
 HEADLINE = ("ndcg", "recall")  # of the full ranking at the first cut-off; all others come second
 HELD_OUT_USERS = (

@@ -19,6 +19,14 @@ _FACTORIZED: Kind = {"losses": [float]}
 _FACTS: dict[str, Kind] = {
     "synthetic": {"rows": int},
     "prepare": prepare.FACTS,
+    "tune": {
+        "chosen": {str: float},
+        "metric": str,
+        "validation": float,
+        "popularity": float,
+        "trials": int,
+        "rows": int,
+    },
     "factorize": _FACTORIZED,
     "unsampled": _FACTORIZED,
     "sample": {"rows": int},
@@ -41,6 +49,7 @@ _FACTS: dict[str, Kind] = {
 }
 _SETTINGS: dict[str, Kind] = {
     "prepare": {"data": {"source": str, "split": str}},
+    "tune": {"prepared": str, "method": str, "names": [str]},
     "factorize": {"prepared": str, "method": str, "config": {}},
     "sample": {"prepared": str, "rate": float},
     "train": {

@@ -19,6 +19,7 @@ from cadc_jax.serving.trained import network_of
 _STAGES = {  # in the order of a run -> what their artefacts are
     "synthetic": "made-up rows in Criteo's format",
     "prepare": "a prepared table: encoded rows of all splits, vocabularies, content",
+    "tune": "a search for settings of a factorisation, by the validation split",
     "factorize": "user and item factors of all training rows",
     "sample": "the training rows that are kept",
     "train": "a trained model: the state that validated best",
