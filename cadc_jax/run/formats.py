@@ -8,6 +8,7 @@ import pathlib
 
 from cadc_jax.data import prepare
 from cadc_jax.errors import ArtifactError
+from cadc_jax.run.arms import POPULARITY
 from cadc_jax.runtime import artifacts
 from cadc_jax.runtime.artifacts import Artifact
 from cadc_jax.runtime.manifest import ADVICE, NAME, Kind, check
@@ -23,7 +24,7 @@ _FACTS: dict[str, Kind] = {
         "chosen": {str: float},
         "metric": str,
         "validation": float,
-        "popularity": float,
+        POPULARITY.name: float,
         "trials": int,
         "rows": int,
     },

@@ -25,6 +25,7 @@ from cadc_jax.factorization.als import ALSConfig
 from cadc_jax.factorization.autoencoder import AutoencoderConfig
 from cadc_jax.factorization.factors import Factors, dot_tables
 from cadc_jax.run import tune_text, validation
+from cadc_jax.run.arms import POPULARITY
 from cadc_jax.run.context import Run, als_mesh, make_stage
 from cadc_jax.run.fitted_rows import matrix_of, training_rows, with_held_out_users
 from cadc_jax.run.lineage import UPDATED
@@ -216,7 +217,7 @@ class _Search:
         return {
             **facts,
             "metric": metric,
-            "popularity": distributed.of_first(quality(scorers.popularity(self.table))),
+            POPULARITY.name: distributed.of_first(quality(scorers.popularity(self.table))),
             "trials": len({result.trial for result in log.results}),
             "rows": len(self.table.splits[SPLITS[TRAIN]]["user"]),
         }

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cadc_jax.run.arms import POPULARITY
 from cadc_jax.runtime.text import aligned
 from cadc_jax.tuning.trials import Log, Result
 
@@ -15,18 +16,18 @@ def describe(method: str, facts: Mapping[str, Any]) -> str:
     chosen = ", ".join(f"{method}.{name} = {x:g}" for name, x in facts["chosen"].items())
     return (
         f"{chosen}: the best of {facts['trials']} settings by validation, {facts['metric']} "
-        f"{facts['validation']:.4f} (popularity {facts['popularity']:.4f})"
+        f"{facts['validation']:.4f} (popularity {facts[POPULARITY.name]:.4f})"
     )
 
 
 def loud(method: str, facts: Mapping[str, Any]) -> str:
     """A loud line if the winner is not better than popularity; otherwise nothing."""
-    if facts["validation"] > facts["popularity"]:
+    if facts["validation"] > facts[POPULARITY.name]:
         return ""
     return (
         f"*** {method.upper()}: none of {facts['trials']} settings validates better than "
         f"popularity ({facts['metric']} {facts['validation']:.4f}, popularity "
-        f"{facts['popularity']:.4f}): the factorisation does not fit this log; try a larger search "
+        f"{facts[POPULARITY.name]:.4f}): the factorisation does not fit this log; try a larger search "
         "(cadc tune --config=...) or another --config.factorization ***"
     )
 
@@ -42,7 +43,7 @@ def table(method: str, facts: Mapping[str, Any], log: Log) -> str:
     header = [*log.names, RESOURCES[method], facts["metric"], "over popularity"]
     lines = [header, *(_line(x, facts) for x in _best(log.results)[:SHOWN])]
     lines += [_baseline("as configured", header, facts["configured"], facts)]
-    lines += [_baseline("popularity", header, facts["popularity"], facts)]
+    lines += [_baseline(POPULARITY.name, header, facts[POPULARITY.name], facts)]
     names, *others = aligned(lines, right=range(1, len(header)))
     chosen = [f"config.{method}.{name} = {value!r}" for name, value in facts["chosen"].items()]
     better = facts["validation"] > facts["configured"]
@@ -54,8 +55,9 @@ def table(method: str, facts: Mapping[str, Any], log: Log) -> str:
 
 
 def _best(results: Sequence[Result]) -> list[Result]:
-    """Results with the most of their resource first, the best of these first."""
-    return sorted(results, key=lambda x: (-x.resource, -x.score))
+    """The last result of each trial: those with the most of the resource first, by score."""
+    last = {x.trial: x for x in sorted(results, key=lambda x: x.resource)}
+    return sorted(last.values(), key=lambda x: (-x.resource, -x.score))
 
 
 def _line(result: Result, facts: Mapping[str, Any]) -> list[str]:
@@ -70,4 +72,4 @@ def _baseline(
 
 
 def _score(score: float, facts: Mapping[str, Any]) -> list[str]:
-    return [f"{score:.4f}", f"{score - facts['popularity']:+.4f}"]
+    return [f"{score:.4f}", f"{score - facts[POPULARITY.name]:+.4f}"]
