@@ -271,8 +271,7 @@ def methods(config: ConfigDict) -> tuple[str, ...]:
 
 def factorization_config(config: ConfigDict, method: str) -> Factorization:
     """Settings of one factorisation, a key of METHODS; what is 'auto' has the default number."""
-    left = automatic(config, method)
-    return METHODS[method](**{name: x for name, x in config[method].items() if name not in left})
+    return METHODS[method](**{name: x for name, x in config[method].items() if x != AUTO})
 
 
 def automatic(config: ConfigDict, method: str) -> tuple[str, ...]:

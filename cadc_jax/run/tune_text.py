@@ -25,10 +25,10 @@ def loud(method: str, facts: Mapping[str, Any]) -> str:
     if facts["validation"] > facts[POPULARITY.name]:
         return ""
     return (
-        f"*** {method.upper()}: none of {facts['trials']} settings validates better than "
-        f"popularity ({facts['metric']} {facts['validation']:.4f}, popularity "
-        f"{facts[POPULARITY.name]:.4f}): the factorisation does not fit this log; try a larger search "
-        "(cadc tune --config=...) or another --config.factorization ***"
+        f"*** {method}: none of {facts['trials']} settings validates better than popularity "
+        f"({facts['metric']} {facts['validation']:.4f}, popularity {facts[POPULARITY.name]:.4f}): "
+        "the factorisation does not fit this log; try a larger search (cadc tune --config=...) or "
+        "another --config.factorization ***"
     )
 
 

@@ -75,11 +75,11 @@ class Log:
     def _read(self) -> list[list]:
         if self._file is None or not self._file.is_file():
             return []
-        header, *lines = csv.reader(self._file.read_text().splitlines()) or [[]]
-        if header != [*self.names, *_RESULT]:
+        lines = list(csv.reader(self._file.read_text().splitlines()))
+        if lines[:1] != [[*self.names, *_RESULT]]:
             return []
         try:
-            return [_parsed(line, len(self.names)) for line in lines]
+            return [_parsed(line, len(self.names)) for line in lines[1:]]
         except ValueError:
             return []
 
