@@ -208,10 +208,12 @@ class _Search:
             best = halving.search(first, levels, evaluate, log, extend=extend, most=most)
             if not np.isfinite(best.score):
                 raise TrainingError(f"tune: no {self.method} setting gives finite factors")
-            facts: dict[str, Any] = {"chosen": self._named(best.trial), "validation": best.score}
+            facts: dict[str, Any] = {}
             if self.plan.whole:  # the configured one, whatever it reached with less
                 last = halving.search(first[:1], levels[-1:], evaluate, log)
                 facts["configured"] = last.score
+                best = max(last, best, key=lambda result: result.score)
+            facts |= {"chosen": self._named(best.trial), "validation": best.score}
         finally:
             progress.close()
         return {

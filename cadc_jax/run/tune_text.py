@@ -47,10 +47,19 @@ def table(method: str, facts: Mapping[str, Any], log: Log) -> str:
     names, *others = aligned(lines, right=range(1, len(header)))
     chosen = [f"config.{method}.{name} = {value!r}" for name, value in facts["chosen"].items()]
     better = facts["validation"] > facts["configured"]
-    verdict = "The best one, as lines of a configuration:" if better else "Nothing is better than:"
+    verdict = "The best one" if better else "Nothing is better than what is configured"
+    verdict += ", as lines of a configuration:"
     return "\n".join(
         [f"{method}: {facts['trials']} settings, by validation", ""]
-        + [names, "-" * len(names), *others, "", verdict, "", *chosen]
+        + [
+            names,
+            "-" * len(names),
+            *others,
+            "",
+            verdict,
+            "",
+            *chosen,
+        ]
     )
 
 

@@ -33,22 +33,16 @@ Evaluate = Callable[[Trial, int, Any], tuple[float, Any]]
 Extend = Callable[[Trial, Collection[Trial]], Sequence[Trial]]
 
 
-def rungs(most: int, trials: int, keep: Sequence[int] = (4, 2)) -> list[Rung]:
-    """Rungs whose resource halves from `most` downwards.
+def rungs(most: int, trials: int) -> list[Rung]:
+    """Three rungs, whose resource doubles up to `most`; fewer if it cannot be halved as often.
 
-    Args:
-      most: resource of the last rung.
-      trials: number of trials; there are no more rungs than make a difference.
-      keep: trials that each rung but the last hands on.
-
-    Returns:
-      At most len(keep) + 1 rungs; fewer if `most` cannot be halved as often.
+    The first one hands on a third of the trials, the second one an eighth. Each keeps more than a
+    geometric series would, as little of the resource says little about trials that are close.
     """
     found = [Rung(most, 1)]
-    for number in reversed([x for x in keep if x < trials]):
-        if found[0].resource < 2:
-            break
-        found.insert(0, Rung(-(-found[0].resource // 2), number))
+    for share in (8, 3):
+        if found[0].resource > 1 and (keep := -(-trials // share)) < trials:
+            found.insert(0, Rung(-(-found[0].resource // 2), keep))
     return found
 
 
@@ -71,7 +65,8 @@ def search(
       log: takes the results. Those it holds already are not evaluated again.
       extend: proposes new trials, given the best one of a rung and all that were tried. They join
         that rung, and then it is asked again, until it proposes none.
-      most: number of trials, at which `extend` is not asked any more.
+      most: number of trials, at which `extend` is not asked any more. Each rung may add an equal
+        part of what is left after the first trials.
 
     Returns:
       The best result of the last rung.
@@ -79,11 +74,12 @@ def search(
     known = dict.fromkeys(trials)  # in order, trial -> nothing
     alive, states = list(known), dict[Trial, Any]()
     ranked: list[Result] = []
-    for level in levels:
+    for number, level in enumerate(levels, 1):
+        room = len(trials) + max(0, most - len(trials)) * number // len(levels)
         ranked = [_result(x, level.resource, evaluate, log, states) for x in alive]
-        while extend is not None and len(known) < most:
+        while extend is not None and len(known) < room:
             best = _best_first(ranked)[0].trial
-            new = list(extend(best, known))[: most - len(known)]
+            new = list(extend(best, known))[: room - len(known)]
             if not new:
                 break
             known |= dict.fromkeys(new)

@@ -54,9 +54,17 @@ def test_the_search_goes_on_beyond_the_best_trial_and_stays_within_its_number():
     assert best.trial == (20.0,)
     tried = {x for x, _, _ in hill.calls}
     assert tried == {0, 2, 4, 8, *range(15, 22)}
-    hill = Hill(top=20.0)
-    assert search(TRIALS, LEVELS, hill, Log(["x"]), extend=extend, most=7).trial == (17.0,)
-    assert len({x for x, _, _ in hill.calls}) == 7
+
+
+def test_each_rung_has_its_share_of_the_trials_beyond_the_first():
+    def extend(trial, known):
+        return [near for near in ((trial[0] + 1,),) if near not in known]
+
+    hill = Hill(top=100.0)
+    best = search(TRIALS, LEVELS, hill, Log(["x"]), extend=extend, most=11)
+    new = [resource for x, resource, state in hill.calls if x > 16 and state is None]
+    assert new == [2, 2, 4, 4, 8, 8]
+    assert best.trial == (22.0,)
 
 
 def test_a_search_that_was_ended_resumes_after_its_last_result(tmp_path):
@@ -82,7 +90,8 @@ def test_a_search_that_was_ended_resumes_after_its_last_result(tmp_path):
     ("most", "trials", "expected"),
     [
         (15, 12, [Rung(4, 4), Rung(8, 2), Rung(15, 1)]),
-        (15, 3, [Rung(8, 2), Rung(15, 1)]),
+        (16, 48, [Rung(4, 16), Rung(8, 6), Rung(16, 1)]),
+        (15, 3, [Rung(4, 1), Rung(8, 1), Rung(15, 1)]),
         (15, 1, [Rung(15, 1)]),
         (2, 12, [Rung(1, 2), Rung(2, 1)]),
         (1, 12, [Rung(1, 1)]),
