@@ -8,11 +8,11 @@ from typing import Any
 from cadc_jax import configuration, report, sharding
 from cadc_jax.data import pipeline, user_item_candidates
 from cadc_jax.data.table import Table, open_table
-from cadc_jax.errors import ConfigError
+from cadc_jax.errors import ConfigError, DataError
 from cadc_jax.evaluation import scorers
 from cadc_jax.evaluation.scorers import Scorer
 from cadc_jax.models import embeddings
-from cadc_jax.run import compressed, lineage, stages, tune, updates
+from cadc_jax.run import compressed, lineage, stages, tune, updates, validation
 from cadc_jax.run.arms import BASELINES, TRAINED, Arm
 from cadc_jax.run.budget import choose
 from cadc_jax.run.compressed import Compressed
@@ -128,6 +128,8 @@ def tune_factorization(this: Run, trials: int, ranks: Sequence[int] = ()) -> Non
     """
     with begin(this):
         prepared = prepared_table(this)
+        if not validation.tells(open_table(prepared.path)):
+            raise DataError("validation: all rows have the same label: no setting is better")
         for method in configuration.methods(this.config):
             tune.show(this, method, tune.stage(this, prepared, method, tune.larger(trials, ranks)))
 

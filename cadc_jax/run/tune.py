@@ -96,6 +96,10 @@ def resolved(run: Run, prepared: Artifact) -> Run:
         return run
     if UPDATED in prepared.settings and (found := _numbers_before(run, prepared)):
         return dataclasses.replace(run, config=found)
+    if not validation.tells(open_table(prepared.path)):
+        run.say("         validation: all rows have the same label; what is 'auto' has its default")
+        defaults = {name: vars(configuration.METHODS[name]()) for name in methods}
+        return dataclasses.replace(run, config=configuration.with_numbers(run.config, defaults))
     tuned = {}
     for method in filter(names.__getitem__, methods):
         made = stage(run, prepared, method, AUTOMATIC)

@@ -1,6 +1,7 @@
 """Numbers in place of 'auto': found on the validation split, written down, and used everywhere."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from cadc_jax import configuration, experiment
 from cadc_jax.data.table import open_table
-from cadc_jax.errors import ArtifactError, ConfigError
+from cadc_jax.errors import ArtifactError, ConfigError, DataError
 from cadc_jax.evaluation import scorers
 from cadc_jax.run import compressed, factors, stages, tune, tune_text, updates, validation
 from cadc_jax.run.context import Run
@@ -220,6 +221,19 @@ def test_clicks_are_searched_by_their_auc(tmp_path, method):
     run, prepared = prepared_run(config, tmp_path)
     facts = tune.resolved(run, prepared).tuned[method]
     assert facts["metric"] == "auc" and 0 < facts["validation"] < 1
+
+
+def test_clicks_that_all_have_one_label_in_validation_take_the_defaults(tmp_path):
+    config, said = click_config(), []
+    config.factorization = "als"
+    run, prepared = prepared_run(config, tmp_path, said.append)
+    file = prepared.path / "validation" / "label.npy"
+    np.save(file, np.zeros_like(np.load(file)))
+    found = tune.resolved(run, prepared)
+    assert numbers(found.config) == (1.0, 9.0) and not found.tuned
+    assert "all rows have the same label" in said[-1]
+    with pytest.raises(DataError, match="no setting is better"):
+        experiment.tune_factorization(dataclasses.replace(run, verify=False), 4)
 
 
 def test_a_long_log_is_searched_in_a_part(tmp_path):
