@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from cadc_jax import configuration
 from cadc_jax.data.raw import SPLITS, TRAIN
@@ -28,8 +29,8 @@ from cadc_jax.run import tune_text, validation
 from cadc_jax.run.arms import POPULARITY
 from cadc_jax.run.context import Run, als_mesh, make_stage
 from cadc_jax.run.fitted_rows import matrix_of, training_rows, with_held_out_users
-from cadc_jax.run.lineage import UPDATED
-from cadc_jax.runtime import artifacts, distributed, durable, manifest
+from cadc_jax.run.lineage import UPDATED, updates_in
+from cadc_jax.runtime import artifacts, distributed, durable
 from cadc_jax.runtime.artifacts import Artifact
 from cadc_jax.runtime.interrupts import Stopped
 from cadc_jax.runtime.progress import Progress
@@ -109,11 +110,10 @@ def resolved(run: Run, prepared: Artifact) -> Run:
     return dataclasses.replace(run, config=config, tuned=tuned)
 
 
-def _numbers_before(run: Run, prepared: Artifact) -> Any:
+def _numbers_before(run: Run, prepared: Artifact) -> ConfigDict | None:
     """The configuration with the numbers of the updated factors of a table; None without any."""
-    for folder in sorted((run.workdir / "factorize").glob("[!.]*")):
-        settings = manifest.read(folder).settings
-        own = UPDATED in settings and settings.get("prepared") == prepared.fingerprint
+    for _, settings in updates_in(run, "factorize"):
+        own = settings["prepared"] == prepared.fingerprint
         if own and configuration.made_by(run.config, settings):
             return configuration.with_numbers_of(run.config, settings)
     return None

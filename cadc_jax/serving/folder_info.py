@@ -119,6 +119,7 @@ def _summary(folder: pathlib.Path) -> list[str]:
     settings, facts, stage = made.settings, made.facts, made.settings["stage"]
     what = {
         "prepare": lambda: f"{settings['data']['source']}, {settings['data']['split']}",
+        "tune": lambda: settings["method"],
         "factorize": lambda: settings["method"],
         "sample": lambda: f"rate {settings['rate']:g}",
         "train": lambda: f"{facts['model']}, {facts['arm']}",
