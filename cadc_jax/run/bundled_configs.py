@@ -4,6 +4,8 @@ import pathlib
 import runpy
 from typing import TYPE_CHECKING
 
+from cadc_jax.errors import ConfigError
+
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
@@ -16,6 +18,28 @@ def configs() -> dict[str, pathlib.Path]:
         if found := {path.stem: path for path in sorted(folder.glob("[!_]*.py"))}:
             return found
     return {}
+
+
+def find(path: str) -> pathlib.Path | None:
+    """The file that `path` names: one that is there, or as configs/NAME.py a bundled one."""
+    if pathlib.Path(path).exists():
+        return pathlib.Path(path)
+    return {f"configs/{file.name}": file for file in configs().values()}.get(path)
+
+
+def read(path: str) -> "ConfigDict":
+    """The configuration in a file, or a bundled one.
+
+    Raises:
+      ConfigError: if there is none, or it cannot be used.
+    """
+    file = find(path)
+    if file is None:
+        raise ConfigError(f"{path}: no such file; the package has {', '.join(configs())}")
+    try:
+        return runpy.run_path(str(file))["get_config"]().lock()
+    except Exception as error:  # the file is the user's, and may raise anything
+        raise ConfigError(f"{path}: cannot be used: {type(error).__name__}: {error}") from None
 
 
 def config(name: str) -> "ConfigDict":

@@ -1,0 +1,98 @@
+"""Which cells a study has, their order, and the estimate of their time."""
+
+import dataclasses
+
+import pytest
+
+from cadc_jax.study import grid
+from cadc_jax.study.cells import Cell
+from cadc_jax.study.grid import Grid
+
+CLICKS = Grid(
+    data=["synthetic"],
+    rates=[1.0, 0.1],
+    arms=["random", "frozen"],
+    models=["dlrm"],
+    seeds=1,
+    selections=[],
+    selection_rates=[0.1],
+)
+RANKING = dataclasses.replace(CLICKS, data=["epinions"], models=["two_tower"])
+
+
+def test_the_cells_of_clicks_are_in_three_phases():
+    """There is no 'random' at rate 1, which is 'full', and nothing that needs a ranking."""
+    assert grid.phases(CLICKS) == [
+        [Cell("synthetic", "popularity")],
+        [Cell("synthetic", "mf_alone")],
+        [
+            Cell("synthetic", "full", "dlrm"),
+            Cell("synthetic", "frozen", "dlrm", "uniform", 1.0),
+            Cell("synthetic", "random", "dlrm", "uniform", 0.1),
+            Cell("synthetic", "frozen", "dlrm", "uniform", 0.1),
+        ],
+    ]
+
+
+def test_rankings_also_have_rivals_and_folding_in():
+    first, second, third = grid.phases(RANKING)
+    assert first == [Cell("epinions", "popularity")]
+    assert second == [Cell("epinions", arm) for arm in ("mf_alone", "ease", "item_knn")]
+    assert [cell for cell in third if cell.selection == "fold_in"] == [
+        Cell("epinions", "mf_alone", selection="fold_in"),
+        Cell("epinions", "frozen", "two_tower", "fold_in", 0.1),
+    ]
+
+
+def test_other_rules_come_with_factors_and_without():
+    of_rules = dataclasses.replace(
+        CLICKS, arms=["random", "trainable", "frozen"], selections=["recent"]
+    )
+    found = {
+        cell for phase in grid.phases(of_rules) for cell in phase if "recent" in cell.selection
+    }
+    assert found == {Cell("synthetic", arm, "dlrm", "recent", 0.1) for arm in ("random", "frozen")}
+
+
+def test_all_cells_of_a_seed_come_before_those_of_the_next():
+    seeds = dataclasses.replace(CLICKS, data=["synthetic", "epinions"], seeds=3)
+    phases = grid.phases(seeds)
+    for phase in phases[1:]:
+        of_seeds = [cell.seed for cell in phase if cell.arm not in ("ease", "item_knn")]
+        assert of_seeds == sorted(of_seeds) and set(of_seeds) == {0, 1, 2}
+    cells = [cell for phase in phases for cell in phase]
+    assert len(cells) == len(set(cells))
+
+
+def test_only_the_baselines_asked_for_are_there():
+    few = dataclasses.replace(RANKING, arms=["frozen"], rates=[0.1], baselines=["mf_alone"])
+    assert grid.phases(few) == [
+        [],
+        [Cell("epinions", "mf_alone")],
+        [Cell("epinions", "frozen", "two_tower", "uniform", 0.1)],
+    ]
+
+
+def finished(cell, seconds, status="ok"):
+    return dataclasses.asdict(cell) | {"status": status, "cell_s": seconds}
+
+
+def test_a_cell_is_expected_to_take_as_long_as_its_like_did():
+    like = Cell("synthetic", "full", "dlrm", seed=1)
+    pace = grid.Pace([finished(like, 400.0)], jobs=2)
+    pace.add(finished(like, 600.0))
+    assert pace.seconds_for([like]) == pytest.approx(500 / 2)
+
+
+def test_a_cell_of_another_model_is_scaled_by_all_cells():
+    """It was twice as fast as guessed: so is everything else, and failed cells say nothing."""
+    like, other = Cell("synthetic", "full", "dlrm"), Cell("ml-1m", "full", "two_tower")
+    guess, guess_of_other = (grid.Pace([], jobs=1).seconds_for([cell]) for cell in (like, other))
+    pace = grid.Pace([finished(like, guess / 2), finished(other, 9e9, "failed")], jobs=1)
+    assert pace.seconds_for([other, other]) == pytest.approx(guess_of_other)
+
+
+def test_a_duration_is_in_minutes_up_to_a_hundred_and_then_in_hours():
+    assert grid.duration(90) == "2 min"
+    assert grid.duration(99 * 60) == "99 min"
+    assert grid.duration(150 * 60) == "2.5 h"
