@@ -98,7 +98,7 @@ def _further() -> list["ConfigDict"]:
     changed = config_flags.get_override_values(flags.FLAGS[CONFIG.name])
     found = []
     for name in _WITH.value:
-        one = bundled_configs.read(name)
+        one = bundled_configs.read(name, "--with=")
         one.update_from_flattened_dict(changed)
         found.append(one)
     return found
@@ -118,6 +118,7 @@ def _rates(flag: flags.FlagHolder) -> list[float]:
 
 
 def _known(flag: flags.FlagHolder, known: Collection[str]) -> list[str]:
+    """The values of a flag; see `_checked`."""
     return _checked(flag.name, flag.value, known)
 
 

@@ -17,7 +17,7 @@ from cadc_jax.errors import CadcError, ConfigError
 from cadc_jax.run.context import show
 from cadc_jax.runtime import artifacts, durable
 from cadc_jax.study import grid, report, sweeps, workers
-from cadc_jax.study.cells import OF_RANKINGS, RIVALS
+from cadc_jax.study.cells import OF_RANKINGS, RIVALS, Cell
 from cadc_jax.study.compute import run_cell
 from cadc_jax.study.grid import Grid
 from cadc_jax.study.settings import Study, makes_up_rows
@@ -74,17 +74,18 @@ def run(
       CadcError: an error that the user can fix.
     """
     start = time.perf_counter()
-    first = next(iter(configs.values()))
+    variants = sweeps.variants(options.sweeps, next(iter(configs.values())))
+    grids = {name: _grid(config, options, list(variants)) for name, config in configs.items()}
+    _check(Study(out, configs, variants, options.quick), grid.phases(list(grids.values())))
     found = {name: _raw(name, config, alone=len(configs) == 1) for name, config in configs.items()}
     raw = {name: files for name, files in found.items() if files is not None}
     configs = {name: configs[name] for name in raw}
     if not configs:
         raise ConfigError("no configuration has its data; set CADC_DATA_DIR or data.path")
-    variants = sweeps.variants(options.sweeps, first)
+    for name in configs:
+        _say_what_is_left_out(grids[name])
     study = Study(out, configs, variants, options.quick, raw, cache)
-    phases = grid.phases([_grid(config, options, list(variants)) for config in configs.values()])
-    for cell in {dataclasses.replace(cell, seed=0) for phase in phases for cell in phase}:
-        study.check(cell)
+    phases = grid.phases([grids[name] for name in configs])
     durable.make_folder(out)
     with durable.lock(out, flag="out"):
         rows = workers.run_cells(study, phases, options.jobs, run_cell)
@@ -102,14 +103,10 @@ def run(
 
 
 def _grid(config: ConfigDict, options: Options, variants: Sequence[str]) -> Grid:
-    """The grid of a configuration. A line names the rivals that do not apply to its task."""
-    ranking = config.data.task == "ranking"
-    left_out = [name for name in options.rivals if name in OF_RANKINGS and not ranking]
-    if left_out:
-        show(f"{config.name}: left out {', '.join(left_out)}, which rank items; these are clicks")
+    """The grid of a configuration."""
     return Grid(
         data=config.name,
-        ranking=ranking,
+        ranking=config.data.task == "ranking",
         rates=options.rates,
         arms=options.arms or config.arms,
         models=options.models or config.models,
@@ -119,6 +116,19 @@ def _grid(config: ConfigDict, options: Options, variants: Sequence[str]) -> Grid
         rivals=options.rivals,
         variants=variants,
     )
+
+
+def _check(study: Study, phases: Sequence[Sequence[Cell]]) -> None:
+    """Raises ConfigError if the configuration of any cell is not valid."""
+    for cell in {dataclasses.replace(cell, seed=0) for phase in phases for cell in phase}:
+        configuration.validate(study.config(cell))
+
+
+def _say_what_is_left_out(grid: Grid) -> None:
+    """A line about the rivals that do not apply to the task."""
+    left_out = [name for name in grid.rivals if name in OF_RANKINGS and not grid.ranking]
+    if left_out:
+        show(f"{grid.data}: left out {', '.join(left_out)}, which rank items; these are clicks")
 
 
 def _raw(name: str, config: ConfigDict, alone: bool) -> list | None:

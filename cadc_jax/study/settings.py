@@ -1,5 +1,6 @@
 """What all cells of a study share, and the configuration of each cell."""
 
+import copy
 import dataclasses
 import pathlib
 from collections.abc import Mapping
@@ -46,7 +47,7 @@ class Study:
         Its seed is that of the data, which all cells share. `compute.run_cell` sets the cell's own
         seed once the data is prepared.
         """
-        config = self.configs[cell.data].copy_and_resolve_references()
+        config = copy.deepcopy(self.configs[cell.data])
         if self.quick:
             config.update_from_flattened_dict(dict(QUICK))
         config.update_from_flattened_dict(dict(self.variants[cell.variant]))
@@ -61,10 +62,6 @@ class Study:
         """Fingerprint of configuration and raw files: a result counts while it is the same."""
         config = self.config(cell).to_dict()
         return artifacts.hash_of({"config": config, "raw": self.raw.get(cell.data)})
-
-    def check(self, cell: Cell) -> None:
-        """Raises ConfigError if the configuration of a cell is not valid."""
-        configuration.validate(self.config(cell))
 
 
 def makes_up_rows(config: ConfigDict) -> bool:

@@ -1,6 +1,7 @@
 """Sweeps: all combinations of values of some fields of a configuration."""
 
 import ast
+import copy
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -53,7 +54,7 @@ def _values(field: str, text: str, config: ConfigDict) -> dict[str, Any]:
     found = {}
     for part in _split(text):
         value = _parsed(part, known[field])
-        one = config.copy_and_resolve_references()
+        one = copy.deepcopy(config)
         try:
             if isinstance(value, bool) != isinstance(known[field], bool):
                 raise TypeError

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from cadc_jax.data.table import Features, Schema, write_columns, write_schema
+from cadc_jax.run import bundled_configs
 from cadc_jax.runtime.artifacts import materialize
 from cadc_jax.study import results
 from cadc_jax.study.cells import Cell
+from cadc_jax.study.settings import Study
 
 
 def no_features(columns, rows):
@@ -17,17 +19,24 @@ def no_features(columns, rows):
     return {**columns, "dense": np.zeros(shape, np.float32), "categorical": np.zeros(shape, "i4")}
 
 
+def study_of(out, *names, kind=Study, **more):
+    """A study of configurations of the package."""
+    return kind(out, {name: bundled_configs.config(name) for name in names}, **more)
+
+
 class HandMade:
     """A study with one data set, in whose folder results are put.
 
     Attributes:
       out: folder of the study.
-      name: of the data set.
+      name: of the configuration.
+      chosen_by: the metric of the validation split.
       rows: of results.csv.
     """
 
     def __init__(self, out, name, schema, splits, items):
         self.out, self.name, self.work, self.rows = out, name, out / "work" / name, []
+        self.chosen_by = "ndcg@10" if schema.task == "ranking" else "logloss"
 
         def write(folder):
             write_schema(folder, schema)
@@ -58,6 +67,7 @@ class HandMade:
         made = materialize(self.work, "evaluate", dataclasses.asdict(cell), write)
         row = results.failure(cell, "s1", "", "ok")
         row |= {"prepared": self.prepared.fingerprint, "evaluation": made.fingerprint}
+        row |= {"cut_off": 10, "validation_metric": self.chosen_by, "validation": 0.5}
         self.rows.append(row | {"rows_used": 10, "evaluate_s": 1.0} | values)
 
     def add_ranks(self, cell, full, sampled=None, **values):
@@ -108,7 +118,7 @@ def clicks(tmp_path):
 @pytest.fixture
 def compared(rankings):
     """The rankings study with popularity, MF alone, all rows, and CADC with two seeds."""
-    frozen = Cell("ml-100k", "frozen", "two_tower", "uniform", 0.1)
+    frozen = Cell("ml-100k", "cadc_frozen", "two_tower", "uniform", 0.1)
     rankings.add_ranks(Cell("ml-100k", "popularity"), [6, 6, -1, 6], [9, 9, 9, 9])
     rankings.add_ranks(Cell("ml-100k", "mf_alone"), [2, 0, -1, 0], [0, 0, 0, 20], factorize_s=6.0)
     costs = {"train_s": 5.0, "converged": 1, "best_step": 8, "train_bytes": 4e6}

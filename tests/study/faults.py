@@ -35,6 +35,7 @@ def run(study, cell, say):
     if cell.seed == 3:
         raise SkipCell("not here")
     done = {"settings": "settings", "status": "ok", "auc": 0.7, "cell_s": 1.0}
+    done |= {"validation_metric": "logloss", "validation": 0.5}
     return dataclasses.asdict(cell) | done
 
 

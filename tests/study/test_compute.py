@@ -1,4 +1,4 @@
-"""Cells of the study: their configurations, and their results on a small log."""
+"""Cells of the study: their results on a small log."""
 
 import dataclasses
 import gzip
@@ -15,16 +15,18 @@ from cadc_jax.factorization import als
 from cadc_jax.factorization.interactions import Interactions
 from cadc_jax.study import adapter, compute, data_report, paired, rivals, samples, selection
 from cadc_jax.study.cells import Cell, SkipCell
+from cadc_jax.study.settings import Study
+from tests.study.conftest import study_of
 
-UNIFORM = Cell("epinions", "frozen", "two_tower", "uniform", 0.25)
+UNIFORM = Cell("epinions", "cadc_frozen", "two_tower", "uniform", 0.25)
 
 
-class Small(compute.Study):
+class Small(Study):
     """The studies of Epinions and of clicks, made small."""
 
     def config(self, cell):
         config = super().config(cell)
-        config.data.path = str(self.out / "raw")
+        config.data.path = str(self.out / "raw") if cell.data == "epinions" else ""
         config.data.num_negatives = 20
         config.data.synthetic_rows = 4000
         config.als.update(factors=8, iterations=2)
@@ -36,39 +38,6 @@ class Small(compute.Study):
 
 def quiet(line):
     del line
-
-
-# Configurations.
-
-
-@pytest.mark.parametrize(
-    ("cell", "rows"),
-    [
-        (dataclasses.replace(UNIFORM, data="ml-1m"), "unsampled"),
-        (Cell("ml-1m", "frozen", "two_tower", "hardest", 0.1), "unsampled"),
-        (Cell("ml-1m", "frozen", "two_tower", "fold_in", 0.1), "all"),
-        (Cell("ml-1m", "frozen", "two_tower", "uniform", 1.0), "all"),
-        (Cell("ml-1m", "mf_alone"), "all"),
-    ],
-)
-def test_factors_leave_the_sample_out_only_if_there_is_one(tmp_path, monkeypatch, cell, rows):
-    config = adapter.bundled_config("movielens_1m_ncf")
-    config.factor_rows = "unsampled"
-    monkeypatch.setattr(adapter, "bundled_config", lambda name: config)
-    assert compute.Study(tmp_path).config(cell).factor_rows == rows
-
-
-def test_the_configuration_has_the_model_and_the_rate_of_the_cell(tmp_path):
-    config = compute.Study(tmp_path).config(Cell("synthetic", "random", "dlrm", "uniform", 0.05))
-    assert (config.models, config.rate) == (("dlrm",), 0.05)
-    assert (config.train.max_evaluations, config.train.patience) == (100, 5)
-
-
-def test_the_fingerprint_of_the_settings_changes_with_them_and_not_with_the_seed(tmp_path):
-    full, quick = compute.Study(tmp_path), compute.Study(tmp_path, quick=True)
-    assert full.settings(UNIFORM) != quick.settings(UNIFORM)
-    assert full.settings(UNIFORM) == full.settings(dataclasses.replace(UNIFORM, seed=1))
-    assert full.settings(UNIFORM) != full.settings(dataclasses.replace(UNIFORM, rate=0.5))
 
 
 @pytest.mark.parametrize(("best_step", "converged"), [(0, True), (10, True), (20, False)])
@@ -100,7 +69,7 @@ def small(tmp_path_factory):
         Cell("epinions", "full", "two_tower"),
         UNIFORM,
     ]
-    study = Small(out)
+    study = study_of(out, "epinions", kind=Small)
     return study, {cell: compute.run_cell(study, cell, quiet) for cell in cells}
 
 
@@ -115,11 +84,11 @@ def opened(small, cell=UNIFORM):
 @pytest.mark.slow
 def test_the_metrics_of_a_row_are_those_of_its_users(small):
     study, rows = small
-    report = data_report.gather(study.out, "epinions", list(rows.values()))
+    report = data_report.gather(study.out, list(rows.values()))
     assert len(report.places) == 30 and len(report.groups) == 6
     for group in report.groups.values():
         assert group.values.mean(1) == pytest.approx(group.column("ndcg"), abs=1e-6)
-        assert data_report.hit(group.few).mean(1) == pytest.approx(group.column("hr_sampled"))
+        assert data_report.hit(group.few, 10).mean(1) == pytest.approx(group.column("hr_sampled"))
 
 
 @pytest.mark.slow
@@ -140,6 +109,13 @@ def test_a_row_has_the_costs_of_what_the_cell_used(small):
     assert {"factorize_s", "sample_s"} <= frozen.keys() and "sample_s" not in full
     assert frozen["state_bytes"] > 0 and full["state_bytes"] > 0
     assert frozen["cell_s"] >= frozen["train_s"]
+
+
+@pytest.mark.slow
+def test_a_row_has_its_validation_and_the_metric_that_it_is_of(small):
+    study, rows = small
+    assert {row["validation_metric"] for row in rows.values()} == {"ndcg@10"}
+    assert all(0 < row["validation"] < 1 for row in rows.values())
 
 
 @pytest.mark.slow
@@ -251,9 +227,9 @@ def test_a_log_without_time_has_no_most_recent_rows(small):
 
 @pytest.mark.slow
 def test_the_truth_of_synthetic_clicks_predicts_their_labels_as_well_as_expected(tmp_path):
-    study = Small(tmp_path)
-    rows = [compute.run_cell(study, Cell("synthetic", "popularity"), quiet)]
-    report = data_report.gather(tmp_path, "synthetic", rows)
+    study = study_of(tmp_path, "criteo", kind=Small)
+    rows = [compute.run_cell(study, Cell("criteo", "popularity"), quiet)]
+    report = data_report.gather(tmp_path, rows)
 
     expected = paired.bayes_auc(report.truth)
     assert paired.auc(report.labels, report.truth) == pytest.approx(expected, abs=0.05)

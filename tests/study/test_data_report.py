@@ -7,20 +7,18 @@ from cadc_jax.data.table import Features, Schema
 from cadc_jax.evaluation import evaluate
 from cadc_jax.study import data_report, results, tables
 from cadc_jax.study.cells import Cell
-from tests.benchmarks.conftest import HandMade
+from tests.study.conftest import HandMade
 
 
 def gather(made):
-    return data_report.gather(made.out, made.name, made.rows)
+    return data_report.gather(made.out, made.rows)
 
 
 def test_ndcg_and_hits_are_those_of_the_evaluation():
     ranks = np.array([0, 1, 9, 10, 500])
-    expected = evaluate.sampled_quality(ranks, (data_report.K,), 999)
-    found = {"hr": data_report.hit(ranks).mean(), "ndcg": data_report.ndcg(ranks).mean()}
-    assert expected == pytest.approx(
-        {f"{name}@{data_report.K}/1+999": value for name, value in found.items()}
-    )
+    expected = evaluate.sampled_quality(ranks, (10,), 999)
+    found = {"hr": data_report.hit(ranks, 10).mean(), "ndcg": data_report.ndcg(ranks, 10).mean()}
+    assert expected == pytest.approx({f"{name}@10/1+999": value for name, value in found.items()})
 
 
 def test_a_user_with_several_test_items_has_one_value_and_a_gain_for_each(tmp_path):
@@ -43,7 +41,7 @@ def test_a_user_with_several_test_items_has_one_value_and_a_gain_for_each(tmp_pa
 def test_seeds_of_a_cell_are_a_group_in_order_and_unranked_rows_are_left_out(compared):
     report = gather(compared)
     assert report.places.tolist() == [0, 1, 3]
-    group = report.sampled("frozen", "two_tower", 0.1)
+    group = report.sampled("cadc_frozen", "two_tower", 0.1)
     assert [row["seed"] for row in group.rows] == [0, 1]
     assert group.values.tolist() == [[1, 1, 1], [1, 1, 0]]
     assert group.few.shape == (2, 4)
@@ -51,14 +49,14 @@ def test_seeds_of_a_cell_are_a_group_in_order_and_unranked_rows_are_left_out(com
 
 
 def test_a_column_has_the_values_of_the_seeds_that_have_it(compared):
-    group = gather(compared).sampled("frozen", "two_tower", 0.1)
+    group = gather(compared).sampled("cadc_frozen", "two_tower", 0.1)
     assert group.column("best_step").tolist() == [8, 0] and group.mean("best_step") == 4
     assert len(group.column("auc")) == 0 and np.isnan(group.mean("auc"))
 
 
 def test_a_difference_is_the_mean_over_ranked_users(compared):
     report = gather(compared)
-    frozen, mf = report.sampled("frozen", "two_tower", 0.1), report.baseline("mf_alone")
+    frozen, mf = report.sampled("cadc_frozen", "two_tower", 0.1), report.baseline("mf_alone")
     assert report.difference(frozen, mf).mean == pytest.approx((0.5 + 0 - 0.5) / 3)
     assert report.difference(mf, frozen).mean == pytest.approx((-0.5 + 0 + 0.5) / 3)
     assert report.difference(mf, mf) is None and report.difference(None, mf) is None
@@ -66,15 +64,15 @@ def test_a_difference_is_the_mean_over_ranked_users(compared):
 
 def test_quality_on_some_rows_is_the_mean_over_them_and_over_seeds(compared):
     report = gather(compared)
-    frozen = report.sampled("frozen", "two_tower", 0.1)
+    frozen = report.sampled("cadc_frozen", "two_tower", 0.1)
     assert report.quality(frozen, np.array([True, False, True])) == pytest.approx(3 / 4)
 
 
 def test_arms_are_in_the_order_of_the_tables_and_rates_from_high_to_low(rankings):
-    uniform = [("frozen", 0.1), ("random", 0.1), ("frozen", 0.5)]
+    uniform = [("cadc_frozen", 0.1), ("sample", 0.1), ("cadc_frozen", 0.5)]
     for arm, rate in uniform:
         rankings.add_ranks(Cell("ml-100k", arm, "two_tower", "uniform", rate), [0, 0, -1, 0])
-    rankings.add_ranks(Cell("ml-100k", "frozen", "two_tower", "recent", 0.1), [0, 0, -1, 0])
+    rankings.add_ranks(Cell("ml-100k", "cadc_frozen", "two_tower", "recent", 0.1), [0, 0, -1, 0])
     rankings.add_ranks(Cell("ml-100k", "full", "two_tower"), [0, 0, -1, 0])
     for arm in ("ease", "popularity"):
         rankings.add_ranks(Cell("ml-100k", arm), [0, 0, -1, 0])
@@ -83,9 +81,9 @@ def test_arms_are_in_the_order_of_the_tables_and_rates_from_high_to_low(rankings
         ("popularity", 1.0),
         ("ease", 1.0),
         ("full", 1.0),
-        ("frozen", 0.5),
-        ("random", 0.1),
-        ("frozen", 0.1),
+        ("cadc_frozen", 0.5),
+        ("sample", 0.1),
+        ("cadc_frozen", 0.1),
     ]
     assert report.rates == [0.5, 0.1] and report.headline == 0.1
     assert report.models == ["two_tower"]
@@ -93,8 +91,8 @@ def test_arms_are_in_the_order_of_the_tables_and_rates_from_high_to_low(rankings
 
 def test_all_rows_are_the_sample_of_rate_1_without_factors(compared):
     report = gather(compared)
-    assert report.sampled("random", "two_tower", 1.0) is report.baseline("full", "two_tower")
-    assert report.sampled("frozen", "two_tower", 1.0) is None
+    assert report.sampled("sample", "two_tower", 1.0) is report.baseline("full", "two_tower")
+    assert report.sampled("cadc_frozen", "two_tower", 1.0) is None
 
 
 def test_clicks_are_judged_by_auc_and_know_the_truth_of_the_test_rows(clicks):

@@ -1,11 +1,18 @@
 """results.csv: written a row at a time, and read back after an interruption."""
 
+import dataclasses
+
 import pytest
 
+from cadc_jax.errors import ConfigError
 from cadc_jax.study import results
 from cadc_jax.study.cells import Cell
 
 CELLS = [Cell("synthetic", "full", "dlrm", seed=seed) for seed in range(3)]
+
+
+def failed(cell):
+    return results.failure(cell, "s1", "why")
 
 
 def ok(cell, **values):
@@ -14,7 +21,7 @@ def ok(cell, **values):
 
 def test_a_row_is_read_as_it_was_written(tmp_path):
     path = tmp_path / "results.csv"
-    cell = Cell("ml-1m", "frozen", "two_tower", "uniform", 0.05, 2)
+    cell = Cell("ml-1m", "cadc_frozen", "two_tower", "uniform", 0.05, 2)
     results.append_result(path, ok(cell, ndcg=0.25, rows_used=7, train_s=1.5, chosen='{"K": 1}'))
     (row,) = results.read_results(path)
     assert results.cell_of(row) == cell
@@ -49,6 +56,13 @@ def test_the_last_row_of_a_cell_counts(tmp_path):
     assert row["status"] == "ok" and row["auc"] == 0.5
 
 
+def test_a_file_of_another_version_is_refused(tmp_path):
+    path = tmp_path / "results.csv"
+    path.write_text("data,arm\nml-1m,ease\n")
+    with pytest.raises(ConfigError, match="not those of this version; name another folder"):
+        results.read_results(path)
+
+
 def test_rows_of_other_settings_are_kept_apart(tmp_path):
     path = tmp_path / "results.csv"
     for settings in ("s1", "s2"):
@@ -68,9 +82,13 @@ def test_clicks_are_judged_by_auc_and_rankings_by_ndcg(row, metric):
 
 
 def test_a_row_is_described_by_its_result_or_its_error():
-    cell = Cell("ml-1m", "frozen", "two_tower", "uniform", 0.05, 2)
-    name = "ml-1m, frozen, two_tower, uniform 0.05, seed 2: "
-    assert results.describe(ok(cell, ndcg=0.25, cell_s=61.2)) == name + "ndcg 0.2500, 61 s"
-    assert results.describe(results.failure(cell, "s1", "why")) == name + "FAILED: why"
+    cell = Cell("ml-1m", "cadc_frozen", "two_tower", "uniform", 0.05, 2)
+    name = "ml-1m, cadc_frozen, two_tower, uniform 0.05, seed 2: "
+    assert results.describe(
+        ok(cell, ndcg=0.25, cell_s=61.2, validation=0.3, validation_metric="ndcg@10")
+    ) == (name + "validation ndcg@10 0.3000, test ndcg 0.2500, 61 s")
+    swept = dataclasses.replace(cell, variant="als.factors=64")
+    assert "ml-1m, als.factors=64, cadc_frozen" in results.describe(failed(swept))
+    assert results.describe(failed(cell)) == name + "FAILED: why"
     baseline = results.failure(Cell("ml-1m", "ease"), "s1", "why", "skipped")
     assert results.describe(baseline) == "ml-1m, ease, seed 0: SKIPPED: why"

@@ -12,7 +12,7 @@ from cadc_jax.data.table import open_table, read_columns, write_columns
 from cadc_jax.runtime.artifacts import Artifact
 from cadc_jax.study import samples
 from cadc_jax.study.cells import Cell, SkipCell
-from cadc_jax.study.compute import Study
+from tests.study.conftest import study_of
 
 ROWS = {"user": np.array([0, 1, 1], np.int32), "item": np.array([0, 0, 1], np.int32)}
 TABLES = {
@@ -45,13 +45,13 @@ def test_the_loss_of_sgd_is_logistic(tmp_path):
 
 
 def test_the_time_of_rows_in_order_is_their_place(tmp_path):
-    config = Study(tmp_path).config(Cell("synthetic", "popularity"))
+    config = study_of(tmp_path, "criteo").config(Cell("criteo", "popularity"))
     table = types.SimpleNamespace(splits={"train": ROWS})
     assert samples.times(config, tmp_path, table).tolist() == [0, 1, 2]
 
 
 def test_folding_in_is_skipped_without_als(tmp_path):
-    config = Study(tmp_path).config(Cell("synthetic", "mf_alone"))
+    config = study_of(tmp_path, "criteo").config(Cell("criteo", "mf_alone"))
     assert config.factorization == "sgd"
     with pytest.raises(SkipCell, match="needs the factorisation 'als'"):
         samples.folded_factors(types.SimpleNamespace(config=config), None)
@@ -64,7 +64,7 @@ def test_the_time_of_a_movielens_row_is_that_of_its_rating(tmp_path):
     users = "".join(f"{u}|30|F|none|00000\n" for u in range(1, 7))
     items = "".join(movielens.item_100k(i, f"Film {i} (1999)", "Drama") + "\n" for i in range(1, 9))
     movielens.write(tmp_path, "100k", u_data=lines, u_user=users, u_item=items)
-    config = Study(tmp_path).config(Cell("ml-100k", "popularity"))
+    config = study_of(tmp_path, "movielens_100k").config(Cell("movielens_100k", "popularity"))
     config.data.update(path=str(tmp_path), num_negatives=1)
     folder = tmp_path / "prepared"
     folder.mkdir()

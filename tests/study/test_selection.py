@@ -25,7 +25,7 @@ def test_a_rule_keeps_the_number_of_rows_asked_for_and_the_same_ones_again(rule)
         np.testing.assert_array_equal(ids, chosen(rule, count))
 
 
-@pytest.mark.parametrize("rule", ["per_user", "popularity", "inverse_propensity"])
+@pytest.mark.parametrize("rule", ["per_user", "popular", "inverse_propensity"])
 def test_rules_that_draw_depend_on_the_seed(rule):
     assert set(chosen(rule)) != set(chosen(rule, seed=1))
 
@@ -58,7 +58,7 @@ def test_popular_items_are_more_frequent_by_one_rule_and_rarer_by_the_other():
         return np.bincount(ITEM)[ITEM[chosen(rule)]].mean()
 
     everything = np.bincount(ITEM)[ITEM].mean()
-    assert mean_count("inverse_propensity") < everything < mean_count("popularity")
+    assert mean_count("inverse_propensity") < everything < mean_count("popular")
 
 
 def test_recent_rows_are_the_latest_and_hardest_rows_have_the_highest_loss():

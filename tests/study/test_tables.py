@@ -3,27 +3,28 @@
 import numpy as np
 import pytest
 
-from cadc_jax.study import data_report, selection, tables
+from cadc_jax.study import cells, data_report, selection, tables
 from cadc_jax.study.cells import Cell
 
 
 def table(make, made):
     """The lines of a table as mappings from the header."""
-    header, *lines = make(data_report.gather(made.out, made.name, made.rows))
+    header, *lines = make(data_report.gather(made.out, made.rows))
     return [dict(zip(header, line, strict=True)) for line in lines]
 
 
 def line_of(lines, arm):
-    (line,) = [line for line in lines if line["arm"] == data_report.ARM_NAMES[arm]]
+    (line,) = [line for line in lines if line["arm"] == cells.LABELS[arm]]
     return line
 
 
 def test_the_main_table_shows_quality_and_differences(compared):
     """NDCG of CADC is 1 and 2/3 with the seeds, of MF alone 5/6, and of all rows 1/3."""
     lines = table(tables.main_table, compared)
-    frozen = line_of(lines, "frozen")
+    frozen = line_of(lines, "cadc_frozen")
     assert frozen["NDCG@10"] == f"{5 / 6:.4f} ± {(1 / 3) / 2**0.5:.4f}"
     assert (frozen["rows"], frozen["seeds"], frozen["rate"]) == ("10", "2", "0.1")
+    assert frozen["validation ndcg@10"] == "0.5000 ± 0.0000"
     assert frozen["against MF alone"].startswith("+0.0000 [")
     assert frozen["against all rows"].startswith("+0.5000 [")
     assert frozen["against the sample alone"] == "-"
@@ -41,16 +42,16 @@ def test_the_main_table_shows_quality_and_differences(compared):
 def test_the_verdict_of_a_difference_goes_with_its_text(rankings):
     """Every user gets better by nearly as much, so the interval does not contain 0."""
     rankings.add_ranks(Cell("ml-100k", "mf_alone"), [0, 0, -1, 0])
-    worse = Cell("ml-100k", "frozen", "two_tower", "uniform", 0.1)
+    worse = Cell("ml-100k", "cadc_frozen", "two_tower", "uniform", 0.1)
     rankings.add_ranks(worse, [8, 9, -1, 9])
-    line = line_of(table(tables.main_table, rankings), "frozen")
+    line = line_of(table(tables.main_table, rankings), "cadc_frozen")
     assert line["against MF alone"].verdict == "worse"
     assert getattr(line["against all rows"], "verdict", "") == ""
 
 
 def test_the_ranking_among_few_counts_all_users(compared):
     lines = table(tables.sampled_table, compared)
-    frozen = line_of(lines, "frozen")
+    frozen = line_of(lines, "cadc_frozen")
     assert frozen["HR@10 (1+K) against MF alone"].startswith("+0.2500 [")  # 4 of 4, and 3 of 4
     assert frozen["NDCG@10 (1+K) against MF alone"].startswith("+0.2500 [")
     assert line_of(lines, "mf_alone")["HR@10 (1+K) against MF alone"] == "-"
@@ -58,9 +59,11 @@ def test_the_ranking_among_few_counts_all_users(compared):
 
 def test_rules_are_compared_with_the_uniform_rule_at_their_rates(rankings):
     for rule, ranks in (("recent", [0, 20, -1, 20]), ("uniform", [0, 0, -1, 20])):
-        rankings.add_ranks(Cell("ml-100k", "frozen", "two_tower", rule, 0.1), ranks)
-    rankings.add_ranks(Cell("ml-100k", "trainable", "two_tower", "uniform", 0.1), [0, 0, -1, 0])
-    rankings.add_ranks(Cell("ml-100k", "frozen", "two_tower", "uniform", 0.5), [0, 0, -1, 0])
+        rankings.add_ranks(Cell("ml-100k", "cadc_frozen", "two_tower", rule, 0.1), ranks)
+    rankings.add_ranks(
+        Cell("ml-100k", "cadc_trainable", "two_tower", "uniform", 0.1), [0, 0, -1, 0]
+    )
+    rankings.add_ranks(Cell("ml-100k", "cadc_frozen", "two_tower", "uniform", 0.5), [0, 0, -1, 0])
     uniform, recent = table(tables.selection_table, rankings)
     assert [line["rows kept"] for line in (uniform, recent)] == ["uniform (CADC)", "most recent"]
     assert uniform["uniform, less this"] == "-"
@@ -110,7 +113,7 @@ def test_users_folded_in_are_compared_with_themselves(rankings, monkeypatch):
     rankings.add_ranks(Cell("ml-100k", "mf_alone", "", "fold_in", 1.0, 2), [9, 9, -1, 9])
     (line,) = table(tables.fold_in_table, rankings)
     assert line["hidden users"] == "2" and line["folded in, less popularity"] == "-"
-    ndcg = data_report.ndcg(np.array([1, 2])).mean()
+    ndcg = data_report.ndcg(np.array([1, 2]), 10).mean()
     assert line["NDCG@10, folded in"] == f"{ndcg:.4f}" and line["NDCG@10, seen"] == "1.0000"
     assert line["folded in, less seen"].startswith(f"{ndcg - 1:+.4f} [")
 

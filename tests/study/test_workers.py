@@ -10,7 +10,7 @@ import pytest
 
 from cadc_jax.study import results, workers
 from cadc_jax.study.cells import Cell
-from tests.benchmarks import faults
+from tests.study import faults
 
 CELLS = [Cell("synthetic", "full", "dlrm", seed=seed) for seed in range(5)]
 
@@ -70,9 +70,11 @@ def test_results_of_other_settings_are_not_reused(two_starts, monkeypatch):
 def test_progress_is_shown(tmp_path, capsys):
     workers.run_cells(faults.Study(tmp_path), [[CELLS[0], CELLS[3]]], 1, faults.run)
     first, second, third = capsys.readouterr().out.splitlines()
-    assert first.startswith("2 cells, 0 of them done before; about ")
-    assert second.startswith("[1/2, ") and second.endswith("seed 0: auc 0.7000, 1 s")
-    assert third.startswith("[2/2, 0 min left] ") and third.endswith("SKIPPED: not here")
+    assert first.startswith("2 cells, 0 of them done before; 1 workers, ")
+    assert second.startswith("[1/2, ") and second.endswith(
+        "seed 0: validation logloss 0.5000, test auc 0.7000, 1 s"
+    )
+    assert third.startswith("[2/2, 0 s left] ") and third.endswith("SKIPPED: not here")
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes cannot be pinned")
@@ -90,7 +92,7 @@ PARENT = """
 import pathlib, sys
 from cadc_jax.study import workers
 from cadc_jax.study.cells import Cell
-from tests.benchmarks import faults
+from tests.study import faults
 
 cells = [Cell("synthetic", "full", "dlrm", seed=seed) for seed in (10, 11)]
 workers.run_cells(faults.Study(pathlib.Path(sys.argv[1])), [cells], 1, faults.run_slowly)
