@@ -17,6 +17,7 @@ setuptools.setup(
     package_dir={"cadc_jax.configs": "configs"},
     package_data={
         "cadc_jax": ["py.typed"],
+        "cadc_jax.study": ["page.html"],
         "cadc_jax.data.tfds_builders.criteo_clicks": ["CITATIONS.bib", "README.md"],
     },
     python_requires=">=3.11",

@@ -88,7 +88,7 @@ def test_the_page_is_as_wide_as_the_window(browser, page, width):
 def test_the_texts_of_all_plots_are_legible(browser, page, width):
     opened(browser, page, width)
     plots = browser.execute_script(TEXTS)
-    assert len(plots) == 4  # by rate and by seconds, of each model
+    assert len(plots) == 8  # by rate and by seconds, of each model and variant
     for (left, top, right, bottom), texts in plots:
         assert 0 <= left < right <= width
         assert len(texts) > 8
