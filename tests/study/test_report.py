@@ -1,5 +1,6 @@
 """The page of the report, its tables as text, and the comparisons in results.json."""
 
+import json
 import re
 
 import pytest
@@ -58,6 +59,38 @@ def test_cells_without_a_result_are_listed_and_their_errors_escaped(made):
 def test_the_page_needs_no_other_file(made):
     for outside in ("src=", "<link", "@import", "url(http"):
         assert outside not in made[0]
+
+
+def test_a_sweep_has_a_section_a_variant_and_its_choice_first(compared):
+    swept = [
+        row | {"variant": f"als.alpha={alpha}", "validation": 0.1 * alpha}
+        for alpha in (1, 5)
+        for row in compared.rows
+    ]
+    reports = report.write(compared.out, swept, "", "")
+    text = (compared.out / "report.html").read_text()
+    titles = re.findall("<h2>(.*?)</h2>", text)
+    choice = "ml-100k: which values validate best"
+    assert titles == [choice, "ml-100k: als.alpha=1", "ml-100k: als.alpha=5"]
+    made = json.loads((compared.out / "results.json").read_text())
+    assert {x["variant"] for x in made["choices"] if x["best"]} == {"als.alpha=5"}
+    assert len(made["cells"]) == len(swept)
+    first, *_ = report.summary(reports, swept).split("\n\n")
+    assert first.count("best of all") == text.count("<td>best of all</td>") == 4
+
+
+def test_results_json_has_all_figures_and_no_number_that_json_lacks(compared):
+    compared.rows[0]["ndcg"] = float("nan")
+    report.write(compared.out, compared.rows, "this machine", "cadc study")
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    text = (compared.out / "results.json").read_text()
+    made = json.loads(text, parse_constant=refuse)
+    assert (made["machine"], made["command"]) == ("this machine", "cadc study")
+    assert made["cells"][0]["ndcg"] is None and made["cells"][1]["validation"] == 0.5
+    assert made["rows"][0]["peer_name"] == "MF alone"
 
 
 def test_several_rates_have_a_plot(compared):
