@@ -39,8 +39,8 @@ def quality_by_rate(report: DataReport, model: str) -> str:
     for arm in OF_SAMPLES:
         found = [(rate, report.sampled(arm, model, rate)) for rate in report.rates]
         points = [(rate, group) for rate, group in found if group is not None]
-        if not points:
-            continue
+        if all(group.key[0] != arm for _, group in points):
+            continue  # nothing of its own: the sample of all rows is the arm on all rows
         rates = [rate for rate, _ in points]
         spread = [paired.mean_and_sd(group.column(report.metric)) for _, group in points]
         mean, sd = np.nan_to_num(np.array(spread).T)
