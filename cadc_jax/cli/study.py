@@ -1,4 +1,4 @@
-"""Compares rates, arms, models, seeds, settings and rivals, with intervals: report.html.
+"""Compares rates, arms, models, seeds, settings and rivals, with intervals.
 
 The cells of the study run in worker processes, and each result is added to results.csv at once. The
 same command resumes a study that was stopped, and a larger one (more seeds, more rates) reuses it.
