@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from cadc_jax import configuration
 from cadc_jax.data.readers import registry
 from cadc_jax.errors import CadcError, ConfigError
+from cadc_jax.run.arms import TRAINED
 from cadc_jax.run.context import show
 from cadc_jax.runtime import artifacts, durable
 from cadc_jax.study import grid, report, sweeps, workers
@@ -82,8 +83,8 @@ def run(
     configs = {name: configs[name] for name in raw}
     if not configs:
         raise ConfigError("no configuration has its data; set CADC_DATA_DIR or data.path")
-    for name in configs:
-        _say_what_is_left_out(grids[name])
+    for config in configs.values():
+        _say_what_is_left_out(config, options)
     study = Study(out, configs, variants, options.quick, raw, cache)
     phases = grid.phases([grids[name] for name in configs])
     durable.make_folder(out)
@@ -103,17 +104,17 @@ def run(
 
 
 def _grid(config: ConfigDict, options: Options, variants: Sequence[str]) -> Grid:
-    """The grid of a configuration."""
+    """The grid of a configuration, with the arms and rivals that fit its rows."""
     return Grid(
         data=config.name,
         ranking=config.data.task == "ranking",
         rates=options.rates,
-        arms=options.arms or config.arms,
+        arms=[arm for arm in options.arms or config.arms if not _misfit(config, arm)],
         models=options.models or config.models,
         seeds=options.seeds,
         selections=options.selections,
         selection_rates=options.selection_rates,
-        rivals=options.rivals,
+        rivals=[rival for rival in options.rivals if not _misfit(config, rival)],
         variants=variants,
     )
 
@@ -124,11 +125,23 @@ def _check(study: Study, phases: Sequence[Sequence[Cell]]) -> None:
         configuration.validate(study.config(cell))
 
 
-def _say_what_is_left_out(grid: Grid) -> None:
-    """A line about the rivals that do not apply to the task."""
-    left_out = [name for name in grid.rivals if name in OF_RANKINGS and not grid.ranking]
-    if left_out:
-        show(f"{grid.data}: left out {', '.join(left_out)}, which rank items; these are clicks")
+def _misfit(config: ConfigDict, name: str) -> str:
+    """Why an arm or a rival does not fit the rows of a configuration; '' if it does."""
+    if name in OF_RANKINGS and config.data.task != "ranking":
+        return "they rank items, and these are clicks"
+    knows_users = name in OF_RANKINGS or name in TRAINED and not TRAINED[name].scores_held_out_users
+    if knows_users and config.data.split == "users":
+        return "they learn a user from training rows, and test users have none (data.split='users')"
+    return ""
+
+
+def _say_what_is_left_out(config: ConfigDict, options: Options) -> None:
+    """A line about arms and rivals that do not fit the rows."""
+    names = (*options.rivals, *(options.arms or config.arms))
+    whys = {name: why for name in names if (why := _misfit(config, name))}
+    for why in dict.fromkeys(whys.values()):
+        left_out = ", ".join(name for name in whys if whys[name] == why)
+        show(f"{config.name}: left out {left_out}: {why}")
 
 
 def _raw(name: str, config: ConfigDict, alone: bool) -> list | None:

@@ -42,9 +42,22 @@ def test_a_configuration_without_its_data_is_left_out_of_several(
     shown = capsys.readouterr().out
     assert f"SKIPPED movielens_1m: {tmp_path / 'ml-1m'}: no such file" in shown
     assert "criteo: NO CRITEO DATA GIVEN: 200,000 SYNTHETIC rows" in shown
-    assert "criteo: left out ease, which rank items; these are clicks" in shown
+    assert "criteo: left out ease: they rank items, and these are clicks" in shown
     cells = json.loads((tmp_path / "out/results.json").read_text())["cells"]
     assert {cell["data"] for cell in cells} == {"criteo"}
+
+
+def test_what_needs_rows_of_the_test_users_is_left_out_where_they_have_none(
+    tmp_path, capsys, without_work
+):
+    config = ranking_config(tmp_path / "raw")
+    config.data.split = "users"
+    options = Options([0.5], ["full", "sample", "cadc_frozen"], ["two_tower"], 1)
+    command.run({"shop": config}, options, tmp_path / "out")
+    left_out = "shop: left out ease, item_knn, fold_in, full, sample: they learn a user from"
+    assert left_out in capsys.readouterr().out
+    cells = json.loads((tmp_path / "out/results.json").read_text())["cells"]
+    assert [cell["arm"] for cell in cells] == ["popularity", "mf_alone", "cadc_frozen"]
 
 
 def test_data_that_is_not_there_is_an_error(tmp_path, monkeypatch):
