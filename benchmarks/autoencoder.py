@@ -19,7 +19,6 @@ from collections.abc import Callable
 import jax
 import numpy as np
 import rankings
-from study_lib import rivals
 
 from cadc_jax import sharding
 from cadc_jax.data.table import Table
@@ -30,6 +29,7 @@ from cadc_jax.factorization.als import ALSConfig
 from cadc_jax.factorization.autoencoder import AutoencoderConfig
 from cadc_jax.factorization.factors import Factors
 from cadc_jax.factorization.interactions import Interactions
+from cadc_jax.study import rivals
 
 EVEN = ALSConfig(factors=192, alpha=4.0, frequency_exponent=1.0)
 SETTINGS = {

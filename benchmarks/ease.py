@@ -22,7 +22,6 @@ from typing import Any
 import frontier
 import numpy as np
 from ml_collections import ConfigDict
-from study_lib import paired, rivals
 
 from cadc_jax import configuration, experiment
 from cadc_jax.data import packed
@@ -36,6 +35,7 @@ from cadc_jax.run.arms import CADC_FROZEN
 from cadc_jax.run.context import Run
 from cadc_jax.run.factor_files import open_factors, quantized
 from cadc_jax.run.factors import factorize_stage
+from cadc_jax.study import paired, rivals
 
 BITS = (32, 16, 8)
 CONFIGS = "movielens_1m_ncf,movielens_1m_distill_cf"

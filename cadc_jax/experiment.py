@@ -275,6 +275,8 @@ def _row(
         "pairs_read": rows,
         "bytes": _bytes_of(inputs, arm),
         "metrics": dict(evaluated.facts["metrics"]),
+        "test": dict(evaluated.facts["metrics"]),
+        "validation": dict(evaluated.facts["validation"]),
         "seconds": {**seconds, "total": round(sum(seconds.values()), 2)},
         "compile_seconds": round(compiling, 2),  # of the total
         "evaluation_seconds": round(evaluating, 2),  # of the training

@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,19 +12,12 @@ from cadc_jax.data.facts import describe_rows
 from cadc_jax.data.raw import FOLD_IN, PARTS
 from cadc_jax.run.arms import ARMS, MF_ALONE, POPULARITY, Arm
 from cadc_jax.run.tune_text import describe
-from cadc_jax.runtime import durable
+from cadc_jax.runtime import artifacts, durable
 from cadc_jax.runtime.text import aligned
 
 # Columns, in order.
-SECONDS = (
-    "prepare",
-    "tune",
-    "factorize",
-    "sample",
-    "train",
-    "evaluate",
-    "total",
-)  # columns, in order
+SECONDS = ("prepare", "tune", "factorize", "sample", "train", "evaluate", "total")
+FILES = ("results.json", "report.md", "report.png")
 BOUNDS = ("auc_error",)  # errors of other metrics: in results.json and a note, without a column
 HEADLINE = ("ndcg", "recall")  # of the full ranking at the first cut-off; all others come second
 HELD_OUT_USERS = (
@@ -45,7 +39,9 @@ Row = Mapping[str, Any]
 def write_report(
     workdir: pathlib.Path, results: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> str:
-    """Writes `results.json`, `report.md` and `report.png` into `workdir`.
+    """Writes `results.json`, `report.md` and `report.png` into the run's own folder of reports.
+
+    Runs with other settings have other folders. The work folder itself has copies of the newest.
 
     Args:
       workdir: folder of the run.
@@ -58,9 +54,11 @@ def write_report(
     """
     rows = results["rows"]
     config = results["config"]
-    durable.write_json(workdir / "results.json", results)
+    folder = own_folder(workdir, config)
+    durable.make_folder(folder)
+    durable.write_json(folder / "results.json", results)
     heading = f"{config['name']}, seed {results['seed']}, rate {config['rate']:g}"
-    plot(workdir / "report.png", rows, f"{heading}: {facts['rows']['train']:,} training rows")
+    plot(folder / "report.png", rows, f"{heading}: {facts['rows']['train']:,} training rows")
     counts = describe_rows(facts["rows"])
     notes = [
         f"Rows: {counts}. Users {facts['num_users']:,}, items {facts['num_items']:,}.",
@@ -75,31 +73,45 @@ def write_report(
         markdown += [_markdown(header), _markdown(["---"] * len(header))]
         markdown += [*map(_markdown, body), ""]
     markdown += ["![quality of the arms](report.png)", ""]
-    durable.write_text(workdir / "report.md", "\n".join(markdown))
+    durable.write_text(folder / "report.md", "\n".join(markdown))
+    for name in FILES:
+        with durable.replacing(workdir / name) as temporary:
+            shutil.copyfile(folder / name, temporary)
     text = [heading, *notes, ""]
     for lines in tables:
         names, *others = aligned(lines, right=range(2, len(lines[0])))
         text += [names, "-" * len(names), *others, ""]
     text += [*loud, f"{workdir / 'report.md'}, report.png and results.json hold the same."]
+    text.append(f"This run's own copies stay in {folder}.")
     return "\n".join(text)
 
 
-def table(rows: Sequence[Row]) -> list[list[str]]:
-    """The header and one line a row, as text: the headline metrics, seconds, and a note.
+def own_folder(workdir: pathlib.Path, config: Mapping[str, Any]) -> pathlib.Path:
+    """The folder of the report of a run: the same for the same configuration, and no other."""
+    name = f"rate-{config['rate']:g}-seed-{config['seed']}-{artifacts.hash_of(dict(config))}"
+    return workdir / "reports" / name
 
-    The best value of each metric has a *. The column of notes is there if any row has one.
+
+def table(rows: Sequence[Row]) -> list[list[str]]:
+    """The header and one line a row, as text: headline metrics, seconds, and a note.
+
+    The first metric is that of the validation split by which choices are made; the others are of
+    the test split. The best value of each has a *. The column of notes is there if any row has one.
     """
     metrics = headlines(rows)
     stages = [name for name in SECONDS if any(name in row["seconds"] for row in rows)]
     seconds = [*(f"{name} s" for name in stages), "compiling s", "evaluating s"]
     noted = any(map(_added_nothing, rows))
     reads = ["rows read", "pairs read", "MB"]
-    header = ["arm", "model", *reads, *map(label, metrics), *seconds]
+    chosen_by = [validation_metric(rows)] if validation_metric(rows) else []
+    validated = (f"validation {label(name)}" for name in chosen_by)
+    header = ["arm", "model", *reads, *validated, *map(label, metrics), *seconds]
     lines = [header + ["note"] * noted]
-    for row, values in zip(rows, _values(rows, metrics), strict=True):
+    columns = (_values(rows, chosen_by, "validation"), _values(rows, metrics))
+    for row, *values in zip(rows, *columns, strict=True):
         megabytes = sum(row["bytes"].values()) / 1e6
         reads = [f"{row['rows_read']:,}", f"{row['pairs_read']:,}", f"{megabytes:,.2f}"]
-        line = [*_names(row), *reads, *values]
+        line = [*_names(row), *reads, *values[0], *values[1]]
         line += [f"{row['seconds'][s]:.1f}" if s in row["seconds"] else "-" for s in stages]
         line += [f"{row[name]:.1f}" for name in ("compile_seconds", "evaluation_seconds")]
         note = "the network added nothing" if _added_nothing(row) else ""
@@ -132,6 +144,11 @@ def headlines(rows: Sequence[Row]) -> list[str]:
     if not found:
         return [name for name in names if name not in BOUNDS]
     return [name for name in found if _cut_off(name) == _cut_off(found[0])]
+
+
+def validation_metric(rows: Sequence[Row]) -> str:
+    """The metric of the validation split that choices are made by; '' if there is none."""
+    return next((next(iter(row["validation"])) for row in rows if row["validation"]), "")
 
 
 def label(metric: str) -> str:
@@ -228,7 +245,10 @@ def _with_rows(row: Row) -> str:
 def explain(rows: Sequence[Row]) -> list[str]:
     """Notes that a reader of the tables needs, a line each."""
     metrics = {name for row in rows for name in row["metrics"]}
-    lines = ["Stopping and other choices by the validation split; figures are of the test split."]
+    lines = [
+        "Stopping and other choices by the validation split, whose figure has a column of its own; "
+        "the other figures are of the test split."
+    ]
     if any(name.startswith("hr@") for name in metrics):
         lines += _explain_rankings(rows)
     lines.append(
@@ -284,11 +304,11 @@ def _cut_off(metric: str) -> str:
     return metric.partition("@")[2].partition("/")[0]
 
 
-def _values(rows: Sequence[Row], metrics: Sequence[str]) -> list[list[str]]:
+def _values(rows: Sequence[Row], metrics: Sequence[str], split: str = "metrics") -> list[list[str]]:
     """The values of metrics as text, a list for each row; the best of a metric has a *."""
     columns = []
     for name in metrics:
-        values = [row["metrics"].get(name) for row in rows]
+        values = [row[split].get(name) for row in rows]
         best = max((x for x in values if x is not None), key=lambda x: _goodness(name, x))
         columns.append(
             ["-" if x is None else f"{x:.4f}" + ("*" if x == best else " ") for x in values]

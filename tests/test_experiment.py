@@ -6,7 +6,7 @@ import pytest
 
 from cadc_jax import experiment
 from cadc_jax.run import compressed
-from cadc_jax.runtime import durable
+from cadc_jax.runtime import artifacts, durable
 from tests.small_runs import click_config, quiet
 
 
@@ -38,6 +38,24 @@ def test_an_arm_pays_for_the_stages_that_it_needs(ranking_run):
     for row in rows:
         parts = sum(value for name, value in row["seconds"].items() if name != "total")
         assert row["seconds"]["total"] == pytest.approx(parts, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("finished", "metric", "sign"),
+    [("ranking_run", "ndcg@10/1+20", 1), ("click_run", "logloss", -1)],
+)
+def test_a_row_has_the_validation_that_chose_the_best_step_beside_its_test(
+    finished, metric, sign, request
+):
+    workdir = request.getfixturevalue(finished)
+    rows = json.loads((workdir / "results.json").read_text())["rows"]
+    made = [artifacts.open_artifact(path).facts for path in (workdir / "train").iterdir()]
+    best = {x["arm"]: max(entry["validation"] for entry in x["history"]) for x in made}
+    for row in rows:
+        assert row["test"] == row["metrics"]
+        assert next(iter(row["validation"])) == metric
+        if row["arm"] in best:
+            assert sign * row["validation"][metric] == pytest.approx(best[row["arm"]], rel=1e-4)
 
 
 def test_a_row_says_its_rate_and_the_rows_it_used(ranking_run):

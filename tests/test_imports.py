@@ -27,6 +27,7 @@ LAYERS = (  # each may import itself and the ones before it
     ("configuration", "report", "run"),
     ("serving",),
     ("experiment", "library"),
+    ("study",),
     ("cli",),
     ("main",),
 )

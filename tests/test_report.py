@@ -15,6 +15,7 @@ ROWS = [
         "pairs_read": 900,
         "bytes": {"sample": 4000, "content": 96000},
         "metrics": {"auc": 0.7},
+        "validation": {"logloss": 0.52},
         "seconds": {"prepare": 1.0, "factorize": 2.0, "total": 3.0},
         "compile_seconds": 0.5,
         "evaluation_seconds": 0.0,
@@ -28,6 +29,7 @@ ROWS = [
         "pairs_read": 99,
         "bytes": {"sample": 400, "factors": 1200000, "content": 96000},
         "metrics": {"auc": 0.72, "logloss": 0.5},
+        "validation": {"logloss": 0.51, "auc": 0.73},
         "seconds": {"prepare": 1.0, "factorize": 2.0, "train": 4.0, "total": 7.0},
         "compile_seconds": 1.5,
         "evaluation_seconds": 0.4,
@@ -41,12 +43,13 @@ ROWS = [
         "pairs_read": 900,
         "bytes": {"sample": 4000, "content": 96000},
         "metrics": {"auc": 0.71, "logloss": 0.6},
+        "validation": {"logloss": 0.61},
         "seconds": {"prepare": 1.0, "train": 9.0, "total": 10.0},
         "compile_seconds": 0.0,
         "evaluation_seconds": 0.9,
     },
 ]
-CONFIG = {"name": "x", "rate": 0.1}
+CONFIG = {"name": "x", "rate": 0.1, "seed": 0}
 
 
 def of_rows(train):
@@ -57,7 +60,7 @@ def of_rows(train):
 def test_the_table_has_a_line_an_arm_and_stars_the_best():
     header, mf, cadc, full = report.table(ROWS)
     assert header == [
-        *("arm", "model", "rows read", "pairs read", "MB", "auc", "logloss"),
+        *("arm", "model", "rows read", "pairs read", "MB", "validation logloss", "auc", "logloss"),
         *("prepare s", "factorize s", "train s", "total s", "compiling s", "evaluating s"),
     ]
     assert [cell.strip() for cell in mf] == [
@@ -67,6 +70,7 @@ def test_the_table_has_a_line_an_arm_and_stars_the_best():
             "1,000",
             "900",
             "0.10",
+            "0.5200",
             "0.7000",
             "-",
             "1.0",
@@ -77,8 +81,9 @@ def test_the_table_has_a_line_an_arm_and_stars_the_best():
             "0.0",
         ),
     ]
-    assert [cell.strip() for cell in cadc[5:7]] == ["0.7200*", "0.5000*"]  # a low log loss is good
-    assert [cell.strip() for cell in full[5:7]] == ["0.7100", "0.6000"]
+    # A low log loss is good.
+    assert [cell.strip() for cell in cadc[5:8]] == ["0.5100*", "0.7200*", "0.5000*"]
+    assert [cell.strip() for cell in full[5:8]] == ["0.6100", "0.7100", "0.6000"]
 
 
 def with_metrics(*metrics):
@@ -87,7 +92,7 @@ def with_metrics(*metrics):
 
 def test_the_calibration_nearest_one_is_best():
     rows = with_metrics({"calibration": 0.5}, {"calibration": 1.1}, {"calibration": 0.95})
-    cells = [line[5].strip() for line in report.table(rows)]
+    cells = [line[6].strip() for line in report.table(rows)]
     assert cells == ["calibration", "0.5000", "1.1000", "0.9500*"]
     assert any(line.startswith("calibration: mean") for line in report.explain(rows))
     assert not any("calibration" in line for line in report.explain(ROWS))
@@ -95,7 +100,7 @@ def test_the_calibration_nearest_one_is_best():
 
 def test_a_value_that_is_no_number_is_never_best():
     rows = with_metrics({"auc": math.nan}, {"auc": 0.4}, {"auc": 0.3})
-    assert [line[5].strip() for line in report.table(rows)] == ["auc", "nan", "0.4000*", "0.3000"]
+    assert [line[6].strip() for line in report.table(rows)] == ["auc", "nan", "0.4000*", "0.3000"]
 
 
 def test_the_error_of_a_streamed_auc_is_a_note_and_no_column():
@@ -165,7 +170,7 @@ def ranked(arm, ndcg, users=(40, 40), **more):
     model = None if arm in ("popularity", "mf_alone") else "two_tower"
     row = {"arm": arm, "model": model, "rows_read": 9, "pairs_read": 9, "bytes": {"factors": 8}}
     row |= {"metrics": found, "seconds": {"total": 1.0}, "compile_seconds": 0.0}
-    row |= {"rate": 0.1, "evaluation_seconds": 0.0}
+    row |= {"rate": 0.1, "evaluation_seconds": 0.0, "validation": {"ndcg@20/1+99": ndcg}}
     return row | {"test_users": dict(zip(("ranked", "all"), users, strict=True))} | more
 
 
@@ -173,13 +178,14 @@ def test_rankings_have_ndcg_and_recall_of_users_first_and_the_rest_in_a_second_t
     rows = [ranked("popularity", 0.2), ranked("mf_alone", 0.3)]
     header, _, mf = report.table(rows)
     assert header[5:] == [
+        "validation ndcg@20 sampled 1+99",
         "ndcg@20 per user",
         "recall@20 per user",
         "total s",
         "compiling s",
         "evaluating s",
     ]
-    assert mf[5:] == ["0.3200*", "0.3200*", "1.0", "0.0", "0.0"]
+    assert mf[5:] == ["0.3000*", "0.3200*", "0.3200*", "1.0", "0.0", "0.0"]
     header, popularity, _ = report.further_table(rows)
     assert header == [
         *("arm", "model", "hit@20 per user", "map@20 per user", "hr@20 per row", "coverage@20"),
@@ -252,13 +258,35 @@ def test_a_score_that_is_no_number_is_worse_than_popularity():
     assert report.warnings(rows[1:]) == []  # without popularity there is nothing to compare
 
 
+def test_an_arm_without_the_figure_that_choices_are_made_by_has_none_in_its_column():
+    rows = [ROWS[0], ROWS[1] | {"validation": {"auc": 0.6}}, ROWS[2]]
+    assert [line[5].strip() for line in report.table(rows)[1:]] == ["0.5200*", "-", "0.6100"]
+
+
+def test_runs_with_other_settings_keep_their_own_reports(tmp_path):
+    facts = {"rows": of_rows(1000), "num_users": 3, "num_items": 4}
+
+    def write(rate):
+        config = CONFIG | {"rate": rate, "seed": 7}
+        report.write_report(tmp_path, {"config": config, "seed": 7, "rows": ROWS}, facts)
+        return json.loads((tmp_path / "results.json").read_text())["config"]["rate"]
+
+    assert [write(0.1), write(0.02), write(0.02)] == [0.1, 0.02, 0.02]  # the newest, at its place
+    folders = sorted((tmp_path / "reports").iterdir())
+    assert [folder.name[:-13] for folder in folders] == ["rate-0.02-seed-7", "rate-0.1-seed-7"]
+    for folder, rate in zip(folders, (0.02, 0.1), strict=True):
+        assert json.loads((folder / "results.json").read_text())["config"]["rate"] == rate
+        assert f"rate {rate:g}" in (folder / "report.md").read_text()
+        assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_everything_is_written_and_the_text_holds_the_table(tmp_path):
     facts = {"rows": of_rows(1000), "num_users": 3, "num_items": 4}
     text = report.write_report(tmp_path, {"config": CONFIG, "seed": 0, "rows": ROWS}, facts)
     assert "CADC, frozen" in text
     assert json.loads((tmp_path / "results.json").read_text())["rows"] == ROWS
     assert (
-        "| CADC, frozen | dlrm | 100 | 99 | 1.30 | 0.7200* | 0.5000* |"
+        "| CADC, frozen | dlrm | 100 | 99 | 1.30 | 0.5100* | 0.7200* | 0.5000* |"
         in (tmp_path / "report.md").read_text()
     )
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")

@@ -35,7 +35,12 @@ FROM = flags.DEFINE_string(
     "A folder that 'cadc compress' made. 'verify' takes any artefact, 'recommend' and 'export' "
     "also a work folder, and 'update' a work folder alone.",
 )
-OUT = flags.DEFINE_string("out", None, "The folder to make; with 'recommend' the Parquet file.")
+OUT = flags.DEFINE_string(
+    "out",
+    None,
+    "The folder to make; with 'recommend' the Parquet file; with 'study' its folder, "
+    "by default workdir/study/<name of the config>.",
+)
 ROWS = flags.DEFINE_integer(
     "rows",
     None,

@@ -4,7 +4,6 @@ The docstring of a command's module says what the command does and shows example
 """
 
 import os
-import pathlib
 import traceback
 from collections.abc import Mapping
 from types import ModuleType
@@ -18,6 +17,7 @@ from cadc_jax.errors import CadcError, ConfigError
 from cadc_jax.run import bundled_configs
 from cadc_jax.runtime.text import nearest
 
+_SEVERAL = "; for several rates: cadc study --config=FILE --rates=0.1,0.01"
 Commands = Mapping[str, ModuleType]  # command -> its module in `cli`
 
 
@@ -45,7 +45,9 @@ def parse(argv: list[str], introduction: str, commands: Commands) -> list[str]:
         exits.fail(f"unknown option --{error.flagname}{hint}; 'cadc COMMAND --help' lists them")
     except flags.IllegalFlagValueError as error:
         why = error.__context__  # absl's text shows its arguments as a tuple
-        exits.fail(f"{str(error).partition(': ')[0]}: {why.args[0] if why else 'no such value'}")
+        start = str(error).partition(": ")[0]
+        hint = _SEVERAL if start.startswith("flag --config.rate=") else ""
+        exits.fail(f"{start}: {why.args[0] if why else 'no such value'}{hint}")
     except (CadcError, flags.Error, OSError, TypeError, ValueError) as error:
         exits.fail(error)
     except Exception as error:  # config_flags runs the configuration file, which may raise anything
@@ -71,13 +73,7 @@ def _with_bundled_config(argument: str) -> str:
     name, _, path = argument.partition("=")
     if name.lstrip("-") != "config" or os.path.exists(path.partition(":")[0]):
         return argument
-    found = {f"configs/{file.name}": file for file in bundled_configs.configs().values()}
-    if path in found:
-        return f"{name}={found[path]}"
-    hint = nearest(f"configs/{pathlib.Path(path).stem}.py", found)
-    raise ConfigError(
-        f"--config={path}: no such file{hint}; the package has {', '.join(found) or 'none'}"
-    )
+    return f"{name}={bundled_configs.find(path, '--config=')}"
 
 
 def check_flags(command: str, commands: Commands) -> None:

@@ -114,6 +114,39 @@ def log_loss(scorer: Scorer, columns: Columns) -> float:
     return stats.log_loss()
 
 
+def validation_quality(scorer: Scorer, table: Table, config: EvaluationConfig) -> dict[str, float]:
+    """Quality on the validation split; the first metric is the one that choices are made by.
+
+    Of clicks those of `evaluate_clicks`, the log loss first if there is one; of rankings those of
+    the ranking that `config.ranking` names, of which the NDCG at the first cut-off chooses.
+
+    Args:
+      scorer: what is evaluated.
+      table: a prepared table.
+      config: how rankings are evaluated, and how many rows of clicks.
+
+    Raises:
+      TrainingError: if a score is not finite.
+    """
+    rows = table.splits["validation"]
+    if table.schema.task == "click":
+        found = evaluate_clicks(scorer, thinned(rows, config.max_rows))
+        return {name: found[name] for name in sorted(found, key=lambda name: name != "logloss")}
+    if config.ranking == "full":
+        return rank_users(scorer, table, "validation", config.max_users).quality(config.k)
+    found = sampled_quality(ranks_sampled(scorer, rows), config.k, rows["negatives"].shape[1])
+    return {name: found[name] for name in sorted(found, key=lambda name: name[:4] != "ndcg")}
+
+
+def thinned(columns: Columns, most: int) -> Columns:
+    """At most so many labelled rows, at even distances; 0 for all."""
+    rows = len(columns["label"])
+    if not 0 < most < rows:
+        return columns
+    places = np.arange(most) * rows // most
+    return {name: column[places] for name, column in columns.items()}
+
+
 def check_finite(stats: metrics.ClickStats) -> None:
     """Raises TrainingError if a score is not finite."""
     if not (np.isfinite(stats.predicted).all() and np.isfinite(stats.loss).all()):

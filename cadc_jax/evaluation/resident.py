@@ -37,20 +37,11 @@ def validation(table: Table, config: EvaluationConfig, mesh: Mesh) -> Quality:
     """
     rows = table.splits["validation"]
     if table.schema.task == "click":
-        return of_clicks(thinned(rows, config.max_rows), mesh)
+        return of_clicks(evaluate.thinned(rows, config.max_rows), mesh)
     if config.ranking == "full":
         held_out = HeldOut.of(table, "validation", config.max_users)
         return of_held_out(held_out, config.k[0], mesh)
     return of_sampled(rows, config.k[0], mesh)
-
-
-def thinned(columns: Columns, most: int) -> Columns:
-    """At most so many rows, at even distances; 0 for all."""
-    rows = len(columns["label"])
-    if not 0 < most < rows:
-        return columns
-    places = np.arange(most) * rows // most
-    return {name: column[places] for name, column in columns.items()}
 
 
 def of_clicks(columns: Columns, mesh: Mesh | None = None) -> Quality:

@@ -332,14 +332,15 @@ def evaluate_stage(
     make_scorer: Callable[[Table], Scorer],
     label: str,
 ) -> Artifact:
-    """Test metrics of a scorer, and the scores or ranks of all test rows.
+    """Metrics of a scorer on both held-out splits, and the scores or ranks of all test rows.
 
     `scores.npy` [N] float32 of clicks. Of rankings `ranks_full.npy` [N] int32, what
     `FullRanking.ranks` is (-1: a user that was not drawn), and `ranks_sampled.npy` [N] int32. Two
     scorers can be compared user by user with them; `metrics.UserRankings` has each user's metrics.
     The users drawn by `max_users` depend on the table alone, not on the seed of the run.
 
-    The facts are `metrics` and `users`, of rankings how many were `ranked` of `all`.
+    The facts are `metrics` of the test split, `validation` (`evaluate.validation_quality`) and
+    `users`, of rankings how many were `ranked` of `all`.
 
     Args:
       run: what the stages share.
@@ -353,20 +354,21 @@ def evaluate_stage(
         "prepared": prepared.fingerprint,
         "scorer": source,
         "evaluation": dataclasses.asdict(options),
-        "keeps": "rows, ranked by user",
+        "keeps": "rows, ranked by user; validation",
     }
 
     def write(folder: pathlib.Path) -> Mapping[str, Any]:
         table = open_table(prepared.path)
         scorer, test = make_scorer(table), table.splits["test"]
         first = distributed.is_first()
+        facts = {"validation": evaluate.validation_quality(scorer, table, options)}
         if table.schema.task == "click":
             if not first:
-                return {"metrics": evaluate.evaluate_clicks(scorer, test), "users": {}}
+                return {"metrics": evaluate.evaluate_clicks(scorer, test), "users": {}, **facts}
             scores = ColumnWriter(folder / "scores.npy", np.float32, (len(test["label"]),))
             quality = evaluate.evaluate_clicks(scorer, test, keep=scores.append)
             scores.close()
-            return {"metrics": quality, "users": {}}
+            return {"metrics": quality, "users": {}, **facts}
         length, k = max(options.k), options.k
         full = evaluate.rank_users(scorer, table, "test", options.max_users, length=length)
         sampled = evaluate.ranks_sampled(scorer, test)
@@ -374,6 +376,6 @@ def evaluate_stage(
             write_columns(folder, {"ranks_full": full.ranks, "ranks_sampled": sampled})
         found = full.quality(k, coverage=True)
         found |= evaluate.sampled_quality(sampled, k, test["negatives"].shape[1])
-        return {"metrics": found, "users": full.users}
+        return {"metrics": found, "users": full.users, **facts}
 
     return make_stage(run, "evaluate", settings, write, label, together=True)

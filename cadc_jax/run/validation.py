@@ -46,7 +46,7 @@ def of_table(run: Run, table: Table, max_users: int = 0) -> Validation:
     """
     options = configuration.evaluation_config(run.config)
     if table.schema.task == "click":
-        rows = resident.thinned(table.splits[SPLITS[VALIDATION]], options.max_rows)
+        rows = evaluate.thinned(table.splits[SPLITS[VALIDATION]], options.max_rows)
 
         def auc(scorer: Scorer) -> float:
             return evaluate.evaluate_clicks(scorer, rows)["auc"]

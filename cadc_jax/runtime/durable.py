@@ -85,8 +85,20 @@ def make_folder(path: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def lock(folder: pathlib.Path) -> Iterator[None]:
-    """Holds a work folder for one run; the lock ends with the process, however it ends.
+def wait_for(path: pathlib.Path) -> Iterator[None]:
+    """Waits until no other process holds this file, and holds it; the lock ends with the process.
+
+    On file systems without locks it does nothing.
+    """
+    with open(path, "a") as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def lock(folder: pathlib.Path, flag: str = "workdir") -> Iterator[None]:
+    """Holds a folder, given by a flag, for one run; the lock ends with the process.
 
     On file systems without locks it does nothing.
 
@@ -99,7 +111,7 @@ def lock(folder: pathlib.Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(
-                f"--workdir={folder}: another run is using it; wait for it, or choose another one"
+                f"--{flag}={folder}: another run is using it; wait for it, or choose another one"
             ) from None
         except OSError:
             pass

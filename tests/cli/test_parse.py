@@ -13,7 +13,8 @@ pytestmark = pytest.mark.slow
 
 COMMANDS = (
     *("run", "compress", "train", "candidates", "plan"),
-    *("unpack", "update", "verify", "recommend", "similar", "export", "info", "doctor"),
+    *("tune", "study", "unpack", "update", "verify", "recommend", "similar", "export", "info"),
+    "doctor",
 )
 
 
@@ -23,13 +24,16 @@ COMMANDS = (
         (["compress", f"--config={CRITEO}"], "--out=DIR"),
         (["train"], "--from=DIR"),
         (["train", "--from=/nowhere"], "/nowhere: no such folder; make one with 'cadc compress'"),
-        (["cook"], "commands are run, compress, train, unpack, update, candidates, plan, verify"),
+        (
+            ["cook"],
+            "commands are run, compress, train, unpack, update, study, candidates, plan, verify",
+        ),
         (["recomend"], "'recomend', did you mean 'recommend'?"),
         (["interactions"], "the command 'interactions' is now called 'candidates'"),
         (["run", "--rate=0.1"], "--rate: 'cadc run' has no such option; compress takes it"),
         (
             ["info", "x", "--out=y"],
-            "has no such option; compress, unpack, recommend, export take it",
+            "has no such option; compress, unpack, study, recommend, export take it",
         ),
         (["train", "--from=/nowhere", "--config.rate=0.5"], "--config=FILE"),
         (

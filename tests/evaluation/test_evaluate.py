@@ -64,6 +64,21 @@ def test_clicks_of_many_blocks_are_rated_as_scikit_learn_rates_them():
     }
 
 
+@pytest.mark.parametrize(("scorer", "first"), [(BY_DENSE, "logloss"), (UNCALIBRATED, "auc")])
+def test_the_metric_that_choices_are_made_by_is_the_first_of_a_validation(scorer, first):
+    table = Table(Schema("click", 5, 3, *[Features()] * 3), {"validation": ROWS}, {}, {}, {})
+    found = evaluate.validation_quality(scorer, table, EvaluationConfig())
+    assert next(iter(found)) == first
+    assert found == evaluate.evaluate_clicks(scorer, ROWS)
+
+
+def test_a_validation_takes_as_many_rows_as_it_is_told(monkeypatch):
+    table = Table(Schema("click", 5, 3, *[Features()] * 3), {"validation": ROWS}, {}, {}, {})
+    found = evaluate.validation_quality(BY_DENSE, table, EvaluationConfig(max_rows=2))
+    places = np.array([0, 2])
+    assert found == evaluate.evaluate_clicks(BY_DENSE, {k: x[places] for k, x in ROWS.items()})
+
+
 def test_a_split_too_large_to_sort_is_rated_within_the_stated_error(monkeypatch):
     rows = click_rows(4 * evaluate.CLICK_BLOCK + 123)
     exact = evaluate.evaluate_clicks(BY_DENSE, rows)

@@ -7,6 +7,7 @@ from pyarrow import parquet
 
 from cadc_jax import experiment
 from cadc_jax.data.readers import synthetic
+from cadc_jax.errors import ConfigError
 from cadc_jax.run import bundled_configs, stages
 from cadc_jax.run.context import Run
 from tests.small_runs import quiet
@@ -16,6 +17,17 @@ def test_each_use_of_a_configuration_that_comes_along_is_a_new_copy():
     assert {"criteo", "epinions", "movielens_1m"} <= set(bundled_configs.configs())
     bundled_configs.config("criteo").rate = 0.123
     assert bundled_configs.config("criteo").rate == 0.1
+
+
+def test_a_file_that_is_no_configuration_is_an_error_with_the_flag(tmp_path):
+    path = tmp_path / "own.py"
+    for text, why in (("1 / 0", "ZeroDivisionError"), ("x = 1", "KeyError: 'get_config'")):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=f"^--with={path}: cannot be used: {why}"):
+            bundled_configs.read(str(path), "--with=")
+    with pytest.raises(ConfigError, match="^--with=configs/criteos.py: no such file, did you mean"):
+        bundled_configs.read("configs/criteos.py", "--with=")
+    assert bundled_configs.read("configs/criteo.py", "").name == "criteo"
 
 
 def test_the_configuration_of_yambda_reads_files_of_its_schema(tmp_path):

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
@@ -109,6 +111,24 @@ def test_a_work_folder_is_held_by_one_run_until_its_process_ends(tmp_path):
         holder.wait()
         with durable.lock(tmp_path / "w"):
             pass
+
+
+def test_who_waits_for_a_file_holds_it_after_the_one_before(tmp_path):
+    order, started = [], threading.Event()
+
+    def second():
+        started.set()
+        with durable.wait_for(tmp_path / "x"):
+            order.append("second")
+
+    with durable.wait_for(tmp_path / "x"):
+        other = threading.Thread(target=second)
+        other.start()
+        started.wait()
+        time.sleep(0.05)
+        order.append("first")
+    other.join()
+    assert order == ["first", "second"]
 
 
 def test_the_lock_makes_the_folder_that_is_not_there(tmp_path):

@@ -1,20 +1,14 @@
 """Progress of long work, on a terminal and in a pipe, with a clock that the tests set."""
 
 import io
+import os
+import pty
+import re
 import types
 
 import pytest
 
 from cadc_jax.runtime import progress
-
-
-class Stream(io.StringIO):
-    """A stream that can pretend to be a terminal."""
-
-    terminal = False
-
-    def isatty(self):
-        return self.terminal
 
 
 @pytest.fixture
@@ -27,15 +21,20 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def stderr(monkeypatch):
-    stream = Stream()
+    stream = io.StringIO()
     monkeypatch.setattr(progress, "sys", types.SimpleNamespace(stderr=stream))
     return stream
 
 
 @pytest.fixture
-def terminal(stderr):
-    stderr.terminal = True
-    return stderr
+def terminal(monkeypatch):
+    """Makes stderr a terminal of 100 columns; returns what was shown on it so far."""
+    master, slave = pty.openpty()
+    os.set_blocking(master, False)
+    monkeypatch.setenv("COLUMNS", "100")
+    with open(master, "rb", buffering=0) as screen, open(slave, "w") as stream:
+        monkeypatch.setattr(progress, "sys", types.SimpleNamespace(stderr=stream))
+        yield lambda: (screen.read() or b"").decode()
 
 
 def test_short_work_in_a_pipe_prints_nothing(clock, stderr):
@@ -58,19 +57,32 @@ def test_long_work_in_a_pipe_prints_a_line_every_twenty_seconds(clock, stderr):
     ]
 
 
-def test_a_terminal_shows_one_line_that_is_redrawn_and_cleared(clock, terminal):
+def test_a_terminal_shows_a_bar_that_is_redrawn_and_removed(clock, terminal):
     shown = progress.Progress("read", 10, "files")
     for done in range(1, 9):
         clock[0] += 0.25
-        shown.update(done)
-    text = terminal.getvalue()
-    assert "\n" not in text
-    assert text.split("\r\033[K")[1:] == [
-        f"read: {done}/10 files, 4.0/s, at most {left} s left"
-        for done, left in ((2, 2), (4, 2), (6, 1), (8, 0))
-    ]
+        shown.update(done, "best 0.5")
     shown.close()
-    assert terminal.getvalue() == text + "\r\033[K"
+    first, *_, last, nothing = re.split("\r *", terminal())[1:-1]
+    assert re.fullmatch(
+        r"read:  20%\|█+.? *\| 2/10,  [34]\.\d\d files/s, at most 00:02 left, best 0\.5", first
+    )
+    assert re.match(r"read:  80%\|█+.? *\| 8/10, ", last) and nothing == ""
+
+
+def test_large_amounts_on_a_terminal_are_short(clock, terminal):
+    shown = progress.Progress("read", 2_500_000, "bytes")
+    clock[0] += 10
+    shown.update(1_250_000)
+    assert "| 1.25M/2.50M, 125k bytes/s, at most 00:10 left" in terminal()
+
+
+def test_short_work_on_a_terminal_shows_nothing(clock, terminal):
+    shown = progress.Progress("read", 10, "files")
+    clock[0] += 0.25
+    shown.update(9)
+    shown.close()
+    assert terminal() == ""
 
 
 def test_before_the_first_result_no_remaining_time_is_shown(clock, stderr):

@@ -1,0 +1,21 @@
+"""`cadc study`: rates, arms, models, seeds and settings beside rivals, with one report.
+
+command.py      a study from start to end
+settings.py     what its cells share: configurations, variants, folder
+sweeps.py       variants of a configuration
+cells.py        one model or rival, trained and tested
+grid.py         which cells a study has, in which order, and how long they will take
+workers.py      runs cells in worker processes
+compute.py      computes one cell
+samples.py      samples and factors that a run does not make
+adapter.py      every call into the stages of a run
+results.py      results.csv
+selection.py    rules that choose training rows
+rivals.py       recommenders without a network
+paired.py       statistics: paired differences, the best possible AUC, costs
+choices.py      which variant validates best
+data_report.py  all results of one configuration, side by side
+tables.py       the tables of the report
+plots.py        its plots
+report.py       report.html (from page.html), results.json and the tables as text
+"""

@@ -1,0 +1,44 @@
+"""Cells of a study: each is a model or a rival, trained and tested on one data set."""
+
+import dataclasses
+
+from cadc_jax.run.arms import BASELINES, TRAINED
+
+EASE, ITEM_KNN, FOLD_IN = "ease", "item_knn", "fold_in"
+OF_RANKINGS = (EASE, ITEM_KNN, FOLD_IN)
+RIVALS = (*BASELINES, *OF_RANKINGS)
+ARMS = tuple(TRAINED)
+OF_SAMPLES = tuple(name for name, arm in TRAINED.items() if arm.takes_sample)
+LABELS = {
+    **{name: arm.label for name, arm in BASELINES.items()},
+    EASE: "EASE",
+    ITEM_KNN: "item neighbours",
+    **{name: arm.label for name, arm in TRAINED.items()},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """Names one result of a study.
+
+    Attributes:
+      data: name of the configuration.
+      arm: one of ARMS, or of RIVALS without FOLD_IN, which is a selection.
+      model: a key of `configuration.MODELS`; '' for arms without a network.
+      selection: 'uniform', one of `selection.RULES`, or FOLD_IN; '' for arms on all rows.
+      rate: share of the training rows that are kept; 1 for arms on all rows.
+      seed: of everything random, except the data and its splits.
+      variant: name of the values that a sweep sets; '' without a sweep.
+    """
+
+    data: str
+    arm: str
+    model: str = ""
+    selection: str = ""
+    rate: float = 1.0
+    seed: int = 0
+    variant: str = ""
+
+
+class SkipCell(Exception):
+    """A cell cannot be computed from this data or on this machine. The message says why."""

@@ -1,0 +1,285 @@
+"""The tables of the report, as lists of lines of text; the first line is the header.
+
+A table with a header alone has nothing to show for this data set.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from cadc_jax.run.arms import BASELINES, CADC_TRAINABLE, FULL, MF_ALONE, POPULARITY, SAMPLE, TRAINED
+from cadc_jax.study import paired, selection
+from cadc_jax.study.cells import EASE, FOLD_IN, ITEM_KNN, LABELS, OF_SAMPLES
+from cadc_jax.study.choices import Choice
+from cadc_jax.study.data_report import METRICS, DataReport, Group, Key, hit, metric_name, ndcg
+from cadc_jax.study.paired import Interval
+
+Table = list[list[str]]
+
+RULE_NAMES = {
+    "uniform": "uniform (CADC)",
+    "per_user": "uniform per user",
+    "popular": "popular items more likely",
+    "inverse_propensity": "rare items more likely",
+    "recent": "most recent",
+    "hardest": "hardest for MF (SVP-CF)",
+}
+
+
+class Difference(str):
+    """An interval as text, and its verdict."""
+
+    verdict: str = ""
+
+
+def main_table(report: DataReport) -> Table:
+    """Quality of each arm, and its differences from the baselines."""
+    metrics = [name for name in METRICS if name != "calibration" and _has(report, name)]
+    header = ["arm", "model", "rate", "rows", "seeds", f"validation {validated_by(report)}"]
+    header += [metric_name(name, report.k) for name in metrics]
+    header += ["against MF alone", "against all rows", "against the sample alone"]
+    header += ["train s", "not converged", "start is best"]
+    lines = [header]
+    for (arm, model, _, rate), group in report.compared:
+        with_factors = arm in TRAINED and TRAINED[arm].takes_factors
+        alone = report.sampled(SAMPLE.name, model, rate) if with_factors else None
+        peers = (report.baseline(MF_ALONE.name), report.baseline(FULL.name, model), alone)
+        train, converged = group.mean("train_s"), group.column("converged")
+        line = [LABELS[arm], model or "-", f"{rate:g}", f"{group.mean('rows_used'):,.0f}"]
+        line += [str(len(group.rows)), _spread(group, "validation")]
+        line += [_spread(group, name) for name in metrics]
+        line += [_interval(report.difference(group, peer)) for peer in peers]
+        line.append("-" if math.isnan(train) else f"{train:.1f}")
+        for flags in (converged, group.column("best_step")):
+            line.append(str(int(np.sum(flags == 0))) if len(flags) else "-")
+        lines.append(line)
+    return lines
+
+
+def validated_by(report: DataReport) -> str:
+    """The metric of the validation split that choices are made by."""
+    rows = (row for group in report.groups.values() for row in group.rows)
+    return next((str(row["validation_metric"]) for row in rows if row["validation_metric"]), "")
+
+
+def choice_table(found: Sequence[Choice]) -> Table:
+    """The variants of a sweep beside each other, and which one the validation split chooses."""
+    lines = [["arm", "model", "rate", "variant", "seeds", "validation", "test", "chosen"]]
+    for x in sorted(found, key=lambda x: (x.model, *x.key, -x.goodness)):
+        chosen = "best of all" if x.best_of_all else "best of these" if x.best else ""
+        kept = f"{x.rate:g}" if x.selection in ("", "uniform") else f"{x.selection} {x.rate:g}"
+        line = [LABELS[x.arm], x.model or "-", kept, x.variant, str(x.seeds)]
+        validated = f"{x.validation:.4f} ({x.metric})"
+        lines.append([*line, validated, f"{x.test:.4f} ({x.tested})", chosen])
+    return lines
+
+
+def sampled_table(report: DataReport) -> Table:
+    """Differences in the ranking among K items, paired over all test users."""
+    header = ["arm", "model", "rate"]
+    for name in ("MF alone", "all rows"):
+        shown = (metric_name(metric, report.k) for metric in ("hr_sampled", "ndcg_sampled"))
+        header += [f"{metric} against {name}" for metric in shown]
+    lines = [header]
+    for (arm, model, _, rate), group in report.compared:
+        if group.few is None:
+            continue
+        line = [LABELS[arm], model or "-", f"{rate:g}"]
+        for peer in (report.baseline(MF_ALONE.name), report.baseline(FULL.name, model)):
+            for metric in (hit, ndcg):
+                found = None
+                if peer is not None and peer is not group and peer.few is not None:
+                    ours, theirs = metric(group.few, report.k), metric(peer.few, report.k)
+                    found = paired.over_users(ours, theirs)
+                line.append(_interval(found))
+        lines.append(line)
+    return lines
+
+
+def selection_table(report: DataReport) -> Table:
+    """Rules that choose as many rows, each against the uniform rule."""
+    name = metric_name(report.metric, report.k)
+    lines = [["rows kept", "model", "arm", "rate", "seeds", name, "uniform, less this"]]
+    rates = {rate for _, _, rule, rate in report.groups if rule in selection.RULES}
+    shown = [
+        key
+        for key in report.groups
+        if key[2] in RULE_NAMES and key[3] in rates and key[0] != CADC_TRAINABLE.name
+    ]
+
+    def order(key: Key) -> tuple:
+        arm, model, rule, rate = key
+        return -rate, model, arm, list(RULE_NAMES).index(rule)
+
+    for arm, model, rule, rate in sorted(shown, key=order):
+        group = report.groups[arm, model, rule, rate]
+        difference = report.difference(report.sampled(arm, model, rate), group)
+        line = [RULE_NAMES[rule], model, LABELS[arm], f"{rate:g}", str(len(group.rows))]
+        lines.append([*line, _spread(group, report.metric), _interval(difference)])
+    return lines
+
+
+def rival_table(report: DataReport) -> Table:
+    """The options of the rivals."""
+    lines = [["rival", "chosen on the validation split", "seconds, all candidates"]]
+    for arm in (EASE, ITEM_KNN):
+        group = report.baseline(arm)
+        if group is not None:
+            row = group.rows[0]
+            lines.append([LABELS[arm], str(row["chosen"]), f"{float(row['evaluate_s']):.1f}"])
+    return lines
+
+
+def activity_table(report: DataReport) -> Table:
+    """Quality by the number of training rows of the user."""
+    train = np.asarray(report.table.splits["train"]["user"])
+    rows_of_user = np.bincount(train, minlength=report.table.schema.num_users)
+    return _by_size(report, rows_of_user[report.users], report.quality)
+
+
+def popularity_table(report: DataReport) -> Table:
+    """Quality by the number of training rows of the item, a value for each test row."""
+    size = np.asarray(report.table.items["count"])[report.test_column("item")]
+    return _by_size(report, size, report.quality_of_rows)
+
+
+def fold_in_table(report: DataReport) -> Table:
+    """Quality for users whom the factorisation did not see, against the same users seen."""
+    name = metric_name(report.metric, report.k)
+    header = ["arm", "model", "rate", "hidden users", f"{name}, folded in", f"{name}, seen"]
+    lines = [[*header, "folded in, less seen", "folded in, less popularity"]]
+    for (arm, model, rule, rate), group in report.groups.items():
+        seen = report.sampled(arm, model, rate) if model else report.baseline(arm)
+        if rule != FOLD_IN or seen is None:
+            continue
+        seeds = [seed for seed in _seeds(group) if seed in _seeds(seen)]
+        ours, theirs = (_of_hidden_users(report, side, seeds) for side in (group, seen))
+        if not ours.size:
+            continue
+        against = None
+        if (popularity := report.baseline(POPULARITY.name)) is not None:
+            against = paired.over_users(ours, _of_hidden_users(report, popularity, seeds))
+        line = [LABELS[arm], model or "-", f"{rate:g}", f"{ours.size:,}"]
+        line += [f"{ours.mean():.4f}", f"{theirs.mean():.4f}"]
+        lines.append([*line, _interval(paired.over_users(ours, theirs)), _interval(against)])
+    return lines
+
+
+def cost_table(report: DataReport) -> Table:
+    """Bytes and seconds of CADC, and after how many trainings its factorisation pays."""
+    header = ["arm", "model", "rate", "all rows MB", "kept rows MB", "factors MB", "model MB"]
+    header += ["factorise s", "sample s", "train s", "all rows: train s", "paid back after"]
+    lines = [header]
+    for (arm, model, rule, rate), group in report.compared:
+        full = report.baseline(FULL.name, model)
+        if rule != "uniform" or arm == SAMPLE.name or full is None:
+            continue
+        parts = ("train", "sample", "factors", "state")
+        sizes = (f"{group.mean(f'{name}_bytes') / 1e6:.2f}" for name in parts)
+        seconds = [group.mean(f"{name}_s") for name in ("factorize", "sample", "train")]
+        full_seconds = full.mean("train_s")
+        trainings = paired.break_even(seconds[0], full_seconds, seconds[2])
+        paid = "never" if math.isinf(trainings) else f"{trainings:.2f} trainings"
+        line = [LABELS[arm], model, f"{rate:g}", *sizes, *(f"{s:.1f}" for s in seconds)]
+        lines.append([*line, f"{full_seconds:.1f}", paid])
+    return lines
+
+
+def truth_table(report: DataReport) -> Table:
+    """AUC of each arm as a share of the AUC of the true click probabilities."""
+    lines = [["scorer", "model", "rate", "AUC", "share of (AUC - 0.5)"]]
+    if report.truth is None:
+        return lines
+    expected = paired.bayes_auc(report.truth)
+    reached = paired.auc(report.labels, report.truth)
+    lines.append(["true probabilities, expected", "", "", f"{expected:.4f}", ""])
+    lines.append(["true probabilities, these labels", "", "", f"{reached:.4f}", "100.0 %"])
+    for (arm, model, _, rate), group in report.compared:
+        share = (group.mean("auc") - 0.5) / (reached - 0.5)
+        line = [LABELS[arm], model or "-", f"{rate:g}", _spread(group, "auc")]
+        lines.append([*line, f"{share:.1%}"])
+    return lines
+
+
+# The tables below the main one, by their titles.
+FURTHER: dict[str, Callable[[DataReport], Table]] = {
+    "Among K unseen items only: (1+K)": sampled_table,
+    "Other rules that choose as many rows": selection_table,
+    "Options of the rivals": rival_table,
+    "By activity of the user (deciles of training rows)": activity_table,
+    "By popularity of the item (deciles of training rows)": popularity_table,
+    "Users whom the factorisation did not see": fold_in_table,
+    "Costs": cost_table,
+    "Against the probabilities that the rows were drawn from": truth_table,
+}
+
+
+def _has(report: DataReport, metric: str) -> bool:
+    return any(len(group.column(metric)) for group in report.groups.values())
+
+
+def _by_size(
+    report: DataReport, size: np.ndarray, quality: Callable[[Group, np.ndarray], float]
+) -> Table:
+    """A line for each decile of `size` [N], and for the users or rows where it is 0 or 1."""
+    shown: dict[str, Group | None] = {
+        LABELS[arm]: report.baseline(arm) for arm in (*BASELINES, EASE, ITEM_KNN)
+    }
+    for model in report.models:
+        shown[f"{FULL.label}, {model}"] = report.baseline(FULL.name, model)
+        if (rate := report.headline) is not None:
+            for arm in OF_SAMPLES:
+                name = f"{LABELS[arm]}, {model}, {rate:g}"
+                shown[name] = report.sampled(arm, model, rate)
+    groups = {name: group for name, group in shown.items() if group is not None}
+    lines = [["training rows", "tested", *groups]]
+    parts = [("none", size == 0), ("1", size == 1)]
+    decile = paired.deciles(size)
+    for nth in np.unique(decile):
+        inside = decile == nth
+        low, high = size[inside].min(), size[inside].max()
+        parts.append((f"{low:,}" if low == high else f"{low:,} to {high:,}", inside))
+    seen: set[bytes] = set()
+    for name, inside in parts:
+        if inside.any() and inside.tobytes() not in seen:  # a decile may be the rows of size 0 or 1
+            seen.add(inside.tobytes())
+            values = [f"{quality(group, inside):.4f}" for group in groups.values()]
+            lines.append([name, f"{inside.sum():,}", *values])
+    return lines
+
+
+def _seeds(group: Group) -> list[int]:
+    return [int(row["seed"]) for row in group.rows]
+
+
+def _of_hidden_users(report: DataReport, group: Group, seeds: list[int]) -> np.ndarray:
+    """Values of a group for the test users whom each seed hides, one seed after another, [1, M].
+
+    Popularity has one result for all seeds.
+    """
+    values = dict(zip(_seeds(group), group.values, strict=True))
+    num_users = report.table.schema.num_users
+    parts = [
+        values.get(seed, group.values[0])[selection.hidden_users(num_users, seed)[report.users]]
+        for seed in seeds
+    ]
+    return np.concatenate([np.zeros(0), *parts])[None]
+
+
+def _spread(group: Group, name: str) -> str:
+    """Mean and standard deviation over seeds, as text."""
+    values = group.column(name)
+    if not len(values):
+        return "-"
+    mean, sd = paired.mean_and_sd(values)
+    return f"{mean:.4f}" + ("" if math.isnan(sd) else f" ± {sd:.4f}")
+
+
+def _interval(difference: Interval | None) -> str:
+    if difference is None:
+        return "-"
+    mean, low, high = difference
+    text = Difference(f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]")
+    text.verdict = "" if difference.verdict == "=" else difference.verdict
+    return text
