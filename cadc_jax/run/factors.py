@@ -30,7 +30,7 @@ from cadc_jax.factorization import als, autoencoder, blend, sgd
 from cadc_jax.factorization.als import ALSConfig
 from cadc_jax.factorization.autoencoder import AutoencoderConfig
 from cadc_jax.factorization.factors import Factors, balanced_axes, grown, principal_axes
-from cadc_jax.factorization.interactions import Extent, Interactions
+from cadc_jax.factorization.interactions import Extent, Interactions, scaled_values
 from cadc_jax.run.context import Run, als_mesh, make_long_stage, make_stage, training_mesh
 from cadc_jax.run.factor_files import UNSAMPLED, open_factors, write_factors
 from cadc_jax.run.lineage import UPDATED, find_updated
@@ -240,8 +240,10 @@ def _unsampled_rows(job: _Job, sample: Artifact | None) -> np.ndarray:
 
 def _with_kept_rows(job: _Job, sample: Artifact | None, unsampled: Factors) -> np.ndarray:
     """User factors of all rows, of an autoencoder of the unsampled ones."""
-    kept = _training_rows(open_table(job.prepared.path), _kept_rows(job, sample))
-    return autoencoder.add_rows(unsampled, *positives(kept.user, kept.item, kept.label))
+    places = _kept_rows(job, sample)
+    kept = _training_rows(open_table(job.prepared.path), places)
+    user, item = positives(kept.user, kept.item, kept.label)
+    return autoencoder.add_rows(unsampled, user, item, _values(job, "train", places))
 
 
 def _factorize(
@@ -262,10 +264,7 @@ def _factorize(
     try:
         if isinstance(config, sgd.SGDConfig):
             return sgd.fit(chosen, config, job.key, progress=show, saved=saved, init=init)
-        value = None  # of implicit feedback it counts that it happened, not how it was rated
-        if _is_explicit(config) and chosen.label is None:
-            value = open_table(job.prepared.path).splits["train"]["value"][rows]
-        matrix = _interactions(chosen, value)
+        matrix = _interactions(chosen, _values(job, "train", rows))
         mesh = als_mesh(job.run, max(chosen.num_users, chosen.num_items), config.factors)
         options: dict[str, Any] = {"mesh": mesh, "progress": show, "saved": saved, "init": init}
         if isinstance(config, AutoencoderConfig):
@@ -287,6 +286,15 @@ def _is_explicit(config: ALSConfig | AutoencoderConfig | sgd.SGDConfig) -> bool:
     return isinstance(config, ALSConfig) and config.feedback == "explicit"
 
 
+def _values(job: _Job, part: str, rows: slice | np.ndarray) -> np.ndarray | None:
+    """What some rows of a part of the table count for in the matrix; None: all 1."""
+    values = open_table(job.prepared.path).splits[part].get("value")
+    if values is None:  # of clicks
+        return None
+    scale = "linear" if _is_explicit(job.config) else job.run.config.data.value_scale
+    return scaled_values(values[rows], scale)
+
+
 def _with_held_out_users(job: _Job, factors: Factors, extent: Extent, mesh: Mesh) -> Factors:
     """The factors with vectors of the held-out users, if there are any, in place of zeros.
 
@@ -302,7 +310,7 @@ def _with_held_out_users(job: _Job, factors: Factors, extent: Extent, mesh: Mesh
     if not len(there):
         return factors
     users, user = np.unique(rows["user"][there], return_inverse=True)
-    value = rows["value"][there] if _is_explicit(config) else None
+    value = _values(job, PARTS[FOLD_IN], there)
     sizes = len(users), table.schema.num_items
     matrix = Interactions.from_rows(user, rows["item"][there], *sizes, value)
     if isinstance(config, ALSConfig):

@@ -67,6 +67,7 @@ def open_before(
         raise ConfigError(f"--from={folder}: {_NO_ROWS}")
     wanted = {"prepared": prepared.fingerprint}
     if config is not None:
+        wanted["value_scale"] = None  # replaced, if it has one
         wanted |= configuration.factorization_settings(config)
         alone = len(configuration.methods(config)) == 1
         rate = config.rate if alone and config.factor_rows == "unsampled" else None
@@ -120,7 +121,10 @@ def _configuration_of(
             {
                 "seed": prepared.settings["seed"],
                 "rate": sample.settings["rate"],
-                "data": with_tuples(prepared.settings["data"]),
+                "data": {
+                    **with_tuples(prepared.settings["data"]),
+                    "value_scale": whole.settings.get("value_scale", "none"),
+                },
                 "factorization": whole.settings["method"],
                 "factor_bits": whole.settings["bits"],
                 "factor_rows": "unsampled" if crossed else "all",
