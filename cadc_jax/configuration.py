@@ -64,13 +64,11 @@ def default_config() -> ConfigDict:
     data.seed = -1  # seed of the split and of the items to rank against; -1: `seed`
     data.validation = 0.1  # share of rows (users: of users), for all but leave_one_out and given
     data.test = 0.1
-    # What a value (data.columns.value; the sum of a pair's repeated rows) counts for in implicit ALS
+    # What a value (data.columns.value; the sum of a pair's repeats) counts for in implicit ALS
     # and the autoencoder: 'linear' (itself), 'log' (log(1 + value)) or 'none' (all rows count 1).
     data.value_scale = "linear"
     data.min_value = 0.0  # rows of a lower value are no positives; 0: all are. See docs/data.md
-    data.min_user_rows = (
-        0  # leaves out users, and items, of fewer rows in the log (k-core); 0: none
-    )
+    data.min_user_rows = 0  # users, and items, of fewer rows in the log are left out (k-core)
     data.min_item_rows = 0
     data.min_count = 1  # training rows a value needs for an id of its own
     data.user_features = ()  # columns that name the user, where there is no user id
@@ -243,8 +241,8 @@ def _check_task(config: ConfigDict) -> None:
         raise ConfigError("rows with labels (data.columns.label, criteo) need data.task='click'")
     if not ranking and config.data.source == "movielens" and not config.data.min_value:
         raise ConfigError(
-            "data.source='movielens' has no labels: it needs data.task='ranking', or data.min_value "
-            "to make labels of the ratings"
+            "data.source='movielens' has no labels: it needs data.task='ranking', or "
+            "data.min_value to make labels of the ratings"
         )
     if config.data.split == "users" and "sgd" in methods(config):
         raise ConfigError(

@@ -51,7 +51,7 @@ def cut(
     sizes = _write_codes(folder, chunks)
     stays = [np.arange(size) > 0 for size in sizes]  # 0: has no training row
     before = [size - 1 for size in sizes]
-    least = (min_user_rows, min_item_rows)
+    least = (max(1, min_user_rows), max(1, min_item_rows))
     changed = True
     while changed:
         changed = False
@@ -142,14 +142,7 @@ def _rewrite(folder: pathlib.Path, chunk: StagedChunk, stays: Sequence[np.ndarra
         rows = chunk.read().filter(pa.array(kept))
         chunk.path.unlink()
         if number:
-            columns = {
-                name: raw.coded(rows[name])
-                if pa.types.is_dictionary(rows[name].type)
-                else rows[name]
-                for name in rows.column_names
-            }
             with pa.OSFile(str(chunk.path), "wb") as out:
-                table = pa.table(columns)
-                with pa.ipc.new_file(out, table.schema) as writer:
-                    writer.write_table(table)
+                with pa.ipc.new_file(out, rows.schema) as writer:
+                    writer.write_table(rows.combine_chunks())
     return StagedChunk(chunk.path, 0, number, chunk.host)

@@ -192,8 +192,8 @@ def write_table(
         )
     if config.cuts and hosts.count > 1:
         raise ConfigError(
-            "data.min_user_rows, data.min_item_rows: one process has to prepare such a table; run "
-            "'cadc run' up to the stage 'prepare' in one, in the same work folder, before the others"
+            "data.min_user_rows, data.min_item_rows: one process has to prepare such a table; "
+            "run it alone in the same work folder first"
         )
     folder = path / "staging"
     change = functools.partial(clean, config=config)
@@ -291,8 +291,8 @@ def clean(rows: pa.Table, config: PrepareConfig) -> pa.Table:
         rows = _by_value(rows, config)
     if config.task == "click" and "label" not in rows.column_names:
         raise ConfigError(
-            "data.task='click' needs a label (0 or 1) in each row: name its column, or one of values "
-            "and data.min_value"
+            "data.task='click' needs a label (0 or 1) in each row: name its column, or one of "
+            "values and data.min_value"
         )
     encoding.check_finite(rows)
     rows = encoding.add_user_and_item(rows, config.user_features, config.item_features)
@@ -303,14 +303,15 @@ def _by_value(rows: pa.Table, config: PrepareConfig) -> pa.Table:
     """The rows of at least `min_value`; for clicks all of them, with what they are as the label."""
     if "value" not in rows.column_names:
         raise ConfigError(
-            f"data.min_value={config.min_value:g} needs a value in each row: name data.columns.value"
+            f"data.min_value={config.min_value:g} needs a value in each row: "
+            "name data.columns.value"
         )
     enough = rows["value"].to_numpy() >= np.float32(config.min_value)
     if config.task == "ranking":
         return rows.filter(pa.array(enough))
     if "label" in rows.column_names:
         raise ConfigError(
-            f"data.min_value={config.min_value:g} makes labels of values, but the rows have labels: "
+            f"data.min_value={config.min_value:g} makes labels of values, but the rows have some: "
             "leave out data.min_value or data.columns.label"
         )
     labels = pa.array(enough.astype(np.float32))

@@ -38,8 +38,8 @@ def of_split(keys: RawTable, fold: np.ndarray, rule: str) -> list[str]:
         untested = (users - tested) / max(1, users)
         if untested > _MOST:
             found.append(
-                f"data.split='{rule}': {untested:.0%} of the {users:,} users have too few rows to be "
-                "tested; the others alone make the figures"
+                f"data.split='{rule}': {untested:.0%} of the {users:,} users have too few rows "
+                "to be tested; the others alone make the figures"
             )
     return found
 

@@ -118,9 +118,10 @@ def prepare_stage(run: Run, raw: pathlib.Path) -> Artifact:
     if below := read.get("below", 0):
         run.say(f"         {below:,} rows left out: their value is below {data['min_value']:g}")
     if cut := facts.get("core"):
+        least = f"{data['min_user_rows']} and {data['min_item_rows']} rows"
         run.say(
-            f"         {cut['rows']:,} rows left out of {cut['users']:,} users and {cut['items']:,} "
-            f"items, which have fewer than {data['min_user_rows']} and {data['min_item_rows']} rows"
+            f"         {cut['rows']:,} rows left out, with {cut['users']:,} users and "
+            f"{cut['items']:,} items that have fewer than {least}"
         )
     if merged := facts["merged_repeats"]:
         run.say(f"         {merged:,} rows merged into others of the same user and item")
