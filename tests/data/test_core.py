@@ -106,9 +106,10 @@ def test_a_table_of_the_core_is_that_of_a_log_with_nothing_else(tmp_path):
     )
     (tmp_path / "core").mkdir()
     (tmp_path / "log").mkdir()
-    asked = dataclasses.replace(RANKING, min_user_rows=4, min_item_rows=4)
+    plain = dataclasses.replace(RANKING, num_negatives=0)
+    asked = dataclasses.replace(plain, min_user_rows=4, min_item_rows=4)
     found, facts = prepared(tmp_path / "core", table, asked)
-    wanted, _ = prepared(tmp_path / "log", cut, RANKING)
+    wanted, _ = prepared(tmp_path / "log", cut, plain)
     for part, rows in wanted.splits.items():
         for name, column in rows.items():
             np.testing.assert_array_equal(found.splits[part][name], column)
