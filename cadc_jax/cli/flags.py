@@ -35,7 +35,12 @@ FROM = flags.DEFINE_string(
     "A folder that 'cadc compress' made. 'verify' takes any artefact, 'recommend' and 'export' "
     "also a work folder, and 'update' a work folder alone.",
 )
-OUT = flags.DEFINE_string("out", None, "The folder to make; with 'recommend' the Parquet file.")
+OUT = flags.DEFINE_string(
+    "out",
+    None,
+    "The folder to make; with 'recommend' the Parquet file, and with 'init' the configuration, by "
+    "default configs/<name of the log>.py.",
+)
 ROWS = flags.DEFINE_integer(
     "rows",
     None,

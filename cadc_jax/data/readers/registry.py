@@ -4,7 +4,7 @@ import dataclasses
 import fnmatch
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from cadc_jax.data import raw
@@ -12,6 +12,7 @@ from cadc_jax.data.raw import SPLITS, TEST, TRAIN, VALIDATION
 from cadc_jax.data.readers import criteo, movielens, tabular, tfds_reader
 from cadc_jax.errors import ConfigError, DataError
 
+_NO_TABLES = (".", "_", "readme", "license")  # how names begin
 _TABLES = (".csv", ".tsv", ".txt", ".dat", ".data", ".parquet", ".arrow")  # ends of names
 T = TypeVar("T", tabular.ColumnNames, tabular.ContentFile)
 
@@ -208,13 +209,18 @@ def _matching(path: pathlib.Path, name: str) -> list[str]:
         files = [file for file in path.glob(name) if file.is_file() and file.name[0] != "."]
     if not files:
         raise DataError(f"{place}: no such file of rows; check data.path and the name")
-    return [str(file.relative_to(path)) for file in sorted(files, key=_natural_order)]
+    return [str(file.relative_to(path)) for file in in_natural_order(files)]
+
+
+def in_natural_order(files: Iterable[pathlib.Path]) -> list[pathlib.Path]:
+    """Files by their names, in which numbers count by value: day_2 comes before day_10."""
+    return sorted(files, key=_natural_order)
 
 
 def is_table(name: str) -> bool:
     """Whether a file may hold rows, by its name."""
     plain = name.removesuffix(".gz").removesuffix(".zst")
-    return name[0] not in "._" and plain.endswith(_TABLES)
+    return plain.endswith(_TABLES) and not name.lower().startswith(_NO_TABLES)
 
 
 def split_of(name: str) -> str | None:

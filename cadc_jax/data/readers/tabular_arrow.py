@@ -30,6 +30,16 @@ class ArrowFile(NamedTuple):
     types: dict[str, pa.DataType]  # of the columns to read
 
 
+def schema_of(path: Path) -> pa.Schema:
+    """The schema of an Arrow file.
+
+    Raises:
+      DataError: the file is missing or damaged.
+    """
+    schema, _, _ = next(_batches(path))
+    return schema
+
+
 def open_file(path: Path, names: Sequence[str] | None) -> ArrowFile:
     """Reads the schema of an Arrow file, and checks its columns.
 
