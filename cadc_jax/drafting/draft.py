@@ -87,7 +87,7 @@ def _quoted(text: str) -> str:
 
 def _tuple(names: Sequence[str]) -> str:
     quoted = ", ".join(map(_quoted, names))
-    return f"({quoted},)" if names else "()"
+    return f"({quoted},)" if len(names) == 1 else f"({quoted})"
 
 
 def _movielens(found: Layout) -> tuple[list[str], list[str]]:
@@ -147,7 +147,7 @@ def _tabular(found: Layout, guessed: Guess) -> list[str]:
     for kind, described in found.content.items():
         if kind in guessed.roles:
             lines += _content_lines(kind, described, guessed)
-    lines += _click_lines() if guessed.task == "click" else _ranking_lines()
+    lines += _click_lines() if guessed.task == "click" else _ranking_lines(guessed.num_negatives)
     return lines
 
 
@@ -234,13 +234,14 @@ def _feature_kind(head: Head, name: str, kind: str) -> str | None:
     return "categorical" if repeated and head.kind(name) != "date" else None
 
 
-def _ranking_lines() -> list[str]:
+def _ranking_lines(num_negatives: int = 99) -> list[str]:
+    few = [f"data.num_negatives = {num_negatives}  # of few items, no more can be drawn for a user"]
     return [
+        *(few if num_negatives < 99 else ()),
         "",
         'config.factorization = "als"',
         "config.train.negatives = 4",
-        "data.num_negatives = 0  # no items for the '1 + K' protocol: all items are ranked",
-        'config.evaluation.ranking = "full"',
+        'config.evaluation.ranking = "full"  # among all items',
         f"config.evaluation.max_users = {_MOST_USERS}",
     ]
 
@@ -263,5 +264,3 @@ def write(made: Draft, out: Path) -> None:
             file.write(made.text)
     except FileExistsError:
         raise ConfigError(f"--out={out}: is there already; give another file") from None
-
-

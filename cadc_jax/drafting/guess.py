@@ -22,8 +22,8 @@ _ITEMS = (
     *("song", "video", "article", "news", "venue", "location", "game", "app", "course", "recipe"),
 )
 _TIMES = (
-    *("timestamp", "time", "ts", "when", "unixtime", "unixreviewtime", "seconds", "datetime", "date"),
-    *("createdat", "eventtime", "ratedat", "reviewtime"),
+    *("timestamp", "time", "ts", "unixtime", "unixreviewtime", "seconds", "datetime", "date"),
+    *("when", "createdat", "eventtime", "ratedat", "reviewtime"),
 )
 _LABELS = ("label", "click", "clicked", "isclick", "iscl", "target", "y", "purchased", "converted")
 _RATINGS = ("rating", "stars", "score", "overall", "ratings", "grade")
@@ -32,6 +32,7 @@ _COUNTS = (
     *("freq", "frequency", "watchratio", "hours", "playtime", "minutes", "listens"),
 )
 _MOST_SCALE = 1_000  # distinct values of an integer that is a category
+_MANY_ITEMS = 500  # that a user has not seen: 99 can be drawn of them
 _LEAST_ROWS = 3  # of a user whose last rows can be held out
 
 
@@ -47,6 +48,7 @@ class Guess:
       dense, categorical: features of the rows, of a click log alone.
       user_features, item_features: columns that stand for a user or an item that none names.
       split: as `data.split`.
+      num_negatives: as `data.num_negatives`.
     """
 
     roles: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -58,6 +60,7 @@ class Guess:
     user_features: tuple[str, ...] = ()
     item_features: tuple[str, ...] = ()
     split: str = "leave_one_out"
+    num_negatives: int = 99
 
     @property
     def task(self) -> str:
@@ -96,6 +99,8 @@ def guess(head: Head, own_split: bool = False) -> Guess:
     else:
         _choose_split(head, found)
     _choose_values(head, found)
+    if found.task == "ranking":
+        found.num_negatives = _negatives_for(head, found)
     for name in head.skipped:
         found.why.append(f"{name}: left out, its values are lists")
     return found
@@ -244,6 +249,14 @@ def _choose_split(head: Head, found: Guess) -> None:
         found.why.append(f"data.split = {found.split!r}: most users have fewer than 3 rows")
     elif when is None:
         found.why.append("no column of times: a seeded order stands in for them")
+
+
+def _negatives_for(head: Head, found: Guess) -> int:
+    """Items that can be drawn for each held-out one, whatever its user has seen."""
+    user, item = (head.columns[found.roles[role]] for role in ("user", "item"))
+    items_of = collections.Counter(user for user, _ in set(zip(user, item, strict=True)))
+    unseen = len(set(item)) - max(items_of.values())
+    return min(99, unseen // 2) if head.whole or unseen < _MANY_ITEMS else 99
 
 
 def _choose_values(head: Head, found: Guess) -> None:

@@ -105,9 +105,7 @@ def _arrow_head(path: Path) -> Head:
     blocks = (parse().table for _, parse in tabular_arrow.read_arrow_rows(opened))
     columns = _first_rows(blocks, names, ROWS + 1)
     whole = len(next(iter(columns.values()))) <= ROWS
-    return Head(
-        path, {name: x[:ROWS] for name, x in columns.items()}, whole=whole, skipped=skipped
-    )
+    return Head(path, {name: x[:ROWS] for name, x in columns.items()}, whole=whole, skipped=skipped)
 
 
 def _split_nested(schema: pa.Schema) -> tuple[list[str], tuple[str, ...]]:
@@ -159,8 +157,8 @@ def _text_head(path: Path) -> Head:
         return Head(path, {"user": user, "item": item}, ADJACENCY, whole=whole)
     if separator is None:
         raise DataError(
-            f"{path}: its lines have no separator in common; it has to be CSV, TSV, Parquet, "
-            "Arrow, or lines 'user item item ...'"
+            f"{path}: no separator that all its lines have; it has to be CSV, TSV, Parquet, Arrow, "
+            "or lines 'user item item ...'"
         )
     rows = _fields(lines, separator)
     width = collections.Counter(map(len, rows)).most_common(1)[0][0]

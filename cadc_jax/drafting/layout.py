@@ -84,16 +84,16 @@ def _tables(folder: Path) -> list[Path]:
 def _by_split(tables: Sequence[Path]) -> dict[str, list[Path]]:
     """The files of each split by their names, if there are some of training.
 
-    A file of other columns than those of training is none of rows, but perhaps of negatives.
+    A file without the columns of training is none of rows, but perhaps of negatives.
     """
     found: dict[str, list[Path]] = {}
     for path in tables:
         if split := registry.split_of(path.name):
             found.setdefault(_SPLITS[split], []).append(path)
     if len(found) > 1 and "train" in found:
-        wanted = read_head(found["train"][0]).columns.keys()
+        wanted = set(guess.guess(read_head(found["train"][0])).roles.values())
         for paths in found.values():
-            paths[:] = [path for path in paths if read_head(path).columns.keys() == wanted]
+            paths[:] = [path for path in paths if wanted <= read_head(path).columns.keys()]
     return _in_order({split: paths for split, paths in found.items() if paths})
 
 
