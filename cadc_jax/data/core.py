@@ -37,7 +37,7 @@ def cut(
     Repeated rows of a pair count each. Memory holds the distinct users and items and a few chunks.
 
     Args:
-      folder: for files of 8 bytes a row, which are deleted again.
+      folder: for files of 12 bytes a row, which are deleted again.
       chunks: all rows, with the columns `user`, `item` and perhaps `fold`.
       min_user_rows: rows that a user needs.
       min_item_rows: rows that an item needs.

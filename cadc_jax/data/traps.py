@@ -55,9 +55,8 @@ def of_test_rows(test: Mapping[str, np.ndarray]) -> list[str]:
         unknown = float(np.mean(np.asarray(test[kind]) == 0)) if len(test[kind]) else 0.0
         if unknown > _MOST:
             found.append(
-                f"{unknown:.0%} of the test rows have {_ARTICLE[kind]} that no training row names "
-                "(or too few): nothing is known of it; look at data.split, and at how the log is "
-                "sorted"
+                f"{unknown:.0%} of the test rows have {_ARTICLE[kind]} without training rows (or "
+                "with fewer than data.min_count); look at data.split, and at how the log is sorted"
             )
     return found
 

@@ -184,8 +184,8 @@ def _is_criteo(lines: Sequence[str]) -> bool:
 
 def _is_adjacency(lines: Sequence[str]) -> bool:
     """Whether lines are words of any number, mostly of numbers."""
-    words = [line.split() for line in lines[:100]]
-    return max(map(len, words)) > 2 and not any("," in line for line in lines[:100])
+    words = [word for line in lines[:100] for word in line.split()]
+    return sum(word.isdecimal() for word in words) > 0.9 * len(words)
 
 
 def _separator_of(lines: Sequence[str]) -> str | None:

@@ -43,7 +43,7 @@ def test_a_log_sorted_by_user_and_split_by_place_is_told(tmp_path):
     source = clicks()
     source.categorical["who"] = np.arange(20) // 2
     _, facts = prepared(tmp_path, source, CLICK)
-    assert facts["traps"][0].startswith("100% of the test rows have a user that no training row")
+    assert facts["traps"][0].startswith("100% of the test rows have a user without training rows")
 
 
 def test_an_ordinary_split_tells_nothing(tmp_path):
