@@ -256,6 +256,8 @@ ERRORS = {  # log -> the rules with which it makes no run, and why; with the oth
     "clicks alone": (EVERY, f"training rows have label 1|{NO_CLICKS}"),
     "no click": (EVERY, f"training rows have label 0|{NO_CLICKS}"),
     "encoded clicks": ({"users"}, NO_CLICKS),
+    "too high a rating": (EVERY, "the values of all 12 rows are below data.min_value"),
+    "no user of enough rows": (EVERY, "data.min_user_rows=9, .* no row is left; lower them"),
     "one item, encoded": ({"leave_one_out", "last_share", "users"}, "validation split has no rows"),
 }
 
