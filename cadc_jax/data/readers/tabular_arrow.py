@@ -86,6 +86,8 @@ def _batches(path: Path) -> Iterator[tuple[pa.Schema, pa.RecordBatch | None, int
         source.seek(0)
         try:
             reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
+            for field in reader.schema:
+                _ = field.name, str(field.type)  # decodes names, which may be damaged
             yield reader.schema, None, 0
             before = 0
             for number in range(reader.num_record_batches) if is_file else iter(int, 1):

@@ -3,6 +3,7 @@
 import datetime
 import json
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -104,3 +105,18 @@ def test_a_file_without_rows_is_an_error(tmp_path):
     write(tmp_path / "x.arrow", TABLE.slice(0, 0))
     with pytest.raises(DataError, match="x.arrow: no rows"):
         tabular_arrow.open_file(tmp_path / "x.arrow", None)
+
+
+@pytest.mark.parametrize("kind", ["stream", "file"])
+def test_no_damaged_byte_is_more_than_an_error(tmp_path, kind):
+    whole = write(tmp_path / "whole.arrow", kind=kind).read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(600):
+        content = bytearray(whole)
+        for place in rng.integers(len(whole), size=rng.integers(1, 4)):
+            content[place] = rng.integers(256)
+        (tmp_path / "x.arrow").write_bytes(content)
+        try:
+            tabular.read_rows(tmp_path, "x.arrow", COLUMNS)
+        except DataError as error:
+            assert "x.arrow" in str(error)
