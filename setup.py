@@ -30,6 +30,7 @@ setuptools.setup(
         "jax>=0.8",
         "matplotlib>=3.10",
         "ml_collections>=1.1",
+        "narwhals>=2.0",
         "numpy>=2.1",
         "optax>=0.2.6",
         "orbax-checkpoint>=0.11.28",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # what tools see that do not run this
     from cadc_jax import metrics as metrics
     from cadc_jax.data import sampling as sampling
+    from cadc_jax.data.frames import Log as Log
     from cadc_jax.data.id_map import IdMap as IdMap
     from cadc_jax.factorization import topk as topk
     from cadc_jax.factorization.als import ALSConfig as ALSConfig
@@ -49,6 +50,7 @@ _PLACES = {
     "training.step": ("TrainConfig",),
     "sharding": ("make_mesh",),
     "data.id_map": ("IdMap",),
+    "data.frames": ("Log",),
 }
 _MODULE_OF = {name: module for module, names in _PLACES.items() for name in names}
 _MODULES = {"metrics": "metrics", "topk": "factorization.topk", "sampling": "data.sampling"}

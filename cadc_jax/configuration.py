@@ -19,6 +19,7 @@ from cadc_jax.errors import ConfigError, check_at_least, check_choice, check_loc
 from cadc_jax.evaluation.evaluate import EvaluationConfig
 from cadc_jax.factorization.als import ALSConfig
 from cadc_jax.factorization.autoencoder import AutoencoderConfig
+from cadc_jax.factorization.interactions import VALUE_SCALES
 from cadc_jax.factorization.quantization import check_bits
 from cadc_jax.factorization.sgd import SGDConfig
 from cadc_jax.models.dcn import DCN
@@ -29,6 +30,7 @@ from cadc_jax.runtime.checkpoints import CheckpointConfig
 from cadc_jax.training.placement import DeviceConfig
 from cadc_jax.training.step import DRAWN, TrainConfig
 
+FORMATS = ("table", "adjacency")
 SOURCES = ("criteo", "movielens", "tabular", "tfds")
 MODELS: Mapping[str, type[DLRM] | type[DCN] | type[TwoTower]] = {
     "dlrm": DLRM,
@@ -69,6 +71,12 @@ def default_config() -> ConfigDict:
     data.seed = -1  # seed of the split and of the items to rank against; -1: `seed`
     data.validation = 0.1  # share of rows (users: of users), for all but leave_one_out and given
     data.test = 0.1
+    # What a value (data.columns.value; the sum of a pair's repeats) counts for in implicit ALS
+    # and the autoencoder: 'linear' (itself), 'log' (log(1 + value)) or 'none' (all rows count 1).
+    data.value_scale = "linear"
+    data.min_value = 0.0  # rows of a lower value are no positives; 0: all are. See docs/data.md
+    data.min_user_rows = 0  # users, and items, of fewer rows in the log are left out (k-core)
+    data.min_item_rows = 0
     data.min_count = 1  # training rows a value needs for an id of its own
     data.user_features = ()  # columns that name the user, where there is no user id
     data.item_features = ()
@@ -82,9 +90,10 @@ def default_config() -> ConfigDict:
     data.variant = ""  # movielens: '100k', '1m' or '10m'
     # tabular: files inside the folder. criteo with split='given': names of the files that validate
     # and test, * stands for anything. tfds: names of splits, several joined by +.
-    data.train_file = ""
+    data.train_file = ""  # tabular: also a folder, or a pattern such as 'part-*.parquet'
     data.validation_file = ""
     data.test_file = ""
+    data.format = "table"  # tabular: 'table', or 'adjacency': lines 'user item item ...'
     data.negatives_file = ""  # tabular: items to rank each test row's item against
     data.columns = ConfigDict(  # tabular, tfds: what the columns are; see data/readers/tabular.py
         dict(
@@ -166,6 +175,8 @@ def validate(config: ConfigDict) -> None:
     if not -1 <= config.data.seed < 1 << 63:
         raise ConfigError(f"data.seed={config.data.seed}: must be -1, or from 0 to below 2**63")
     check_choice("data.source", config.data.source, SOURCES)
+    check_choice("data.format", config.data.format, FORMATS)
+    check_choice("data.value_scale", config.data.value_scale, VALUE_SCALES)
     check_at_least("data.block_bytes", config.data.block_bytes, 1)
     check_at_least("data.synthetic_rows", config.data.synthetic_rows, 0)
     _check_factorization(config)
@@ -245,8 +256,11 @@ def _check_task(config: ConfigDict) -> None:
             )
     if ranking and (config.data.columns.label or config.data.source == "criteo"):
         raise ConfigError("rows with labels (data.columns.label, criteo) need data.task='click'")
-    if not ranking and config.data.source == "movielens":
-        raise ConfigError("data.source='movielens' has no labels: it needs data.task='ranking'")
+    if not ranking and config.data.source == "movielens" and not config.data.min_value:
+        raise ConfigError(
+            "data.source='movielens' has no labels: it needs data.task='ranking', or "
+            "data.min_value to make labels of the ratings"
+        )
     if config.data.split == "users" and "sgd" in methods(config):
         raise ConfigError(
             f"factorization={config.factorization!r}: with data.split='users' the vectors of "
@@ -311,7 +325,16 @@ def factorization_settings(config: ConfigDict) -> dict[str, Any]:
     """
     names = methods(config)
     own = {name: _settings_of(config, name) for name in names}
-    return {"method": config.factorization, "config": own if len(names) > 1 else own[names[0]]}
+    chosen = own if len(names) > 1 else own[names[0]]
+    return {"method": config.factorization, "config": chosen, **scale_settings(config)}
+
+
+def scale_settings(config: ConfigDict) -> dict[str, str]:
+    """`value_scale`, if the factors depend on it: not if values are targets, or not used."""
+    explicit = config.factorization == "als" and config.als.feedback == "explicit"
+    unused = config.data.task == "click" or config.factorization == "sgd" or explicit
+    scale = config.data.value_scale
+    return {} if unused or scale == "none" else {"value_scale": scale}
 
 
 def _settings_of(config: ConfigDict, method: str) -> dict[str, Any]:
@@ -328,8 +351,9 @@ def made_by(config: ConfigDict, settings: Mapping[str, Any]) -> bool:
     """
     wanted = json.loads(json.dumps(factorization_settings(config)))
     found, own = settings["config"], wanted["config"]
-    if settings["method"] != wanted["method"]:
-        return False
+    for name in ("method", "value_scale"):
+        if settings.get(name) != wanted.get(name):
+            return False
     if len(methods(config)) == 1:
         return own.items() <= found.items()
     return own.keys() == found.keys() and all(own[x].items() <= found[x].items() for x in own)

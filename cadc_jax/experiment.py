@@ -152,8 +152,12 @@ def candidates(this: Run, rows: int) -> None:
     count = len(train["label"])
     ids = pipeline.sampled_ids(count, min(1.0, rows / count), this.config.seed)
     columns = dict(zip(schema.context.categorical, train["categorical"][ids].T, strict=True))
+    own = {}  # columns of ids, by their names in the log
     for kind, names in (("user", schema.user_features), ("item", schema.item_features)):
-        columns["*".join(names) or kind] = train[kind][ids]
+        name = user_item_candidates.CROSS.join(names)
+        if not names:
+            own[kind] = name = this.config.data.columns[kind]
+        columns[name] = train[kind][ids]
     progress = Progress("candidates", 0, "pairs")
 
     def show(done: int, total: int) -> None:
@@ -164,7 +168,7 @@ def candidates(this: Run, rows: int) -> None:
         train["label"][ids], columns, seed=this.config.seed, progress=show
     )
     progress.close()
-    this.say("\n" + user_item_candidates.table(records))
+    this.say("\n" + user_item_candidates.table(records, ids=own.values()))
 
 
 def compare(this: Run, inputs: Inputs, last: str) -> None:

@@ -35,6 +35,7 @@ from flax import linen as nn
 
 from cadc_jax import sharding
 from cadc_jax.data import negatives, sampling
+from cadc_jax.data.frames import Log
 from cadc_jax.data.table import Columns, Table, open_table, with_training_rows
 from cadc_jax.errors import ConfigError, check_choice
 from cadc_jax.evaluation import evaluate, resident, scorers
@@ -141,7 +142,7 @@ def factorize(
 
     Args:
       user: [N] int ids in [0, num_users), or a SciPy sparse matrix [U, I], whose numbers are the
-        values, in place of the next three and `value`.
+        values, or a `Log` of a frame, in place of the next three, `value` and `label`.
       item: [N] int ids in [0, num_items).
       num_users: U.
       num_items: I.
@@ -158,6 +159,11 @@ def factorize(
       ConfigError: if the method does not take `value` or `label`, or there are no rows.
       DataError: if ids are outside their range.
     """
+    if isinstance(user, Log):
+        if item is not None or value is not None or label is not None:
+            raise ConfigError("a log has the items, values and labels: give no others")
+        num_users, num_items = len(user.users), len(user.items)
+        value, label, (user, item) = user.value, user.label, user.pairs
     if hasattr(user, "tocoo"):
         if item is not None or value is not None:
             raise ConfigError("a sparse matrix has the items and the values: give no others")

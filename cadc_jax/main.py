@@ -32,6 +32,7 @@ from cadc_jax.cli import (
     export,
     flags,
     info,
+    init,
     parse,
     plan,
     recommend,
@@ -49,6 +50,7 @@ from cadc_jax.runtime.text import nearest
 
 COMMANDS = {
     "run": run,
+    "init": init,
     "compress": compress,
     "train": train,
     "unpack": unpack,
@@ -65,7 +67,7 @@ COMMANDS = {
     "doctor": doctor,
 }
 RENAMED = {"interactions": "candidates"}
-_WITH_FOLDER = ("info",)
+_WITH_PATH = ("info", "init")
 
 
 def main(argv: list[str]) -> None:
@@ -79,7 +81,7 @@ def main(argv: list[str]) -> None:
             f"unexpected argument '{command}'{hint}: commands are {', '.join(COMMANDS)}; options "
             "are written --name=value"
         )
-    if rest and (command not in _WITH_FOLDER or len(rest) > 1):
+    if rest and (command not in _WITH_PATH or len(rest) > 1):
         raise CadcError(f"unexpected argument '{rest[-1]}': options are written --name=value")
     parse.check_flags(command, COMMANDS)
     if not flags.several_processes():

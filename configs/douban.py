@@ -20,6 +20,7 @@ def get_config():
     data.source = "tabular"
     data.folder = "douban"
     data.split = "given"
+    data.value_scale = "none"  # as measured: a repeated pair counts once
     data.train_file = "train.csv.gz"
     data.validation_file = "validation.csv.gz"
     data.test_file = "test.csv.gz"

@@ -18,6 +18,7 @@ def get_config():
     data.variant = "100k"
     data.folder = "ml-100k"
     data.split = "leave_one_out"
+    data.value_scale = "none"  # a film that was rated counts, however it was
 
     config.factorization = "als"
     config.als.factors = 32

@@ -19,6 +19,7 @@ def get_config():
     data.variant = "1m"
     data.folder = "ml-1m"
     data.split = "leave_one_out"
+    data.value_scale = "none"  # a film that was rated counts, however it was
 
     config.factorization = "als"
     config.als.factors = 64

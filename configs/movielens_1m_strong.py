@@ -26,6 +26,7 @@ def get_config():
     data.variant = "1m"
     data.folder = "ml-1m"
     data.split = "users"
+    data.value_scale = "none"  # a film that was rated counts, however it was
     data.validation = 0.1
     data.test = 0.1
 

@@ -64,6 +64,7 @@ class Job:
       num_negatives: unseen items that each held-out item is ranked among.
       factor_rows: as in the configuration.
       searched: whether the configuration lacks the numbers that a search then chooses.
+      data: further settings of the data.
     """
 
     rows: tuple[Row, ...]
@@ -77,6 +78,7 @@ class Job:
     num_negatives: int = 0
     factor_rows: str = "all"
     searched: bool = False
+    data: tuple[tuple[str, object], ...] = ()
 
     @property
     def is_ranking(self) -> bool:
@@ -105,7 +107,7 @@ def write(job: Job, folder: pathlib.Path) -> ConfigDict:
     config = configuration.default_config()
     config.update(name="any", rate=0.5, models=(job.model,), arms=(job.arm,))
     config.data.update(path=str(folder), num_negatives=job.num_negatives, split=job.rule)
-    config.data.update(validation=0.25, test=0.25)
+    config.data.update(validation=0.25, test=0.25, **dict(job.data))
     config.data.task = "ranking" if job.is_ranking else "click"
     config.data.update({f"{SPLITS[fold]}_file": FILES[fold] for fold in folds})
     config.data.columns.update({name: name for name in job.columns})
@@ -193,6 +195,9 @@ def grid(**fields):
 
 
 TIMES_EQUAL = tuple(dataclasses.replace(row, timestamp=3) for row in grid())
+RATED = tuple(
+    dataclasses.replace(row, value=float(1 + place % 4)) for place, row in enumerate(grid())
+)
 BOTH_LABELS = tuple(
     dataclasses.replace(row, label=int(place % 3 > 0)) for place, row in enumerate(grid())
 )
@@ -231,6 +236,17 @@ LOGS = {
     "one item, encoded": Job(
         with_folds(Row(n % 5, 0) for n in range(12)), ALL, factorization="autoencoder"
     ),
+    "values that count": Job(RATED, ALL, data=(("value_scale", "log"),)),
+    "values that count, encoded": Job(RATED, ALL, factorization="autoencoder"),
+    "values of 0": Job(grid(value=0.0), ALL),
+    "ratings": Job(RATED, ALL, data=(("min_value", 2),)),
+    "too high a rating": Job(RATED, ALL, data=(("min_value", 9),)),
+    "rows of few users and items": Job(
+        with_folds((*grid(), Row(3, 0), Row(0, 5))),
+        ALL,
+        data=(("min_user_rows", 2), ("min_item_rows", 2)),
+    ),
+    "no user of enough rows": Job(grid(), ALL, data=(("min_user_rows", 9),)),
 }
 EVERY = frozenset(splits.RULES)
 NO_CLICKS = "data.split='users' needs data.task='ranking'"
@@ -254,6 +270,8 @@ ERRORS = {  # log -> the rules with which it makes no run, and why; with the oth
     "clicks alone": (EVERY, f"training rows have label 1|{NO_CLICKS}"),
     "no click": (EVERY, f"training rows have label 0|{NO_CLICKS}"),
     "encoded clicks": ({"users"}, NO_CLICKS),
+    "too high a rating": (EVERY, "the values of all 12 rows are below data.min_value"),
+    "no user of enough rows": (EVERY, "data.min_user_rows=9, .* no row is left; lower them"),
     "one item, encoded": ({"leave_one_out", "last_share", "users"}, "validation split has no rows"),
 }
 

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from cadc_jax import experiment
@@ -84,3 +85,23 @@ def test_only_click_logs_have_candidates_for_users_and_items(ranking_run):
     config.data.task = "ranking"
     with pytest.raises(experiment.ConfigError, match="name their users and items"):
         experiment.candidates(experiment.Run(config, ranking_run, quiet), 100)
+
+
+def test_what_candidates_advise_can_be_pasted(tmp_path):
+    rng = np.random.default_rng(0)
+    user, item, place = rng.integers(0, [8, 6, 3], (6000, 3)).T
+    label = rng.random(6000) < np.where((user + item) % 2, 0.8, 0.2)
+    rows = zip(user, item, place, label.astype(int), strict=True)
+    log = "".join(f"{u},{i},{p},{y}\n" for u, i, p, y in rows)
+    (tmp_path / "log.csv").write_text("device_ip,ad,place,click\n" + log)
+    config = click_config()
+    config.data.update(source="tabular", path=str(tmp_path), train_file="log.csv", split="order")
+    config.data.update(user_features=(), item_features=("place",), log_dense=False)
+    config.data.columns.update(user="device_ip", item="", label="click")
+    config.data.columns.categorical = ("ad", "place")
+    said = []
+    experiment.candidates(experiment.Run(config, tmp_path / "work", said.append), 6000)
+    advice = said[-1].partition("set in the configuration file:\n")[2].splitlines()[:3]
+    exec("\n".join(line.strip() for line in advice), {"config": config})
+    assert (config.data.columns.user, config.data.user_features) == ("device_ip", ())
+    assert config.data.item_features == ("ad",)

@@ -26,7 +26,7 @@ LAYERS = (  # each may import itself and the ones before it
     ("cost", "tuning"),
     ("configuration", "report", "run"),
     ("serving",),
-    ("experiment", "library"),
+    ("experiment", "library", "drafting"),
     ("study",),
     ("cli",),
     ("main",),

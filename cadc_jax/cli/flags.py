@@ -38,8 +38,9 @@ FROM = flags.DEFINE_string(
 OUT = flags.DEFINE_string(
     "out",
     None,
-    "The folder to make; with 'recommend' the Parquet file; with 'study' its folder, "
-    "by default workdir/study/<name of the config>.",
+    "The folder to make; with 'recommend' the Parquet file; with 'study' its folder, by default "
+    "workdir/study/<name of the config>; with 'init' the configuration, by default "
+    "configs/<name of the log>.py.",
 )
 ROWS = flags.DEFINE_integer(
     "rows",
@@ -58,6 +59,10 @@ MODEL = flags.DEFINE_string(
     "model",
     None,
     "Network: dlrm, dcn or two_tower. By default the one with the best validation result.",
+)
+ARMS = flags.DEFINE_list("arms", None, "Arms to train; default: those of the configuration.")
+MODELS = flags.DEFINE_list(
+    "models", None, "Networks to train (dlrm, dcn, two_tower); default: those of the configuration."
 )
 CACHE = flags.DEFINE_string(
     "compilation_cache",

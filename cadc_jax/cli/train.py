@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from cadc_jax.cli.flags import CONFIG, FROM, PROCESSES, VERIFY, config, needed, run_of
+from cadc_jax.cli.flags import ARMS, CONFIG, FROM, MODELS, PROCESSES, VERIFY, config, needed, run_of
 from cadc_jax.errors import ConfigError
 from cadc_jax.run.arms import TRAINED
 
@@ -21,10 +21,17 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 _TAKING_SAMPLE = [arm.name for arm in TRAINED.values() if arm.takes_sample]
-_ARMS = flags.DEFINE_list("arms", None, f"Arms to train, among {', '.join(_TAKING_SAMPLE)}.")
-_MODELS = flags.DEFINE_list("models", None, "Networks to train: dlrm, dcn, two_tower.")
 _SEED = flags.DEFINE_integer("seed", None, "Seed of the training; the sample keeps its own.")
-for _name in ("from", "config", "workdir", "verify", "compilation_cache", *PROCESSES):
+for _name in (
+    "from",
+    "config",
+    "arms",
+    "models",
+    "workdir",
+    "verify",
+    "compilation_cache",
+    *PROCESSES,
+):
     flags.declare_key_flag(_name)
 
 
@@ -46,13 +53,13 @@ def _changed(settings: "ConfigDict") -> "ConfigDict":
       ConfigError: if it is not valid then, or an arm needs rows that a compressed data set has not.
     """
     settings = settings.copy_and_resolve_references()
-    for name in _ARMS.value or ():
+    for name in ARMS.value or ():
         if name in TRAINED and name not in _TAKING_SAMPLE:
             raise ConfigError(
                 f"--arms={name}: trains on all rows, which a compressed data set has not; it has "
                 f"those of {', '.join(_TAKING_SAMPLE)}"
             )
-    given = {"arms": _ARMS.value, "models": _MODELS.value, "seed": _SEED.value}
+    given = {"arms": ARMS.value, "models": MODELS.value, "seed": _SEED.value}
     for name, value in given.items():
         if value is not None:
             settings[name] = tuple(value) if isinstance(value, list) else value

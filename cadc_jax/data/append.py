@@ -92,6 +92,11 @@ def append_rows(
             "data.split='users': new rows of held-out users would be neither training nor held-out "
             "rows; run the whole log again"
         )
+    if config.cuts:
+        raise ConfigError(
+            "data.min_user_rows, data.min_item_rows: which users and items stay is decided by the "
+            "whole log; run it again with the new rows"
+        )
     table, folder = open_table(before), path / _STAGING
     change = functools.partial(prepare.clean, config=config)
     chunks, report = staging.stage_rows(folder, new.source, config.max_malformed, change)

@@ -21,7 +21,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from cadc_jax.data import counting, encoding, negatives, raw, splits, staging, vocabulary
+from cadc_jax.data import (
+    core,
+    counting,
+    encoding,
+    negatives,
+    raw,
+    splits,
+    staging,
+    traps,
+    vocabulary,
+)
 from cadc_jax.data.content import encode_content
 from cadc_jax.data.encoding import Encoder
 from cadc_jax.data.facts import FACTS
@@ -72,6 +82,11 @@ class PrepareConfig:
       validation: share that validates, for the rules of `splits.BY_SHARE`: of each user's rows
         ('last_share'), of all users ('users') or of all rows.
       test: share that tests, in the same way.
+      min_value: rows of a lower value are no positives: they are left out of the ranking task, and
+        are the ones of label 0 in the task of clicks, whose labels come from the values then. 0:
+        all rows are positives, or have labels.
+      min_user_rows, min_item_rows: rows that each user and each item has at least, once those of
+        fewer are left out with all their rows; see `core.cut`. 0 or 1 for all.
       min_count: training rows a value needs to have an id of its own; rarer values share id 0.
       max_vocabulary: distinct training values a column may have; with more it is hashed to this
         many ids. 0 for no bound. It bounds memory.
@@ -93,6 +108,9 @@ class PrepareConfig:
     split: str
     validation: float = 0.0
     test: float = 0.0
+    min_value: float = 0.0
+    min_user_rows: int = 0
+    min_item_rows: int = 0
     min_count: int = 1
     max_vocabulary: int = 0
     user_features: tuple[str, ...] = ()
@@ -105,7 +123,8 @@ class PrepareConfig:
     def __post_init__(self):
         check_choice("data.task", self.task, TASKS)
         check_choice("data.split", self.split, splits.RULES)
-        for name in ("min_count", "max_vocabulary", "num_negatives"):
+        counts = ("min_user_rows", "min_item_rows", "min_count", "max_vocabulary", "num_negatives")
+        for name in counts:
             check_at_least(f"data.{name}", getattr(self, name), 0)
         if not 0 <= self.max_malformed <= 1:
             raise ConfigError(
@@ -124,6 +143,11 @@ class PrepareConfig:
                 "data.split='users' needs data.task='ranking': it holds out items of users; "
                 "choose another split for clicks"
             )
+
+    @property
+    def cuts(self) -> bool:
+        """Whether users or items of few rows are left out."""
+        return max(self.min_user_rows, self.min_item_rows) > 1
 
     @property
     def flag(self) -> float:
@@ -162,9 +186,23 @@ def write_table(
             "the data's own evaluation negatives belong to its own split: set data.split='given' "
             "or leave the negatives out"
         )
+    if source.negatives is not None and (config.min_value or config.cuts):
+        raise ConfigError(
+            "data.negatives_file goes with all rows of its test file: it cannot be used with "
+            "data.min_value, data.min_user_rows or data.min_item_rows"
+        )
+    if config.cuts and hosts.count > 1:
+        raise ConfigError(
+            "data.min_user_rows, data.min_item_rows: one process has to prepare such a table; "
+            "run it alone in the same work folder first"
+        )
     folder = path / "staging"
     change = functools.partial(clean, config=config)
     chunks, report = staging.stage_rows(folder, source, config.max_malformed, change, hosts)
+    left_out = None
+    if config.cuts:
+        chunks, left_out = core.cut(folder, chunks, config.min_user_rows, config.min_item_rows)
+        report = dataclasses.replace(report, rows=sum(chunk.rows for chunk in chunks))
     assignment = _assign(chunks, report, source.negatives, config)
     own = [chunk for chunk in chunks if chunk.host == hosts.index]
 
@@ -191,7 +229,10 @@ def write_table(
         counts = _sum(item_counts)
         _check_classes(counts)
         schema = _write_rest(path, source, assignment, encoder, counts, config)
+        found = [*assignment.traps, *traps.of_test_rows(read_columns(path / SPLITS[TEST]))]
         return {
+            **({"traps": found} if found else {}),
+            **({} if left_out is None else {"core": left_out._asdict()}),
             "rows": dict.fromkeys(PARTS, 0) | part_rows,
             "num_users": schema.num_users - 1,
             "num_items": schema.num_items - 1,
@@ -232,11 +273,35 @@ def _item_counts_form(size: int, clicks: bool) -> Form[Mapping[str, np.ndarray]]
 
 def clean(rows: pa.Table, config: PrepareConfig) -> pa.Table:
     """Checks the rows of a chunk, names their users and items, and takes logarithms."""
+    if config.min_value:
+        rows = _by_value(rows, config)
     if config.task == "click" and "label" not in rows.column_names:
-        raise ConfigError("data.task='click' needs a label (0 or 1) in each row: name its column")
+        raise ConfigError(
+            "data.task='click' needs a label (0 or 1) in each row: name its column, or one of "
+            "values and data.min_value"
+        )
     encoding.check_finite(rows)
     rows = encoding.add_user_and_item(rows, config.user_features, config.item_features)
     return encoding.log_transform(rows) if config.log_dense else rows
+
+
+def _by_value(rows: pa.Table, config: PrepareConfig) -> pa.Table:
+    """The rows of at least `min_value`; for clicks all of them, with what they are as the label."""
+    if "value" not in rows.column_names:
+        raise ConfigError(
+            f"data.min_value={config.min_value:g} needs a value in each row: "
+            "name data.columns.value"
+        )
+    enough = rows["value"].to_numpy() >= np.float32(config.min_value)
+    if config.task == "ranking":
+        return rows.filter(pa.array(enough))
+    if "label" in rows.column_names:
+        raise ConfigError(
+            f"data.min_value={config.min_value:g} makes labels of values, but the rows have some: "
+            "leave out data.min_value or data.columns.label"
+        )
+    labels = pa.array(enough.astype(np.float32))
+    return rows.drop_columns(["value"]).append_column("label", labels)
 
 
 class _Assignment(NamedTuple):
@@ -247,12 +312,14 @@ class _Assignment(NamedTuple):
       value: [all rows] float32, strength of each interaction; None for clicks.
       merged: number of DROPPED rows.
       negatives: `raw.RawData.negatives` of the test rows that remain.
+      traps: what is odd about the split.
     """
 
     fold_of: counting.FoldOf
     value: np.ndarray | None = None
     merged: int = 0
     negatives: raw.Negatives | None = None
+    traps: Sequence[str] = ()
 
 
 def _assign(
@@ -317,14 +384,16 @@ def _assign_all(keys: RawTable, config: PrepareConfig) -> _Assignment:
     kept = keys.categorical["place"]
     fold = np.full(rows, DROPPED, np.int8)
     shares = config.validation, config.test
-    fold[kept] = splits.assign(keys, config.split, *shares, config.seed, least=config.min_count)
+    own = splits.assign(keys, config.split, *shares, config.seed, least=config.min_count)
+    fold[kept] = own
     value = None
     if config.task == "ranking":
         value = np.ones(rows, np.float32)
         if keys.value is not None:
             value[kept] = keys.value
+    found = traps.of_split(keys, own, config.split)
     return _Assignment(
-        lambda rows, chunk: fold[chunk.places], value, rows - len(kept), keys.negatives
+        lambda rows, chunk: fold[chunk.places], value, rows - len(kept), keys.negatives, found
     )
 
 

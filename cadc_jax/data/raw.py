@@ -80,6 +80,7 @@ class ReadReport:
       rows: data rows returned.
       padded: rows accepted after missing trailing fields were filled with 'missing'.
       malformed: rows left out.
+      below: rows left out because their value is below `PrepareConfig.min_value`.
       examples: a few 'file:line: what is wrong' strings, for the malformed rows.
     """
 
@@ -87,6 +88,7 @@ class ReadReport:
     padded: int = 0
     malformed: int = 0
     examples: tuple[str, ...] = ()
+    below: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -324,6 +326,7 @@ def total(reports: Sequence[ReadReport], examples: int = 5) -> ReadReport:
         rows=sum(report.rows for report in reports),
         padded=sum(report.padded for report in reports),
         malformed=sum(report.malformed for report in reports),
+        below=sum(report.below for report in reports),
         examples=tuple(quoted[:examples]),
     )
 
@@ -339,11 +342,15 @@ def check_report(name: str, report: ReadReport, max_malformed: float) -> None:
     Raises:
       DataError: if a larger share of the rows is malformed, or there are no rows.
     """
-    rows = report.rows + report.malformed
+    rows = report.rows + report.malformed + report.below
     if report.malformed > max_malformed * rows:
         raise DataError(
             f"{report.examples[0]} ({report.malformed} of the {rows} rows read are malformed); "
             f"mend or remove such rows, or raise `data.max_malformed` (now {max_malformed:g})"
+        )
+    if not report.rows and report.below:
+        raise DataError(
+            f"{name}: the values of all {report.below:,} rows are below data.min_value; lower it"
         )
     if not report.rows:
         raise DataError(f"{name}: no rows; {files.HINT}")

@@ -95,7 +95,8 @@ def stage_rows(
       folder: where to write the files; made if needed. Several hosts share it.
       source: what to read. Parts are read at the same time, and chunks decoded on all cores.
       max_malformed: largest share of malformed rows to leave out.
-      change: applied to the rows of each chunk before they are written.
+      change: applied to the rows of each chunk before they are written. Rows that it leaves out
+        are counted as `below`.
       hosts: the hosts that share the work.
 
     Returns:
@@ -310,11 +311,12 @@ class _ShareReader:
             self.room.release()
         if chunk.report.malformed and not self.max_malformed:
             self._stop()  # no later row can change that this is a fault
+        below = chunk.report.rows - len(rows)
         with self.lock:
             self.bytes_done += task.consumed
             self.rows_done += len(rows)
             self.progress.update(self.bytes_done, f"{self.rows_done:,} rows")
-        return part, number, chunk.report
+        return part, number, dataclasses.replace(chunk.report, rows=len(rows), below=below)
 
     def _stop(self) -> None:
         self.stop.set()

@@ -22,7 +22,7 @@ import concurrent.futures
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 from scipy import sparse
@@ -171,8 +171,14 @@ def candidate_columns(columns: Mapping[str, Values], max_seen_once: float = 0.95
     return names
 
 
-def table(records: Sequence[Record], top: int = 20) -> str:
-    """The first `top` records as text: a legend, the figures, and what to set."""
+def table(records: Sequence[Record], top: int = 20, ids: Collection[str] = ()) -> str:
+    """The first `top` records as text: a legend, the figures, and what to set.
+
+    Args:
+      records: as `compare_pairs` returns them.
+      top: how many of them to show.
+      ids: columns that are no categorical features, but the user or item ids of the log.
+    """
     header = ["user", "item", "users", "items", "seen pairs", "density %", "rows/user", "median"]
     header += ["rows/item", f"users >={ENOUGH_ROWS} rows %", "pair mbit", "taste mbit"]
     lines = [header]
@@ -183,7 +189,7 @@ def table(records: Sequence[Record], top: int = 20) -> str:
         lines.append([*line, _millibits(r.pair), _millibits(r.taste)])
     names, *rows = aligned(lines, right=range(2, len(header)))
     rule = "-" * max(map(len, [names, *rows]))
-    return "\n".join([*_LEGEND, "", names, rule, *rows, "", _advice(records)])
+    return "\n".join([*_LEGEND, "", names, rule, *rows, "", _advice(records, ids)])
 
 
 def _check_rows(label: np.ndarray, columns: Mapping[str, Values]) -> None:
@@ -449,17 +455,18 @@ def _millibits(saving: Saving) -> str:
     return f"{1000 * saving.bits:.2f} +- {1000 * saving.error:.2f}{star}"
 
 
-def _advice(records: Sequence[Record]) -> str:
+def _advice(records: Sequence[Record], ids: Collection[str]) -> str:
     """Says how to configure the first record, if there is evidence for it."""
     savings = (records[0].taste, records[0].pair) if records else ()
     if not any(saving.evident for saving in savings):
         return "No pair says more than its two columns alone: CADC has nothing to gain from them."
-    user, item = (tuple(name.split(CROSS)) for name in (records[0].user, records[0].item))
-    advice = (
-        "To use the first pair, set in the configuration file:\n"
-        f"    config.data.user_features = {user}\n"
-        f"    config.data.item_features = {item}"
-    )
+    advice = "To use the first pair, set in the configuration file:"
+    for kind, name in (("user", records[0].user), ("item", records[0].item)):
+        features = tuple(name.split(CROSS))
+        if name in ids:
+            advice += f"\n    config.data.columns.{kind} = {name!r}"
+            features = ()  # which would replace the column
+        advice += f"\n    config.data.{kind}_features = {features}"
     luck = np.sqrt(2 * np.log(len(records)))  # about the largest of as many standard normals
     if not any(saving.evident and saving.bits > luck * saving.error for saving in savings):
         advice += f"\nThe best of {len(records)} pairs may be that good by luck: study more rows."

@@ -195,7 +195,9 @@ def fold_in(factors: Factors, interactions: Interactions, *, mesh: Mesh | None =
     return placed.encode(placed.table(encoder))
 
 
-def add_rows(factors: Factors, user: np.ndarray, item: np.ndarray) -> np.ndarray:
+def add_rows(
+    factors: Factors, user: np.ndarray, item: np.ndarray, value: np.ndarray | None = None
+) -> np.ndarray:
     """User factors after more rows: each adds the encoder's row of its item to its user.
 
     With the factors of the unsampled rows and the kept rows, these are the factors of all rows. So
@@ -205,6 +207,7 @@ def add_rows(factors: Factors, user: np.ndarray, item: np.ndarray) -> np.ndarray
       factors: with an encoder.
       user: [N] integer in [0, U).
       item: [N] integer in [0, I).
+      value: [N] float, how often each row is added; None: once.
 
     Returns:
       [U, D] float32.
@@ -212,7 +215,8 @@ def add_rows(factors: Factors, user: np.ndarray, item: np.ndarray) -> np.ndarray
     encoder = np.asarray(_encoder_of(factors), np.float32)
     known = np.asarray(factors.user, np.float32)
     sizes = len(known), len(encoder)
-    rows = scipy.sparse.csr_matrix((np.ones(len(user), np.float32), (user, item)), sizes)
+    value = np.ones(len(user), np.float32) if value is None else value
+    rows = scipy.sparse.csr_matrix((value, (user, item)), sizes)
     return known + rows @ encoder
 
 

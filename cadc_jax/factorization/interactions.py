@@ -14,6 +14,25 @@ import scipy.sparse
 
 from cadc_jax.errors import DataError
 
+VALUE_SCALES = ("linear", "log", "none")
+
+
+def scaled_values(value: np.ndarray, scale: str) -> np.ndarray | None:
+    """What the values of rows count for, in a matrix of implicit feedback.
+
+    Args:
+      value: [N] float.
+      scale: 'linear', the value x itself; 'log', log(1 + x), and of a negative x -log(1 - x); or
+        'none', 1 for every row.
+
+    Returns:
+      [N] float32; None: all are 1.
+    """
+    if scale == "none":
+        return None
+    value = np.asarray(value, np.float32)
+    return value if scale == "linear" else np.copysign(np.log1p(np.abs(value)), value)
+
 
 @dataclasses.dataclass(frozen=True)
 class SparseRows:

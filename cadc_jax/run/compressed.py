@@ -59,6 +59,7 @@ from cadc_jax.data.table import (
 )
 from cadc_jax.errors import ArtifactError, ConfigError
 from cadc_jax.factorization import autoencoder
+from cadc_jax.factorization.interactions import scaled_values
 from cadc_jax.factorization.quantization import dequantize, dtype_of, predicted_levels
 from cadc_jax.run import stages
 from cadc_jax.run.compressed_sizes import FACTORS, MASK, ROWS
@@ -225,6 +226,7 @@ def open_compressed(path: pathlib.Path, verify: bool = True) -> Compressed:
         stage = made.settings["stage"]
         raise ArtifactError(f"{path}: not a compressed data set, but of stage {stage!r}")
     config = default_config()  # has fields that are newer than the data set
+    config.data.value_scale = "none"  # so it was before there was this field
     try:
         config.update(with_tuples(made.settings["config"]))
         validate(config)
@@ -417,7 +419,7 @@ def _unpack_factors(schema: Schema, rows: pathlib.Path) -> _Work:
             before = read_columns(folder / UNSAMPLED)
         _unpack_sides(source, _ENCODED if encoded else _SIDES, folder, config)
         if encoded:
-            users = _users_with_kept_rows(folder, schema, rows)
+            users = _users_with_kept_rows(folder, schema, rows, config.data.value_scale)
             write_columns(folder, quantized("user", users, config.factor_bits))
             before = {name: x for name, x in before.items() if name.startswith("item")}
         columns = read_columns(folder)
@@ -432,7 +434,9 @@ def _unpack_factors(schema: Schema, rows: pathlib.Path) -> _Work:
     return work
 
 
-def _users_with_kept_rows(folder: pathlib.Path, schema: Schema, rows: pathlib.Path) -> np.ndarray:
+def _users_with_kept_rows(
+    folder: pathlib.Path, schema: Schema, rows: pathlib.Path, value_scale: str
+) -> np.ndarray:
     """User factors of all rows, from those of the unsampled ones, an encoder and the kept rows."""
     columns, kept = read_columns(folder), read_columns(rows)
     unsampled = open_factors(folder / UNSAMPLED, values=True)
@@ -443,7 +447,8 @@ def _users_with_kept_rows(folder: pathlib.Path, schema: Schema, rows: pathlib.Pa
     if not np.isfinite(encoder).all():
         raise ArtifactError(f"{FACTORS}/encoder.parquet: a number is not finite")
     user, item = positives(kept["user"], kept["item"], kept.get("label"))
-    return autoencoder.add_rows(dataclasses.replace(unsampled, encoder=encoder), user, item)
+    value = scaled_values(kept["value"], value_scale) if "value" in kept else None
+    return autoencoder.add_rows(dataclasses.replace(unsampled, encoder=encoder), user, item, value)
 
 
 def _unpack_sides(

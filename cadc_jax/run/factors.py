@@ -22,6 +22,7 @@ import numpy as np
 
 from cadc_jax import configuration
 from cadc_jax.data import pipeline
+from cadc_jax.data.raw import SPLITS, TRAIN
 from cadc_jax.data.table import open_table, read_columns
 from cadc_jax.evaluation import resident, scorers
 from cadc_jax.factorization import als, autoencoder, blend, sgd
@@ -31,7 +32,13 @@ from cadc_jax.factorization.factors import Factors, balanced_axes, grown, princi
 from cadc_jax.run import tune
 from cadc_jax.run.context import Run, als_mesh, make_long_stage, make_stage, training_mesh
 from cadc_jax.run.factor_files import UNSAMPLED, open_factors, write_factors
-from cadc_jax.run.fitted_rows import matrix_of, positives, training_rows, with_held_out_users
+from cadc_jax.run.fitted_rows import (
+    matrix_of,
+    positives,
+    training_rows,
+    values_of,
+    with_held_out_users,
+)
 from cadc_jax.run.lineage import UPDATED, find_updated
 from cadc_jax.runtime import distributed, manifest
 from cadc_jax.runtime.artifacts import Artifact
@@ -247,8 +254,11 @@ def _unsampled_rows(job: _Job, sample: Artifact | None) -> np.ndarray:
 
 def _with_kept_rows(job: _Job, sample: Artifact | None, unsampled: Factors) -> np.ndarray:
     """User factors of all rows, of an autoencoder of the unsampled ones."""
-    kept = training_rows(open_table(job.prepared.path), _kept_rows(job, sample))
-    return autoencoder.add_rows(unsampled, *positives(kept.user, kept.item, kept.label))
+    places, table = _kept_rows(job, sample), open_table(job.prepared.path)
+    kept = training_rows(table, places)
+    user, item = positives(kept.user, kept.item, kept.label)
+    values = values_of(table, SPLITS[TRAIN], job.config, _value_scale(job), places)
+    return autoencoder.add_rows(unsampled, user, item, values)
 
 
 def _factorize(
@@ -274,7 +284,7 @@ def _factorize(
         if isinstance(config, sgd.SGDConfig):
             chosen = training_rows(table, rows)
             return *sgd.fit(chosen, config, job.key, progress=show, saved=saved, init=init), None
-        matrix = matrix_of(table, config, rows)
+        matrix = matrix_of(table, config, _value_scale(job), rows)
         mesh = als_mesh(job.run, max(matrix.num_users, matrix.num_items), config.factors)
         options: dict[str, Any] = {"mesh": mesh, "progress": show, "saved": saved, "init": init}
         if isinstance(config, AutoencoderConfig):
@@ -282,7 +292,7 @@ def _factorize(
         else:
             found, losses = als.fit(matrix, config, job.key, **options)
         extent = matrix.extent
-        found = with_held_out_users(table, config, found, extent, mesh)
+        found = with_held_out_users(table, config, _value_scale(job), found, extent, mesh)
         return found, losses, list(dataclasses.astuple(extent))
     finally:
         progress.close()
@@ -292,3 +302,7 @@ def _turned(factors: Factors) -> Factors:
     """The factors in the basis in which they are stored and trained on."""
     turned = principal_axes(factors)
     return turned if turned.encoder is None else balanced_axes(turned)
+
+
+def _value_scale(job: _Job) -> str:
+    return job.run.config.data.value_scale

@@ -11,16 +11,21 @@ from cadc_jax.data.table import Table
 from cadc_jax.factorization import fold_in, sgd
 from cadc_jax.factorization.als import ALSConfig
 from cadc_jax.factorization.factors import Factors
-from cadc_jax.factorization.interactions import Extent, Interactions
+from cadc_jax.factorization.interactions import Extent, Interactions, scaled_values
 
 
 def is_explicit(config: Factorization) -> bool:
-    """Whether the values of rows count, not only that there are rows."""
+    """Whether the values of rows are what the factors have to meet."""
     return isinstance(config, ALSConfig) and config.feedback == "explicit"
 
 
 def with_held_out_users(
-    table: Table, config: Factorization, factors: Factors, extent: Extent, mesh: Mesh
+    table: Table,
+    config: Factorization,
+    value_scale: str,
+    factors: Factors,
+    extent: Extent,
+    mesh: Mesh,
 ) -> Factors:
     """The factors with vectors of the held-out users, if there are any, in place of zeros.
 
@@ -30,6 +35,7 @@ def with_held_out_users(
     Args:
       table: the prepared table.
       config: the settings of the fit.
+      value_scale: `data.value_scale`.
       factors: its result.
       extent: of the interactions it was fitted to.
       mesh: the devices.
@@ -41,7 +47,7 @@ def with_held_out_users(
     if not len(there):
         return factors
     users, user = np.unique(rows["user"][there], return_inverse=True)
-    value = rows["value"][there] if is_explicit(config) else None
+    value = values_of(table, PARTS[FOLD_IN], config, value_scale, there)
     sizes = len(users), table.schema.num_items
     matrix = Interactions.from_rows(user, rows["item"][there], *sizes, value)
     folded_in = fold_in.solve(factors, matrix, config, extent=extent, mesh=mesh)
@@ -65,17 +71,31 @@ def training_rows(table: Table, rows: slice | np.ndarray = slice(None)) -> sgd.T
     )
 
 
-def matrix_of(
-    table: Table, config: Factorization, rows: slice | np.ndarray = slice(None)
-) -> Interactions:
-    """The matrix of some of the training rows.
+def values_of(
+    table: Table, part: str, config: Factorization, value_scale: str, rows: slice | np.ndarray
+) -> np.ndarray | None:
+    """What some rows of a part of the table count for in the matrix; None: all 1.
 
-    Values count for explicit feedback alone: of implicit feedback it counts that it happened, not
-    how it was rated. Of clicks, an impression without a click is no preference.
+    Values are the targets of explicit feedback, whatever the scale; clicks have none.
     """
-    chosen, value = training_rows(table, rows), None
-    if is_explicit(config) and chosen.label is None:
-        value = table.splits[SPLITS[TRAIN]]["value"][rows]
+    values = table.splits[part].get("value")
+    if values is None:
+        return None
+    return scaled_values(values[rows], "linear" if is_explicit(config) else value_scale)
+
+
+def matrix_of(
+    table: Table,
+    config: Factorization,
+    value_scale: str,
+    rows: slice | np.ndarray = slice(None),
+) -> Interactions:
+    """The matrix of some of the training rows; `value_scale` is that of `data`.
+
+    Of clicks, an impression without a click is no preference.
+    """
+    chosen = training_rows(table, rows)
+    value = values_of(table, SPLITS[TRAIN], config, value_scale, rows)
     users, items = positives(chosen.user, chosen.item, chosen.label)
     return Interactions.from_rows(users, items, chosen.num_users, chosen.num_items, value)
 

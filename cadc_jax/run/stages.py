@@ -45,6 +45,10 @@ from cadc_jax.training import assemble, tensorboard
 from cadc_jax.training.assemble import EmbeddingStart, TrainingData
 from cadc_jax.training.loop import FitOptions, Fitted
 
+# Settings that tables have had since they were added: at their defaults they change nothing, and
+# a table that was made before is found again.
+_NEWER = ("min_value", "min_user_rows", "min_item_rows", "format")
+
 
 def raw_data(run: Run) -> pathlib.Path:
     """The raw file or folder; a synthetic file in its place if there is no Criteo log."""
@@ -112,12 +116,24 @@ def prepare_stage(run: Run, raw: pathlib.Path) -> Artifact:
     read = facts["reader"]
     rows = describe_rows(facts["rows"])
     run.say(f"         {rows} rows; {facts['num_users']:,} users, {facts['num_items']:,} items")
+    if below := read.get("below", 0):
+        run.say(f"         {below:,} rows left out: their value is below {data['min_value']:g}")
+    if cut := facts.get("core"):
+        least = f"{data['min_user_rows']} and {data['min_item_rows']} rows"
+        run.say(
+            f"         {cut['rows']:,} rows left out, with {cut['users']:,} users and "
+            f"{cut['items']:,} items that have fewer than {least}"
+        )
     if merged := facts["merged_repeats"]:
         run.say(f"         {merged:,} rows merged into others of the same user and item")
     if read["padded"]:
         run.say(f"         {read['padded']:,} rows lacked trailing fields: filled in as missing")
     if read["malformed"]:
         run.say(f"         {read['malformed']:,} malformed rows left out: {read['examples'][0]}")
+    if run.config.factorization == "sgd" and data["columns"]["value"] and data["task"] == "ranking":
+        run.say("         factorization='sgd' counts every row once: it does not use the values")
+    for trap in facts.get("traps", ()):
+        run.say(f"         warning: {trap}")
     return made
 
 
@@ -135,8 +151,12 @@ def _check_row_features(data: Mapping[str, Any]) -> None:
 
 def prepare_settings(config: ConfigDict) -> dict[str, Any]:
     """Everything that the prepared table depends on, except the raw files."""
-    data = config.data.to_dict()
-    data = {name: x for name, x in data.items() if name not in ("path", "folder", "seed")}
+    data, defaults = config.data.to_dict(), configuration.default_config().data
+    for name in ("path", "folder", "seed", "value_scale"):
+        del data[name]
+    for name in _NEWER:
+        if data[name] == defaults[name]:
+            del data[name]
     return {"data": data, "seed": configuration.data_seed(config)}
 
 

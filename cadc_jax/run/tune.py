@@ -143,6 +143,7 @@ def stage(run: Run, prepared: Artifact, method: str, plan: Plan) -> Artifact:
             "seed": run.config.seed,
             "by": [options.k[0], options.ranking, options.max_users, options.max_rows],
             "version": factorization.VERSION,
+            **configuration.scale_settings(run.config),
         }
     )
     unfinished = run.workdir / "checkpoints" / "tune" / artifacts.fingerprint("tune", settings)
@@ -273,12 +274,13 @@ class _Search:
             return factorization.of_sgd(
                 rows, config, self.names, lambda factors, own: of_factors(factors), key
             )
-        matrix = matrix_of(table, config)
+        scale = self.this.config.data.value_scale
+        matrix = matrix_of(table, config, scale)
         rank = max((config.factors, *self.plan.ranks))
         mesh = als_mesh(self.this, max(matrix.num_users, matrix.num_items), rank)
 
         def whole(factors: Factors, own: configuration.Factorization) -> float:
-            return of_factors(with_held_out_users(table, own, factors, matrix.extent, mesh))
+            return of_factors(with_held_out_users(table, own, scale, factors, matrix.extent, mesh))
 
         if isinstance(config, ALSConfig):
             return factorization.of_als(matrix, config, self.names, whole, key, mesh)

@@ -129,7 +129,10 @@ def _configuration_of(
             {
                 "seed": prepared.settings["seed"],
                 "rate": sample.settings["rate"],
-                "data": with_tuples(prepared.settings["data"]),
+                "data": {
+                    **with_tuples(prepared.settings["data"]),
+                    "value_scale": whole.settings.get("value_scale", "none"),
+                },
                 "factorization": whole.settings["method"],
                 "factor_bits": whole.settings["bits"],
                 "factor_rows": "unsampled" if crossed else "all",

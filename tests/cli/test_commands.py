@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from tests.drafting import logs
 from tests.program import ROOT, cadc
 
 pytestmark = pytest.mark.slow
@@ -19,6 +20,8 @@ pytestmark = pytest.mark.slow
         (["export", "--from=/nowhere", "--out=x"], "/nowhere: no such folder"),
         (["info"], "needs a folder: cadc info DIR"),
         (["info", "a", "b"], "unexpected argument 'b'"),
+        (["init"], "needs a log: cadc init FILE, or cadc init DIR"),
+        (["init", "/nowhere"], "/nowhere: no such file or folder; name the log"),
         (["doctor", "now"], "unexpected argument 'now'"),
         (["run", "--verify=maybe"], "flag --verify=maybe: Non-boolean argument to boolean flag\n"),
         (["run", "--stage=trian"], "flag --stage=trian: value should be one of <prepare|"),
@@ -47,3 +50,14 @@ def test_after_training_come_recommend_and_export(ranking_run, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "cadc_frozen" in done.stdout or "sample" in done.stdout
     assert (tmp_path / "model/model.npz").exists()
+
+
+def test_init_says_what_it_guessed_and_what_comes_next(tmp_path):
+    logs.ratings_csv(tmp_path)
+    out = tmp_path / "configs/mine.py"
+    done = cadc("init", tmp_path, f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    assert "userId: the user, by its name" in done.stdout
+    assert done.stdout.endswith(f"    cadc --config={out}\n")
+    again = cadc("init", tmp_path, f"--out={out}")
+    assert again.returncode == 1 and "is there already" in again.stderr

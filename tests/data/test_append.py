@@ -162,9 +162,19 @@ def test_the_table_is_that_of_all_rows_but_for_the_order_of_ids(tmp_path):
     np.testing.assert_array_equal(after.splits["train"]["value"], whole.splits["train"]["value"])
 
 
+def test_new_rows_below_the_least_value_are_left_out(tmp_path):
+    new = new_rows([30, 20], [6, 5])
+    first = dataclasses.replace(FIRST, value=np.array([1, 2, 3, 4, 5, 5, 5, 5], np.float32))
+    config = dataclasses.replace(CONFIG, min_value=2)
+    _, after, facts = added(tmp_path, new, config, first)
+    assert (facts["added"]["rows"], facts["reader"]["below"]) == (1, 2)
+    assert after.splits["train"]["value"][-1] == 2
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
+        ({"min_item_rows": 2}, "which users and items stay is decided by the whole log"),
         ({"split": "users"}, "data.split='users': new rows of held-out users"),
         ({"max_vocabulary": 3}, "data.max_vocabulary=3: with the new rows there are more users"),
     ],

@@ -625,3 +625,70 @@ def test_training_rows_of_one_label_are_an_error(tmp_path, label):
     source = raw.of_table(clicks(label=np.full(20, label, np.float32)))
     with pytest.raises(DataError, match=f"all .* training rows have label {label}"):
         prepare.write_table(tmp_path, source, CLICK)
+
+
+# Positives by value.
+
+
+def rated(**columns):
+    """The rows of `interactions`, rated 1 to 5 in turn."""
+    return interactions(value=np.resize([1, 2, 3, 4, 5], 24).astype(np.float32), **columns)
+
+
+def test_rows_below_the_least_value_are_left_out_of_all_splits(tmp_path):
+    table, facts = prepared(
+        tmp_path, rated(), dataclasses.replace(RANKING, min_value=3, num_negatives=0)
+    )
+    values = np.concatenate([rows["value"] for rows in table.splits.values()])
+    assert sorted(values) == [3] * 5 + [4] * 5 + [5] * 4
+    assert (facts["reader"]["rows"], facts["reader"]["below"]) == (14, 10)
+
+
+def test_a_table_of_positives_is_that_of_a_log_of_positives(tmp_path):
+    source = rated()
+    places = np.flatnonzero(source.value >= 2)
+    alone = dataclasses.replace(
+        source,
+        report=ReadReport(len(places)),
+        **{name: getattr(source, name)[places] for name in ("user", "item", "value", "timestamp")},
+    )
+    for name, table, config in (
+        ("all", source, dataclasses.replace(RANKING, min_value=2)),
+        ("positives", alone, RANKING),
+    ):
+        prepared(tmp_path / name, table, config)
+    assert files(tmp_path / "all", FOLDERS) == files(tmp_path / "positives", FOLDERS)
+
+
+def test_of_clicks_the_values_make_the_labels(tmp_path):
+    source = dataclasses.replace(clicks(), label=None, value=np.arange(20, dtype=np.float32) % 5)
+    table, facts = prepared(tmp_path, source, dataclasses.replace(CLICK, min_value=3))
+    labels = np.concatenate([rows["label"] for rows in table.splits.values()])
+    assert labels.tolist() == [0, 0, 0, 1, 1] * 4
+    assert facts["reader"]["below"] == 0
+
+
+@pytest.mark.parametrize(
+    ("table", "config", "message"),
+    [
+        (interactions(), RANKING, "data.min_value=3 needs a value in each row"),
+        (clicks(), CLICK, "data.min_value=3 needs a value in each row"),
+        (clicks(value=np.ones(20, np.float32)), CLICK, "but the rows have some: leave out"),
+    ],
+)
+def test_a_least_value_needs_values_and_no_labels(tmp_path, table, config, message):
+    with pytest.raises(ConfigError, match=message):
+        prepared(tmp_path, table, dataclasses.replace(config, min_value=3))
+
+
+def test_a_least_value_above_all_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="the values of all 24 rows are below data.min_value"):
+        prepared(tmp_path, rated(), dataclasses.replace(RANKING, min_value=6))
+
+
+@pytest.mark.parametrize("change", [{"min_value": 1}, {"min_user_rows": 2}])
+def test_own_negatives_go_with_all_test_rows(tmp_path, change):
+    negatives = Negatives(np.array([11]), np.zeros((2, 1), int))
+    source = with_a_test_split(negatives=negatives, value=np.ones(8, np.float32))
+    with pytest.raises(ConfigError, match="data.negatives_file goes with all rows"):
+        prepared(tmp_path, source, dataclasses.replace(GIVEN, **change))

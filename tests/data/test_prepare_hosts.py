@@ -59,6 +59,10 @@ CASES = {
         events("ratings.parquet", RATINGS, items=GOODS),
         PrepareConfig("ranking", "users", 0.2, 0.2, num_negatives=5),
     ),
+    "positives by value": (
+        events("ratings.parquet", RATINGS),
+        PrepareConfig("ranking", "leave_one_out", min_value=3, num_negatives=5),
+    ),
 }
 FAULTS = {
     "a truncated file": (log(["day_0.gz", "truncated.gz"]), CASES["days"][1]),

@@ -196,6 +196,21 @@ def test_the_table_warns_if_the_best_of_many_pairs_may_be_luck():
     assert "config.data.item_features = ('a', 'b')" in user_item_candidates.table([best])
 
 
+def test_a_column_of_ids_is_advised_by_its_name_in_the_log():
+    saving = user_item_candidates.Saving(0.25, 0.1)
+    counts = {"users": 2, "items": 2, "pairs": 4, "rows": 9, "median_rows_per_user": 4.5}
+    record = user_item_candidates.Record(
+        "device_ip", "C14", enough=0.5, pair=saving, taste=saving, **counts
+    )
+    lines = user_item_candidates.table([record], ids=["device_ip", "ad"]).splitlines()
+    assert lines[-4:] == [
+        "To use the first pair, set in the configuration file:",
+        "    config.data.columns.user = 'device_ip'",
+        "    config.data.user_features = ()",
+        "    config.data.item_features = ('C14',)",
+    ]
+
+
 def test_without_evidence_the_table_advises_nothing():
     records = user_item_candidates.compare_pairs(
         column(2, 0), {"a": column(5, 1), "b": column(5, 2)}

@@ -14,6 +14,7 @@ from cadc_jax.factorization.interactions import (
     check_places,
     make_layout,
     pack,
+    scaled_values,
 )
 from tests.factorization import reference
 
@@ -179,3 +180,19 @@ def test_long_rows_come_first_on_each_device():
     per_device = layout.table_rows // 2
     np.testing.assert_array_equal(layout.position[[0, 2]], [0, per_device])
     np.testing.assert_array_equal(layout.chunk == layout.chunks, [True, False, True, False])
+
+
+@pytest.mark.parametrize(
+    ("scale", "want"),
+    [
+        ("linear", [0, 1, 5, -2]),
+        ("log", [0, np.log(2), np.log(6), -np.log(3)]),
+        ("none", None),
+    ],
+)
+def test_what_values_count_for(scale, want):
+    found = scaled_values(np.array([0, 1, 5, -2]), scale)
+    if want is None:
+        assert found is None
+    else:
+        np.testing.assert_allclose(found, want, rtol=1e-6)

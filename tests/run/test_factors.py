@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from cadc_jax import configuration, experiment
+from cadc_jax import configuration, experiment, library
 from cadc_jax.data import sampling
 from cadc_jax.data.table import open_table, write_columns
 from cadc_jax.factorization import als, autoencoder, blend
@@ -321,3 +321,80 @@ def test_factorisations_side_by_side_are_joined_with_the_weights_of_the_manifest
         assert found.user.shape[1] == 5 + config.als.factors
         np.testing.assert_allclose(found.user, expected.user, rtol=1e-6)
         np.testing.assert_allclose(found.item, expected.item, rtol=1e-6)
+
+
+# Values.
+
+
+def valued_config(folder, value, method="als", scale="linear"):
+    """The ranking task, whose row n has the value `value(n)`."""
+    config = ranking_config(folder)
+    lines = (folder / "log.csv").read_text().splitlines()
+    rows = [f"{line},{value(number)}" for number, line in enumerate(lines[1:])]
+    (folder / "log.csv").write_text("\n".join([f"{lines[0]},times", *rows]) + "\n")
+    config.data.columns.value, config.data.value_scale = "times", scale
+    config.factorization, config.factor_bits = method, 32
+    config.autoencoder.update(factors=8)
+    return config
+
+
+def varied(number):
+    return 5 if number % 3 else 1
+
+
+def library_scores(run, table, method, value):
+    """Scores of what the library makes of the training rows of a prepared table."""
+    train, schema = table.splits["train"], table.schema
+    found = library.factorize(
+        np.asarray(train["user"]),
+        np.asarray(train["item"]),
+        schema.num_users,
+        schema.num_items,
+        configuration.factorization_config(run.config, method),
+        value=value(np.asarray(train["value"])),
+        seed=run.config.seed,
+    )
+    return found.user @ found.item.T
+
+
+@pytest.mark.parametrize("method", ["als", "autoencoder"])
+@pytest.mark.parametrize(
+    ("scale", "value"),
+    [("linear", lambda x: x), ("log", np.log1p), ("none", lambda x: None)],
+)
+def test_values_count_as_in_the_library(tmp_path, method, scale, value):
+    config = valued_config(tmp_path / "raw", varied, method, scale)
+    run, table, path = factorized(config, tmp_path / "work")
+    found = factor_files.open_factors(path)
+    want = library_scores(run, table, method, value)
+    np.testing.assert_allclose(found.user @ found.item.T, want, rtol=1e-2, atol=2e-3)
+
+
+@pytest.mark.parametrize("method", ["als", "autoencoder"])
+def test_a_value_of_5_changes_the_factors(tmp_path, method):
+    scores = []
+    for name, value in (("ones", lambda number: 1), ("varied", varied)):
+        config = valued_config(tmp_path / name, value, method)
+        found = factor_files.open_factors(factorized(config, tmp_path / f"{name} work")[2])
+        scores.append(found.user @ found.item.T)
+    assert np.abs(scores[0] - scores[1]).max() > 0.05
+
+
+def test_values_of_kept_rows_are_in_the_users_of_an_encoder(tmp_path):
+    config = valued_config(tmp_path / "raw", varied, "autoencoder")
+    config.factor_rows = "unsampled"
+    run = Run(config, tmp_path / "work", quiet)
+    prepared = stages.prepare_stage(run, stages.raw_data(run))
+    path = factors.factorize_stage(run, prepared).path
+    whole, part = (factor_files.open_factors(x) for x in (path, path / factor_files.UNSAMPLED))
+    train = open_table(prepared.path).splits["train"]
+    wanted = np.zeros_like(whole.user)
+    np.add.at(wanted, train["user"], train["value"][:, None] * part.encoder[train["item"]])
+    np.testing.assert_allclose(whole.user, wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_sgd_says_that_it_uses_no_values(tmp_path):
+    lines = []
+    run = Run(valued_config(tmp_path / "raw", varied, "sgd"), tmp_path / "work", lines.append)
+    stages.prepare_stage(run, stages.raw_data(run))
+    assert any("factorization='sgd' counts every row once" in line for line in lines)

@@ -4,7 +4,7 @@ import dataclasses
 import fnmatch
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from cadc_jax.data import raw
@@ -12,6 +12,8 @@ from cadc_jax.data.raw import SPLITS, TEST, TRAIN, VALIDATION
 from cadc_jax.data.readers import criteo, movielens, tabular, tfds_reader
 from cadc_jax.errors import ConfigError, DataError
 
+_NO_TABLES = (".", "_", "readme", "license")  # how names begin
+_TABLES = (".csv", ".tsv", ".txt", ".dat", ".data", ".parquet", ".arrow")  # ends of names
 T = TypeVar("T", tabular.ColumnNames, tabular.ContentFile)
 
 
@@ -43,13 +45,15 @@ def open_raw_data(reader: str, path: pathlib.Path, settings: Mapping[str, Any]) 
             columns,
             settings["path"] or None,
         )
+    train, validation, test = _row_files(path, settings)
     files = tabular.TableFiles(
-        settings["train_file"],
-        validation=settings["validation_file"] or None,
-        test=settings["test_file"] or None,
+        train,
+        validation=validation,
+        test=test,
         negatives=settings["negatives_file"] or None,
         users=_content(settings["user_content"]),
         items=_content(settings["item_content"]),
+        format=settings["format"],
     )
     return tabular.open_rows(path, files, columns, settings["block_bytes"])
 
@@ -102,8 +106,8 @@ def added_files(reader: str, path: pathlib.Path, settings: Mapping[str, Any]) ->
             "data.source='tfds': only files of rows can be added; run the whole data set again"
         )
     if path.is_dir() and reader == "tabular":
-        path = path / settings["train_file"]
-    elif path.is_dir() and reader == "movielens":
+        return [path / name for name in _matching(path, settings["train_file"])]
+    if path.is_dir() and reader == "movielens":
         path = movielens.ratings_file(path, settings["variant"])
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; it has to hold the rows to add")
@@ -124,12 +128,12 @@ def open_added(
     """
     if reader == "criteo":
         return criteo.open_logs(paths, None, settings["block_bytes"])
-    (path,) = paths
     if reader == "movielens":
+        (path,) = paths
         return raw.of_table(movielens.read_ratings(path, settings["variant"]))
     columns = _filled(tabular.ColumnNames, settings["columns"])
-    files = tabular.TableFiles(path.name)
-    return tabular.open_rows(path.parent, files, columns, settings["block_bytes"])
+    files = tabular.TableFiles([str(path) for path in paths], format=settings["format"])
+    return tabular.open_rows("", files, columns, settings["block_bytes"])
 
 
 def content_files(reader: str, settings: Mapping[str, Any]) -> dict[str, str]:
@@ -162,13 +166,67 @@ def read_content(
 
 
 def _table_files(path: pathlib.Path, settings: Mapping[str, Any]) -> list[pathlib.Path]:
-    names = [settings[f"{use}_file"] for use in ("train", "validation", "test", "negatives")]
+    names = [name for of_split in _row_files(path, settings) for name in of_split]
+    names.append(settings["negatives_file"])
     names += [settings["user_content"]["file"], settings["item_content"]["file"]]
     files = [path / name for name in names if name]
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise DataError(f"{missing[0]}: no such file; set data.path to the folder that holds it")
     return files
+
+
+def _row_files(path: pathlib.Path, settings: Mapping[str, Any]) -> list[list[str]]:
+    """Files of training, validation and test rows, relative to the folder `path`.
+
+    A file that validates or tests is none of training, even if its pattern matches it.
+    """
+    named = [settings[f"{split}_file"] for split in SPLITS]
+    train, *held_out = [_matching(path, name) if name else [] for name in named]
+    others = set().union(*held_out)
+    return [[name for name in train if name not in others] or train, *held_out]
+
+
+def _matching(path: pathlib.Path, name: str) -> list[str]:
+    """The files in the folder `path` that a name means: a file, a folder of files, or a pattern.
+
+    Raises:
+      DataError: there is none, or a folder has files of several splits.
+    """
+    place = path / name
+    if place.is_dir():
+        files = [file for file in place.iterdir() if file.is_file() and is_table(file.name)]
+        splits = {split_of(file.name) for file in files}
+        if len(splits) > 1 and splits != {None, "train"}:
+            raise DataError(
+                f"{place}: a folder of several splits ({', '.join(sorted(filter(None, splits)))}); "
+                f"name each, such as data.train_file='{name}/train*' and "
+                f"data.test_file='{name}/test*'"
+            )
+    elif place.exists() or not set(name) & set("*?["):
+        return [name]  # that there is none is said later
+    else:
+        files = [file for file in path.glob(name) if file.is_file() and file.name[0] != "."]
+    if not files:
+        raise DataError(f"{place}: no such file of rows; check data.path and the name")
+    return [str(file.relative_to(path)) for file in in_natural_order(files)]
+
+
+def in_natural_order(files: Iterable[pathlib.Path]) -> list[pathlib.Path]:
+    """Files by their names, in which numbers count by value: day_2 comes before day_10."""
+    return sorted(files, key=_natural_order)
+
+
+def is_table(name: str) -> bool:
+    """Whether a file may hold rows, by its name."""
+    plain = name.removesuffix(".gz").removesuffix(".zst")
+    return plain.endswith(_TABLES) and not name.lower().startswith(_NO_TABLES)
+
+
+def split_of(name: str) -> str | None:
+    """The split that the name of a file begins with, or None."""
+    found = re.match(r"(train|validation|valid|val|dev|test)(?![a-z])", name, re.IGNORECASE)
+    return found[1].lower() if found else None
 
 
 def _folds(paths: Sequence[pathlib.Path], settings: Mapping[str, Any]) -> list[int]:

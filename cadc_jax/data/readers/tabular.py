@@ -1,4 +1,4 @@
-"""Reads CSV, TSV and Parquet files whose columns are known by name.
+"""Reads CSV, TSV, Parquet and Arrow files whose columns are known by name, and adjacency lists.
 
     columns = tabular.ColumnNames(user="user_id", item="item_id", timestamp="time")
     table = tabular.read_rows("data", "ratings.csv", columns)
@@ -7,11 +7,13 @@ Identifiers and categorical values may be numbers or text. A column is int64 if 
 in every file that has the column, is written as a plain integer (no leading zeros, at most 18
 digits, and not -1, which stands for a missing value). Otherwise it is text.
 
-`tabular_text` and `tabular_parquet` split files into rows, and `tabular_rows` converts the values.
+`tabular_text`, `tabular_parquet`, `tabular_arrow` and `tabular_adjacency` split files into rows,
+and `tabular_rows` converts the values.
 """
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cadc_jax.data import raw
-from cadc_jax.data.readers import files, movielens, tabular_parquet, tabular_rows, tabular_text
+from cadc_jax.data.readers import (
+    files,
+    movielens,
+    tabular_adjacency,
+    tabular_arrow,
+    tabular_parquet,
+    tabular_rows,
+    tabular_text,
+)
+from cadc_jax.data.readers.tabular_adjacency import AdjacencyFile
+from cadc_jax.data.readers.tabular_arrow import ArrowFile
 from cadc_jax.data.readers.tabular_parquet import ParquetFile
 from cadc_jax.data.readers.tabular_rows import Field
 from cadc_jax.data.readers.tabular_text import TextFile
 from cadc_jax.errors import ConfigError, DataError
 
+TableFile = TextFile | ParquetFile | ArrowFile | AdjacencyFile
 _MOST_NEGATIVES = 1 << 28  # of all test rows, in memory
 
 
@@ -39,10 +52,12 @@ class ColumnNames:
       item: the column of item ids, or None.
       label: a column of 0 and 1 (clicks), or None: every row is a positive.
       value: the strength of the interaction (rating, count), or None: all are 1.
-      timestamp: seconds, or None. Parquet timestamps are converted to seconds since 1970.
+      timestamp: seconds, or None. Dates such as '2017-07-14 02:40:00', and the times of Parquet
+        and Arrow, are converted to seconds since 1970.
       dense: columns of numbers, features of the row. An empty field is missing.
       categorical: columns of numbers or text, features of the row. An empty field is missing.
-      separator: of text files; '' is a tab for names like x.tsv and x.tsv.gz, else a comma.
+      separator: of text files, a character or '::'; '' is a tab for names like x.tsv and x.tsv.gz,
+        else a comma.
       header: names of all columns, for text files without a header.
     """
 
@@ -89,29 +104,32 @@ class TableFiles:
 
     Attributes:
       train: the file of rows, or several files, which are read one after the other.
-      validation: a file of validation rows, or None. If this or `test` is given, the data brings
-        its own split (`fold`).
-      test: a file of test rows, or None.
+      validation: a file of validation rows, several, or None. If this or `test` is given, the data
+        brings its own split (`fold`).
+      test: a file of test rows, several, or None.
       negatives: a file with a header, or None. Its first column is a user id; the others are ids of
         the items to rank against the items of the user's test rows.
       users: the content of the users, or None.
       items: the content of the items, or None.
+      format: of the files of rows: 'table', or 'adjacency', whose lines are 'user item item ...'.
     """
 
     train: str | Sequence[str]
-    validation: str | None = None
-    test: str | None = None
+    validation: str | Sequence[str] | None = None
+    test: str | Sequence[str] | None = None
     negatives: str | None = None
     users: ContentFile | None = None
     items: ContentFile | None = None
+    format: str = "table"
 
     @property
     def row_files(self) -> list[tuple[str, int]]:
         """(file, TRAIN, VALIDATION or TEST) of each file of rows, in this order."""
-        train = [self.train] if isinstance(self.train, str) else self.train
-        files = [(file, raw.TRAIN) for file in train]
-        others = ((self.validation, raw.VALIDATION), (self.test, raw.TEST))
-        return files + [(file, fold) for file, fold in others if file]
+        found = []
+        for fold, named in enumerate((self.train, self.validation, self.test)):
+            names = [named] if isinstance(named, str) else named or ()
+            found += [(name, fold) for name in names]
+        return found
 
     @property
     def other_files(self) -> list[str]:
@@ -152,9 +170,14 @@ def open_rows(
     folder = Path(folder)
     paths = [folder / file for file, _ in table_files.row_files]
     confirm = files.unchanged_since_now(paths + [folder / file for file in table_files.other_files])
-    plain = (columns.user, columns.item, columns.label, columns.value, columns.timestamp)
-    names = [name for name in (*plain, *columns.dense, *columns.categorical) if name]
-    opened = [_open(path, columns, list(dict.fromkeys(names))) for path in paths]
+    opened: Sequence[TableFile]
+    if table_files.format == "adjacency":
+        columns = _adjacency_columns(columns)
+        opened = [tabular_adjacency.open_file(path) for path in paths]
+    else:
+        plain = (columns.user, columns.item, columns.label, columns.value, columns.timestamp)
+        names = [name for name in (*plain, *columns.dense, *columns.categorical) if name]
+        opened = [_open(path, columns, list(dict.fromkeys(names))) for path in paths]
     fields = _row_fields(columns, opened)
     own_split = table_files.validation or table_files.test
     parts = [
@@ -166,8 +189,11 @@ def open_rows(
         for kind, content in (("user", table_files.users), ("item", table_files.items))
     )
     negatives = None
-    if table_files.negatives:  # the last part is the test file
-        negatives = _read_negatives(folder / table_files.negatives, columns, parts[-1]())
+    if table_files.negatives:
+        folds = [fold for _, fold in table_files.row_files]
+        tests = [part for part, fold in zip(parts, folds, strict=True) if fold == raw.TEST]
+        tasks = itertools.chain.from_iterable(part() for part in tests)
+        negatives = _read_negatives(folder / table_files.negatives, columns, tasks)
     return raw.RawData(
         ", ".join(map(str, paths)),
         parts,
@@ -227,10 +253,25 @@ def _check_arguments(table_files: TableFiles, columns: ColumnNames) -> None:
         raise ConfigError("content of users (items) needs a user (an item) column in the rows")
 
 
+def _adjacency_columns(columns: ColumnNames) -> ColumnNames:
+    """The columns of adjacency lists.
+
+    Raises:
+      ConfigError: if others are named than the user and the item.
+    """
+    named = (columns.label, columns.value, columns.timestamp, *columns.dense, *columns.categorical)
+    if other := next(filter(None, named), None):
+        raise ConfigError(
+            f"data.columns: lines 'user item item ...' (data.format='adjacency') have no "
+            f"'{other}'; leave it out"
+        )
+    return ColumnNames(tabular_adjacency.USER, tabular_adjacency.ITEM)
+
+
 # Fields of rows and of content.
 
 
-def _row_fields(columns: ColumnNames, opened: Sequence[TextFile | ParquetFile]) -> list[Field]:
+def _row_fields(columns: ColumnNames, opened: Sequence[TableFile]) -> list[Field]:
     """The fields of a row. Ids and categorical values get one type in all files."""
 
     def kind(name: str) -> pa.DataType:
@@ -274,19 +315,25 @@ def _features(
 
 def _open(
     path: Path, columns: ColumnNames | ContentFile, names: Sequence[str] | None = None
-) -> TextFile | ParquetFile:
+) -> TextFile | ParquetFile | ArrowFile:
     """Opens a file, and checks that it has rows and these columns (None: any)."""
     if path.suffix == ".parquet":
         return tabular_parquet.open_file(path, names)
+    if path.suffix == ".arrow":
+        return tabular_arrow.open_file(path, names)
     return tabular_text.open_file(path, columns.separator, columns.header, names)
 
 
 def _tasks(
-    file: TextFile | ParquetFile, fields: Sequence[Field], fold: int | None, block_bytes: int
+    file: TableFile, fields: Sequence[Field], fold: int | None, block_bytes: int
 ) -> Iterator[raw.Task]:
     """The tasks of a file; all its rows belong to `fold`, unless it is None."""
     if isinstance(file, ParquetFile):
         blocks = tabular_parquet.read_parquet_rows(file)
+    elif isinstance(file, ArrowFile):
+        blocks = tabular_arrow.read_arrow_rows(file)
+    elif isinstance(file, AdjacencyFile):
+        blocks = tabular_adjacency.read_adjacency_rows(file, block_bytes)
     else:
         blocks = tabular_text.read_text_rows(file, block_bytes)
 
@@ -300,7 +347,7 @@ def _tasks(
 # Content and negatives, which are small enough for memory.
 
 
-def _read_whole(file: TextFile | ParquetFile, fields: Sequence[Field]) -> pa.Table:
+def _read_whole(file: TableFile, fields: Sequence[Field]) -> pa.Table:
     """All rows of a file; raises DataError if one is malformed, or there are too many."""
     parts, size = [], 0
     for task in _tasks(file, fields, None, tabular_text.HEAD_BYTES):

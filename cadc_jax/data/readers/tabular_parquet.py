@@ -6,7 +6,7 @@ by the sizes that the file states. Only a page, of at most 2 GiB, is unpacked as
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,6 +58,15 @@ def open_file(path: Path, names: Sequence[str] | None) -> ParquetFile:
     if not metadata.num_rows:
         raise files.no_rows_error(path)
     types = {name: schema.field(name).type for name in names}
+    return ParquetFile(path, single_values(path, types), metadata)
+
+
+def single_values(path: Path, types: Mapping[str, pa.DataType]) -> dict[str, pa.DataType]:
+    """The types of the values of columns, of which some may be dictionaries.
+
+    Raises:
+      DataError: if a column holds lists or other nested values.
+    """
     types = {
         name: kind.value_type if pa.types.is_dictionary(kind) else kind
         for name, kind in types.items()
@@ -68,7 +77,7 @@ def open_file(path: Path, names: Sequence[str] | None) -> ParquetFile:
                 f"{path}: column '{name}' holds {kind}, which cannot be read as single values; "
                 "convert it or name another"
             )
-    return ParquetFile(path, types, metadata)
+    return types
 
 
 def read_parquet_rows(file: ParquetFile) -> Iterator[tuple[int, Callable[[], FileRows]]]:

@@ -23,6 +23,10 @@ _TEXT = pa.string()
 
 # Text that Arrow takes for a floating-point number.
 _NUMBER = r"(?i)^[-+]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?|inf(inity)?|nan(\([0-9a-z_]*\))?)$"
+# Dates that Arrow takes, and a few that it does not, such as 30 February.
+_ZONE = "(Z|[+-][0-9]{2}:?[0-9]{2})$"
+_TIME = r"([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9](\.[0-9]{1,6})?)?"
+_DATE = rf"^[0-9]{{4}}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])([ T]{_TIME}{_ZONE[:-1]}?)?$"
 
 
 class FileRows(NamedTuple):
@@ -198,7 +202,8 @@ def as_seconds(column: pa.Array) -> tuple[pa.Array, list[_Fault]]:
     """Converts timestamps.
 
     Args:
-      column: [N] Arrow times, numbers, or text such as '1500000000' or '1.5e9'.
+      column: [N] Arrow times, numbers, or text such as '1500000000', '1.5e9', '2017-07-14' or
+        '2017-07-14 02:40:00'; with 'Z' or '+02:00' at its end a time has a zone, without it is UTC.
 
     Returns:
       [N] int64 seconds; and the faults.
@@ -208,6 +213,8 @@ def as_seconds(column: pa.Array) -> tuple[pa.Array, list[_Fault]]:
         column = pc.cast(pc.cast(column, pa.timestamp("s"), safe=False), pa.int64())
     if fits_int64(column.type):
         return pc.fill_null(pc.cast(column, pa.int64()), 0), faults
+    if pa.types.is_string(column.type):
+        column = _with_seconds(column)
     numbers = _cast(column, pa.float64())
     values = pc.fill_null(numbers, np.nan).to_numpy()
     finite, good = np.isfinite(values), np.abs(values) < 2.0**63
@@ -219,6 +226,21 @@ def as_seconds(column: pa.Array) -> tuple[pa.Array, list[_Fault]]:
     faults.append(_Fault(~finite, "{} is not a finite number"))
     faults.append(_Fault(~good, "{} is not a number of 64 bits"))
     return pa.array(seconds), faults
+
+
+def _with_seconds(column: pa.Array) -> pa.Array:
+    """Text [N] in which seconds since 1970, as text, stand in place of dates."""
+    is_date = pc.fill_null(pc.match_substring_regex(column, _DATE), False)
+    if not pc.any(is_date).as_py():
+        return column
+    has_zone = pc.match_substring_regex(column, _ZONE)
+    seconds = pa.nulls(len(column), pa.int64())
+    for chosen, zone in ((pc.invert(has_zone), None), (has_zone, "UTC")):
+        dates = pc.if_else(pc.and_(is_date, chosen), column, None)
+        times = _cast(dates, pa.timestamp("us", zone))
+        whole = pc.cast(times, pa.timestamp("s", zone), safe=False)
+        seconds = pc.coalesce(seconds, pc.cast(whole, pa.int64()))
+    return pc.coalesce(pc.cast(seconds, pa.string()), column)
 
 
 def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:

@@ -20,6 +20,7 @@ from cadc_jax.data.readers import files
 from cadc_jax.data.readers.tabular_rows import EXAMPLES, FileRows
 from cadc_jax.errors import ConfigError, DataError
 
+WIDE, _CUT = "::", "\x1f"  # a separator of two characters, and the one that is read in its place
 HEAD_BYTES = 1 << 20  # bytes at the start of a file that are searched for the header
 
 
@@ -48,13 +49,15 @@ def open_file(
       DataError: the file is missing, damaged or binary, lacks a column, or has no rows.
     """
     separator = separator or ("\t" if ".tsv" in path.suffixes else ",")
-    if len(separator) != 1 or not separator.isascii() or separator in '"\r\n':
+    letter = _one_letter(separator)
+    if len(letter) != 1 or not letter.isascii() or letter in '"\r\n':
         raise ConfigError(
-            f"separator {separator!r}: it must be a single character of ASCII, no quote or newline"
+            f"separator {separator!r}: it must be a single character of ASCII, no quote or "
+            "newline, or '::'"
         )
     blocks = _blocks_of_rows(path, separator, HEAD_BYTES)
     rows = (row.group() for block in blocks for row in _rows(block.text, separator))
-    present = list(header) or _parse_header(path, separator, next(rows, b""))
+    present = list(header) or _parse_header(path, letter, next(rows, b""))
     names = present if names is None else names
     files.check_columns(path, names, present)
     if next(rows, None) is None:
@@ -125,7 +128,7 @@ def _parse(file: TextFile, text: bytes) -> pa.Table | None:
                 column_names=file.names, block_size=len(text), use_threads=False
             ),
             pyarrow.csv.ParseOptions(
-                delimiter=file.separator,
+                delimiter=_one_letter(file.separator),
                 quote_char='"' if quoted else False,
                 newlines_in_values=quoted,
             ),
@@ -170,9 +173,13 @@ class _Grammar(NamedTuple):
     rows: re.Pattern[bytes]  # any number of rows
 
 
+def _one_letter(separator: str) -> str:
+    return _CUT if separator == WIDE else separator
+
+
 @functools.cache
 def _grammar(separator: str) -> _Grammar:
-    cut = re.escape(separator.encode())
+    cut = re.escape(_one_letter(separator).encode())
     rest = rb"[^%b\r\n]*+" % cut
     # Repeated groups are atomic by (?>...), not by *+, which Python before 3.11.5 matches wrongly.
     field = rb'(?:"(?>(?:[^"]++|"")*)"%b|[^"%b\r\n]%b|)' % (rest, cut, rest)
@@ -190,7 +197,10 @@ def _blocks_of_rows(path: Path, separator: str, block_bytes: int) -> Iterator[fi
     """Yields blocks as `files.read_blocks`, but of whole rows, which may have several lines."""
     line, rest, consumed = 1, b"", 0
     for block in files.read_blocks(path, block_bytes):
-        text = rest + block.text
+        text = block.text
+        if separator == WIDE:  # the newline at the end of a block cuts none in two
+            text = text.replace(WIDE.encode(), _CUT.encode())
+        text = rest + text
         consumed += block.consumed
         quoted_rows = _grammar(separator).rows.match(text) if b'"' in text else None
         end = len(text) if quoted_rows is None else quoted_rows.end()

@@ -122,6 +122,99 @@ def test_movielens_is_read_as_the_variant_of_the_settings(tmp_path):
     assert names == ["u.data", "u.item", "u.user"]
 
 
+# Several files of one split.
+
+
+def parts_in(folder, *names):
+    """CSV files of one row; the item is the place of the file in `names`."""
+    folder.mkdir(exist_ok=True)
+    for place, name in enumerate(names):
+        (folder / name).write_text(f"user_id,item_id\n7,{place}\n")
+
+
+@pytest.mark.parametrize("name", ["part-*.csv", "part-?*.csv", "part-[0-9]*.csv"])
+def test_files_of_a_pattern_are_read_in_the_order_of_their_numbers(tmp_path, name):
+    parts_in(tmp_path, "part-10.csv", "part-9.csv", "other.csv", ".part-1.csv")
+    given = settings(train_file=name)
+    assert read("tabular", tmp_path, given).item.tolist() == [1, 0]
+    names = [file.name for file in registry.raw_files("tabular", tmp_path, given)]
+    assert names == ["part-9.csv", "part-10.csv"]
+
+
+def test_the_files_of_a_folder_are_read_and_what_is_no_table_is_not(tmp_path):
+    parts_in(tmp_path / "log", "b.csv", "a.csv", "_SUCCESS", ".b.csv.crc", "readme.md")
+    assert read("tabular", tmp_path, settings(train_file="log")).item.tolist() == [1, 0]
+
+
+def test_a_file_that_tests_is_none_of_training(tmp_path):
+    parts_in(tmp_path, "day_1.csv", "day_2.csv", "day_3.csv")
+    given = settings(train_file="day_*.csv", test_file="day_3.csv", split="given")
+    found = read("tabular", tmp_path, given)
+    assert (found.item.tolist(), found.fold.tolist()) == ([0, 1, 2], [0, 0, 2])
+
+
+def test_splits_by_the_names_of_a_hub_snapshot(tmp_path):
+    names = [f"{split}-0000{n}-of-00002.csv" for split in ("train", "test") for n in (0, 1)]
+    parts_in(tmp_path / "data", *names)
+    given = settings(train_file="data/train-*", test_file="data/test-*", split="given")
+    found = read("tabular", tmp_path, given)
+    assert (found.item.tolist(), found.fold.tolist()) == ([0, 1, 2, 3], [0, 0, 2, 2])
+    with pytest.raises(DataError, match=r"data: a folder of several splits \(test, train\); name"):
+        read("tabular", tmp_path, settings(train_file="data"))
+
+
+@pytest.mark.parametrize("name", ["part-*.csv", "log"])
+def test_a_pattern_or_folder_without_files_is_an_error(tmp_path, name):
+    (tmp_path / "log").mkdir()
+    with pytest.raises(DataError, match="no such file of rows; check data.path and the name"):
+        registry.raw_files("tabular", tmp_path, settings(train_file=name))
+
+
+def test_a_name_with_brackets_is_first_of_all_a_name(tmp_path):
+    parts_in(tmp_path, "log [1].csv", "log 1.csv")
+    assert read("tabular", tmp_path, settings(train_file="log [1].csv")).item.tolist() == [0]
+
+
+def test_negatives_go_with_the_rows_of_all_test_files(tmp_path):
+    (tmp_path / "log.csv").write_text("user_id,item_id\n1,10\n2,10\n")
+    for user in (1, 2):
+        (tmp_path / f"test-{user}.csv").write_text(f"user_id,item_id\n{user},11\n")
+    (tmp_path / "n.csv").write_text("user_id,one\n2,15\n1,14\n")
+    given = settings(train_file="log.csv", test_file="test-*.csv", negatives_file="n.csv")
+    found = read("tabular", tmp_path, given).negatives
+    assert found.items[found.places].tolist() == [[14], [15]]
+
+
+def test_rows_are_added_from_the_files_of_a_pattern(tmp_path):
+    parts_in(tmp_path, "part-1.csv", "part-2.csv", "notes.csv")
+    given = settings(train_file="part-*.csv")
+    paths = registry.added_files("tabular", tmp_path, given)
+    found = raw.collect(registry.open_added("tabular", paths, given))
+    assert found.item.tolist() == [0, 1]
+
+
+def test_adjacency_lists_are_read_by_the_settings(tmp_path):
+    (tmp_path / "train.txt").write_text("1 10 11\n2 10\n")
+    (tmp_path / "test.txt").write_text("1 12\n2\n")
+    given = settings(train_file="train.txt", test_file="test.txt", format="adjacency")
+    found = read("tabular", tmp_path, given)
+    assert found.user.tolist() == [1, 1, 2, 1] and found.item.tolist() == [10, 11, 10, 12]
+    assert found.fold.tolist() == [0, 0, 0, 2]
+    paths = registry.added_files("tabular", tmp_path / "test.txt", given)
+    assert raw.collect(registry.open_added("tabular", paths, given)).item.tolist() == [12]
+
+
+@pytest.mark.parametrize(
+    "columns", [{"value": "stars"}, {"timestamp": "when"}, {"categorical": ("tag",)}]
+)
+def test_adjacency_lists_have_no_other_columns(tmp_path, columns):
+    (tmp_path / "train.txt").write_text("1 10 11\n")
+    given = settings(train_file="train.txt", format="adjacency")
+    given["columns"] |= columns
+    with pytest.raises(ConfigError, match="have no '(stars|when|tag)'; leave it out"):
+        read("tabular", tmp_path, given)
+
+
 # Missing files.
 
 

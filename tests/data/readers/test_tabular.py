@@ -346,8 +346,8 @@ def test_arguments_that_contradict_each_other_are_errors(tmp_path):
         )
     with pytest.raises(ConfigError, match="format 'xml' of items.xml"):
         tabular.read_rows(tmp_path, "train.csv", IDS, items=ContentFile("items.xml", "xml"))
-    with pytest.raises(ConfigError, match="'::': it must be a single character"):
-        tabular.read_rows(tmp_path, "train.csv", ColumnNames("user", "item", separator="::"))
+    with pytest.raises(ConfigError, match=r"'\|\|': it must be a single character"):
+        tabular.read_rows(tmp_path, "train.csv", ColumnNames("user", "item", separator="||"))
     with pytest.raises(ConfigError, match="needs a user"):
         tabular.read_rows(tmp_path, "train.csv", ColumnNames("user"), items=ContentFile("i.csv"))
     with pytest.raises(ConfigError, match="no column is named"):

@@ -107,6 +107,18 @@ def test_seconds_come_from_numbers_text_and_times():
     assert converted(seconds, day, kind=pa.timestamp("ms")) == [86_401]
 
 
+def test_dates_become_seconds():
+    dates = ("1970-01-02", "1970-01-02 00:00:01", "1970-01-02T00:00", "1970-01-01 00:01:00.75")
+    zoned = ("1970-01-02T00:00:00Z", "1970-01-02 02:00:00+02:00", "1970-01-01T22:00:00-0200")
+    assert converted(tabular_rows.as_seconds, *dates) == [86_400, 86_401, 86_400, 60]
+    assert converted(tabular_rows.as_seconds, *zoned, "7") == [86_400] * 3 + [7]
+
+
+def test_a_date_that_does_not_exist_is_no_number():
+    found = faults_of(tabular_rows.as_seconds, "2024-02-30", "2024-02-29", "2024-02-29 25:00")
+    assert found == {0: "'2024-02-30' is not a number", 2: "'2024-02-29 25:00' is not a number"}
+
+
 def test_seconds_must_be_finite_numbers_of_64_bits():
     assert faults_of(tabular_rows.as_seconds, "1", "", "monday", "nan", "1e30", "9" * 20) == {
         1: "the value is missing",
@@ -117,7 +129,7 @@ def test_seconds_must_be_finite_numbers_of_64_bits():
     }
 
 
-@pytest.mark.parametrize("value", ["2024-01-01T12:00:00", "12.5.2024", "--", "1 2"])
+@pytest.mark.parametrize("value", ["2024-13-01T12:00:00", "12.5.2024", "--", "1 2"])
 def test_columns_of_malformed_values_take_no_longer_than_others(value):
     start = time.perf_counter()
     column = pa.array([value, "5", "nan", None, "0x10", "+7"] * 50_000)

@@ -58,7 +58,19 @@ def test_a_name_with_tsv_means_tabs(tmp_path, name):
     assert file.separator == "\t" and values_of(file) == [("1", "2,3")]
 
 
-@pytest.mark.parametrize("separator", ["::", '"', "\n", "é"])
+@pytest.mark.parametrize("block_bytes", [16, 1 << 20])
+def test_two_colons_separate_fields(tmp_path, block_bytes):
+    file = open_text(tmp_path, b"a::b::c\n1::2:3::x,y\n4::5::\n", separator="::")
+    assert file.names == ["a", "b", "c"]
+    assert values_of(file, block_bytes) == [("1", "2:3", "x,y"), ("4", "5", None)]
+
+
+def test_a_row_of_other_fields_between_two_colons_is_malformed(tmp_path):
+    (rows,) = rows_of(open_text(tmp_path, b"1::2\n3::4::5\n", separator="::", header=["a", "b"]))
+    assert rows.examples == [(2, "3 fields, where a row has 2")]
+
+
+@pytest.mark.parametrize("separator", ["||", '"', "\n", "é"])
 def test_a_separator_is_one_ascii_character(tmp_path, separator):
     with pytest.raises(ConfigError, match="it must be a single character of ASCII"):
         open_text(tmp_path, b"a\n1\n", separator=separator)
