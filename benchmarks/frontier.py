@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from cadc_jax import experiment
 from cadc_jax.configuration import raw_path
-from cadc_jax.run import bundled_configs, compressed, stages
+from cadc_jax.run import bundled_configs, compressed, compressed_sizes, stages
 from cadc_jax.run.arms import CADC_FROZEN, MF_ALONE
 from cadc_jax.run.context import Run
 
@@ -96,7 +96,7 @@ def point(workdir: pathlib.Path, rank: int, bits: int, rate: float, train: bool)
         row |= {"cadc": made["metrics"][METRIC], "best_step": made["best_step"]}
     with tempfile.TemporaryDirectory() as name:
         out = pathlib.Path(name) / "set"
-        parts = compressed.sizes(
+        parts = compressed_sizes.sizes(
             compressed.write_compressed(out, config, inputs, compressed.RawSize(1, 1))
         )
     later = parts["mask"] + parts["held-out rows"]

@@ -18,11 +18,14 @@ if TYPE_CHECKING:  # what tools see that do not run this
     from cadc_jax.factorization.factors import Factors as Factors
     from cadc_jax.factorization.sgd import SGDConfig as SGDConfig
     from cadc_jax.library import Model as Model
+    from cadc_jax.library import NewUsers as NewUsers
     from cadc_jax.library import factorize as factorize
+    from cadc_jax.library import fold_in as fold_in
     from cadc_jax.library import load as load
     from cadc_jax.library import recommend as recommend
     from cadc_jax.library import sample as sample
     from cadc_jax.library import score as score
+    from cadc_jax.library import similar_items as similar_items
     from cadc_jax.library import train as train
     from cadc_jax.models.dcn import DCN as DCN
     from cadc_jax.models.dlrm import DLRM as DLRM
@@ -32,7 +35,10 @@ if TYPE_CHECKING:  # what tools see that do not run this
 
 
 _PLACES = {
-    "library": ("factorize", "sample", "train", "score", "recommend", "load", "Model"),
+    "library": (
+        *("factorize", "sample", "train", "score", "recommend", "fold_in", "similar_items", "load"),
+        *("Model", "NewUsers"),
+    ),
     "factorization.als": ("ALSConfig",),
     "factorization.autoencoder": ("AutoencoderConfig",),
     "factorization.sgd": ("SGDConfig",),

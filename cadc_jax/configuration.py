@@ -26,7 +26,7 @@ from cadc_jax.models.two_tower import TwoTower
 from cadc_jax.run.arms import TRAINED
 from cadc_jax.runtime.checkpoints import CheckpointConfig
 from cadc_jax.training.placement import DeviceConfig
-from cadc_jax.training.step import TrainConfig
+from cadc_jax.training.step import DRAWN, TrainConfig
 
 SOURCES = ("criteo", "movielens", "tabular", "tfds")
 MODELS: Mapping[str, type[DLRM] | type[DCN] | type[TwoTower]] = {
@@ -213,19 +213,21 @@ def _check_task(config: ConfigDict) -> None:
     ranking, loss = config.data.task == "ranking", config.train.loss
     if loss != "bce" and not ranking:
         raise ConfigError(f"train.loss={loss!r} needs the ranking task; use 'bce' for labels")
-    if (ranking and loss != "in_batch") != (config.train.negatives > 0):
-        if loss == "in_batch":
-            why = "the loss 'in_batch' takes its negatives from the batch; set it to 0"
-        elif ranking:
+    draws = ranking and loss in DRAWN
+    if draws != (config.train.negatives > 0):
+        if draws:
             why = "the ranking task needs at least 1"
+        elif ranking:
+            why = f"the loss {loss!r} draws none; set it to 0"
         else:
             why = "rows have labels; set it to 0"
         raise ConfigError(f"train.negatives={config.train.negatives}: {why}")
-    if loss == "in_batch" and (set(config.models) != {"two_tower"} or config.train.microbatch_rows):
-        raise ConfigError(
-            "train.loss='in_batch' scores every user of a batch with every item of it: it needs "
-            "models=('two_tower',), which does so in one product, and train.microbatch_rows=0"
-        )
+    if ranking and not draws:
+        if set(config.models) != {"two_tower"} or config.train.microbatch_rows:
+            raise ConfigError(
+                f"train.loss={loss!r} scores every user of a batch with every item: it needs "
+                "models=('two_tower',), which does so in one product, and train.microbatch_rows=0"
+            )
     if ranking and (config.data.columns.label or config.data.source == "criteo"):
         raise ConfigError("rows with labels (data.columns.label, criteo) need data.task='click'")
     if not ranking and config.data.source == "movielens":

@@ -11,7 +11,7 @@ from cadc_jax.errors import ConfigError
 from cadc_jax.evaluation import scorers
 from cadc_jax.evaluation.scorers import Scorer
 from cadc_jax.models import embeddings
-from cadc_jax.run import compressed, lineage, stages, updates
+from cadc_jax.run import compressed, compressed_sizes, lineage, stages, updates
 from cadc_jax.run.arms import BASELINES, TRAINED, Arm
 from cadc_jax.run.budget import choose
 from cadc_jax.run.compressed import Compressed
@@ -92,7 +92,7 @@ def compress(this: Run, out: pathlib.Path, budget: int | None = None) -> None:
         raw_size = compressed.RawSize(*lineage.raw_size(prepared))
         made = compressed.write_compressed(out, config, inputs, raw_size)
         this.say(
-            f"\n{compressed.describe(made)}\n\nSHA-256 {made.sha256}\n"
+            f"\n{compressed_sizes.describe(made)}\n\nSHA-256 {made.sha256}\n"
             f"Train from it: cadc train --from={out}"
         )
 

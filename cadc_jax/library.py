@@ -14,6 +14,9 @@
         seen=(user, item),
     )
     scores, items = cadc.recommend(model, users, k=10, seen=(user, item))
+    strangers = cadc.fold_in(factors, [[3, 7], [5]], pairs=(user, item))
+    scores, items = cadc.recommend(model, strangers, k=10)
+    scores, items = cadc.similar_items(model, [3, 7], k=10)
 
 Ids count from 0. Prepared tables use item 0 for unknown items: it is never drawn as a negative.
 Results depend on `seed` and the arguments alone.
@@ -37,15 +40,22 @@ from cadc_jax.errors import ConfigError, check_choice
 from cadc_jax.evaluation import evaluate, resident, scorers
 from cadc_jax.evaluation.ranking import SeenItems
 from cadc_jax.evaluation.scorers import Scorer
-from cadc_jax.factorization import als, autoencoder, sgd, topk
+from cadc_jax.factorization import als, autoencoder, sgd, similarity, topk
 from cadc_jax.factorization.autoencoder import AutoencoderConfig
 from cadc_jax.factorization.factors import Factors, dot_tables
+from cadc_jax.factorization.fold_in import solve as fold_in_users
 from cadc_jax.factorization.interactions import Interactions
-from cadc_jax.models.embeddings import Content, Tables, pair_batch, stacked_offsets
+from cadc_jax.models.embeddings import (
+    Content,
+    Tables,
+    pair_batch,
+    stacked_offsets,
+    with_users,
+)
 from cadc_jax.run.arms import FACTOR_TABLES
 from cadc_jax.training import assemble
 from cadc_jax.training.assemble import EmbeddingStart, TrainingData
-from cadc_jax.training.step import TrainConfig
+from cadc_jax.training.step import DRAWN, TrainConfig
 
 EMBEDDINGS = ("frozen", "trainable", "random")
 NUM_NEGATIVES = 99  # of each validation row
@@ -64,6 +74,8 @@ class Model:
       history: for each evaluation the step, the mean loss since the last one, and the validation
         result (higher is better).
       best_step: step of the parameters; 0 if no step improved on the start.
+      factors: the factors that its user and item tables are, but for their scale; None if these
+        were trained.
     """
 
     network: nn.Module
@@ -72,12 +84,33 @@ class Model:
     content: Content
     history: Sequence[Mapping[str, float]]
     best_step: int
+    factors: Factors | None = None
 
     def __repr__(self) -> str:
         best = max((x["validation"] for x in self.history), default=float("nan"))
         sizes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in self.tables.items())
         name = type(self.network).__name__
         return f"Model({name}, {sizes}, step {self.best_step}, validation {best:.4f})"
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class NewUsers:
+    """Users from outside, as `fold_in` returns them.
+
+    Attributes:
+      factors: theirs, `user` [N, D], with the items [I, D] and biases of the factors it was given.
+      items: the items of each.
+    """
+
+    factors: Factors
+    items: SeenItems
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.factors.user)
+
+    def __repr__(self) -> str:
+        return f"NewUsers({len(self):,} users)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,8 +270,11 @@ def train(
     if not (num_users and num_items):
         raise ConfigError("without factors, give num_users and num_items")
     clicks = "label" in rows
-    if clicks == (config.negatives > 0):
-        why = "rows with labels have theirs" if clicks else "rows without labels need some"
+    draws = config.loss in DRAWN and not clicks
+    if draws != (config.negatives > 0):
+        why = "rows with labels have theirs" if clicks else f"the loss {config.loss!r} draws none"
+        if draws:
+            why = "rows without labels need some"
         raise ConfigError(f"negatives={config.negatives}: {why}")
     if not 0 < rate <= 1:
         raise ConfigError(f"rate={rate}: must be above 0 and at most 1")
@@ -256,7 +292,9 @@ def train(
 
     quality = resident.of_clicks(validation) if clicks else resident.of_sampled(validation, 10)
     fitted = assemble.train(network, config, data, start, quality, seed)
-    return Model(network, fitted.params, fitted.tables, content, fitted.history, fitted.best_step)
+    frozen = factors if embeddings == "frozen" else None
+    made = fitted.params, fitted.tables, content, fitted.history, fitted.best_step
+    return Model(network, *made, frozen)
 
 
 def _embedding_start(embeddings: str, factors: Factors | None, width: int) -> EmbeddingStart:
@@ -286,30 +324,42 @@ def score(model: Model, rows: Columns) -> np.ndarray:
 
 
 def recommend(
-    model: Model, users: np.ndarray, k: int, seen: Pairs | None = None, block: int = 256
+    model: Model | Factors,
+    users: np.ndarray | NewUsers,
+    k: int,
+    seen: Pairs | None = None,
+    block: int = 256,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k items of highest logit for each user, best first, without features of the row.
+    """The k items of highest score for each user, best first, without features of the row.
 
     Args:
-      model: as `train` returns it.
-      users: [B] int.
+      model: as `train` returns it, or factors, which score by their dot product and biases.
+      users: [B] int, or users from outside, as `fold_in` returns them. A model takes these if it
+        was trained with frozen factors; their own features are those of user 0, which in a
+        prepared table stands for all unknown ones.
       k: at most I.
-      seen: user and item [N] of pairs that are not to be recommended; None for none.
+      seen: user and item [N] of pairs that are not to be recommended; None for none. Users from
+        outside are not recommended their own items.
       block: users scored at a time.
 
     Returns:
-      logits [B, k] float32 and item ids [B, k] int32; logit -inf and id -1 if a user has fewer
-      items left.
+      logits (scores of factors) [B, k] float32 and item ids [B, k] int32; -inf and id -1 if a user
+      has fewer items left.
 
     Raises:
-      ConfigError: if k is not between 1 and I.
+      ConfigError: if k is not between 1 and I, or the model cannot take users from outside.
     """
-    num_users, num_items = len(model.tables["user"]), len(model.tables["item"])
-    if not 1 <= k <= num_items:
-        raise ConfigError(f"k={k}: must be between 1 and the {num_items} items")
-    user, item = map(np.asarray, seen or (np.zeros(0, np.int32), np.zeros(0, np.int32)))
-    excluded = SeenItems.of_pairs(user, item, num_users)
-    scorer, users = _scorer(model), np.asarray(users, np.int32)
+    if isinstance(users, NewUsers):
+        if seen is not None:
+            raise ConfigError("seen: users from outside bring their own items")
+        model, excluded = _with_users(model, users), users.items
+        users = np.arange(len(users))
+    else:
+        user, item = map(np.asarray, seen or (np.zeros(0, np.int32), np.zeros(0, np.int32)))
+        excluded = SeenItems.of_pairs(user, item, _sizes(model)[0])
+    num_items, users = _sizes(model)[1], np.asarray(users, np.int32)
+    _check_k(k, num_items)
+    scorer = _scorer(model)
     logits = np.zeros((len(users), k), np.float32)
     ids = np.zeros((len(users), k), np.int32)
     wide = min(num_items, scorer.pairs // block)
@@ -327,8 +377,155 @@ def recommend(
     return logits, ids
 
 
-def _scorer(model: Model) -> Scorer:
+def _with_users(model: Model | Factors, new: NewUsers) -> Model | Factors:
+    """The model with the users from outside in place of its own."""
+    if isinstance(model, Factors):
+        if np.shape(model.item) != np.shape(new.factors.item):
+            raise ConfigError("users: were folded in by other factors than these")
+        return new.factors
+    if model.factors is None:
+        raise ConfigError(
+            "model: its embeddings were trained, so vectors of users from outside do not fit it; "
+            "train it with embeddings='frozen', or recommend by the factors"
+        )
+    if np.shape(model.factors.item) != np.shape(new.factors.item):
+        raise ConfigError("users: were folded in by other factors than those of the model")
+    scale = assemble.root_mean_square(np.asarray(dot_tables(model.factors)[0]))
+    vectors = jnp.asarray(np.asarray(dot_tables(new.factors)[0]) / scale, jnp.float32)
+    tables, content = with_users(model.tables, model.content, vectors, np.zeros(len(new), int))
+    return dataclasses.replace(model, tables=tables, content=content)
+
+
+def fold_in(
+    factors: Factors,
+    new_users: Sequence[Sequence[int]],
+    config: als.ALSConfig | AutoencoderConfig | None = None,
+    *,
+    pairs: Pairs | None = None,
+    values: Sequence[Sequence[float]] | None = None,
+) -> NewUsers:
+    """Vectors of users from outside, made of their items; the items' stay as they are.
+
+    The vector of a user is what the factorisation would make of these items: of the autoencoder
+    the sum of their rows of the encoder, of ALS the solution of the user's own equations.
+
+    Args:
+      factors: of `factorize`, by ALS or the autoencoder.
+      new_users: the different items of each user, such as `[[3, 7], [5]]`.
+      config: the settings of `factorize`; None: its defaults, or the autoencoder if the factors
+        have an encoder.
+      pairs: ALS: user and item of the rows that were factorised. Their numbers are the unit of
+        the penalty.
+      values: the strength of each item of `new_users`; None: all 1. Explicit ALS needs them.
+
+    Raises:
+      ConfigError: if a list is empty or names an item twice, an item that is not there or one that
+        no row had, or if the factors cannot do this.
+    """
+    if config is None:
+        config = AutoencoderConfig() if factors.encoder is not None else als.ALSConfig()
+    explicit = isinstance(config, als.ALSConfig) and config.feedback == "explicit"
+    if explicit and values is None:
+        raise ConfigError("values: explicit feedback needs the ratings of these users")
+    if isinstance(config, als.ALSConfig) and pairs is None:
+        raise ConfigError("pairs: ALS needs user and item of the rows that were factorised")
+    lists = [_own_items(factors, place, items) for place, items in enumerate(new_users)]
+    counts = list(map(len, lists))
+    if values is not None and list(map(len, values)) != counts:
+        raise ConfigError("values: must have a number for each item of new_users")
+    user, item = np.repeat(np.arange(len(lists)), counts), np.concatenate([_NO_IDS, *lists])
+    strength = None if values is None else np.concatenate([np.zeros(0), *values])
+    matrix = Interactions.from_rows(user, item, len(lists), len(factors.item), strength)
+    extent = None
+    if pairs is not None:
+        sizes = len(factors.user), len(factors.item)
+        extent = Interactions.from_rows(
+            _ids("user", pairs[0]), _ids("item", pairs[1]), *sizes
+        ).extent
+    vectors, bias = fold_in_users(factors, matrix, config, extent=extent)
+    bias = None if bias is None else np.asarray(bias)
+    folded = dataclasses.replace(_on_host(factors), user=np.asarray(vectors), user_bias=bias)
+    return NewUsers(folded, SeenItems.of_pairs(user, item.astype(np.int32), len(lists)))
+
+
+_NO_IDS = np.zeros(0, np.int64)
+
+
+def _own_items(factors: Factors, place: int, items: Sequence[int]) -> np.ndarray:
+    """The items of one user from outside, checked."""
+    name, num_items = f"new_users[{place}]", len(factors.item)
+    if not len(items):
+        raise ConfigError(f"{name}: has no item: leave it out, and recommend what is popular")
+    ids = _ids(name, items).astype(np.int64)
+    if np.any(wrong := (ids < 0) | (ids >= num_items)):
+        raise ConfigError(f"{name}: item {ids[wrong][0]} is not among the {num_items} items")
+    different, counts = np.unique(ids, return_counts=True)
+    if np.any(counts > 1):
+        raise ConfigError(f"{name}: item {different[counts > 1][0]} is there twice; name it once")
+    without = ~np.asarray(factors.item)[ids].any(1)
+    if np.any(without):
+        raise ConfigError(
+            f"{name}: item {ids[without][0]} had no row when the factors were made (cadc.IdMap "
+            "gives unknown values id 0): leave it out"
+        )
+    return ids
+
+
+def similar_items(
+    model: Model | Factors, items: Sequence[int] | np.ndarray, k: int, block: int = 256
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k items most similar to each of some items, best first, without the item itself.
+
+    Similarity is the cosine of the angle between the vectors of two items: their factors, or the
+    item embeddings of a model that trained them. Biases and features have no part in it. Items
+    whose vector is 0, which no row had, are similar to none.
+
+    Args:
+      model: as `train` returns it, or factors.
+      items: [B] int.
+      k: at most I - 1.
+      block: items compared with all at a time.
+
+    Returns:
+      cosines [B, k] float32 and item ids [B, k] int32; -inf and -1 where there are no more items.
+
+    Raises:
+      ConfigError: if k is not between 1 and I - 1, or an item is not there or has a vector of 0.
+    """
+    if isinstance(model, Model):
+        table = model.tables["item"] if model.factors is None else model.factors.item
+    else:
+        table = model.item
+    ids, num_items = _ids("items", items), len(table)
+    _check_k(k, num_items - 1)
+    if np.any(wrong := (ids < 0) | (ids >= num_items)):
+        raise ConfigError(f"items: {ids[wrong][0]} is not among the {num_items} items")
+    directions = similarity.directions(table)
+    if np.any(wrong := ~directions[ids].any(1)):
+        raise ConfigError(f"items: the vector of item {ids[wrong][0]} is 0: no row had it")
+    return similarity.nearest(directions, ids, k, block)
+
+
+def _check_k(k: int, most: int) -> None:
+    if not 1 <= k <= most:
+        raise ConfigError(f"k={k}: must be between 1 and the {most} items")
+
+
+def _sizes(model: Model | Factors) -> tuple[int, int]:
+    """U and I."""
+    if isinstance(model, Factors):
+        return len(model.user), len(model.item)
+    return len(model.tables["user"]), len(model.tables["item"])
+
+
+def _scorer(model: Model | Factors) -> Scorer:
+    if isinstance(model, Factors):
+        return scorers.factors(*dot_tables(_on_host(model)), calibrated=False)
     return scorers.network(model.network, model.params, model.tables, model.content)
+
+
+def _on_host(factors: Factors) -> Factors:
+    return jax.tree.map(np.asarray, factors)
 
 
 def load(folder: str | pathlib.Path) -> CompressedData:

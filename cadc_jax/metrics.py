@@ -8,6 +8,7 @@ of rows to statistics of fixed size, and `merge` adds them up.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,26 @@ def auc(labels: jax.Array | np.ndarray, scores: jax.Array | np.ndarray) -> jax.A
     beaten = (below + up_to) / (2 * others[-1])
     # NaN sorts last, as if it were the best score: a model that has diverged must not look good.
     return jnp.where(jnp.isnan(scores).any(), jnp.nan, jnp.mean(beaten, where=positive))
+
+
+def auc_standard_error(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Standard error of the AUC, rows being independent (DeLong et al. 1988, Biometrics 44).
+
+    Args:
+      labels: [N] in {0, 1}.
+      scores: [N] float, finite.
+
+    Returns:
+      A float; NaN if a class has fewer than two rows.
+    """
+    clicks, others = (np.sort(scores[labels == label]) for label in (1, 0))
+    if min(len(clicks), len(others)) < 2:
+        return np.nan
+    variance = 0.0
+    for own, other in ((clicks, others), (others, clicks)):
+        beaten = np.searchsorted(other, own) + np.searchsorted(other, own, side="right")
+        variance += float(np.var(beaten / (2 * len(other)), ddof=1)) / len(own)
+    return math.sqrt(variance)
 
 
 @struct.dataclass

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from cadc_jax.data import prepare
+from cadc_jax.data.facts import describe_rows
 from cadc_jax.data.raw import FOLD_IN, PARTS
 from cadc_jax.run.arms import ARMS, MF_ALONE, POPULARITY, Arm
 from cadc_jax.runtime import artifacts, durable
@@ -51,7 +51,7 @@ def write_report(
     durable.write_json(folder / "results.json", results)
     heading = f"{config['name']}, seed {results['seed']}, rate {config['rate']:g}"
     plot(folder / "report.png", rows, f"{heading}: {facts['rows']['train']:,} training rows")
-    counts = prepare.describe_rows(facts["rows"])
+    counts = describe_rows(facts["rows"])
     notes = [
         f"Rows: {counts}. Users {facts['num_users']:,}, items {facts['num_items']:,}.",
         *explain(rows),

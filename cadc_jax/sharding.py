@@ -12,6 +12,7 @@ process can only read an array as a whole if it is replicated. `put` places arra
 
 import functools
 import os
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -111,7 +112,16 @@ def memory(mesh: Mesh) -> float:
     found = devices[0].memory_stats()
     if found and "bytes_limit" in found:
         return float(found["bytes_limit"])
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / len(devices)
+    return host_memory() / len(devices)
+
+
+def host_memory() -> int:
+    """Bytes of memory that this host has, or that its container may use."""
+    size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = pathlib.Path("/sys/fs/cgroup/memory.max")  # of a container
+    if limit.exists() and (text := limit.read_text().strip()).isdigit():
+        size = min(size, int(text))
+    return size
 
 
 def put(tree: Any, where: Sharding) -> Any:

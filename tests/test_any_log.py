@@ -24,6 +24,7 @@ from cadc_jax.data.readers import registry
 from cadc_jax.data.table import open_table
 from cadc_jax.errors import ConfigError, DataError
 from cadc_jax.run.arms import TRAINED
+from cadc_jax.training.step import DRAWN, LOSSES
 from tests.small_runs import quiet
 
 INTEGERS = (0, -1, 7, 2**40, 12)
@@ -114,7 +115,7 @@ def write(job: Job, folder: pathlib.Path) -> ConfigDict:
     config.two_tower.hidden = (2,)
     config.dlrm.update(embedding_dim=2, bottom=(2,), top=(2,))
     config.train.update(batch_rows=8, max_evaluations=1, steps_per_call=1, loss=job.loss)
-    config.train.negatives = int(job.is_ranking and job.loss != "in_batch")
+    config.train.negatives = int(job.is_ranking and job.loss in DRAWN)
     return config
 
 
@@ -325,7 +326,7 @@ def test_a_drawn_log_makes_a_run_or_says_why_not():
 
 @pytest.mark.slow
 def test_many_drawn_logs_make_a_run_with_every_arm_model_and_loss_or_say_why_not():
-    strategy = jobs(tuple(TRAINED), tuple(configuration.MODELS), ("bce", "softmax", "in_batch"))
+    strategy = jobs(tuple(TRAINED), tuple(configuration.MODELS), LOSSES)
     check_drawn(MANY_EXAMPLES, strategy, 0.3)
 
 

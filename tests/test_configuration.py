@@ -57,7 +57,7 @@ def test_a_rate_outside_its_range_is_named(rate):
         ({"train__negatives": 0}, "ranking task needs at least 1"),
         ({"data__task": "click"}, "rows have labels; set it to 0"),
         ({"data__task": "click", "train__loss": "softmax"}, "'softmax' needs the ranking task"),
-        ({"train__loss": "in_batch"}, "negatives=4: the loss 'in_batch' takes its negatives from"),
+        ({"train__loss": "in_batch"}, "negatives=4: the loss 'in_batch' draws none"),
         (
             {"train__loss": "in_batch", "train__negatives": 0, "models": ("dlrm",)},
             "needs models=",

@@ -12,6 +12,7 @@ from cadc_jax.data import prepare
 from cadc_jax.data.readers import criteo, synthetic
 from cadc_jax.errors import DataError
 from cadc_jax.runtime import artifacts
+from cadc_jax.runtime.materialize import materialize
 from tests.program import CRITEO, ROOT, assert_one_line, cadc
 
 pytestmark = pytest.mark.slow
@@ -29,7 +30,7 @@ def raw(tmp_path):
 
 
 def test_a_full_disk_ends_in_one_clear_line_and_keeps_what_is_finished(raw, small_disk):
-    finished = artifacts.materialize(small_disk, "before", {}, lambda folder: {})
+    finished = materialize(small_disk, "before", {}, lambda folder: {})
     arguments = (f"--config={CRITEO}", f"--config.data.path={raw}", f"--workdir={small_disk}")
     done = cadc(*arguments, "--stage=prepare")
     assert_one_line(done, "No space left on device; free some room")
@@ -40,11 +41,11 @@ def test_a_full_disk_ends_in_one_clear_line_and_keeps_what_is_finished(raw, smal
 
 def test_a_stage_runs_again_when_there_is_room(raw, small_disk, tmp_path):
     with pytest.raises(OSError, match="No space left"):
-        artifacts.materialize(small_disk, "prepare", {}, lambda folder: write(folder, raw))
+        materialize(small_disk, "prepare", {}, lambda folder: write(folder, raw))
     (small_disk / "prepare").rmdir()
     small_disk.joinpath("prepare").symlink_to(tmp_path / "room")
     (tmp_path / "room").mkdir()
-    made = artifacts.materialize(small_disk, "prepare", {}, lambda folder: write(folder, raw))
+    made = materialize(small_disk, "prepare", {}, lambda folder: write(folder, raw))
     assert made.facts["reader"]["rows"] == 20_000
 
 
@@ -81,7 +82,7 @@ def test_a_file_without_permission_is_named(locked, no_rights):
 
 def test_a_work_folder_without_permission_is_named(tmp_path, locked, no_rights):
     with pytest.raises(PermissionError, match=str(tmp_path / "locked")):
-        artifacts.materialize(tmp_path / "locked", "prepare", {}, lambda folder: {})
+        materialize(tmp_path / "locked", "prepare", {}, lambda folder: {})
 
 
 @pytest.mark.parametrize("change", ["longer", "touched", "gone"])

@@ -105,6 +105,129 @@ def test_recommended_items_are_the_best_unseen_ones():
         np.testing.assert_allclose(logits[row], np.sort(scores)[::-1][:4], rtol=1e-5)
 
 
+# Users from outside.
+
+
+def test_a_user_from_outside_has_the_vector_of_a_known_user_with_the_same_items():
+    (user, item), _ = log()
+    factors = cadc.factorize(user, item, USERS, ITEMS, cadc.AutoencoderConfig(factors=6))
+    lists = [item[user == known] for known in (3, 8)]
+    new = cadc.fold_in(factors, lists)
+    np.testing.assert_allclose(new.factors.user, factors.user[np.array([3, 8])], atol=1e-5)
+    known = cadc.recommend(factors, np.array([3, 8]), k=5, seen=(user, item))
+    for found, expected in zip(cadc.recommend(factors, new, k=5), known, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_a_frozen_model_takes_users_from_outside_as_it_takes_its_own():
+    (user, item), _ = log()
+    factors = cadc.factorize(user, item, USERS, ITEMS, cadc.AutoencoderConfig(factors=6))
+    model = trained(factors=factors)
+    new = cadc.fold_in(factors, [item[user == 5]])
+    logits, ids = cadc.recommend(model, new, k=6)
+    expected, best = cadc.recommend(model, np.array([5]), k=6, seen=(user, item))
+    np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-5)
+    assert ids.tolist() == best.tolist()
+
+
+def test_als_folds_in_by_the_equations_of_its_last_iteration():
+    (user, item), _ = log()
+    config = cadc.ALSConfig(factors=4, iterations=40)
+    factors = cadc.factorize(user, item, USERS, ITEMS, config)
+    new = cadc.fold_in(factors, [item[user == 7]], config, pairs=(user, item))
+    np.testing.assert_allclose(new.factors.user[0], factors.user[7], rtol=0.02, atol=1e-3)
+    assert repr(new) == "NewUsers(1 users)" and len(new) == 1
+    assert not set(cadc.recommend(factors, new, k=8)[1][0]) & set(item[user == 7])
+
+
+def test_explicit_als_folds_in_ratings():
+    (user, item), _ = log()
+    stars = 3 + (user + item) % 3
+    config = cadc.ALSConfig(factors=2, feedback="explicit", regularization=0.1, iterations=40)
+    factors = cadc.factorize(user, item, USERS, ITEMS, config, value=stars)
+    own = user == 7
+    new = cadc.fold_in(factors, [item[own]], config, pairs=(user, item), values=[stars[own]])
+    np.testing.assert_allclose(new.factors.user_bias[0], factors.user_bias[7], atol=0.02)
+    with pytest.raises(ConfigError, match="values: explicit feedback needs the ratings"):
+        cadc.fold_in(factors, [[1]], config, pairs=(user, item))
+
+
+@pytest.mark.parametrize(
+    ("lists", "changes", "message"),
+    [
+        ([[1], []], {}, r"new_users\[1\]: has no item"),
+        ([[1, 2, 1]], {}, r"new_users\[0\]: item 1 is there twice"),
+        ([[1, ITEMS]], {}, f"item {ITEMS} is not among the {ITEMS} items"),
+        ([["tea"]], {}, r"new_users\[0\]: ids must be whole numbers"),
+        ([[1]], {"pairs": None}, "pairs: ALS needs user and item of the rows"),
+        ([[1]], {"values": [[1.0, 2.0]]}, "values: must have a number for each item"),
+        ([[1]], {"config": cadc.SGDConfig()}, "logistic SGD does not tell"),
+        ([[1]], {"config": cadc.AutoencoderConfig()}, "factors have no encoder"),
+    ],
+)
+def test_users_that_cannot_be_folded_in_are_named(lists, changes, message):
+    (user, item), _ = log()
+    factors = cadc.factorize(user, item, USERS, ITEMS, CONFIG)
+    with pytest.raises(ConfigError, match=message):
+        cadc.fold_in(factors, lists, **({"pairs": (user, item)} | changes))
+
+
+def test_items_that_the_map_does_not_know_are_refused():
+    (user, item), _ = log()
+    items = cadc.IdMap.of([f"film {k}" for k in range(ITEMS)])
+    factors = cadc.factorize(user, item + 1, USERS, len(items), CONFIG)
+    ids = items.ids(["film 3", "another"])
+    with pytest.raises(ConfigError, match="item 0 had no row when the factors were made"):
+        cadc.fold_in(factors, [ids], CONFIG, pairs=(user, item + 1))
+
+
+def test_a_model_with_embeddings_of_its_own_takes_nobody_from_outside():
+    (user, item), _ = log()
+    factors = cadc.factorize(user, item, USERS, ITEMS, CONFIG)
+    new = cadc.fold_in(factors, [[1, 2]], CONFIG, pairs=(user, item))
+    with pytest.raises(ConfigError, match="train it with embeddings='frozen'"):
+        cadc.recommend(trained(embeddings="trainable"), new, k=3)
+    with pytest.raises(ConfigError, match="users from outside bring their own items"):
+        cadc.recommend(trained(), new, k=3, seen=(user, item))
+
+
+# Similar items.
+
+
+def test_similar_items_have_the_largest_cosines():
+    (user, item), _ = log()
+    factors = cadc.factorize(user, item, USERS, ITEMS, CONFIG)
+    cosines, ids = cadc.similar_items(factors, [4, 9], k=3)
+    table = np.asarray(factors.item)
+    table = table / np.linalg.norm(table, axis=1, keepdims=True)
+    every = table[[4, 9]] @ table.T
+    every[[0, 1], [4, 9]] = -np.inf
+    np.testing.assert_array_equal(ids, np.argsort(-every, axis=1)[:, :3])
+    np.testing.assert_allclose(cosines, -np.sort(-every, axis=1)[:, :3], rtol=1e-5)
+    assert cadc.similar_items(trained(), [4, 9], k=3)[1].tolist() == ids.tolist()
+
+
+def test_an_item_without_rows_is_similar_to_none():
+    factors = cadc.Factors(np.ones((2, 2)), np.array([[1.0, 0], [0, 0], [-1, 1], [2, 1]]))
+    cosines, ids = cadc.similar_items(factors, [0], k=3)
+    assert ids.tolist() == [[3, 2, -1]] and cosines[0, 2] == -np.inf
+    with pytest.raises(ConfigError, match="the vector of item 1 is 0"):
+        cadc.similar_items(factors, [1], k=2)
+    with pytest.raises(ConfigError, match="items: 4 is not among the 4 items"):
+        cadc.similar_items(factors, [4], k=2)
+    with pytest.raises(ConfigError, match="k=4: must be between 1 and the 3 items"):
+        cadc.similar_items(factors, [0], k=4)
+
+
+def test_an_embedding_that_was_trained_is_what_is_compared():
+    model = trained(embeddings="random")
+    table = np.asarray(model.tables["item"])
+    cosines, _ = cadc.similar_items(model, [4], k=ITEMS - 1)
+    length = np.linalg.norm(table, axis=1)
+    expected = np.delete(table[4] @ table.T / length / length[4], 4)
+    np.testing.assert_allclose(cosines[0], -np.sort(-expected), rtol=1e-4, atol=1e-6)
+
+
 def test_rows_with_labels_and_features():
     rng = np.random.default_rng(0)
     rows = {

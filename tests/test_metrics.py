@@ -37,6 +37,21 @@ def test_auc_is_the_share_of_pairs_in_order(rows):
         assert found == pytest.approx(pairwise_auc(labels, scores), abs=1e-6)
 
 
+def test_the_standard_error_of_the_auc_is_the_spread_over_drawn_logs():
+    rng = np.random.default_rng(0)
+    found, errors = [], []
+    for _ in range(400):
+        labels = (rng.random(300) < 0.2).astype(int)
+        scores = np.round(rng.normal(labels, 1.5), 1)  # with ties
+        found.append(pairwise_auc(labels, scores))
+        errors.append(metrics.auc_standard_error(labels, scores))
+    assert np.mean(errors) == pytest.approx(np.std(found), rel=0.1)
+
+
+def test_one_click_says_nothing_of_the_error_of_the_auc():
+    assert np.isnan(metrics.auc_standard_error(np.array([0, 0, 1]), np.array([1.0, 2.0, 3.0])))
+
+
 def test_auc_equals_values_by_hand():
     assert metrics.auc(jnp.array([0, 1, 0, 1]), jnp.array([0.1, 0.2, 0.3, 0.4])) == 0.75
     assert metrics.auc(jnp.array([0, 1]), jnp.array([5.0, 5.0])) == 0.5

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 from cadc_jax.runtime import artifacts, manifest
+from cadc_jax.runtime.materialize import materialize
 from tests import test_crash
 from tests.program import ROOT
 from tests.test_crash import Job, Process, assert_same_results, resumed
@@ -274,7 +275,7 @@ def test_what_a_dead_process_of_the_same_number_left_is_no_obstacle(tmp_path):
     left = tmp_path / "stage" / f".{name}.{socket.gethostname()}.{os.getpid()}.tmp" / "file"
     left.parent.mkdir(parents=True)
     left.touch()
-    made = artifacts.materialize(tmp_path, "stage", {}, lambda folder: {})
+    made = materialize(tmp_path, "stage", {}, lambda folder: {})
     assert [path.name for path in made.path.iterdir()] == [manifest.NAME]
     assert not left.parent.exists()
 

@@ -23,7 +23,7 @@ from cadc_jax.errors import CadcError
 from cadc_jax.run import compressed
 from cadc_jax.run.context import Run
 from cadc_jax.runtime import manifest
-from cadc_jax.serving import export, folder_info, recommend
+from cadc_jax.serving import export, folder_info, raw_ids, recommend
 from cadc_jax.serving.trained import open_trained
 from tests.program import assert_one_line, cadc
 from tests.small_runs import click_config, quiet, ranking_config
@@ -345,7 +345,7 @@ def commands(folder, scratch):
 
     def recommended():
         trained = open_trained(folder, scratch / "work", arm="mf_alone")
-        first = recommend.RawIds(trained, "user").of(np.array([1]))[0]
+        first = raw_ids.of_table(trained.prepared, trained.source, "user").of(np.array([1]))[0]
         return recommend.show(trained, str(first), 3)
 
     def exported():

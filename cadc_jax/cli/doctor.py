@@ -132,10 +132,9 @@ def _devices() -> Iterable[str]:
 
 
 def _memory() -> Iterable[str]:
-    size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = pathlib.Path("/sys/fs/cgroup/memory.max")  # of a container
-    if limit.exists() and (text := limit.read_text().strip()).isdigit():
-        size = min(size, int(text))
+    from cadc_jax import sharding  # imports JAX
+
+    size = sharding.host_memory()
     if size < _LEAST_MEMORY:
         raise DoctorError(f"{size / 1e9:.1f} GB: a run needs at least {_LEAST_MEMORY / 1e9:.0f} GB")
     yield f"{size / 1e9:.1f} GB"
@@ -174,7 +173,7 @@ def _data() -> Iterable[str]:
 def _trial() -> Iterable[str]:
     """All stages on a few hundred synthetic rows, and a recommendation by what they trained."""
     from cadc_jax import configuration, experiment
-    from cadc_jax.serving import recommend, trained
+    from cadc_jax.serving import raw_ids, recommend, trained
 
     config = configuration.default_config()
     config.name, config.models, config.arms = "doctor", ("dlrm",), ("cadc_frozen",)
@@ -191,7 +190,7 @@ def _trial() -> Iterable[str]:
             workdir = pathlib.Path(folder)
             experiment.run(experiment.Run(config, workdir, say=lambda line: None))
             model = trained.open_trained(workdir)
-            raw = recommend.RawIds(model, "user").examples().split(", ")[0]
+            raw = raw_ids.of_table(model.prepared, model.source, "user").examples().split(", ")[0]
             recommend.show(model, raw, 3)
         finally:
             logging.disable(logging.NOTSET)

@@ -47,6 +47,7 @@ ROWS = flags.DEFINE_integer(
     "Number of training rows: to look at (candidates), or that there are (plan).",
     lower_bound=1,
 )
+K = flags.DEFINE_integer("k", 10, "Items to find.")
 ARM = flags.DEFINE_string(
     "arm",
     None,
@@ -57,6 +58,17 @@ MODEL = flags.DEFINE_string(
     "model",
     None,
     "Network: dlrm, dcn or two_tower. By default the one with the best validation result.",
+)
+ARMS = flags.DEFINE_list(
+    "arms",
+    None,
+    "Arms to train, such as cadc_frozen; 'train' has those on a sample alone. By default those of "
+    "the configuration.",
+)
+MODELS = flags.DEFINE_list(
+    "models",
+    None,
+    "Networks to train: dlrm, dcn, two_tower. By default those configured.",
 )
 CACHE = flags.DEFINE_string(
     "compilation_cache",

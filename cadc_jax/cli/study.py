@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 from ml_collections import config_flags
 
-from cadc_jax.cli.flags import CACHE, CONFIG, OUT, config, path
+from cadc_jax.cli.flags import ARMS, CACHE, CONFIG, MODELS, OUT, config, path
 from cadc_jax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 _WITH = flags.DEFINE_list("with", [], "Files of further configurations, for the same report.")
 _RATES = flags.DEFINE_list("rates", None, "Rates of the samples; default: 1,0.1,0.01.")
-_ARMS = flags.DEFINE_list("arms", [], "Arms to train; default: those of the configuration.")
-_MODELS = flags.DEFINE_list("models", [], "Networks; default: those of the configuration.")
 _SEEDS = flags.DEFINE_integer("seeds", None, "How many seeds; default: 5.", lower_bound=1)
 _RIVALS = flags.DEFINE_list("rivals", None, "What to compare with, or 'none'; default: all.")
 _SELECTIONS = flags.DEFINE_list(
@@ -52,7 +50,7 @@ _SWEEP = flags.DEFINE_multi_string(
 )
 _JOBS = flags.DEFINE_integer("jobs", 2, "Worker processes.", lower_bound=1)
 _QUICK = flags.DEFINE_bool("quick", False, "A small study with short training, to see the report.")
-for _name in ("config", "out", "compilation_cache"):
+for _name in ("config", "out", "arms", "models", "compilation_cache"):
     flags.declare_key_flag(_name)
 
 
@@ -65,27 +63,28 @@ def main() -> None:
         raise ConfigError("--with: two configurations have the same config.name; give them others")
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, str(max(1, (os.cpu_count() or 1) // _JOBS.value)))
-    from cadc_jax.configuration import MODELS, folder_name
+    from cadc_jax import configuration
     from cadc_jax.runtime import compilation
-    from cadc_jax.study import command
-    from cadc_jax.study.cells import ARMS, RIVALS
+    from cadc_jax.study import cells, command
     from cadc_jax.study.selection import RULES
 
     quick = command.QUICK if _QUICK.value else {}
-    rivals = list(RIVALS) if _RIVALS.value is None else _RIVALS.value
+    rivals = list(cells.RIVALS) if _RIVALS.value is None else _RIVALS.value
     options = command.Options(
         rates=_rates(_RATES) or quick.get("rates", (1.0, 0.1, 0.01)),
-        arms=_known(_ARMS, ARMS),
-        models=_known(_MODELS, MODELS),
+        arms=_known(ARMS, cells.ARMS),
+        models=_known(MODELS, configuration.MODELS),
         seeds=_SEEDS.value or quick.get("seeds", 5),
-        rivals=[] if rivals == ["none"] else _checked("rivals", rivals, RIVALS),
+        rivals=[] if rivals == ["none"] else _checked("rivals", rivals, cells.RIVALS),
         selections=_known(_SELECTIONS, RULES),
         selection_rates=_rates(_SELECTION_RATES),
         sweeps=_SWEEP.value,
         jobs=_JOBS.value,
         quick=_QUICK.value,
     )
-    default = pathlib.Path("workdir/study", folder_name(first) + "-quick" * _QUICK.value)
+    default = pathlib.Path(
+        "workdir/study", configuration.folder_name(first) + "-quick" * _QUICK.value
+    )
     cache = None if CACHE.value == "off" else path(CACHE) or compilation.default_folder()
     typed = "cadc " + " ".join(sys.argv[1:])
     command.run(configs, options, path(OUT) or default, typed, cache)
@@ -119,7 +118,7 @@ def _rates(flag: flags.FlagHolder) -> list[float]:
 
 def _known(flag: flags.FlagHolder, known: Collection[str]) -> list[str]:
     """The values of a flag; see `_checked`."""
-    return _checked(flag.name, flag.value, known)
+    return _checked(flag.name, flag.value or [], known)
 
 
 def _checked(name: str, values: list[str], known: Collection[str]) -> list[str]:

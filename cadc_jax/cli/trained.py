@@ -1,4 +1,4 @@
-"""The flags by which `recommend` and `export` choose a trained model."""
+"""The flags by which `recommend`, `similar` and `export` choose a trained model."""
 
 import pathlib
 from typing import TYPE_CHECKING
@@ -19,15 +19,23 @@ def chosen() -> "Trained":
       ConfigError: if no flag names a folder.
     """
     config = None if flags.CONFIG.value is None else flags.config()
-    workdir, source = flags.path(flags.WORKDIR), flags.path(flags.FROM)
-    if source is None:
-        source = workdir
-    if source is None and config is not None:
-        from cadc_jax.configuration import folder_name
-
-        source = pathlib.Path("workdir") / folder_name(config)
-    if source is None:
-        raise ConfigError("this command needs --from=DIR, or --config=... as it ran")
+    folder, workdir = source(), flags.path(flags.WORKDIR)
     from cadc_jax.serving import trained
 
-    return trained.open_trained(source, workdir, config, flags.ARM.value, flags.MODEL.value)
+    return trained.open_trained(folder, workdir, config, flags.ARM.value, flags.MODEL.value)
+
+
+def source() -> pathlib.Path:
+    """The work folder or compressed data set that the flags name.
+
+    Raises:
+      ConfigError: if no flag names one.
+    """
+    named = flags.path(flags.FROM) or flags.path(flags.WORKDIR)
+    if named is not None:
+        return named
+    if flags.CONFIG.value is None:
+        raise ConfigError("this command needs --from=DIR, or --config=... as it ran")
+    from cadc_jax.configuration import folder_name
+
+    return pathlib.Path("workdir") / folder_name(flags.config())

@@ -14,7 +14,7 @@ from absl import flags
 from cadc_jax.cli.flags import CONFIG, FROM, VERIFY, WORKDIR, config, needed, run_of
 
 _LOG = flags.DEFINE_string("log", None, "The new rows: a file, or a folder as data.path names one.")
-for _name in ("from", "log", "config", "workdir", "verify"):
+for _name in ("from", "log", "config", "workdir", "verify", "compilation_cache"):
     flags.declare_key_flag(_name)
 
 

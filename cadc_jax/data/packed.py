@@ -119,15 +119,25 @@ def unpack_values(file: pathlib.Path, folder: pathlib.Path, name: str) -> int:
     Raises:
       ArtifactError: if the file holds anything else.
     """
+    values = read_values(file)
+    if isinstance(values, np.ndarray):
+        write_columns(folder, {name: values})
+    else:
+        write_text(folder / name, values)
+    return len(values)
+
+
+def read_values(file: pathlib.Path) -> Values:
+    """Reads what `pack_values` wrote.
+
+    Raises:
+      ArtifactError: if the file holds anything else.
+    """
     opened = _open(file)
     kind = opened.schema_arrow.field(0).type if len(opened.schema_arrow) else None
     _check_types(file, opened, {VALUE: kind if kind in (pa.int64(), pa.string()) else TEXT})
-    parts = [batch[VALUE] for batch in _batches(file, opened)]
-    if kind == pa.int64():
-        write_columns(folder, {name: pa.chunked_array(parts, kind).to_numpy()})
-    else:
-        write_text(folder / name, pa.chunked_array(parts, kind).cast(TEXT).combine_chunks())
-    return opened.metadata.num_rows
+    values = pa.chunked_array([batch[VALUE] for batch in _batches(file, opened)], kind)
+    return values.to_numpy() if kind == pa.int64() else values.cast(TEXT).combine_chunks()
 
 
 def _features_of(features: Features) -> dict[str, tuple[str, ...]]:

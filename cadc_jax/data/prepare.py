@@ -24,6 +24,7 @@ import pyarrow as pa
 from cadc_jax.data import counting, encoding, negatives, raw, splits, staging, vocabulary
 from cadc_jax.data.content import encode_content
 from cadc_jax.data.encoding import Encoder
+from cadc_jax.data.facts import FACTS
 from cadc_jax.data.hosts import SINGLE_HOST, Form, Hosts, Message, exchange
 from cadc_jax.data.raw import (
     FOLD_IN,
@@ -204,21 +205,6 @@ def write_table(
     if hosts.index == 0:
         shutil.rmtree(folder)
     return facts
-
-
-FACTS: manifest.Kind = {  # what `write_table` returns
-    "rows": {name: int for name in PARTS},
-    "num_users": int,
-    "num_items": int,
-    "hashed": [str],
-    "merged_repeats": int,
-    "reader": staging.REPORT,
-}
-
-
-def describe_rows(rows: Mapping[str, int]) -> str:
-    """The fact `rows` for people; rows to fold in are named if there are any."""
-    return ", ".join(f"{count:,} {part}" for part, count in rows.items() if count)
 
 
 def _unpack_facts(message: Message) -> Mapping[str, Any]:

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from cadc_jax.data import raw
+from cadc_jax.data.facts import REPORT
 from cadc_jax.data.hosts import (
     ERROR,
     SINGLE_HOST,
@@ -157,9 +158,6 @@ class _Share(NamedTuple):
     changed: BaseException | None
     failed: BaseException | None
     sizes: list[int]
-
-
-REPORT: manifest.Kind = {"rows": int, "padded": int, "malformed": int, "examples": [str]}
 
 
 def report_of(told: Mapping[str, Any]) -> ReadReport:

@@ -341,20 +341,29 @@ def regularization(
       config: settings.
       extent: of the interactions, or of those that the other side's factors were fitted to.
     """
-    counts = interactions.by_user.counts, interactions.by_item.counts
-    means = extent.user_mean, extent.item_mean
+    users, items = interactions.by_user.counts, interactions.by_item.counts
+    return penalty(users, config, extent), penalty(items, config, extent, "item")
+
+
+def penalty(
+    counts: np.ndarray, config: ALSConfig, extent: Extent, side: str = "user"
+) -> np.ndarray:
+    """The weights [N] float64 of |x|^2 of users (or items) with so many entries each.
+
+    Args:
+      counts: [N] numbers of entries.
+      config, extent: as for `regularization`.
+      side: 'user' or 'item'.
+    """
+    place, means = ("user", "item").index(side), (extent.user_mean, extent.item_mean)
     nu = config.frequency_exponent
     if config.feedback == "explicit":
-        users, items = (
-            config.regularization * mean * (np.maximum(n, 1) / mean) ** nu
-            for n, mean in zip(counts, means, strict=True)
-        )
-        return users, items
+        mean = means[place]
+        return config.regularization * mean * (np.maximum(counts, 1) / mean) ** nu
     columns = extent.items / config.alpha, extent.users / config.alpha
     scale = np.sqrt((means[0] + columns[0]) * (means[1] + columns[1]))
     unit = config.regularization * np.sqrt(config.alpha) * extent.noise
-    users, items = (unit * ((n + c) / scale) ** nu for n, c in zip(counts, columns, strict=True))
-    return users, items
+    return unit * ((counts + columns[place]) / scale) ** nu
 
 
 def half_step(

@@ -17,6 +17,8 @@ import numpy as np
 from flax import struct
 
 from cadc_jax.data.table import Table
+from cadc_jax.resident import likely
+from cadc_jax.resident.likely import LikelyTables
 from cadc_jax.tables import packed
 from cadc_jax.tables.packed import AnyTable
 
@@ -40,6 +42,7 @@ class Content:
       item_bags: [I, Cb, L] int32, features with up to L values an item (such as genres), padded
         with -1; None if there are none.
       bag_weights: [I, Cb, L] float32, weight of each value in its bag's sum; 0 for padding.
+      likely: pairs that do not compete in the loss over all items; None if all do.
     """
 
     user_dense: jax.Array
@@ -49,6 +52,7 @@ class Content:
     context_offsets: jax.Array
     item_bags: jax.Array | None = None
     bag_weights: jax.Array | None = None
+    likely: LikelyTables | None = None
 
     @property
     def ids_an_item(self) -> int:
@@ -131,7 +135,7 @@ def lookup_ids(content: Content, batch: Batch) -> dict[str, jax.Array]:
       content: features of users and items.
       batch: `user` [B], `item` [B, G] (or [1, G] if all users share them) and `categorical`
         [B, Cc], all int32. Optional: `weight` [B], where 0 means that the row needs no embeddings;
-        with shared items `present` [1, G] bool, where False means that the item needs none.
+        with shared items `uses` [1, G] int32, where 0 means that the item needs none.
 
     Returns:
       Flat int32 ids: `user` [B], `item` [B * G] and `features` [B * (Cu + Cc + G * n)] with
@@ -149,11 +153,11 @@ def lookup_ids(content: Content, batch: Batch) -> dict[str, jax.Array]:
         item_features = jnp.concatenate([item_features, bags], axis=-1)
     if "weight" in batch:
         real = batch["weight"][:, None] > 0
-        present = batch.get("present", real)
+        used = batch["uses"] > 0 if "uses" in batch else real
         user = jnp.where(real[:, 0], user, -1)
         user_features = jnp.where(real, user_features, -1)
-        item = jnp.where(present, item, -1)
-        item_features = jnp.where(present[..., None], item_features, -1)
+        item = jnp.where(used, item, -1)
+        item_features = jnp.where(used[..., None], item_features, -1)
     item_features = item_features.reshape(len(item), -1)
     if len(item) == len(user):
         features = jnp.concatenate([user_features, item_features], axis=1)
@@ -165,7 +169,7 @@ def lookup_ids(content: Content, batch: Batch) -> dict[str, jax.Array]:
 def with_all_items(content: Content, batch: Batch) -> Batch:
     """The batch with all I items shared by all users. Each row's own items become `chosen`.
 
-    If the batch has weights, `present` marks the items of rows that count.
+    If the batch has weights, `uses` counts the places of each item in rows that count.
     """
     num_items = len(content.item_categorical)
     everything = jnp.arange(num_items, dtype=batch["item"].dtype)[None]
@@ -173,8 +177,61 @@ def with_all_items(content: Content, batch: Batch) -> Batch:
     if "weight" not in batch:
         return shared
     real = jnp.broadcast_to(batch["weight"][:, None] > 0, batch["item"].shape)
-    present = jnp.zeros(num_items, bool).at[batch["item"]].max(real)
-    return {**shared, "present": present[None]}
+    uses = jnp.zeros(num_items, jnp.int32).at[batch["item"]].add(real.astype(jnp.int32))
+    return {**shared, "uses": uses[None]}
+
+
+def among_all_items(content: Content, batch: Batch, devices: int = 1) -> Batch:
+    """The batch with all items shared by all users, and each row's own item as `positive` [B].
+
+    `competes` [B, n] marks the items that are not likely for a row's user. Id 0, which stands for
+    unknown items, competes with none and is looked up as no row, and so is what fills up the I
+    items to n, which divides over the devices.
+    """
+    num_items = len(content.item_categorical)
+    filling = -num_items % devices
+    known = (jnp.arange(num_items + filling) < num_items).at[0].set(False)
+    items = jnp.where(known, jnp.arange(len(known), dtype=jnp.int32), 0)
+    competes = jnp.broadcast_to(known, (len(batch["user"]), len(known)))
+    if content.likely is not None:
+        found = likely.pairs(content.likely, batch["user"])
+        competes &= ~jnp.pad(found, ((0, 0), (0, filling)))
+    return {
+        **batch,
+        "item": items[None],
+        "uses": known[None].astype(jnp.int32),
+        "positive": batch["item"][:, 0],
+        "competes": competes,
+    }
+
+
+def uses_of_rows(content: Content, batch: Batch) -> dict[str, jax.Array]:
+    """How many places of the batch each row of `lookup_ids` stands for: name -> [n] float32.
+
+    That is 1, except for rows of shared items with `uses`. Rows of id -1 stand for none.
+    """
+    ids = lookup_ids(content, batch)
+    uses = {name: (x >= 0).astype(jnp.float32) for name, x in ids.items()}
+    if "uses" in batch:
+        item = batch["uses"].reshape(-1)
+        of_users = len(uses["features"]) - len(item) * content.ids_an_item
+        uses["item"] *= item
+        uses["features"] *= jnp.concatenate(
+            [jnp.ones(of_users), jnp.repeat(item, content.ids_an_item)]
+        )
+    return uses
+
+
+def with_users(
+    tables: Tables, content: Content, vectors: jax.Array, like: np.ndarray
+) -> tuple[Tables, Content]:
+    """Tables and content in which user b has vector b [B, D] and the features of user like[b] [B].
+
+    A program of B users then depends on B alone, whoever they are.
+    """
+    user_dense, user_categorical = content.user_dense[like], content.user_categorical[like]
+    content = dataclasses.replace(content, user_dense=user_dense, user_categorical=user_categorical)
+    return {**tables, "user": vectors}, content
 
 
 def pair_batch(user: jax.Array | np.ndarray, item: jax.Array | np.ndarray) -> HostBatch:

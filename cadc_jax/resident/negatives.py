@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from cadc_jax.data.likely import LikelyItems
 from cadc_jax.data.negatives import ATTEMPTS, NegativeSampling, PairSet
-from cadc_jax.resident import uint64
+from cadc_jax.resident import likely, uint64
+from cadc_jax.resident.likely import LikelyTables
 from cadc_jax.resident.shuffle import mix64
 from cadc_jax.resident.uint64 import UInt64
 
@@ -19,23 +19,6 @@ _INNER = 128  # draws that are counted together: the width of a matrix unit
 
 
 _Draws = tuple[jax.Array, jax.Array, jax.Array]  # items, whether each is wrong, attempts
-
-
-@struct.dataclass
-class LikelyTables:
-    """`LikelyItems` on the device.
-
-    Attributes:
-      user: [U, D] int8.
-      item: [I, D] int8.
-      scale: [I] float32.
-      bound: [U] float32.
-    """
-
-    user: jax.Array
-    item: jax.Array
-    scale: jax.Array
-    bound: jax.Array
 
 
 @struct.dataclass
@@ -78,18 +61,18 @@ def of(sampler: NegativeSampling, num_users: int, num_rows: int) -> ResidentNega
         begin = np.searchsorted(user, np.arange(num_users + 1))
         first, items = jnp.asarray(begin, jnp.int32), jnp.asarray(item, jnp.int32)
         longest = int(np.diff(begin).max())
-    marks, likely = None, None
-    if sampler.likely is not None:
-        likely = _likely_tables(sampler.likely)
+    marks, tables = None, None
+    if sampler.likely is not None and sampler.count:
+        tables = likely.of(sampler.likely)
         pairs, draws = num_users * sampler.num_items, num_rows * sampler.count
         if pairs <= min(_MARK_PAIRS, _MARK_EPOCHS * draws):
-            marks, likely = _marks(likely), None
+            marks, tables = _marks(tables), None
     return ResidentNegatives(
         filter=jnp.asarray(marked),
         first=first,
         items=items,
         marks=marks,
-        likely=likely,
+        likely=tables,
         count=sampler.count,
         num_items=sampler.num_items,
         bits=bits,
@@ -97,31 +80,22 @@ def of(sampler: NegativeSampling, num_users: int, num_rows: int) -> ResidentNega
     )
 
 
-def _likely_tables(likely: LikelyItems) -> LikelyTables:
-    """Whole numbers of at most 127, which int8 holds."""
-    user, item = (jnp.asarray(table, jnp.int8) for table in (likely.user, likely.item))
-    return LikelyTables(user, item, jnp.asarray(likely.scale), jnp.asarray(likely.bound))
-
-
-def _marks(likely: LikelyTables) -> jax.Array:
+def _marks(tables: LikelyTables) -> jax.Array:
     """[U, ceil(I / 32)] uint32: the bits of all likely pairs."""
-    users, items = len(likely.user), len(likely.item)
+    users, items = len(tables.user), len(tables.item)
     block = max(1, min(users, _BLOCK_PAIRS // items))
     return jnp.concatenate(
         [
-            _marks_of(likely.user[part], likely.item, likely.scale, likely.bound[part])
-            for part in (slice(start, start + block) for start in range(0, users, block))
+            _marks_of(tables, jnp.arange(start, min(start + block, users)))
+            for start in range(0, users, block)
         ]
     )
 
 
 @jax.jit
-def _marks_of(user: jax.Array, item: jax.Array, scale: jax.Array, bound: jax.Array) -> jax.Array:
-    # The sums are whole numbers below 2**24: float32 holds them exactly, in any order.
-    with jax.default_matmul_precision("float32"):
-        scores = user.astype(jnp.float32) @ item.astype(jnp.float32).T
-    found = scores * scale > bound[:, None]
-    found = jnp.pad(found, ((0, 0), (0, -len(item) % 32))).reshape(len(user), -1, 32)
+def _marks_of(tables: LikelyTables, user: jax.Array) -> jax.Array:
+    found = likely.pairs(tables, user)
+    found = jnp.pad(found, ((0, 0), (0, -found.shape[1] % 32))).reshape(len(user), -1, 32)
     bits = jnp.where(found, jnp.uint32(1) << jnp.arange(32, dtype=jnp.uint32), 0)
     return jnp.sum(bits, axis=-1, dtype=jnp.uint32)
 

@@ -55,16 +55,10 @@ from cadc_jax.errors import ArtifactError, ConfigError
 from cadc_jax.factorization import autoencoder
 from cadc_jax.factorization.quantization import dequantize, dtype_of, predicted_levels
 from cadc_jax.run import stages
+from cadc_jax.run.compressed_sizes import FACTORS, MASK, ROWS
 from cadc_jax.run.context import Inputs, Run, make_stage
-from cadc_jax.run.factor_files import (
-    UNSAMPLED,
-    has_biases,
-    is_crossed,
-    open_factors,
-    quantized,
-    side_kinds,
-    write_factors,
-)
+from cadc_jax.run.factor_columns import UNSAMPLED, quantized, side_kinds
+from cadc_jax.run.factor_files import has_biases, is_crossed, open_factors, write_factors
 from cadc_jax.run.factors import factorize_stage, positives
 from cadc_jax.run.formats import COMPRESSED, UNPACKED, open_stage
 from cadc_jax.runtime import artifacts, durable, manifest
@@ -73,8 +67,7 @@ from cadc_jax.runtime.artifacts import Artifact
 _SIDES, _ENCODED = ("user", "item"), ("encoder", "item")
 _HELD_OUT = (SPLITS[VALIDATION], SPLITS[TEST])
 _JSON = ("schema.json", "statistics.json")
-_FACTORS, _CONTENT, _VOCABULARIES = "factors", "content", "vocabularies"
-_ROWS, _MASK = "rows.parquet", "mask.parquet"
+_CONTENT, _VOCABULARIES = "content", "vocabularies"
 _MASK_KINDS = {"user": ColumnKind(np.int32), "item": ColumnKind(np.int32)}
 
 
@@ -137,7 +130,7 @@ def pack_rows(prepared: pathlib.Path, sample: pathlib.Path, out: pathlib.Path) -
     """Packs the kept rows, a sample of a prepared table, into the folder `out`."""
     kept = dict(read_columns(sample))
     kept.pop("row")  # the rule says which ones they are
-    packed.pack(out / _ROWS, kept, open_schema(prepared).context)
+    packed.pack(out / ROWS, kept, open_schema(prepared).context)
 
 
 def pack_content(prepared: pathlib.Path, out: pathlib.Path) -> None:
@@ -166,7 +159,7 @@ def _pack_for_evaluation(prepared: pathlib.Path, out: pathlib.Path) -> None:
         packed.pack(file, table.splits[split], table.schema.context)
     if table.known:
         user, item = table.known_pairs()
-        packed.pack(out / _MASK, {"user": user, "item": item})
+        packed.pack(out / MASK, {"user": user, "item": item})
 
 
 def pack_factors(factors: Artifact, out: pathlib.Path) -> None:
@@ -176,13 +169,13 @@ def pack_factors(factors: Artifact, out: pathlib.Path) -> None:
     sides = _SIDES
     if is_crossed(factors):
         before = dict(read_columns(factors.path / UNSAMPLED))
-        _pack_sides(before, _SIDES, out / _FACTORS / UNSAMPLED)
+        _pack_sides(before, _SIDES, out / FACTORS / UNSAMPLED)
         if "encoder" in columns and _encoder_is_smaller(len(columns["user"]), len(columns["item"])):
             sides = _ENCODED
     for side in _SIDES:
         if (guess := _guess(before, columns, side)) is not None:
             columns[side] = columns[side] - guess
-    _pack_sides(columns, sides, out / _FACTORS)
+    _pack_sides(columns, sides, out / FACTORS)
 
 
 def _encoder_is_smaller(num_users: int, num_items: int) -> bool:
@@ -204,7 +197,7 @@ def _guess(before: Columns, columns: Columns, side: str) -> np.ndarray | None:
     if scale not in before or scale not in columns:
         return None
     if before[side].shape[0] != len(columns[scale]):
-        raise ArtifactError(f"{_FACTORS}: two sets of {side} factors of different sizes")
+        raise ArtifactError(f"{FACTORS}: two sets of {side} factors of different sizes")
     return predicted_levels(before[side], before[scale], columns[scale])
 
 
@@ -294,7 +287,7 @@ def write_plain(given: Compressed, out: pathlib.Path) -> Artifact:
     def write(folder: pathlib.Path) -> Mapping[str, Any]:
         unpack_into(given, folder)
         (folder / "rows").rename(folder / "table" / SPLITS[TRAIN])
-        for part in sorted((folder / _FACTORS).glob("**/")):
+        for part in sorted((folder / FACTORS).glob("**/")):
             factors = open_factors(part)
             for file in part.glob("*.npy"):
                 file.unlink()
@@ -351,7 +344,7 @@ def _unpack_table(given: Compressed, folder: pathlib.Path) -> Iterator[str]:
         if not packed.unpack(file, folder / split, kinds, schema.context) == rows[split] > 0:
             yield f"its {split} rows are not as many as its {manifest.NAME} says, or none"
     if schema.task == "ranking":
-        pairs = _unpack_mask(source / _MASK, folder / KNOWN, schema)
+        pairs = _unpack_mask(source / MASK, folder / KNOWN, schema)
         if pairs != rows[PARTS[TRAIN]] + rows[PARTS[FOLD_IN]]:
             yield f"its mask has not as many pairs as its {manifest.NAME} says"
     content = {"users": (schema.user_content, schema.num_users)}
@@ -386,7 +379,7 @@ def _unpack_rows(schema: Schema) -> _Work:
 
     def work(given: Compressed, folder: pathlib.Path) -> Iterator[str]:
         facts, kinds = given.made.facts["facts"], row_kinds(schema)
-        rows = packed.unpack(given.path / _ROWS, folder, kinds, schema.context)
+        rows = packed.unpack(given.path / ROWS, folder, kinds, schema.context)
         if not facts["prepared"]["rows"]["train"] >= rows == facts["sample"]["rows"] > 0:
             yield f"its training rows are not as many as its {manifest.NAME} says, or none"
         open_rows(folder, schema, values=True)
@@ -403,7 +396,7 @@ def _unpack_factors(schema: Schema, rows: pathlib.Path) -> _Work:
     """
 
     def work(given: Compressed, folder: pathlib.Path) -> Iterator[str]:
-        source, config = given.path / _FACTORS, given.config
+        source, config = given.path / FACTORS, given.config
         crossed = config.factor_rows == "unsampled"
         if (source / UNSAMPLED).exists() != crossed:
             yield f"its factors do not go with factor_rows={config.factor_rows!r}"
@@ -425,7 +418,7 @@ def _unpack_factors(schema: Schema, rows: pathlib.Path) -> _Work:
         for part in (folder, folder / UNSAMPLED) if crossed else (folder,):
             found = open_factors(part, values=True)
             if (len(found.user), len(found.item)) != (schema.num_users, schema.num_items):
-                yield f"{_FACTORS}: of other users or items than the table"
+                yield f"{FACTORS}: of other users or items than the table"
 
     return work
 
@@ -437,9 +430,9 @@ def _users_with_kept_rows(folder: pathlib.Path, schema: Schema, rows: pathlib.Pa
     encoder = dequantize(columns["encoder"], columns.get("encoder_scale"))
     wanted = (schema.num_users, schema.num_items, *unsampled.item.shape)
     if (len(unsampled.user), len(encoder), *encoder.shape) != wanted:
-        raise ArtifactError(f"{_FACTORS}/encoder.parquet: of other users, items or factors")
+        raise ArtifactError(f"{FACTORS}/encoder.parquet: of other users, items or factors")
     if not np.isfinite(encoder).all():
-        raise ArtifactError(f"{_FACTORS}/encoder.parquet: a number is not finite")
+        raise ArtifactError(f"{FACTORS}/encoder.parquet: a number is not finite")
     user, item = positives(kept["user"], kept["item"], kept.get("label"))
     return autoencoder.add_rows(dataclasses.replace(unsampled, encoder=encoder), user, item)
 
@@ -456,36 +449,3 @@ def _unpack_sides(
         if packed.unpack(source / "global_bias.parquet", folder, kinds) != 1:
             raise ArtifactError(f"{source}: not one global bias; {packed.ADVICE}")
         write_columns(folder, {"global_bias": read_columns(folder)["global_bias"][0]})
-
-
-def sizes(made: Artifact) -> dict[str, int]:
-    """Bytes of each part of a compressed data set."""
-    path = made.path
-    found = {
-        "kept rows": (path / _ROWS).stat().st_size,
-        "factors": artifacts.size_of(path / _FACTORS),
-    }
-    mask = path / _MASK
-    later = {
-        "mask": mask.stat().st_size if mask.exists() else 0,
-        "held-out rows": artifacts.size_of(path / "held_out"),
-    }
-    total = artifacts.size_of(path)
-    rest = total - sum(found.values()) - sum(later.values())
-    return found | {"content and vocabularies": rest} | later
-
-
-def describe(made: Artifact) -> str:
-    """A table of the bytes of each part, and their share of the raw log."""
-    parts, raw = sizes(made), made.facts["raw"]
-    names = ("kept rows", "factors", "content and vocabularies")
-    lines = {name: parts[name] for name in names}
-    lines["to train from"] = sum(lines.values())
-    lines |= {"mask (evaluation, recommend)": parts["mask"]}
-    lines |= {"held-out rows (evaluation)": parts["held-out rows"], "in all": sum(parts.values())}
-    lines |= {"raw log, as stored": raw["stored"], "raw log, unpacked": raw["unpacked"]}
-    text = [f"{'':<30} {'MB':>12} {'of stored':>10} {'of unpacked':>12}"]
-    for name, size in lines.items():
-        shares = (size / max(1, raw[x]) for x in ("stored", "unpacked"))
-        text.append(f"{name:<30} {size / 1e6:>12,.3f} {next(shares):>10.1%} {next(shares):>12.1%}")
-    return "\n".join(text)

@@ -17,9 +17,10 @@ from ml_collections import ConfigDict
 
 from cadc_jax import configuration, sharding
 from cadc_jax.runtime import artifacts, compilation, distributed, durable
-from cadc_jax.runtime.artifacts import Artifact, materialize
+from cadc_jax.runtime.artifacts import Artifact
 from cadc_jax.runtime.checkpoints import Checkpoints
 from cadc_jax.runtime.interrupts import Stop
+from cadc_jax.runtime.materialize import materialize
 from cadc_jax.runtime.text import printable
 
 Say = Callable[[str], None]

@@ -26,7 +26,7 @@ from cadc_jax.data import pipeline
 from cadc_jax.data.raw import FOLD_IN, PARTS
 from cadc_jax.data.table import Table, open_table, read_columns
 from cadc_jax.evaluation import resident, scorers
-from cadc_jax.factorization import als, autoencoder, blend, sgd
+from cadc_jax.factorization import als, autoencoder, blend, fold_in, sgd
 from cadc_jax.factorization.als import ALSConfig
 from cadc_jax.factorization.autoencoder import AutoencoderConfig
 from cadc_jax.factorization.factors import Factors, balanced_axes, grown, principal_axes
@@ -41,6 +41,7 @@ from cadc_jax.runtime.progress import Progress
 
 BLEND_USERS = 5000  # drawn users by whose validation items weights are chosen
 REFRESH_PASSES = 5  # over all rows, which turn factors of the unsampled rows into factors of all
+EXTENT = "extent"  # a fact: `Extent` of the rows, by which ALS folds in new users
 UPDATE_PASSES = 5  # of ALS and SGD, by which factors follow new rows
 UPDATE_SOLVES = 2  # of the autoencoder's items: for the encoder as it was, and once it is improved
 
@@ -129,7 +130,13 @@ def _blended(
             first = [open_factors(part.path / UNSAMPLED) for part in parts]
             write_factors(folder / UNSAMPLED, blend.join(first, scales), run.config.factor_bits)
         seconds = sum(part.seconds for part in parts)
-        return {"losses": [], "weights": list(weights), "seconds_before": seconds}
+        return {
+            "losses": [],
+            "weights": list(weights),
+            "scales": [dataclasses.astuple(scale) for scale in scales],
+            EXTENT: parts[0].facts.get(EXTENT),  # of the same rows as the others
+            "seconds_before": seconds,
+        }
 
     made = make_stage(run, "factorize", settings, write, "side by side", together=True)
     shown = zip(configuration.methods(run.config), made.facts["weights"], strict=True)
@@ -162,13 +169,13 @@ def _one(
     def write(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:
         rows = slice(None) if of_all else _unsampled_rows(job, sample)
         if before is None:
-            factors, losses = _factorize(job, rows, saved)
+            factors, losses, extent = _factorize(job, rows, saved)
             factors = _turned(factors)
         else:
             start = _start_from(job, before.path if of_all else before.path / UNSAMPLED)
-            factors, losses = _factorize(_following(job), rows, saved, start)
+            factors, losses, extent = _factorize(_following(job), rows, saved, start)
         write_factors(folder, factors, run.config.factor_bits)
-        return {"losses": losses.tolist()}
+        return {"losses": losses.tolist(), EXTENT: extent}
 
     stage = "factorize" if of_all else UNSAMPLED
     first = make_long_stage(run, stage, settings, write, together=together)
@@ -179,14 +186,14 @@ def _one(
     def refresh(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:
         start = open_factors(first.path)
         passes = dataclasses.replace(job, config=job.config.refreshing(REFRESH_PASSES))
-        factors, losses = _factorize(passes, slice(None), saved, start)
+        factors, losses, extent = _factorize(passes, slice(None), saved, start)
         if start.encoder is not None:  # a compressed data set has no more than this either
             factors = dataclasses.replace(factors, user=_with_kept_rows(job, sample, start))
         write_factors(folder, factors, run.config.factor_bits)
         if distributed.is_first():
             no_manifest = shutil.ignore_patterns(manifest.NAME)
             shutil.copytree(first.path, folder / UNSAMPLED, ignore=no_manifest)
-        return {"losses": losses.tolist(), "seconds_before": first.seconds}
+        return {"losses": losses.tolist(), EXTENT: extent, "seconds_before": first.seconds}
 
     return make_long_stage(run, "factorize", settings, refresh, together=together)
 
@@ -249,8 +256,12 @@ def _factorize(
     rows: slice | np.ndarray,
     saved: Checkpoints | None,
     init: Factors | None = None,
-) -> tuple[Factors, np.ndarray]:
-    """Factorises some of the training rows; see `als.fit`, `autoencoder.fit` and `sgd.fit`."""
+) -> tuple[Factors, np.ndarray, list[int] | None]:
+    """Factorises some of the training rows; see `als.fit`, `autoencoder.fit` and `sgd.fit`.
+
+    Returns:
+      factors, losses, and the numbers of the interactions' `Extent` (None of SGD).
+    """
     config, chosen = job.config, _training_rows(open_table(job.prepared.path), rows)
     total = {"als": "iterations", "autoencoder": "passes", "sgd": "epochs"}
     progress = Progress("factorize", getattr(config, total[job.run.config.factorization]), "passes")
@@ -261,7 +272,7 @@ def _factorize(
 
     try:
         if isinstance(config, sgd.SGDConfig):
-            return sgd.fit(chosen, config, job.key, progress=show, saved=saved, init=init)
+            return *sgd.fit(chosen, config, job.key, progress=show, saved=saved, init=init), None
         value = None  # of implicit feedback it counts that it happened, not how it was rated
         if _is_explicit(config) and chosen.label is None:
             value = open_table(job.prepared.path).splits["train"]["value"][rows]
@@ -272,7 +283,9 @@ def _factorize(
             found, losses = autoencoder.fit(matrix, config, job.key, **options)
         else:
             found, losses = als.fit(matrix, config, job.key, **options)
-        return _with_held_out_users(job, found, matrix.extent, mesh), losses
+        extent = matrix.extent
+        found = _with_held_out_users(job, found, extent, mesh)
+        return found, losses, list(dataclasses.astuple(extent))
     finally:
         progress.close()
 
@@ -305,10 +318,7 @@ def _with_held_out_users(job: _Job, factors: Factors, extent: Extent, mesh: Mesh
     value = rows["value"][there] if _is_explicit(config) else None
     sizes = len(users), table.schema.num_items
     matrix = Interactions.from_rows(user, rows["item"][there], *sizes, value)
-    if isinstance(config, ALSConfig):
-        folded_in = als.fold_in(factors, matrix, config, extent=extent, mesh=mesh)
-    else:
-        folded_in = autoencoder.fold_in(factors, matrix, mesh=mesh), None
+    folded_in = fold_in.solve(factors, matrix, config, extent=extent, mesh=mesh)
     found = {}
     for name, rows_of_users in zip(("user", "user_bias"), folded_in, strict=True):
         if rows_of_users is not None:

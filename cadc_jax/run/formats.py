@@ -6,7 +6,7 @@ artefact of another version is refused in one line: its stage can be run again.
 
 import pathlib
 
-from cadc_jax.data import prepare
+from cadc_jax.data import facts
 from cadc_jax.errors import ArtifactError
 from cadc_jax.runtime import artifacts
 from cadc_jax.runtime.artifacts import Artifact
@@ -18,7 +18,7 @@ COMPRESSED, UNPACKED, EXPORT = "compressed", "unpacked", "export"
 _FACTORIZED: Kind = {"losses": [float]}
 _FACTS: dict[str, Kind] = {
     "synthetic": {"rows": int},
-    "prepare": prepare.FACTS,
+    "prepare": facts.FACTS,
     "factorize": _FACTORIZED,
     "unsampled": _FACTORIZED,
     "sample": {"rows": int},
@@ -34,7 +34,7 @@ _FACTS: dict[str, Kind] = {
     "evaluate": {"metrics": {str: float}, "users": {str: int}},
     COMPRESSED: {
         "raw": {"stored": int, "unpacked": int},
-        "facts": {"prepared": prepare.FACTS, "factors": _FACTORIZED, "sample": {"rows": int}},
+        "facts": {"prepared": facts.FACTS, "factors": _FACTORIZED, "sample": {"rows": int}},
         "seconds": {"prepared": float, "factors": float, "sample": float},
     },
     EXPORT: {"tables": {str: [int]}, "parameters": int},

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from cadc_jax import configuration
 from cadc_jax.data import pipeline, prepare
+from cadc_jax.data.facts import describe_rows
 from cadc_jax.data.hosts import Hosts
 from cadc_jax.data.readers import registry, synthetic
 from cadc_jax.data.table import (
@@ -109,7 +110,7 @@ def prepare_stage(run: Run, raw: pathlib.Path) -> Artifact:
     made = make_stage(run, "prepare", settings, write, together=True)
     facts = made.facts
     read = facts["reader"]
-    rows = prepare.describe_rows(facts["rows"])
+    rows = describe_rows(facts["rows"])
     run.say(f"         {rows} rows; {facts['num_users']:,} users, {facts['num_items']:,} items")
     if merged := facts["merged_repeats"]:
         run.say(f"         {merged:,} rows merged into others of the same user and item")

@@ -3,9 +3,8 @@
 An artefact is a folder named after a fingerprint, a hash of the stage's settings and inputs. The
 same configuration finds it again; another one gets a folder of its own. A stage writes into a
 temporary folder, which gets its final name only when it is whole, with a `manifest.json` beside the
-data (see `runtime/manifest.py`), by which damage is found and located.
-
-When several processes share a work folder, the first one looks for artefacts and writes them.
+data (see `runtime/manifest.py`), by which damage is found and located. `materialize` in the module
+of that name finds or makes the artefact of a stage.
 """
 
 import dataclasses
@@ -19,10 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from absl import logging
-
-from cadc_jax.errors import ArtifactError
-from cadc_jax.runtime import distributed, durable, manifest
+from cadc_jax.runtime import durable, manifest
 from cadc_jax.runtime.manifest import FORMAT
 
 _SAMPLE_BYTES = 1 << 16  # read at three places of a raw file
@@ -52,58 +48,6 @@ class Artifact:
     sha256: str = ""
 
 
-def materialize(
-    workdir: pathlib.Path,
-    stage: str,
-    settings: Mapping[str, Any],
-    write: Callable[[pathlib.Path], Mapping[str, Any]],
-    verify: bool = False,
-    together: bool = False,
-) -> Artifact:
-    """Returns the artefact of a stage; runs `write` only if there is none yet.
-
-    All processes have to call it, with the same arguments.
-
-    Args:
-      workdir: folder of the run.
-      stage: name of the stage; the artefact is `workdir/<stage>/<fingerprint>`.
-      settings: everything the result depends on, fingerprints of inputs included; JSON-able.
-      write: writes the data into the (existing, empty) folder it is given, and returns facts. The
-        fact `seconds_before` is wall time spent in earlier runs; it is added to `seconds`.
-      verify: whether to compare the checksums of an existing artefact.
-      together: whether all processes run `write`, with the same folder, because they compute
-        together; the facts of the first one are kept. Otherwise only the first one runs it.
-
-    Raises:
-      ArtifactError: if a folder of that name holds no whole artefact of this format.
-    """
-    path = pathlib.Path(workdir) / stage / fingerprint(stage, settings)
-    settings = {"stage": stage, "format": FORMAT, **settings}
-    first = distributed.is_first()
-    if distributed.on_first(path.exists):
-        distributed.wait_until_seen(path)
-        artifact = open_artifact(path, verify and first)
-        if artifact.settings != plain(settings):
-            raise ArtifactError(
-                f"{path}: its {manifest.NAME} has settings that do not belong to this name; "
-                f"{manifest.ADVICE}"
-            )
-        logging.info("%s: reused %s", stage, path)
-        return artifact
-
-    def write_together(temporary: pathlib.Path | None = None) -> Mapping[str, Any]:
-        # Only the first process knows the folder's name; the others get it here.
-        return write(path.with_name(distributed.of_first(temporary and temporary.name)))
-
-    if first:
-        write_artifact(path, settings, write_together if together else write)
-    elif together:
-        write_together()
-    distributed.of_first(None)  # waits until the first process has written everything
-    distributed.wait_until_seen(path)
-    return dataclasses.replace(open_artifact(path), reused=False)
-
-
 def fingerprint(stage: str, settings: Mapping[str, Any]) -> str:
     """The name of the artefact of a stage with these settings."""
     return hash_of({"stage": stage, "format": FORMAT, **settings})
@@ -121,7 +65,7 @@ def write_artifact(
     Args:
       path: folder to make.
       settings: of the stage, for the manifest; JSON-able.
-      write: as for `materialize`.
+      write: as for `materialize.materialize`.
 
     Raises:
       OSError: if it cannot be written; the error names a file.

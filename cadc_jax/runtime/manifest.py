@@ -12,6 +12,7 @@ spaces, ASCII. It covers the checksums of all files, and so names the content of
 import concurrent.futures
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
 import math
 import os
@@ -21,7 +22,6 @@ import stat
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from cadc_jax import __version__
@@ -133,7 +133,7 @@ def write(
         "seconds": round(seconds, 3),
         "versions": {
             "cadc_jax": __version__,
-            "jax": jax.__version__,
+            "jax": importlib.metadata.version("jax"),
             "numpy": np.__version__,
             "python": platform.python_version(),
         },

@@ -1,20 +1,24 @@
-"""Explains a folder: an artefact, a compressed data set, an export or a work folder."""
+"""Explains a folder: an artefact, a compressed data set, an export or a work folder.
+
+What it says of a folder needs no JAX, which takes long to import. Only the values of a compressed
+data set, and whether a network is one of this version, are checked by modules that do.
+"""
 
 import os
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cadc_jax.data import prepare
 from cadc_jax.data.encoding import open_encoder
+from cadc_jax.data.facts import describe_rows
 from cadc_jax.data.table import open_table
 from cadc_jax.errors import ArtifactError
-from cadc_jax.run import compressed
-from cadc_jax.run.factor_files import UNSAMPLED, open_factors
+from cadc_jax.run import compressed_sizes
+from cadc_jax.run.factor_columns import UNSAMPLED, read_factors
 from cadc_jax.run.formats import COMPRESSED, EXPORT, UNPACKED, open_stage
 from cadc_jax.runtime import artifacts, manifest
+from cadc_jax.runtime.artifacts import Artifact
 from cadc_jax.runtime.text import aligned
-from cadc_jax.serving.trained import network_of
 
 _STAGES = {  # in the order of a run -> what their artefacts are
     "synthetic": "made-up rows in Criteo's format",
@@ -82,7 +86,7 @@ def _content(path: pathlib.Path, stage: str, facts: Mapping[str, Any]) -> list[s
         lines.append(f"model     {facts['model']}, {facts['arm']}")
         lines.append(f"best      validation {best:.4f} at step {facts['best_step']:,}")
     if stage == COMPRESSED:
-        lines += ["", compressed.describe(artifacts.open_artifact(path))]
+        lines += ["", compressed_sizes.describe(artifacts.open_artifact(path))]
     return lines
 
 
@@ -128,7 +132,7 @@ def _summary(folder: pathlib.Path) -> list[str]:
 
 def _state(path: pathlib.Path, verify: bool) -> str:
     try:
-        check_artifact(path, verify)
+        _check(path, verify)
     except ArtifactError as error:
         text = str(error).removesuffix(f"; {manifest.ADVICE}")
         return "DAMAGED: " + text.removeprefix(f"{path}: ").removeprefix(f"{path}{os.sep}")
@@ -148,22 +152,31 @@ def check_artifact(path: pathlib.Path, verify: bool = True) -> str:
     Raises:
       ArtifactError: if it is not what its stage writes.
     """
-    found = manifest.read(path)
-    made, stage = open_stage(path, verify), found.stage
+    made = _check(path, verify)
+    if made.settings["stage"] == "train":
+        from cadc_jax.serving.trained import network_of
+
+        network_of(made)
+    return made.sha256
+
+
+def _check(path: pathlib.Path, verify: bool) -> Artifact:
+    """Checks an artefact, but not the network of a trained model."""
+    made = open_stage(path, verify)
+    stage = made.settings["stage"]
     if stage not in (*_STAGES, UNSAMPLED):
         raise ArtifactError(f"{path}: of a stage {stage!r} that this version does not know")
-    if stage == COMPRESSED:
-        given = compressed.open_compressed(path, verify=False)  # its checksums are compared above
-        if verify:
-            compressed.check(given)
+    if stage == COMPRESSED and verify:
+        from cadc_jax.run import compressed
+
+        # Its checksums are compared above.
+        compressed.check(compressed.open_compressed(path, verify=False))
     elif stage == "prepare":
         open_table(path, verify)
         open_encoder(path)
     elif stage in ("factorize", UNSAMPLED):
-        open_factors(path, verify)
-    elif stage == "train":
-        network_of(made)
-    return made.sha256
+        read_factors(path, verify)
+    return made
 
 
 def _rows(stage: str, facts: Mapping[str, Any]) -> str:
@@ -171,7 +184,7 @@ def _rows(stage: str, facts: Mapping[str, Any]) -> str:
     if stage == COMPRESSED:
         rows = facts["facts"]["sample"]["rows"]
     if stage == "prepare":
-        return prepare.describe_rows(facts["rows"])
+        return describe_rows(facts["rows"])
     return f"{rows:,}" if isinstance(rows, int) else "-"
 
 

@@ -1,115 +1,121 @@
-"""Items for users, by a trained model: a table for one user, or a file for many.
+"""Items for users, by a trained model: a table for one user or item, or a file for many users.
 
 All items are candidates, except id 0 ('not in training') and the items of the user's own training
 or, if the user was held out, fold-in rows. Rows of clicks do not say which items a user is done
-with, so nothing is left out there. A user is then scored in the context (the features of a row) of
-their last training row, or, if they have none, of the last row of all.
+with, so nothing is left out there.
 """
 
 import errno
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from cadc_jax.data import encoding, vocabulary
-from cadc_jax.data.raw import Values, take
-from cadc_jax.data.table import Table, read_titles
+from cadc_jax.data.raw import take
+from cadc_jax.data.table import read_titles
 from cadc_jax.errors import ConfigError, DataError
 from cadc_jax.evaluation.ranking import SeenItems
 from cadc_jax.factorization import topk
 from cadc_jax.run.arms import POPULARITY
 from cadc_jax.runtime import durable, text
+from cadc_jax.serving.context import ITEM_BLOCK, context_of
+from cadc_jax.serving.online import Recommender, Shapes
+from cadc_jax.serving.raw_ids import RawIds, UnknownIdError, of_table
 from cadc_jax.serving.trained import Trained, make_scorer
 
 USER_BLOCK = 512  # users scored at a time, at most
-ITEM_BLOCK = 1 << 14  # items scored at a time, at most
-Context = Callable[[np.ndarray], dict[str, np.ndarray]]
-
-
-class RawIds:
-    """Raw ids of the users or items of a prepared table, and the way back.
-
-    Ids of Criteo's logs are written in hexadecimal digits, as in the log. The raw form of a hashed
-    id is not known; it is written '#<id>'.
-    """
-
-    def __init__(self, trained: Trained, kind: str):
-        """`kind`: 'user' or 'item'."""
-        encoder = encoding.open_encoder(trained.prepared)
-        self.kind = kind
-        self.vocabulary: vocabulary.Vocabulary = getattr(encoder, kind)
-        self.columns: Sequence[str] = getattr(encoder, f"{kind}_features")
-        self.hexadecimal = trained.source == "criteo"
-
-    def id_of(self, raw: str) -> int:
-        """The id of a raw id, 0 if it is unknown. Values of crossed columns are joined by commas.
-
-        Raises:
-          ConfigError: if it cannot be an id of this table.
-        """
-        values = raw.split(",") if len(self.columns) > 1 else [raw]
-        if self.columns and len(values) != len(self.columns):
-            names = ",".join(self.columns)
-            raise ConfigError(f"--{self.kind}={raw}: a {self.kind} is a value of each of {names}")
-        try:
-            columns = [
-                np.array([int(x, 16) if x else -1]) if self.hexadecimal else np.array([x])
-                for x in values
-            ]
-        except ValueError:
-            raise ConfigError(f"--{self.kind}={raw}: not a hexadecimal number") from None
-        return int(self.vocabulary.ids(vocabulary.cross(columns))[0])
-
-    def of(self, ids: np.ndarray) -> Values:
-        """Raw ids [N] of ids [N], none of them 0."""
-        if self.vocabulary.hashed:
-            return np.array([f"#{number}" for number in ids])
-        values = take(self.vocabulary.values, ids - 1)
-        if self.hexadecimal and len(self.columns) < 2:
-            return np.array(["" if value < 0 else f"{value:08x}" for value in values])
-        return values
-
-    def examples(self) -> str:
-        """A few of them, for messages."""
-        size = min(3, self.vocabulary.size - 1)
-        return ", ".join(str(raw) for raw in self.of(np.arange(1, size + 1)))
 
 
 def show(trained: Trained, raw: str, k: int) -> str:
     """The best items of one user as a table for people.
 
     Raises:
-      ConfigError: if the user is unknown, unless popularity scores the items.
+      UnknownIdError: if the user is unknown, unless popularity scores the items.
     """
-    users, items = RawIds(trained, "user"), RawIds(trained, "item")
-    user = users.id_of(raw)
-    if user == 0 and trained.arm is not POPULARITY:
-        raise ConfigError(
-            f"--user={raw}: not among the {trained.table.schema.num_users - 1:,} users of the "
-            f"training rows (such as {users.examples()}); --arm={POPULARITY.name} "
-            "recommends popular items to anyone"
-        )
+    users, _ = _raw_ids(trained)
+    user = users.id_of(raw) if trained.arm is POPULARITY else known_user(users, raw)
     (_, scores, ids), *_ = blocks(trained, np.array([user], np.int32), k)
-    scores, ids = scores[0][ids[0] > 0], ids[0][ids[0] > 0]
+    who = "an unknown user" if user == 0 else f"user {raw}"
+    if trained.table.known:
+        seen = np.diff(trained.table.known["offsets"])[user]
+        who += f", {seen:,} known items left out"
+    return _shown(trained, f"{who}; by {trained}", scores[0], ids[0])
+
+
+def known_user(users: RawIds, raw: str) -> int:
+    """The id of a user; the error says what else there is for one who is unknown."""
+    try:
+        return users.known_id_of(raw)
+    except UnknownIdError as error:
+        raise UnknownIdError(
+            f"{error}; for someone new give items instead (--items=ID,ID), or take what is popular "
+            f"(--arm={POPULARITY.name})"
+        ) from None
+
+
+def show_new(trained: Trained, given: str, k: int) -> str:
+    """The best items of a user who is not in the data, as a table for people.
+
+    Args:
+      trained: factors, a model with frozen ones, or popularity.
+      given: raw ids of the user's items, joined by commas.
+      k: items to show.
+
+    Raises:
+      UnknownIdError: if an item is unknown.
+      ConfigError: if there is none or one is there twice, or the model takes no new users.
+    """
+    items = _raw_ids(trained)[1]
+    own = items.known_ids_of(items.split(given), len(items.split(given)))
+    found = Recommender(trained, Shapes(1, len(own), _checked(k))).best([own])
+    who = f"a new user, {len(own):,} items given and left out; by {trained}"
+    return _shown(trained, who, *(x[0] for x in found))
+
+
+def show_similar(trained: Trained, raw: str, k: int) -> str:
+    """The items most similar to an item, as a table for people.
+
+    Raises:
+      UnknownIdError: if the item is unknown.
+      ConfigError: if the model has no item vectors.
+    """
+    item = _raw_ids(trained)[1].known_id_of(raw)
+    found = Recommender(trained, Shapes(1, 1, _checked(k))).similar(np.array([item]))
+    name = read_titles(trained.prepared, "items")
+    title = "" if name is None else f" ({name[item]})"
+    who = f"similar to item {raw}{title}, by the cosine of item vectors; of {trained}"
+    return _shown(trained, who, *(x[0] for x in found))
+
+
+def _shown(trained: Trained, who: str, scores: np.ndarray, ids: np.ndarray) -> str:
+    """A line, and a table of items [k] with scores [k]; ids that are not there are left out."""
+    scores, ids = scores[ids > 0], ids[ids > 0]
     header, titles = ["rank", "item", "score"], read_titles(trained.prepared, "items")
     columns = [
         map(str, range(1, len(ids) + 1)),
-        map(str, items.of(ids)),
+        map(str, _raw_ids(trained)[1].of(ids)),
         (f"{x:.4f}" for x in scores),
     ]
     if titles is not None:
         header.append("title")
         columns.append(map(str, take(titles, ids)))
     lines = [header, *map(list, zip(*columns, strict=True))]
-    who = "an unknown user" if user == 0 else f"user {raw}"
-    if trained.table.known:
-        seen = np.diff(trained.table.known["offsets"])[user]
-        who += f", {seen:,} known items left out"
-    return "\n".join([f"{who}; by {trained}", "", *text.aligned(lines, right=(0, 1, 2))])
+    return "\n".join([who, "", *text.aligned(lines, right=(0, 1, 2))])
+
+
+def _raw_ids(trained: Trained) -> tuple[RawIds, RawIds]:
+    """Of users and of items."""
+    user, item = (of_table(trained.prepared, trained.source, kind) for kind in ("user", "item"))
+    return user, item
+
+
+def _checked(k: int) -> int:
+    if k < 1:
+        raise ConfigError(f"--k={k}: must be at least 1")
+    return k
 
 
 def write_recommendations(trained: Trained, which: str, k: int, out: pathlib.Path) -> str:
@@ -129,7 +135,7 @@ def write_recommendations(trained: Trained, which: str, k: int, out: pathlib.Pat
       DataError: if there is no file of users.
     """
     durable.check_new(out, "file")
-    raw_users, raw_items = RawIds(trained, "user"), RawIds(trained, "item")
+    raw_users, raw_items = _raw_ids(trained)
     users, unknown = _chosen(trained, which, raw_users)
     if not len(users):
         raise ConfigError(
@@ -208,11 +214,14 @@ def blocks(
     Raises:
       ConfigError: if k is less than 1.
     """
-    if k < 1:
-        raise ConfigError(f"--k={k}: must be at least 1")
     table = trained.table
     items = range(1, table.schema.num_items)  # id 0 is no item
-    k, scorer, context, seen = min(k, len(items)), make_scorer(trained), _context(table), None
+    k, scorer, context, seen = (
+        min(_checked(k), len(items)),
+        make_scorer(trained),
+        context_of(table),
+        None,
+    )
     if table.known:
         seen = SeenItems(table.known["offsets"], table.known["items"])
     wide = min(ITEM_BLOCK, scorer.pairs, len(items))
@@ -228,21 +237,6 @@ def blocks(
 
         scores, ids = topk.search(score, items, k, exclude, wide)
         yield block, scores[: len(block)], ids[: len(block)]
-
-
-def _context(table: Table) -> Context:
-    """Users [B] -> `dense` [B, F] and `categorical` [B, C] of a row of each user."""
-    if table.schema.task == "ranking":  # its models have seen none
-        return lambda users: {
-            "dense": np.zeros((len(users), 0), np.float32),
-            "categorical": np.zeros((len(users), 0), np.int32),
-        }
-    train = table.splits["train"]
-    rows = np.arange(len(train["user"]))
-    last = np.full(table.schema.num_users, -1)
-    np.maximum.at(last, train["user"], rows)
-    last[last < 0] = rows[-1]
-    return lambda users: {name: train[name][last[users]] for name in ("dense", "categorical")}
 
 
 def _lines(file: pathlib.Path) -> list[str]:

@@ -21,10 +21,11 @@ from cadc_jax.models import embeddings
 from cadc_jax.run import compressed, stages
 from cadc_jax.run.arms import ARMS, BASELINES, MF_ALONE, POPULARITY, TRAINED, Arm
 from cadc_jax.run.context import Run
-from cadc_jax.run.factor_files import open_factors
+from cadc_jax.run.factor_files import open_factors, tables_to_train_on
 from cadc_jax.run.formats import open_stage
 from cadc_jax.runtime import artifacts, manifest
 from cadc_jax.runtime.artifacts import Artifact
+from cadc_jax.training import assemble
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Trained:
       network: the network, or None.
       params: its parameters, or None.
       tables: embedding tables on the host; those of a factorisation have its biases as columns.
+      factors: the factors that its user and item tables are; None if these were trained.
+      user_scale: what these were divided by to be its user table.
     """
 
     arm: Arm
@@ -54,6 +57,8 @@ class Trained:
     network: nn.Module | None
     params: Any
     tables: Mapping[str, np.ndarray]
+    factors: Artifact | None = None
+    user_scale: float = 1.0
 
     def __str__(self) -> str:
         if self.validation is None:
@@ -222,7 +227,13 @@ def _load(index: WorkfolderIndex, made: Artifact) -> Trained:
         network=network,
         params=params,
         tables=tables,
+        factors=factors if arm.frozen else None,
+        user_scale=_user_scale(factors) if arm.frozen and factors is not None else 1.0,
     )
+
+
+def _user_scale(factors: Artifact) -> float:
+    return float(assemble.root_mean_square(tables_to_train_on(factors)[0]))
 
 
 def network_of(made: Artifact) -> tuple[Arm, nn.Module]:
@@ -269,6 +280,9 @@ def _baseline(
             if index.prepared_of(made) in found
             and (config is None or _same_factorization(index, name, config))
         }
+        if config is None:  # factorisations side by side are parts of one
+            parts = {x for made in found.values() for x in made.settings.get("parts", ())}
+            found = {name: made for name, made in found.items() if name not in parts}
     if not found:
         raise ArtifactError(f"{source}: no finished stage '{stage}' with these settings")
     _check_one(source, set(found), f"artefacts of the stage '{stage}'")
@@ -291,6 +305,7 @@ def _baseline(
         network=None,
         params=None,
         tables=tables,
+        factors=made if arm is MF_ALONE else None,
     )
 
 

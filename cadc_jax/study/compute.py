@@ -17,7 +17,8 @@ from cadc_jax.evaluation.scorers import Scorer
 from cadc_jax.run.compressed import Inputs
 from cadc_jax.run.context import Run
 from cadc_jax.runtime import artifacts, compilation
-from cadc_jax.runtime.artifacts import Artifact, materialize
+from cadc_jax.runtime.artifacts import Artifact
+from cadc_jax.runtime.materialize import materialize
 from cadc_jax.study import adapter, rivals, samples, selection
 from cadc_jax.study.adapter import Tested
 from cadc_jax.study.cells import EASE, FOLD_IN, ITEM_KNN, OF_SAMPLES, Cell, SkipCell

@@ -17,7 +17,8 @@ from cadc_jax.factorization.factors import scores
 from cadc_jax.factorization.interactions import Interactions
 from cadc_jax.run.context import Run
 from cadc_jax.run.factor_files import open_factors
-from cadc_jax.runtime.artifacts import Artifact, materialize
+from cadc_jax.runtime.artifacts import Artifact
+from cadc_jax.runtime.materialize import materialize
 from cadc_jax.study import adapter, selection
 from cadc_jax.study.cells import FOLD_IN, Cell, SkipCell
 

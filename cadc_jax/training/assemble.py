@@ -22,13 +22,14 @@ from cadc_jax.errors import ConfigError
 from cadc_jax.evaluation import scorers
 from cadc_jax.evaluation.scorers import Scorer
 from cadc_jax.models.embeddings import Content, HostBatch, Tables
-from cadc_jax.resident import batches, records
+from cadc_jax.resident import batches, likely, records
+from cadc_jax.resident.likely import LikelyTables
 from cadc_jax.runtime import distributed
 from cadc_jax.training import feeds, loop, losses
 from cadc_jax.training.feeds import Feed
 from cadc_jax.training.loop import FitOptions, Fitted, StartTables
 from cadc_jax.training.placement import RandomTable
-from cadc_jax.training.step import TrainConfig
+from cadc_jax.training.step import MOST_PAIRS, TrainConfig
 
 START_SCALE = 0.1  # standard deviation of random embeddings
 _CONTEXT = ("user", "item", "dense", "categorical")  # columns of every batch
@@ -113,7 +114,8 @@ def train(
     tables_key, fit_key = jax.random.split(jax.random.key(seed))
     options = options or FitOptions()
     mesh = options.mesh or sharding.make_mesh()
-    content = sharding.put(data.content, sharding.named(mesh, sharding.REPLICATED))
+    everywhere = sharding.named(mesh, sharding.REPLICATED)
+    content = sharding.put(data.content, everywhere)
     tables = initial_tables(data.num_users, data.num_items, data.num_features, start, tables_key)
     predict_with: Mapping[str, np.ndarray] = {}
     if start.predict_with is not None:
@@ -126,12 +128,31 @@ def train(
         network,
         config,
         StartTables(tables, start.frozen, predict_with),
-        content,
+        content.replace(likely=sharding.put(_not_competing(config, data), everywhere)),
         _feed(data, config, seed, mesh, options.label),
         validate,
         fit_key,
         dataclasses.replace(options, mesh=mesh),
     )
+
+
+def _not_competing(config: TrainConfig, data: TrainingData) -> LikelyTables | None:
+    """The pairs that the loss over all items leaves out.
+
+    Raises:
+      ConfigError: if a batch has too many pairs.
+    """
+    if config.loss != "all_items" or data.negatives is None:
+        return None
+    pairs = config.batch_rows * data.num_items
+    if pairs > MOST_PAIRS:
+        raise ConfigError(
+            f"train.loss='all_items': a batch of {config.batch_rows:,} rows has {pairs:,} pairs of "
+            f"a user and an item; at most {MOST_PAIRS:,} are possible: lower train.batch_rows, or "
+            "use the loss 'in_batch' or 'softmax'"
+        )
+    found = data.negatives.likely
+    return None if found is None else likely.of(found)
 
 
 def negatives_of(
@@ -146,10 +167,11 @@ def negatives_of(
       rate: share of all training rows that they are, in (0, 1].
       factors: user [U, D] and item [I, D] factors of all training rows; None for none.
     """
-    likely = None
-    if config.negatives and config.negatives_from == "unlikely" and factors and rate < 1:
-        likely = LikelyItems.of(factors, rows["user"], rate)
-    return NegativeSampling.of(rows, config.negatives, num_items, likely)
+    found = None
+    draws = config.negatives > 0 or config.loss == "all_items"
+    if draws and config.negatives_from == "unlikely" and factors and rate < 1:
+        found = LikelyItems.of(factors, rows["user"], rate)
+    return NegativeSampling.of(rows, config.negatives, num_items, found)
 
 
 def initial_tables(
@@ -190,9 +212,14 @@ def scaled(factors: Pair, like: Pair | None = None) -> dict[str, np.ndarray]:
         trained on `like` can then take `factors`.
     """
     return {
-        name: table / (np.sqrt(np.mean(np.square(measured))) or 1)
+        name: table / root_mean_square(measured)
         for name, table, measured in zip(("user", "item"), factors, like or factors, strict=True)
     }
+
+
+def root_mean_square(table: np.ndarray) -> np.floating | int:
+    """What `scaled` divides a table of factors by: 1 of a table of zeros."""
+    return np.sqrt(np.mean(np.square(table))) or 1
 
 
 def _feed(data: TrainingData, config: TrainConfig, seed: int, mesh: Mesh, label: str) -> Feed:

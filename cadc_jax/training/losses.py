@@ -41,6 +41,29 @@ def sampled_softmax(logits: jax.Array, weight: jax.Array) -> jax.Array:
     return _mean(-jax.nn.log_softmax(logits.astype(jnp.float32))[:, 0], weight)
 
 
+def all_items_softmax(
+    logits: jax.Array, item: jax.Array, competes: jax.Array, weight: jax.Array
+) -> jax.Array:
+    """Mean negative log share of each row's item among all items.
+
+    This is the multinomial likelihood of the rows (Liang et al. 2018, arXiv 1802.05814, section
+    2.1), but for the pairs that do not compete.
+
+    Args:
+      logits: [B, I] float, each row's user with every item.
+      item: [B] int, the positive of each row.
+      competes: [B, I] bool, the items among which it is; its own always is.
+      weight: [B] float, 0 for padding.
+
+    Returns:
+      [] float32.
+    """
+    logits = logits.astype(jnp.float32)
+    own = item[:, None] == jnp.arange(logits.shape[1])
+    positive = jnp.sum(logits, axis=1, where=own)
+    return _mean(jax.nn.logsumexp(logits, axis=1, where=competes | own) - positive, weight)
+
+
 def in_batch_softmax(
     scores: jax.Array, user: jax.Array, item: jax.Array, log_q: jax.Array, weight: jax.Array
 ) -> jax.Array:

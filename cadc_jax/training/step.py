@@ -31,12 +31,14 @@ class TrainConfig:
       negatives_from: items they are drawn from, other than the user's own in the rows that are
         trained on: 'all', or 'unlikely', which leaves out those that the factors score as high as
         items of the user (see `data.likely`). Both are the same for all rows, or without factors.
+        The loss 'all_items' leaves the same pairs out.
       loss: 'bce'; 'softmax' over each positive and its negatives; 'in_batch', a softmax over the
-        items of all rows of the batch, corrected for their frequency, without other negatives.
+        items of all rows of the batch, corrected for their frequency; 'all_items', a softmax over
+        all items. The last two take no drawn negatives, and two towers only.
       learning_rate: learning rate of the network (Adam).
       table_optimizer: optimizer of embedding rows: 'adam' (lazy), 'adagrad' (row-wise) or 'sgd'.
       table_learning_rate: learning rate of embedding rows.
-      l2: penalty on the squared norms of the trained embedding rows of a batch.
+      l2: penalty on the squared norms of the trained embedding rows of a batch, for each use.
       label_smoothing: share of each label that 'bce' replaces by 1/2.
       clip_norm: largest global norm of the network's gradients; 0 leaves them as they are.
       warmup_steps: steps over which both learning rates rise linearly; 0 for none.
@@ -83,7 +85,7 @@ class TrainConfig:
     patience: int = 3
 
     def __post_init__(self) -> None:
-        check_choice("train.loss", self.loss, ("bce", "softmax", "in_batch"))
+        check_choice("train.loss", self.loss, LOSSES)
         check_choice("train.input", self.input, INPUTS)
         check_choice("train.negatives_from", self.negatives_from, ("all", "unlikely"))
         check_choice("train.table_optimizer", self.table_optimizer, sparse_optimizers.OPTIMIZERS)
@@ -101,6 +103,8 @@ class TrainConfig:
             )
 
 
+LOSSES = ("bce", "softmax", "in_batch", "all_items")
+DRAWN = ("bce", "softmax")  # losses of rankings that take drawn negatives
 INPUTS = ("auto", "resident", "stream")
 PRECISIONS = ("default", "bfloat16", "tensorfloat32", "float32")
 MOST_PAIRS = 1 << 28  # of users and items in a batch
@@ -356,14 +360,16 @@ def _gradients(
       The loss [], gradients of `params`, and by table the ids [n] and row gradients [n, D] float32.
     """
     model, config, placed, frozen, content, batch_rows, batch_weight = whole
-    # An l2 penalty counts an item once a row, and items shared by devices would have to be gathered
-    # and updated as such.
-    own = config.loss != "in_batch" and not config.l2
-    alone = placed is None or placed.mesh.size == 1
+    devices = 1 if placed is None else placed.mesh.size
     num_items = len(content.item_categorical)
-    if own and alone and shares_items(model, batch["item"].size, num_items):
-        batch = embeddings.with_all_items(content, batch)
+    if config.loss == "all_items":
+        batch = embeddings.among_all_items(content, batch, devices)
+    elif config.loss != "in_batch" and devices == 1:
+        # Items shared by devices would have to be gathered and updated as such.
+        if shares_items(model, batch["item"].size, num_items):
+            batch = embeddings.with_all_items(content, batch)
     ids = lookup_ids(content, batch)
+    uses = embeddings.uses_of_rows(content, batch) if config.l2 else {}
     share = jnp.maximum(jnp.sum(batch["weight"]), 1) / jnp.maximum(batch_weight, 1)
     frozen_rows = as_float32(placement.lookup(placed, frozen, ids))
     dtype = config.compute_dtype
@@ -379,7 +385,9 @@ def _gradients(
         logits: Any = model.apply(params, inputs, train=True, rngs={"dropout": key})
         loss = _loss(config, logits, batch) * share
         if config.l2:
-            loss += config.l2 / batch_rows * sum(jnp.sum(x**2) for x in rows.values())
+            squares = {name: jnp.sum(jnp.square(x), axis=1) for name, x in rows.items()}
+            penalty = sum(uses[name] @ square for name, square in squares.items())
+            loss += config.l2 / batch_rows * penalty
         return loss
 
     rows = as_float32(placement.lookup(placed, tables, ids))
@@ -413,6 +421,8 @@ def _loss(config: TrainConfig, logits: jax.Array, batch: Batch) -> jax.Array:
         return losses.in_batch_softmax(
             logits, batch["user"], batch["item"][:, 0], batch["log_q"], weight
         )
+    if config.loss == "all_items":
+        return losses.all_items_softmax(logits, batch["positive"], batch["competes"], weight)
     if config.loss == "softmax":
         return losses.sampled_softmax(logits, weight)
     return losses.binary_cross_entropy(logits, batch["label"], weight, config.label_smoothing)

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["recommend", "--from=x"], "needs --user=ID, or --users=all|FILE with --out=FILE"),
+        (["recommend", "--from=x"], "needs --user=ID, --items=ID,ID, or --users=all|FILE with"),
         (["recommend", "--from=x", "--users=all"], "needs --out="),
         (["recommend", "--user=1"], "needs --from=DIR, or --config="),
         (["export", "--from=/nowhere", "--out=x"], "/nowhere: no such folder"),

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 COMMANDS = (
     *("run", "compress", "train", "candidates", "plan"),
-    *("study", "unpack", "update", "verify", "recommend", "export", "info", "doctor"),
+    *("study", "unpack", "update", "verify", "recommend", "similar", "export", "info", "doctor"),
 )
 
 

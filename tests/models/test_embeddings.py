@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cadc_jax.data.likely import LikelyItems
 from cadc_jax.data.table import Features, Schema, Table
 from cadc_jax.models import embeddings
 from cadc_jax.models.embeddings import Content, Inputs
+from cadc_jax.resident import likely
 
 
 def content():
@@ -174,16 +176,33 @@ def test_a_batch_with_all_items_chooses_its_own():
     shared = embeddings.with_all_items(content(), batch())
     np.testing.assert_array_equal(shared["item"], [[0, 1, 2]])
     np.testing.assert_array_equal(shared["chosen"], batch()["item"])
-    assert "present" not in shared
+    assert "uses" not in shared
 
 
 def test_only_the_items_of_rows_that_count_are_looked_up_among_all_items():
     weighted = {**batch(), "weight": jnp.array([0.0, 1.0])}  # item 2 is only in the padding
     shared = embeddings.with_all_items(content(), weighted)
-    np.testing.assert_array_equal(shared["present"], [[False, True, False]])
+    np.testing.assert_array_equal(shared["uses"], [[0, 2, 0]])
     ids = embeddings.lookup_ids(content(), shared)
     np.testing.assert_array_equal(ids["item"], [-1, 1, -1])
     np.testing.assert_array_equal(ids["features"], [-1, -1, 0, 3, -1, 8, -1])
+    uses = embeddings.uses_of_rows(content(), shared)
+    np.testing.assert_array_equal(uses["user"], [0, 1])
+    np.testing.assert_array_equal(uses["item"], [0, 2, 0])
+    np.testing.assert_array_equal(uses["features"], [0, 0, 1, 1, 0, 2, 0])
+
+
+def test_all_items_but_the_unknown_and_the_likely_ones_compete():
+    factors = np.eye(2, 2, dtype=np.float32), np.array([[9, 9], [1, 0], [0, 1]], np.float32)
+    table = likely.of(LikelyItems.of(factors, np.array([0, 1]), rate=1.0))
+    found = embeddings.among_all_items(content().replace(likely=table), batch(), devices=2)
+    np.testing.assert_array_equal(found["item"], [[0, 1, 2, 0]])  # divides over two devices
+    np.testing.assert_array_equal(found["positive"], batch()["item"][:, 0])
+    user = np.asarray(batch()["user"])
+    expected = np.array([[False, False, True, False], [False, True, False, False]])[user]
+    np.testing.assert_array_equal(found["competes"], expected)
+    ids = embeddings.lookup_ids(content(), {**found, "weight": jnp.ones(2)})
+    np.testing.assert_array_equal(ids["item"], [-1, 1, 2, -1])
 
 
 def test_a_batch_of_pairs_has_no_context_features():

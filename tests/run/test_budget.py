@@ -4,7 +4,7 @@ import pytest
 
 from cadc_jax import experiment
 from cadc_jax.errors import ConfigError
-from cadc_jax.run import budget, compressed
+from cadc_jax.run import budget, compressed, compressed_sizes
 from tests.small_runs import quiet, ranking_config
 
 
@@ -34,7 +34,7 @@ def shop(tmp_path_factory):
 def trained_on(folder):
     """Bytes of what training reads of a compressed data set, and its configuration."""
     given = compressed.open_compressed(folder)
-    parts = compressed.sizes(given.made)
+    parts = compressed_sizes.sizes(given.made)
     size = sum(parts[name] for name in ("kept rows", "factors", "content and vocabularies"))
     return size - (folder / "manifest.json").stat().st_size, given.config
 

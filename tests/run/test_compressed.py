@@ -10,7 +10,7 @@ from pyarrow import parquet
 
 from cadc_jax import experiment
 from cadc_jax.errors import ArtifactError, ConfigError
-from cadc_jax.run import compressed
+from cadc_jax.run import compressed, compressed_sizes
 from cadc_jax.runtime import artifacts, manifest
 from tests.small_runs import click_config, quiet, ranking_config
 
@@ -160,10 +160,10 @@ def test_any_parquet_reader_reads_its_rows(made, tmp_path):
 def test_the_parts_are_its_files(made):
     _, _, folder = made
     opened = artifacts.open_artifact(folder)
-    parts = compressed.sizes(opened)
+    parts = compressed_sizes.sizes(opened)
     assert min(parts[name] for name in ("kept rows", "factors", "held-out rows")) > 0
     assert sum(parts.values()) == artifacts.size_of(folder)
-    lines = compressed.describe(opened).splitlines()
+    lines = compressed_sizes.describe(opened).splitlines()
     megabytes = {line[:30].strip(): float(line[30:].split()[0]) for line in lines[1:]}
     assert megabytes["in all"] == pytest.approx(artifacts.size_of(folder) / 1e6, abs=0.001)
     raw = opened.facts["raw"]

@@ -15,8 +15,8 @@ from cadc_jax.factorization.factors import balanced_axes, principal_axes
 from cadc_jax.factorization.interactions import Interactions
 from cadc_jax.run import factor_files, factors, stages
 from cadc_jax.run.context import Run
-from cadc_jax.runtime.artifacts import materialize
 from cadc_jax.runtime.interrupts import Stop, Stopped
+from cadc_jax.runtime.materialize import materialize
 from tests.small_runs import click_config, quiet, ranking_config
 
 

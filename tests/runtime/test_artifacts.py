@@ -13,6 +13,7 @@ import pytest
 
 from cadc_jax.errors import ArtifactError
 from cadc_jax.runtime import artifacts
+from cadc_jax.runtime.materialize import materialize
 
 
 def write_text(folder):
@@ -25,22 +26,22 @@ def must_not_run(folder):
 
 
 def test_a_finished_stage_is_found_again_and_not_repeated(tmp_path):
-    made = artifacts.materialize(tmp_path, "prepare", {"a": 1}, write_text)
+    made = materialize(tmp_path, "prepare", {"a": 1}, write_text)
     assert (made.path / "data").read_text() == "x" and not made.reused
     assert made.path == tmp_path / "prepare" / made.fingerprint
 
-    again = artifacts.materialize(tmp_path, "prepare", {"a": 1}, must_not_run)
+    again = materialize(tmp_path, "prepare", {"a": 1}, must_not_run)
     assert again.reused
     assert (again.path, again.facts, again.seconds) == (made.path, {"rows": 3}, made.seconds)
 
 
 def test_seconds_include_those_of_earlier_runs(tmp_path):
-    made = artifacts.materialize(tmp_path, "x", {}, lambda folder: {"seconds_before": 1000.0})
+    made = materialize(tmp_path, "x", {}, lambda folder: {"seconds_before": 1000.0})
     assert 1000 <= made.seconds < 1100
 
 
 def test_the_fingerprint_is_known_before_the_stage_runs(tmp_path):
-    made = artifacts.materialize(tmp_path, "prepare", {"a": 1}, write_text)
+    made = materialize(tmp_path, "prepare", {"a": 1}, write_text)
     assert artifacts.fingerprint("prepare", {"a": 1}) == made.fingerprint
 
 
@@ -51,14 +52,14 @@ def test_a_stage_writes_into_an_empty_folder_that_is_not_yet_the_artefact(tmp_pa
         given.append((folder, list(folder.iterdir())))
         return {}
 
-    made = artifacts.materialize(tmp_path, "prepare", {}, write)
+    made = materialize(tmp_path, "prepare", {}, write)
     ((folder, content),) = given
     assert content == [] and folder != made.path and folder.parent == made.path.parent
     assert sorted(path.name for path in made.path.parent.iterdir()) == [made.fingerprint]
 
 
 def test_the_manifest_holds_settings_facts_files_and_versions(tmp_path):
-    made = artifacts.materialize(tmp_path, "prepare", {"a": 1}, write_text)
+    made = materialize(tmp_path, "prepare", {"a": 1}, write_text)
     manifest = json.loads((made.path / "manifest.json").read_text())
     assert manifest["settings"] == {"stage": "prepare", "format": artifacts.FORMAT, "a": 1}
     assert manifest["facts"] == {"rows": 3}
@@ -73,15 +74,15 @@ def test_the_manifest_holds_settings_facts_files_and_versions(tmp_path):
     [("prepare", {"a": 2}), ("prepare", {"a": 1, "b": None}), ("x", {"a": 1})],
 )
 def test_other_settings_or_stages_make_another_artefact(tmp_path, stage, settings):
-    first = artifacts.materialize(tmp_path, "prepare", {"a": 1}, write_text)
-    second = artifacts.materialize(tmp_path, stage, settings, write_text)
+    first = materialize(tmp_path, "prepare", {"a": 1}, write_text)
+    second = materialize(tmp_path, stage, settings, write_text)
     assert first.fingerprint != second.fingerprint and not second.reused
     assert first.path.exists() and second.path.exists()
 
 
 def test_the_order_of_settings_does_not_matter(tmp_path):
-    first = artifacts.materialize(tmp_path, "prepare", {"a": 1, "b": [2]}, write_text)
-    second = artifacts.materialize(tmp_path, "prepare", {"b": (2,), "a": 1}, must_not_run)
+    first = materialize(tmp_path, "prepare", {"a": 1, "b": [2]}, write_text)
+    second = materialize(tmp_path, "prepare", {"b": (2,), "a": 1}, must_not_run)
     assert second.path == first.path
 
 
@@ -96,19 +97,19 @@ def test_a_stage_that_fails_leaves_nothing_behind(tmp_path, error):
         raise error
 
     with pytest.raises(type(error)):
-        artifacts.materialize(tmp_path, "prepare", {}, fail)
+        materialize(tmp_path, "prepare", {}, fail)
     assert list((tmp_path / "prepare").iterdir()) == []
-    assert not artifacts.materialize(tmp_path, "prepare", {}, write_text).reused
+    assert not materialize(tmp_path, "prepare", {}, write_text).reused
 
 
 def test_facts_that_are_not_jsonable_leave_nothing_behind(tmp_path):
     with pytest.raises(TypeError):
-        artifacts.materialize(tmp_path, "prepare", {}, lambda folder: {"rows": object()})
+        materialize(tmp_path, "prepare", {}, lambda folder: {"rows": object()})
     assert list((tmp_path / "prepare").iterdir()) == []
 
 
 def test_a_folder_of_a_killed_run_is_deleted_and_never_used(tmp_path):
-    made = artifacts.materialize(tmp_path / "a", "prepare", {}, write_text)
+    made = materialize(tmp_path / "a", "prepare", {}, write_text)
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     folder = tmp_path / "b" / "prepare"
@@ -116,7 +117,7 @@ def test_a_folder_of_a_killed_run_is_deleted_and_never_used(tmp_path):
     for name in (f"{own}.{ended.pid}.tmp", f"{own}.{os.getppid()}.tmp"):
         (folder / name).mkdir(parents=True)
         (folder / name / "data").write_text("half")
-    again = artifacts.materialize(tmp_path / "b", "prepare", {}, write_text)
+    again = materialize(tmp_path / "b", "prepare", {}, write_text)
     assert not again.reused and (again.path / "data").read_text() == "x"
     # The folder of the running process stays, that of the ended one does not.
     found = {path.name for path in folder.iterdir()}
@@ -125,14 +126,14 @@ def test_a_folder_of_a_killed_run_is_deleted_and_never_used(tmp_path):
 
 def test_when_two_runs_make_the_same_artefact_the_first_one_is_kept(tmp_path):
     def write_while_another_finishes(folder):
-        artifacts.materialize(tmp_path / "other", "prepare", {}, write_text)
+        materialize(tmp_path / "other", "prepare", {}, write_text)
         (tmp_path / "other" / "prepare").rename(tmp_path / "moved")
         (made,) = (tmp_path / "moved").iterdir()
         made.rename(tmp_path / "prepare" / made.name)
         (folder / "data").write_text("second")
         return {}
 
-    made = artifacts.materialize(tmp_path, "prepare", {}, write_while_another_finishes)
+    made = materialize(tmp_path, "prepare", {}, write_while_another_finishes)
     assert (made.path / "data").read_text() == "x" and made.facts == {"rows": 3}
     assert len(list((tmp_path / "prepare").iterdir())) == 1
 
@@ -141,29 +142,29 @@ def test_when_two_runs_make_the_same_artefact_the_first_one_is_kept(tmp_path):
     "content", [None, "", "{", "{}", "[]", "null", '{"settings": {}, "facts": {}, "seconds": 1}']
 )
 def test_the_error_for_a_damaged_manifest_says_what_to_do(tmp_path, content):
-    made = artifacts.materialize(tmp_path, "prepare", {}, write_text)
+    made = materialize(tmp_path, "prepare", {}, write_text)
     if content is None:
         (made.path / "manifest.json").unlink()
     else:
         (made.path / "manifest.json").write_text(content)
     with pytest.raises(ArtifactError, match=f"{made.path}.*delete the folder") as caught:
-        artifacts.materialize(tmp_path, "prepare", {}, must_not_run)
+        materialize(tmp_path, "prepare", {}, must_not_run)
     assert "\n" not in str(caught.value)
 
 
 def test_the_settings_of_an_artefact_are_in_its_manifest(tmp_path):
-    made = artifacts.materialize(tmp_path, "prepare", {"a": (1,)}, write_text)
+    made = materialize(tmp_path, "prepare", {"a": (1,)}, write_text)
     settings = {"stage": "prepare", "format": artifacts.FORMAT, "a": [1]}
     assert artifacts.open_artifact(made.path).settings == settings
 
 
 def test_an_artefact_with_the_settings_of_another_one_is_refused(tmp_path):
-    made = artifacts.materialize(tmp_path, "prepare", {"a": 1}, write_text)
-    other = artifacts.materialize(tmp_path, "prepare", {"a": 2}, write_text)
+    made = materialize(tmp_path, "prepare", {"a": 1}, write_text)
+    other = materialize(tmp_path, "prepare", {"a": 2}, write_text)
     shutil.rmtree(made.path)
     other.path.rename(made.path)
     with pytest.raises(ArtifactError, match="settings that do not belong to this name"):
-        artifacts.materialize(tmp_path, "prepare", {"a": 1}, must_not_run)
+        materialize(tmp_path, "prepare", {"a": 1}, must_not_run)
 
 
 def test_an_error_of_the_disk_names_the_artefact_if_it_names_no_file(tmp_path):
@@ -183,7 +184,7 @@ def test_a_folder_that_is_no_artefact_is_not_called_damaged(tmp_path):
 
 
 def test_a_forbidden_manifest_is_not_called_damaged(tmp_path):
-    made = artifacts.materialize(tmp_path, "prepare", {}, write_text)
+    made = materialize(tmp_path, "prepare", {}, write_text)
     (made.path / "manifest.json").chmod(0)
     user = os.geteuid()
     for folder in (tmp_path, *tmp_path.parents):  # pytest opens its folders to one user only
@@ -199,12 +200,12 @@ def test_a_forbidden_manifest_is_not_called_damaged(tmp_path):
 
 
 def test_another_format_version_is_refused(tmp_path):
-    made = artifacts.materialize(tmp_path, "prepare", {}, write_text)
+    made = materialize(tmp_path, "prepare", {}, write_text)
     manifest = json.loads((made.path / "manifest.json").read_text())
     manifest["settings"]["format"] = 99
     (made.path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ArtifactError, match=f"format 99, this version reads {artifacts.FORMAT}"):
-        artifacts.materialize(tmp_path, "prepare", {}, must_not_run)
+        materialize(tmp_path, "prepare", {}, must_not_run)
 
 
 def write_folders(folder):
@@ -215,7 +216,7 @@ def write_folders(folder):
 
 
 def test_a_flipped_bit_is_found_and_its_file_named(tmp_path):
-    made = artifacts.materialize(tmp_path, "prepare", {}, write_folders)
+    made = materialize(tmp_path, "prepare", {}, write_folders)
     file = made.path / "a" / "user.npy"
     content = bytearray(file.read_bytes())
     for place in (0, 5000, len(content) - 1):
@@ -223,22 +224,22 @@ def test_a_flipped_bit_is_found_and_its_file_named(tmp_path):
         damaged[place] ^= 1
         file.write_bytes(damaged)
         with pytest.raises(ArtifactError, match=f"{file}: the file is damaged .*delete the folder"):
-            artifacts.materialize(tmp_path, "prepare", {}, must_not_run, verify=True)
+            materialize(tmp_path, "prepare", {}, must_not_run, verify=True)
         artifacts.open_artifact(made.path)  # compares sizes only
     file.write_bytes(content)
-    assert artifacts.materialize(tmp_path, "prepare", {}, must_not_run, verify=True).reused
+    assert materialize(tmp_path, "prepare", {}, must_not_run, verify=True).reused
 
 
 def test_a_missing_or_shortened_file_is_found_at_once(tmp_path):
-    made = artifacts.materialize(tmp_path, "prepare", {}, write_folders)
+    made = materialize(tmp_path, "prepare", {}, write_folders)
     file = made.path / "item.npy"
     content = file.read_bytes()
     file.write_bytes(content[:-1])
     with pytest.raises(ArtifactError, match=f"{file}: the file has 207 bytes instead of 208"):
-        artifacts.materialize(tmp_path, "prepare", {}, must_not_run)
+        materialize(tmp_path, "prepare", {}, must_not_run)
     file.unlink()
     with pytest.raises(ArtifactError, match=f"{file}: the file is missing"):
-        artifacts.materialize(tmp_path, "prepare", {}, must_not_run)
+        materialize(tmp_path, "prepare", {}, must_not_run)
 
 
 def test_the_size_of_a_folder_is_that_of_all_its_files(tmp_path):

@@ -11,6 +11,7 @@ from pyarrow import parquet
 from cadc_jax.errors import ConfigError, DataError
 from cadc_jax.models.embeddings import pair_batch
 from cadc_jax.serving import recommend, trained
+from cadc_jax.serving.raw_ids import of_table
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,9 @@ def test_a_user_is_shown_raw_ids_and_titles(shop):
 
 
 def test_an_unknown_user_is_an_error_unless_popularity_is_asked_for(ranking_run, shop):
-    with pytest.raises(ConfigError, match="--user=bob: not among the 40 users.*--arm=popularity"):
+    with pytest.raises(
+        ConfigError, match="user 'bob': not among the 40 users.*--items=.*--arm=popularity"
+    ):
         recommend.show(shop, "bob", 3)
     text = recommend.show(trained.open_trained(ranking_run, arm="popularity"), "bob", 3)
     assert "an unknown user" in text and "popularity" in text and "Product" in text
@@ -112,7 +115,7 @@ def test_users_of_clicks_are_scored_in_the_context_of_their_last_row(clicks):
 
 
 def test_ids_of_criteo_are_spelt_as_in_its_logs(clicks):
-    ids = recommend.RawIds(clicks, "user")
+    ids = of_table(clicks.prepared, clicks.source, "user")
     spelt = ids.of(np.array([1, 2]))
     assert [len(raw) for raw in spelt] == [8, 8]
     assert [ids.id_of(raw) for raw in spelt] == [1, 2]

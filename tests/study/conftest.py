@@ -7,7 +7,7 @@ import pytest
 
 from cadc_jax.data.table import Features, Schema, write_columns, write_schema
 from cadc_jax.run import bundled_configs
-from cadc_jax.runtime.artifacts import materialize
+from cadc_jax.runtime.materialize import materialize
 from cadc_jax.study import results
 from cadc_jax.study.cells import Cell
 from cadc_jax.study.settings import Study

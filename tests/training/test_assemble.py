@@ -8,7 +8,7 @@ from cadc_jax.data import negatives
 from cadc_jax.data.negatives import NegativeSampling
 from cadc_jax.evaluation import evaluate
 from cadc_jax.models.two_tower import TwoTower
-from cadc_jax.training import assemble
+from cadc_jax.training import assemble, step
 from cadc_jax.training.assemble import EmbeddingStart, TrainingData
 from cadc_jax.training.placement import RandomTable
 from cadc_jax.training.step import TrainConfig
@@ -77,6 +77,7 @@ def data(labelled=False):
         ({"rate": 1.0}, False),  # all rows: their pairs are all there are
         ({"config": TrainConfig(negatives=2, negatives_from="all")}, False),
         ({"config": TrainConfig(loss="in_batch")}, False),  # draws none
+        ({"config": TrainConfig(loss="all_items")}, True),  # leaves them out
     ],
 )
 def test_likely_items_are_avoided_by_arms_with_factors_and_a_sample(changes, avoids):
@@ -134,9 +135,9 @@ def test_labelled_rows_train_on_their_own_labels():
     assert fitted.history[-1]["loss"] < fitted.history[1]["loss"]
 
 
-@pytest.mark.parametrize("loss", ["bce", "softmax", "in_batch"])
+@pytest.mark.parametrize("loss", step.LOSSES)
 def test_every_loss_can_be_assembled(loss):
-    given, count = data(), 0 if loss == "in_batch" else 2
+    given, count = data(), 2 if loss in step.DRAWN else 0
     sampler = NegativeSampling(count, given.negatives.known, ITEMS)
     config = TrainConfig(batch_rows=8, negatives=count, loss=loss, max_evaluations=1)
     fitted = train(config, given=TrainingData(given.rows, given.content, 5, sampler))

@@ -49,6 +49,16 @@ def test_sampled_softmax_is_the_negative_log_share_of_the_first_item():
 # In-batch softmax.
 
 
+def test_all_items_softmax_is_the_negative_log_share_among_the_items_that_compete():
+    logits = np.array([[1.0, 2.0, 3.0], [0.5, -1.0, 2.0]], np.float32)
+    competes = np.array([[False, True, False], [True, True, True]])
+    item, weight = np.array([0, 2]), np.array([1.0, 3.0], np.float32)
+    first = np.log(np.exp([1.0, 2.0]).sum()) - 1.0  # its own item always competes
+    second = np.log(np.exp(logits[1]).sum()) - 2.0
+    found = losses.all_items_softmax(logits, item, competes, weight)
+    np.testing.assert_allclose(found, (first + 3 * second) / 4, rtol=1e-6)
+
+
 def numpy_in_batch(scores, user, item, log_q, weight):
     """Row by row, candidate by candidate."""
     total = 0.0

@@ -69,7 +69,7 @@ def test_no_gradient_of_a_frozen_tables_size_is_compiled():
 
 
 def test_padding_rows_change_nothing():
-    config = TrainConfig(negatives=2, l2=0.0)
+    config = TrainConfig(negatives=2)
     whole = batch(8, padded=3)
     part = {name: x[:5] for name, x in whole.items()}
     results = []
@@ -363,12 +363,49 @@ def test_in_batch_losses_are_the_same_on_eight_devices():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
 
 
+ALL_ITEMS = dataclasses.replace(IN_BATCH, loss="all_items", l2=0.1)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_a_step_among_all_items_equals_a_dense_one(devices):
+    given = batch(8, 1, padded=2)
+    model, state, _ = start(ALL_ITEMS)
+    before = jax.tree.map(jnp.copy, state)
+    items = jnp.arange(1, ITEMS)
+
+    def dense(params, tables):
+        pairs = embeddings.pair_batch(given["user"], items[None])
+        rows = embeddings.take_rows(tables, embeddings.lookup_ids(content(), pairs))
+        logits = model.apply(params, embeddings.model_inputs(rows, content(), pairs))
+        competes = jnp.ones(logits.shape, bool)
+        positive = given["item"][:, 0] - 1  # that of an unknown item is in no place
+        loss = losses.all_items_softmax(logits, positive, competes, given["weight"])
+        user = tables["user"][given["user"][:6]]
+        features = content().user_categorical[given["user"][:6], 0]
+        of_items = tables["features"][content().item_categorical[items, 0]]
+        trained = (user, tables["item"][items], tables["features"][features], of_items)
+        return loss + 0.1 / 8 * sum(jnp.sum(x**2) for x in trained)
+
+    loss, (_, table_grads) = jax.value_and_grad(dense, argnums=(0, 1))(before.params, before.tables)
+    mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+    ids = {"user": 8, "item": ITEMS, "features": 8 + ITEMS}
+    placed = placement.plan_placement(mesh, state.tables, state.tables, "sgd", ids)
+    everywhere = sharding.named(mesh, sharding.REPLICATED)
+    state, features, key = jax.device_put((state, content(), jax.random.key(0)), everywhere)
+    given_there = jax.device_put(given, sharding.named(mesh, sharding.BATCH))
+    state, got = step.train_step(model, ALL_ITEMS, state, {}, features, given_there, key, placed)
+    np.testing.assert_allclose(got, loss, rtol=1e-5)
+    for name, table in state.tables.items():
+        expected = before.tables[name] - 0.5 * table_grads[name]
+        np.testing.assert_allclose(table, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("loss", ["bce", "softmax"])
-@pytest.mark.parametrize("micro", [0, 4])
-def test_items_that_are_computed_once_a_step_train_as_if_once_a_row(loss, micro):
+@pytest.mark.parametrize(("micro", "l2"), [(0, 0.0), (4, 0.0), (0, 0.1), (4, 0.1)])
+def test_items_that_are_computed_once_a_step_train_as_if_once_a_row(loss, micro, l2):
     """With many items that no row asks for, they are not; three steps of a lazy optimizer, so that
     rows of other items must not move, nor those of padding."""
-    config = TrainConfig(negatives=2, loss=loss, microbatch_rows=micro)
+    config = TrainConfig(negatives=2, loss=loss, microbatch_rows=micro, l2=l2)
     few, found = ITEMS, []
     for num_items, shared in ((few, True), (few + 100, False)):
         asked = (micro or 8) * 3
