@@ -4,6 +4,7 @@ All code below `run` takes plain arguments or its own dataclass, not a `ConfigDi
 """
 
 import dataclasses
+import json
 import math
 import os
 import pathlib
@@ -40,6 +41,12 @@ METHODS: Mapping[str, type[Factorization]] = {
     "als": ALSConfig,
     "autoencoder": AutoencoderConfig,
     "sgd": SGDConfig,
+}
+AUTO = "auto"  # in place of a number: `run.tune` chooses it
+AUTOMATIC: Mapping[str, tuple[str, ...]] = {  # fields that may be AUTO
+    "als": ("regularization", "alpha"),
+    "autoencoder": ("regularization",),
+    "sgd": ("regularization",),
 }
 
 
@@ -115,9 +122,12 @@ def default_config() -> ConfigDict:
     config.factor_rows = "all"
     # Bits of an entry of the factors: 2 to 8 (integers with a scale a row), 16 or 32.
     config.factor_bits = 8
-    config.als = ConfigDict(_fields_of(ALSConfig))
-    config.autoencoder = ConfigDict(_fields_of(AutoencoderConfig))
-    config.sgd = ConfigDict(_fields_of(SGDConfig))
+    # Of AUTOMATIC the fields may be 'auto': a search on the validation split then chooses them.
+    for method, settings in METHODS.items():
+        section = config[method] = ConfigDict(_fields_of(settings))
+        for name in AUTOMATIC[method]:
+            default = AUTO if method != "sgd" else section[name]
+            section[name] = FieldReference(default, field_type=object)
     config.train = ConfigDict(_fields_of(TrainConfig))
     config.dlrm = ConfigDict(_fields_of(DLRM))  # its embedding_dim holds for all models' features
     config.dcn = ConfigDict(_fields_of(DCN))
@@ -186,6 +196,11 @@ def _check_factorization(config: ConfigDict) -> None:
     names = methods(config)
     for name in names:
         check_choice("factorization", name, METHODS)
+    for method, fields in AUTOMATIC.items():
+        for name in fields:
+            value = config[method][name]
+            if value != AUTO and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise ConfigError(f"{method}.{name}={value!r}: must be a number, or {AUTO!r}")
     if len(names) > 1:
         explicit = config.als.feedback == "explicit" and "als" in names
         if len(set(names)) < len(names) or "sgd" in names or explicit:
@@ -257,15 +272,67 @@ def methods(config: ConfigDict) -> tuple[str, ...]:
 
 
 def factorization_config(config: ConfigDict, method: str) -> Factorization:
-    """Settings of one factorisation, a key of METHODS."""
-    return METHODS[method](**config[method])
+    """Settings of one factorisation, a key of METHODS; what is 'auto' has the default number."""
+    return METHODS[method](**{name: x for name, x in config[method].items() if x != AUTO})
+
+
+def automatic(config: ConfigDict, method: str) -> tuple[str, ...]:
+    """The settings of a factorisation that are 'auto' and mean something."""
+    explicit = method == "als" and config.als.feedback == "explicit"
+    unused = ("alpha",) if explicit else ()
+    return tuple(x for x in AUTOMATIC[method] if config[method][x] == AUTO and x not in unused)
+
+
+def with_numbers(config: ConfigDict, numbers: Mapping[str, Mapping[str, float]]) -> ConfigDict:
+    """A copy of the configuration, with numbers in place of 'auto'.
+
+    Args:
+      config: the configuration.
+      numbers: method -> setting -> number.
+    """
+    config = config.copy_and_resolve_references()
+    with config.ignore_type():  # without its references 'auto' is a string
+        for method, found in numbers.items():
+            for name in automatic(config, method):
+                config[method][name] = found[name]
+    return config
+
+
+def with_numbers_of(config: ConfigDict, settings: Mapping[str, Any]) -> ConfigDict:
+    """`with_numbers` of `factorization_settings` that `made_by` accepts."""
+    names, own = methods(config), settings["config"]
+    return with_numbers(config, own if len(names) > 1 else {names[0]: own})
 
 
 def factorization_settings(config: ConfigDict) -> dict[str, Any]:
-    """Everything in a configuration that the factors depend on, except rows, bits and the seed."""
+    """Everything in a configuration that the factors depend on, except rows, bits and the seed.
+
+    Fields that are 'auto' are left out.
+    """
     names = methods(config)
-    own = {name: config[name].to_dict() for name in names}
+    own = {name: _settings_of(config, name) for name in names}
     return {"method": config.factorization, "config": own if len(names) > 1 else own[names[0]]}
+
+
+def _settings_of(config: ConfigDict, method: str) -> dict[str, Any]:
+    numbers = dataclasses.asdict(factorization_config(config, method))
+    own = {name: numbers[name] if x == AUTO else x for name, x in config[method].items()}
+    own |= {name: float(own[name]) for name in AUTOMATIC[method]}  # 1 is 1.0
+    return {name: x for name, x in own.items() if name not in automatic(config, method)}
+
+
+def made_by(config: ConfigDict, settings: Mapping[str, Any]) -> bool:
+    """Whether factors of these `factorization_settings`, read from JSON, are the configuration's.
+
+    What is 'auto' in the configuration may have been any number.
+    """
+    wanted = json.loads(json.dumps(factorization_settings(config)))
+    found, own = settings["config"], wanted["config"]
+    if settings["method"] != wanted["method"]:
+        return False
+    if len(methods(config)) == 1:
+        return own.items() <= found.items()
+    return own.keys() == found.keys() and all(own[x].items() <= found[x].items() for x in own)
 
 
 def rank(config: ConfigDict) -> int:

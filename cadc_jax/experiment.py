@@ -2,16 +2,17 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from cadc_jax import configuration, report, sharding
 from cadc_jax.data import pipeline, user_item_candidates
 from cadc_jax.data.table import Table, open_table
-from cadc_jax.errors import ConfigError
+from cadc_jax.errors import ConfigError, DataError
 from cadc_jax.evaluation import scorers
 from cadc_jax.evaluation.scorers import Scorer
 from cadc_jax.models import embeddings
-from cadc_jax.run import compressed, compressed_sizes, lineage, stages, updates
+from cadc_jax.run import compressed, compressed_sizes, lineage, stages, tune, updates, validation
 from cadc_jax.run.arms import BASELINES, TRAINED, Arm
 from cadc_jax.run.budget import choose
 from cadc_jax.run.compressed import Compressed
@@ -36,6 +37,7 @@ def run(this: Run, last: str = "report") -> None:
         prepared = prepared_table(this)
         if last == "prepare":
             return
+        this = tune.resolved(this, prepared)
         factors = factorize_stage(this, prepared)
         if last == "factorize":
             return
@@ -78,10 +80,11 @@ def compress(this: Run, out: pathlib.Path, budget: int | None = None) -> None:
     Raises:
       CadcError: an error that the user can fix.
     """
-    config = this.config
     durable.check_new(out)
     with begin(this):
         prepared = prepared_table(this)
+        this = tune.resolved(this, prepared)
+        config = this.config
         if budget is None:
             inputs = compressed.make_inputs(this, prepared)
         else:
@@ -110,6 +113,25 @@ def train_from(this: Run, given: Compressed) -> None:
     this = dataclasses.replace(this, config=config)
     with begin(this):
         compare(this, compressed.unpack(this, given), "report")
+
+
+def tune_factorization(this: Run, trials: int, ranks: Sequence[int] = ()) -> None:
+    """Searches the settings of each factorisation of the configuration; see `run.tune`.
+
+    Args:
+      this: the run; its table is prepared if it is not there yet.
+      trials: number of trials of each.
+      ranks: numbers of factors to try; none for the configured one alone.
+
+    Raises:
+      CadcError: an error that the user can fix.
+    """
+    with begin(this):
+        prepared = prepared_table(this)
+        if not validation.tells(open_table(prepared.path)):
+            raise DataError("validation: all rows have the same label: no setting is better")
+        for method in configuration.methods(this.config):
+            tune.show(this, method, tune.stage(this, prepared, method, tune.larger(trials, ranks)))
 
 
 def candidates(this: Run, rows: int) -> None:
@@ -158,6 +180,7 @@ def compare(this: Run, inputs: Inputs, last: str) -> None:
     if last == "report":
         config = this.config
         results = {"config": config.to_dict(), "seed": config.seed, "rows": rows}
+        results |= {"tuned": dict(this.tuned)} if this.tuned else {}
         facts = inputs.prepared.facts
         distributed.on_first(
             lambda: this.say("\n" + report.write_report(this.workdir, results, facts))
@@ -237,6 +260,9 @@ def _row(
     stages_of["evaluate"] = evaluated
     seconds = {name: round(made.seconds, 2) for name, made in stages_of.items()}
     compiling = sum(made.facts.get(COMPILING, 0) for made in stages_of.values())
+    if run.tuned and arm.takes_factors:
+        seconds["tune"] = round(sum(facts["seconds"] for facts in run.tuned.values()), 2)
+        compiling += sum(facts[COMPILING] for facts in run.tuned.values())
     evaluating = 0.0 if trained is None else trained.facts.get(EVALUATING, 0.0)
     users = evaluated.facts["users"]  # of clicks nothing
     rows = inputs.prepared.facts["rows"]["train"]

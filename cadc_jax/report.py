@@ -11,10 +11,12 @@ from matplotlib.figure import Figure
 from cadc_jax.data.facts import describe_rows
 from cadc_jax.data.raw import FOLD_IN, PARTS
 from cadc_jax.run.arms import ARMS, MF_ALONE, POPULARITY, Arm
+from cadc_jax.run.tune_text import describe
 from cadc_jax.runtime import artifacts, durable
 from cadc_jax.runtime.text import aligned
 
-SECONDS = ("prepare", "factorize", "sample", "train", "evaluate", "total")  # columns, in order
+# Columns, in order.
+SECONDS = ("prepare", "tune", "factorize", "sample", "train", "evaluate", "total")
 FILES = ("results.json", "report.md", "report.png")
 BOUNDS = ("auc_error",)  # errors of other metrics: in results.json and a note, without a column
 HEADLINE = ("ndcg", "recall")  # of the full ranking at the first cut-off; all others come second
@@ -22,9 +24,14 @@ HELD_OUT_USERS = (
     "Test users are in no training row: their vectors are computed from their fold_in rows, by the "
     "factorisation alone. Arms whose user vectors are not factors have none, and are left out."
 )
-_ADVICE = (
-    ": the factorisation does not fit this log; try its regularization a few times larger and "
-    "smaller, or --config.factorization=autoencoder"
+_UNFIT = (
+    ": the factorisation does not fit this log; search its settings (cadc tune --config=...), or "
+    "try --config.factorization=autoencoder"
+)
+_BELOW = ": look at MF alone first, then at the learning rate and the number of evaluations"
+_NO_GAIN = (
+    "no step validates better than the start, so the network added nothing; try a lower "
+    "train.learning_rate, another train.loss or a higher rate, or use the factors alone"
 )
 Row = Mapping[str, Any]
 
@@ -38,7 +45,8 @@ def write_report(
 
     Args:
       workdir: folder of the run.
-      results: `config`, `seed` and `rows`, the stable contract of `results.json`.
+      results: `config`, `seed` and `rows`, the stable contract of `results.json`; `tuned` if 'auto'
+        was searched: method -> facts of the stage `tune`.
       facts: of the prepared table.
 
     Returns:
@@ -54,6 +62,7 @@ def write_report(
     counts = describe_rows(facts["rows"])
     notes = [
         f"Rows: {counts}. Users {facts['num_users']:,}, items {facts['num_items']:,}.",
+        *[describe(method, found) for method, found in results.get("tuned", {}).items()],
         *explain(rows),
         *([HELD_OUT_USERS] if facts["rows"][PARTS[FOLD_IN]] else []),
     ]
@@ -154,24 +163,34 @@ def label(metric: str) -> str:
 
 
 def warnings(rows: Sequence[Row]) -> list[str]:
-    """A loud line for each row that is worse than popularity."""
-    baselines = [row["metrics"] for row in rows if ARMS[row["arm"]] is POPULARITY]
-    popularity: Mapping[str, float] = baselines[0] if baselines else {}
-    metric = next((name for name in headlines(rows) if name in popularity), None)
-    if metric is None:
-        return []
+    """A loud line for each row that is worse than popularity, or no better than its own start.
+
+    Figures of the validation split decide where both rows have them.
+    """
     lines = []
     for row in rows:
-        value = row["metrics"].get(metric)
-        if value is not None and not _goodness(metric, value) >= _goodness(
-            metric, popularity[metric]
-        ):
-            advice = _ADVICE if ARMS[row["arm"]] is MF_ALONE else ""
-            lines.append(
-                f"*** {', '.join(_names(row)).removesuffix(', -')}: {label(metric)} {value:.4f} is "
-                f"worse than popularity's {popularity[metric]:.4f}{advice} ***"
-            )
+        name, compared = ", ".join(_names(row)).removesuffix(", -"), _beside_popularity(row, rows)
+        if compared:
+            advice = _UNFIT if ARMS[row["arm"]] is MF_ALONE else _BELOW
+            lines.append(f"*** {name}: {compared}{advice} ***")
+        if _added_nothing(row):
+            lines.append(f"*** {name}: {_NO_GAIN} ***")
     return lines
+
+
+def _beside_popularity(row: Row, rows: Sequence[Row]) -> str:
+    """How much worse than popularity a row is; nothing if it is not."""
+    popularity = next((x for x in rows if ARMS[x["arm"]] is POPULARITY), {})
+    for split, place in (("validation", " on validation"), ("metrics", "")):
+        own, others = row.get(split) or {}, popularity.get(split) or {}
+        metric = next((name for name in headlines(rows) if name in own and name in others), None)
+        if metric is None:
+            continue
+        value, least = own[metric], others[metric]
+        if _goodness(metric, value) >= _goodness(metric, least):
+            return ""
+        return f"{label(metric)} {value:.4f}{place} is worse than popularity's {least:.4f}"
+    return ""
 
 
 def plot(path: pathlib.Path, rows: Sequence[Row], title: str = "") -> None:

@@ -33,7 +33,8 @@ def ranking_config(folder, users=40, items=60):
     config.data.update(path=str(folder), train_file="log.csv", num_negatives=20)
     config.data.columns.update(user="customer", item="product")
     config.data.item_content.update(file="products.csv", id="product", title="name", bags=("tags",))
-    config.als.update(factors=8, iterations=2)
+    config.als.update(factors=8, iterations=2, regularization=1.0, alpha=9.0)
+    config.autoencoder.regularization = 0.35
     config.two_tower.hidden = (8,)
     config.train.update(batch_rows=64, max_evaluations=1, negatives=2)
     return config

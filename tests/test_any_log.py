@@ -63,6 +63,7 @@ class Job:
       loss: of training.
       num_negatives: unseen items that each held-out item is ranked among.
       factor_rows: as in the configuration.
+      searched: whether the configuration lacks the numbers that a search then chooses.
     """
 
     rows: tuple[Row, ...]
@@ -75,6 +76,7 @@ class Job:
     loss: str = "bce"
     num_negatives: int = 0
     factor_rows: str = "all"
+    searched: bool = False
 
     @property
     def is_ranking(self) -> bool:
@@ -111,6 +113,9 @@ def write(job: Job, folder: pathlib.Path) -> ConfigDict:
     config.als.update(factors=2, iterations=1)
     config.als.feedback = "explicit" if "explicit" in job.factorization else "implicit"
     config.autoencoder.update(factors=2, passes=2, cg_steps=1, start_rounds=1)
+    if not job.searched:
+        config.als.update(regularization=1.0, alpha=9.0)
+        config.autoencoder.regularization = 0.35
     config.sgd.update(factors=2, epochs=1)
     config.two_tower.hidden = (2,)
     config.dlrm.update(embedding_dim=2, bottom=(2,), top=(2,))
@@ -215,6 +220,12 @@ LOGS = {
     "repeated clicks": Job(with_folds((*BOTH_LABELS, *BOTH_LABELS)), CLICKS),
     "clicks alone": Job(grid(), CLICKS),
     "no click": Job(grid(label=0), CLICKS),
+    "without numbers": Job(grid(), ALL, searched=True),
+    "one user without numbers": Job(
+        with_folds(Row(0, n % 5) for n in range(12)), ALL, searched=True
+    ),
+    "clicks without numbers": Job(BOTH_LABELS, CLICKS, searched=True),
+    "encoded without numbers": Job(grid(), ALL, factorization="autoencoder", searched=True),
     "encoded": Job(grid(), ALL, factorization="autoencoder", factor_rows="unsampled"),
     "encoded clicks": Job(BOTH_LABELS, CLICKS, factorization="autoencoder"),
     "one item, encoded": Job(
@@ -238,6 +249,8 @@ ERRORS = {  # log -> the rules with which it makes no run, and why; with the oth
     "clicks": ({"users"}, NO_CLICKS),
     "clicks of text": ({"users"}, NO_CLICKS),
     "repeated clicks": ({"users"}, NO_CLICKS),
+    "one user without numbers": ({"users"}, "validation split has no rows"),
+    "clicks without numbers": ({"users"}, NO_CLICKS),
     "clicks alone": (EVERY, f"training rows have label 1|{NO_CLICKS}"),
     "no click": (EVERY, f"training rows have label 0|{NO_CLICKS}"),
     "encoded clicks": ({"users"}, NO_CLICKS),

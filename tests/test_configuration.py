@@ -121,14 +121,62 @@ def test_without_the_variable_raw_data_is_looked_for_in_the_current_folder(monke
 
 @pytest.mark.parametrize("name", ["als", "sgd", "train", "dlrm", "dcn", "two_tower", "evaluation"])
 def test_a_section_has_the_defaults_of_its_dataclass(name):
-    made = {
-        **configuration.METHODS,
-        **configuration.MODELS,
-        "train": configuration.TrainConfig,
-        "evaluation": configuration.EvaluationConfig,
-    }[name](**configuration.default_config()[name])
+    config = configuration.default_config()
+    if name in configuration.METHODS:
+        made = configuration.factorization_config(config, name)
+    else:
+        classes = {"train": configuration.TrainConfig, "evaluation": configuration.EvaluationConfig}
+        made = (configuration.MODELS | classes)[name](**config[name])
     plain = type(made)()
     assert made == plain
+
+
+# Numbers that a search chooses.
+
+
+def test_without_a_number_the_regularisation_and_the_confidence_are_searched():
+    config = configuration.default_config()
+    assert configuration.automatic(config, "als") == ("regularization", "alpha")
+    assert configuration.automatic(config, "autoencoder") == ("regularization",)
+    assert configuration.automatic(config, "sgd") == ()
+    config.als.regularization = 0.5
+    assert configuration.automatic(config, "als") == ("alpha",)
+    config.als.feedback = "explicit"  # has no confidence
+    assert configuration.automatic(config, "als") == ()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"als__regularization": "automatic"}, "regularization='automatic': must be a number, or"),
+        ({"als__alpha": True}, "als.alpha=True: must be a number, or 'auto'"),
+        ({"sgd__regularization": None}, "sgd.regularization=None: must be a number, or 'auto'"),
+        ({"als__regularization": 0}, "als.regularization=0: must be above 0"),
+    ],
+)
+def test_anything_else_than_a_number_is_named(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        configuration.validate(changed(**fields))
+
+
+def test_numbers_take_the_place_of_auto_and_of_nothing_else():
+    config = changed(als__alpha=3)
+    found = configuration.with_numbers(config, {"als": {"regularization": 0.5, "alpha": 7.0}})
+    assert (found.als.regularization, found.als.alpha) == (0.5, 3)
+    assert config.als.regularization == "auto"
+    settings = configuration.factorization_settings(found)
+    assert configuration.made_by(config, settings) and configuration.made_by(found, settings)
+    assert configuration.with_numbers_of(config, settings).als.regularization == 0.5
+    assert not configuration.made_by(changed(als__alpha=3, als__regularization=0.6), settings)
+
+
+def test_factors_side_by_side_are_found_again_without_their_numbers():
+    config = changed(factorization="autoencoder+als")
+    numbers = {"als": {"regularization": 0.5, "alpha": 7.0}, "autoencoder": {"regularization": 2.0}}
+    settings = configuration.factorization_settings(configuration.with_numbers(config, numbers))
+    assert configuration.made_by(config, settings)
+    assert configuration.with_numbers_of(config, settings).autoencoder.regularization == 2.0
+    assert not configuration.made_by(changed(factorization="als"), settings)
 
 
 def test_the_data_may_have_a_seed_of_their_own():

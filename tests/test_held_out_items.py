@@ -23,7 +23,7 @@ def small_config(folder, rule):
     config = configuration.default_config()
     config.name, config.rate, config.arms = "several", 1.0, ("cadc_frozen",)
     config.data.update(path=str(folder), split=rule, num_negatives=0, validation=0.25, test=0.25)
-    config.als.update(factors=2, iterations=2, regularization=1.0)
+    config.als.update(factors=2, iterations=2, regularization=1.0, alpha=9.0)
     config.two_tower.hidden = (2,)
     config.train.update(batch_rows=64, max_evaluations=1, negatives=1)
     config.evaluation.update(k=(2, K), ranking="full")

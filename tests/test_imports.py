@@ -23,7 +23,7 @@ LAYERS = (  # each may import itself and the ones before it
     ("models",),
     ("evaluation",),
     ("training",),
-    ("cost",),
+    ("cost", "tuning"),
     ("configuration", "report", "run"),
     ("serving",),
     ("experiment", "library"),

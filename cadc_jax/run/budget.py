@@ -18,10 +18,9 @@ from ml_collections import ConfigDict
 from cadc_jax import configuration
 from cadc_jax.data.table import Table, open_table
 from cadc_jax.errors import ConfigError
-from cadc_jax.evaluation import evaluate, resident, scorers
-from cadc_jax.evaluation.scorers import Scorer
-from cadc_jax.run import compressed, stages
-from cadc_jax.run.context import Inputs, Run, training_mesh
+from cadc_jax.evaluation import scorers
+from cadc_jax.run import compressed, stages, validation
+from cadc_jax.run.context import Inputs, Run
 from cadc_jax.run.factor_files import factor_tables
 from cadc_jax.runtime.artifacts import Artifact, size_of
 
@@ -127,20 +126,13 @@ def _changed(config: ConfigDict, rank: float, bits: int, rate: float) -> ConfigD
 
 
 def _quality_of(run: Run, table: Table) -> Callable[[Artifact], float]:
-    """Of factors: AUC of clicks, or the NDCG that the configuration validates by."""
+    """Of factors, in the metric that the configuration validates by."""
+    quality = validation.of_table(run, table).quality
 
-    def auc(scorer: Scorer) -> float:
-        return evaluate.evaluate_clicks(scorer, table.splits["validation"])["auc"]
+    def of_factors(factors: Artifact) -> float:
+        return quality(scorers.factors(*factor_tables(factors.path), calibrated=False))
 
-    validate: resident.Quality = auc
-    if table.schema.task == "ranking":
-        options = configuration.evaluation_config(run.config)
-        validate = resident.validation(table, options, training_mesh(run))
-
-    def quality(factors: Artifact) -> float:
-        return validate(scorers.factors(*factor_tables(factors.path), calibrated=False))
-
-    return quality
+    return of_factors
 
 
 def _packed_size(pack: Callable[[pathlib.Path], None]) -> int:

@@ -32,7 +32,13 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from cadc_jax.configuration import default_config, factorization_settings, validate
+from cadc_jax.configuration import (
+    automatic,
+    default_config,
+    factorization_settings,
+    methods,
+    validate,
+)
 from cadc_jax.data import packed
 from cadc_jax.data.columns import ColumnKind
 from cadc_jax.data.encoding import open_encoder, read_vocabulary
@@ -59,7 +65,8 @@ from cadc_jax.run.compressed_sizes import FACTORS, MASK, ROWS
 from cadc_jax.run.context import Inputs, Run, make_stage
 from cadc_jax.run.factor_columns import UNSAMPLED, quantized, side_kinds
 from cadc_jax.run.factor_files import has_biases, is_crossed, open_factors, write_factors
-from cadc_jax.run.factors import factorize_stage, positives
+from cadc_jax.run.factors import factorize_stage
+from cadc_jax.run.fitted_rows import positives
 from cadc_jax.run.formats import COMPRESSED, UNPACKED, open_stage
 from cadc_jax.runtime import artifacts, durable, manifest
 from cadc_jax.runtime.artifacts import Artifact
@@ -221,6 +228,8 @@ def open_compressed(path: pathlib.Path, verify: bool = True) -> Compressed:
     try:
         config.update(with_tuples(made.settings["config"]))
         validate(config)
+        if any(automatic(config, method) for method in methods(config)):
+            raise ValueError("it has no number for what is 'auto'")
     except (AttributeError, KeyError, TypeError, ValueError, ConfigError) as error:
         raise ArtifactError(f"{path}: its configuration cannot be used: {error}") from None
     return Compressed(made, config)

@@ -50,6 +50,7 @@ class Run:
       cores: whether the CPU is one device a core (`sharding.split_cores`). ALS uses all of them, if
         there is room for a copy of a side on each. Training uses the first: its products take all
         cores by themselves.
+      tuned: what a search has chosen in place of 'auto': method -> facts of the stage `tune`.
     """
 
     config: ConfigDict
@@ -58,6 +59,7 @@ class Run:
     verify: bool = True
     stop: Stop = dataclasses.field(default_factory=Stop)
     cores: bool = False
+    tuned: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def on_cores(self) -> bool:

@@ -19,20 +19,19 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from cadc_jax import configuration
 from cadc_jax.data import pipeline
-from cadc_jax.data.raw import FOLD_IN, PARTS
-from cadc_jax.data.table import Table, open_table, read_columns
+from cadc_jax.data.table import open_table, read_columns
 from cadc_jax.evaluation import resident, scorers
-from cadc_jax.factorization import als, autoencoder, blend, fold_in, sgd
+from cadc_jax.factorization import als, autoencoder, blend, sgd
 from cadc_jax.factorization.als import ALSConfig
 from cadc_jax.factorization.autoencoder import AutoencoderConfig
 from cadc_jax.factorization.factors import Factors, balanced_axes, grown, principal_axes
-from cadc_jax.factorization.interactions import Extent, Interactions
+from cadc_jax.run import tune
 from cadc_jax.run.context import Run, als_mesh, make_long_stage, make_stage, training_mesh
 from cadc_jax.run.factor_files import UNSAMPLED, open_factors, write_factors
+from cadc_jax.run.fitted_rows import matrix_of, positives, training_rows, with_held_out_users
 from cadc_jax.run.lineage import UPDATED, find_updated
 from cadc_jax.runtime import distributed, manifest
 from cadc_jax.runtime.artifacts import Artifact
@@ -50,14 +49,15 @@ def factorize_stage(run: Run, prepared: Artifact, sample: Artifact | None = None
     """User and item factors of all training rows.
 
     With `factor_rows='unsampled'` the factors of the unsampled rows are a stage of their own, and
-    are copied into the artefact's folder UNSAMPLED.
+    are copied into the artefact's folder UNSAMPLED. Settings that are 'auto' are searched first; a
+    run that also needs them elsewhere passes what `tune.resolved` returns.
 
     Args:
       run: what the stages share.
       prepared: the prepared table.
       sample: rows kept by another rule than the one of `sample_stage`.
     """
-    names = configuration.methods(run.config)
+    run, names = tune.resolved(run, prepared), configuration.methods(run.config)
     if len(names) == 1:
         return _one(run, prepared, sample)
     parts = [_one(_with_method(run, name), prepared, sample) for name in names]
@@ -247,7 +247,7 @@ def _unsampled_rows(job: _Job, sample: Artifact | None) -> np.ndarray:
 
 def _with_kept_rows(job: _Job, sample: Artifact | None, unsampled: Factors) -> np.ndarray:
     """User factors of all rows, of an autoencoder of the unsampled ones."""
-    kept = _training_rows(open_table(job.prepared.path), _kept_rows(job, sample))
+    kept = training_rows(open_table(job.prepared.path), _kept_rows(job, sample))
     return autoencoder.add_rows(unsampled, *positives(kept.user, kept.item, kept.label))
 
 
@@ -262,7 +262,7 @@ def _factorize(
     Returns:
       factors, losses, and the numbers of the interactions' `Extent` (None of SGD).
     """
-    config, chosen = job.config, _training_rows(open_table(job.prepared.path), rows)
+    config, table = job.config, open_table(job.prepared.path)
     total = {"als": "iterations", "autoencoder": "passes", "sgd": "epochs"}
     progress = Progress("factorize", getattr(config, total[job.run.config.factorization]), "passes")
 
@@ -272,19 +272,17 @@ def _factorize(
 
     try:
         if isinstance(config, sgd.SGDConfig):
+            chosen = training_rows(table, rows)
             return *sgd.fit(chosen, config, job.key, progress=show, saved=saved, init=init), None
-        value = None  # of implicit feedback it counts that it happened, not how it was rated
-        if _is_explicit(config) and chosen.label is None:
-            value = open_table(job.prepared.path).splits["train"]["value"][rows]
-        matrix = _interactions(chosen, value)
-        mesh = als_mesh(job.run, max(chosen.num_users, chosen.num_items), config.factors)
+        matrix = matrix_of(table, config, rows)
+        mesh = als_mesh(job.run, max(matrix.num_users, matrix.num_items), config.factors)
         options: dict[str, Any] = {"mesh": mesh, "progress": show, "saved": saved, "init": init}
         if isinstance(config, AutoencoderConfig):
             found, losses = autoencoder.fit(matrix, config, job.key, **options)
         else:
             found, losses = als.fit(matrix, config, job.key, **options)
         extent = matrix.extent
-        found = _with_held_out_users(job, found, extent, mesh)
+        found = with_held_out_users(table, config, found, extent, mesh)
         return found, losses, list(dataclasses.astuple(extent))
     finally:
         progress.close()
@@ -294,61 +292,3 @@ def _turned(factors: Factors) -> Factors:
     """The factors in the basis in which they are stored and trained on."""
     turned = principal_axes(factors)
     return turned if turned.encoder is None else balanced_axes(turned)
-
-
-def _is_explicit(config: ALSConfig | AutoencoderConfig | sgd.SGDConfig) -> bool:
-    return isinstance(config, ALSConfig) and config.feedback == "explicit"
-
-
-def _with_held_out_users(job: _Job, factors: Factors, extent: Extent, mesh: Mesh) -> Factors:
-    """The factors with vectors of the held-out users, if there are any, in place of zeros.
-
-    The factors were fitted to interactions of this extent.
-    Fold-in rows of items that no training row has say nothing and are left out; users without
-    others stay 0.
-    """
-    config, table = job.config, open_table(job.prepared.path)
-    rows = table.splits.get(PARTS[FOLD_IN])
-    if rows is None:
-        return factors
-    there = np.flatnonzero(table.items["count"][rows["item"]])
-    if not len(there):
-        return factors
-    users, user = np.unique(rows["user"][there], return_inverse=True)
-    value = rows["value"][there] if _is_explicit(config) else None
-    sizes = len(users), table.schema.num_items
-    matrix = Interactions.from_rows(user, rows["item"][there], *sizes, value)
-    folded_in = fold_in.solve(factors, matrix, config, extent=extent, mesh=mesh)
-    found = {}
-    for name, rows_of_users in zip(("user", "user_bias"), folded_in, strict=True):
-        if rows_of_users is not None:
-            found[name] = np.array(getattr(factors, name))
-            found[name][users] = rows_of_users
-    return dataclasses.replace(factors, **found)
-
-
-def _training_rows(table: Table, rows: slice | np.ndarray) -> sgd.TrainingRows:
-    schema, train = table.schema, table.splits["train"]
-    return sgd.TrainingRows(
-        np.asarray(train["user"])[rows],
-        np.asarray(train["item"])[rows],
-        schema.num_users,
-        schema.num_items,
-        train["label"][rows] if schema.task == "click" else None,
-    )
-
-
-def _interactions(rows: sgd.TrainingRows, value: np.ndarray | None) -> Interactions:
-    """The matrix of the rows; of clicks, an impression without a click is no preference."""
-    users, items = positives(rows.user, rows.item, rows.label)
-    return Interactions.from_rows(users, items, rows.num_users, rows.num_items, value)
-
-
-def positives(
-    user: np.ndarray, item: np.ndarray, label: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Users and items of the rows that express a preference: of clicks, those with label 1."""
-    if label is None:
-        return user, item
-    clicked = np.flatnonzero(label)
-    return user[clicked], item[clicked]

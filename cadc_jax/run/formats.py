@@ -8,6 +8,7 @@ import pathlib
 
 from cadc_jax.data import facts
 from cadc_jax.errors import ArtifactError
+from cadc_jax.run.arms import POPULARITY
 from cadc_jax.runtime import artifacts
 from cadc_jax.runtime.artifacts import Artifact
 from cadc_jax.runtime.manifest import ADVICE, NAME, Kind, check
@@ -19,6 +20,14 @@ _FACTORIZED: Kind = {"losses": [float]}
 _FACTS: dict[str, Kind] = {
     "synthetic": {"rows": int},
     "prepare": facts.FACTS,
+    "tune": {
+        "chosen": {str: float},
+        "metric": str,
+        "validation": float,
+        POPULARITY.name: float,
+        "trials": int,
+        "rows": int,
+    },
     "factorize": _FACTORIZED,
     "unsampled": _FACTORIZED,
     "sample": {"rows": int},
@@ -41,6 +50,7 @@ _FACTS: dict[str, Kind] = {
 }
 _SETTINGS: dict[str, Kind] = {
     "prepare": {"data": {"source": str, "split": str}},
+    "tune": {"prepared": str, "method": str, "names": [str]},
     "factorize": {"prepared": str, "method": str, "config": {}},
     "sample": {"prepared": str, "rate": float},
     "train": {

@@ -4,7 +4,8 @@ Their settings are those of an ordinary artefact, and the fingerprint of the ear
 UPDATED. A prepared table has also the new `files`, factors the `passes` that follow new rows.
 """
 
-from collections.abc import Mapping
+import pathlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cadc_jax.data.readers import files
@@ -25,17 +26,23 @@ def find_updated(run: Run, stage: str, settings: Mapping[str, Any]) -> Artifact 
       ArtifactError: if it is damaged.
     """
     wanted = artifacts.plain(settings)
+    for folder, found in updates_in(run, stage):
+        if {name: x for name, x in found.items() if name not in _OWN} == wanted:
+            made = open_stage(folder, run.verify and distributed.is_first())
+            run.say(f"[{stage:>9}] {stage}: updated, made in {made.seconds:.1f} s -> {folder}")
+            return made
+    return None
+
+
+def updates_in(run: Run, stage: str) -> Iterator[tuple[pathlib.Path, Mapping[str, Any]]]:
+    """Folder and settings of each artefact of a stage that an update left in the work folder."""
     for folder in sorted((run.workdir / stage).glob("[!.]*")):
         try:
             found = manifest.read(folder).settings
         except ArtifactError:  # of another format, perhaps: the stage itself says so if it needs it
             continue
-        own = {name: x for name, x in found.items() if name not in _OWN}
-        if UPDATED in found and own == wanted:
-            made = open_stage(folder, run.verify and distributed.is_first())
-            run.say(f"[{stage:>9}] {stage}: updated, made in {made.seconds:.1f} s -> {folder}")
-            return made
-    return None
+        if UPDATED in found:
+            yield folder, found
 
 
 def raw_size(prepared: Artifact) -> tuple[int, int]:

@@ -67,22 +67,30 @@ def open_before(
         raise ConfigError(f"--from={folder}: {_NO_ROWS}")
     wanted = {"prepared": prepared.fingerprint}
     if config is not None:
-        wanted |= configuration.factorization_settings(config)
         alone = len(configuration.methods(config)) == 1
         rate = config.rate if alone and config.factor_rows == "unsampled" else None
         wanted |= {"bits": config.factor_bits, "unsampled_at": rate}
-    whole = _only(folder, "factorize", wanted)
+    whole = _only(folder, "factorize", wanted, config)
     parts = [open_stage(folder / "factorize" / name) for name in whole.settings.get("parts", ())]
     if config is None:
         sample = _only(folder, "sample", {"prepared": prepared.fingerprint})
         config = _configuration_of(prepared, whole, parts, sample)
+    config = configuration.with_numbers_of(config, whole.settings)
     for made in (prepared, whole, *parts) if verify else ():
         artifacts.open_artifact(made.path, verify=True)
     return Before(config, prepared, factors.Before(whole, parts))
 
 
-def _only(folder: pathlib.Path, stage: str, wanted: Mapping[str, Any]) -> Artifact:
-    """The one artefact of a stage with these settings that is no part of another."""
+def _only(
+    folder: pathlib.Path,
+    stage: str,
+    wanted: Mapping[str, Any],
+    factorized: ConfigDict | None = None,
+) -> Artifact:
+    """The one artefact of a stage with these settings that is no part of another.
+
+    Its factorisation is that of the configuration `factorized`, if there is one.
+    """
     made = [open_stage(path) for path in sorted((folder / stage).glob("[!.]*"))]
     parts = {name for one in made for name in one.settings.get("parts", ())}
     wanted = artifacts.plain(wanted)
@@ -91,6 +99,7 @@ def _only(folder: pathlib.Path, stage: str, wanted: Mapping[str, Any]) -> Artifa
         for one in made
         if one.fingerprint not in parts
         and all(one.settings.get(name) == value for name, value in wanted.items())
+        and (factorized is None or configuration.made_by(factorized, one.settings))
     ]
     if not found:
         raise ArtifactError(

@@ -23,6 +23,7 @@ from cadc_jax.runtime.text import aligned
 _STAGES = {  # in the order of a run -> what their artefacts are
     "synthetic": "made-up rows in Criteo's format",
     "prepare": "a prepared table: encoded rows of all splits, vocabularies, content",
+    "tune": "a search for settings of a factorisation, by the validation split",
     "factorize": "user and item factors of all training rows",
     "sample": "the training rows that are kept",
     "train": "a trained model: the state that validated best",
@@ -122,6 +123,7 @@ def _summary(folder: pathlib.Path) -> list[str]:
     settings, facts, stage = made.settings, made.facts, made.settings["stage"]
     what = {
         "prepare": lambda: f"{settings['data']['source']}, {settings['data']['split']}",
+        "tune": lambda: settings["method"],
         "factorize": lambda: settings["method"],
         "sample": lambda: f"rate {settings['rate']:g}",
         "train": lambda: f"{facts['model']}, {facts['arm']}",

@@ -354,6 +354,4 @@ def _same_data(index: WorkfolderIndex, name: str, config: ConfigDict) -> bool:
 
 
 def _same_factorization(index: WorkfolderIndex, name: str, config: ConfigDict) -> bool:
-    settings = index.settings[name]
-    own = artifacts.plain(configuration.factorization_settings(config))
-    return all(settings[name] == value for name, value in own.items())
+    return configuration.made_by(config, index.settings[name])

@@ -13,7 +13,8 @@ pytestmark = pytest.mark.slow
 
 COMMANDS = (
     *("run", "compress", "train", "candidates", "plan"),
-    *("study", "unpack", "update", "verify", "recommend", "similar", "export", "info", "doctor"),
+    *("tune", "study", "unpack", "update", "verify", "recommend", "similar", "export", "info"),
+    "doctor",
 )
 
 
