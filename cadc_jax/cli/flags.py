@@ -60,9 +60,16 @@ MODEL = flags.DEFINE_string(
     None,
     "Network: dlrm, dcn or two_tower. By default the one with the best validation result.",
 )
-ARMS = flags.DEFINE_list("arms", None, "Arms to train; default: those of the configuration.")
+ARMS = flags.DEFINE_list(
+    "arms",
+    None,
+    "Arms to train, such as cadc_frozen; 'train' has those on a sample alone. By default those of "
+    "the configuration.",
+)
 MODELS = flags.DEFINE_list(
-    "models", None, "Networks to train (dlrm, dcn, two_tower); default: those of the configuration."
+    "models",
+    None,
+    "Networks to train: dlrm, dcn, two_tower. By default those configured.",
 )
 CACHE = flags.DEFINE_string(
     "compilation_cache",

@@ -50,7 +50,7 @@ _SWEEP = flags.DEFINE_multi_string(
 )
 _JOBS = flags.DEFINE_integer("jobs", 2, "Worker processes.", lower_bound=1)
 _QUICK = flags.DEFINE_bool("quick", False, "A small study with short training, to see the report.")
-for _name in ("config", "arms", "models", "out", "compilation_cache"):
+for _name in ("config", "out", "arms", "models", "compilation_cache"):
     flags.declare_key_flag(_name)
 
 
@@ -63,29 +63,28 @@ def main() -> None:
         raise ConfigError("--with: two configurations have the same config.name; give them others")
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, str(max(1, (os.cpu_count() or 1) // _JOBS.value)))
-    from cadc_jax.configuration import MODELS as networks
-    from cadc_jax.configuration import folder_name
+    from cadc_jax import configuration
     from cadc_jax.runtime import compilation
-    from cadc_jax.study import command
-    from cadc_jax.study.cells import ARMS as arms
-    from cadc_jax.study.cells import RIVALS
+    from cadc_jax.study import cells, command
     from cadc_jax.study.selection import RULES
 
     quick = command.QUICK if _QUICK.value else {}
-    rivals = list(RIVALS) if _RIVALS.value is None else _RIVALS.value
+    rivals = list(cells.RIVALS) if _RIVALS.value is None else _RIVALS.value
     options = command.Options(
         rates=_rates(_RATES) or quick.get("rates", (1.0, 0.1, 0.01)),
-        arms=_known(ARMS, arms),
-        models=_known(MODELS, networks),
+        arms=_known(ARMS, cells.ARMS),
+        models=_known(MODELS, configuration.MODELS),
         seeds=_SEEDS.value or quick.get("seeds", 5),
-        rivals=[] if rivals == ["none"] else _checked("rivals", rivals, RIVALS),
+        rivals=[] if rivals == ["none"] else _checked("rivals", rivals, cells.RIVALS),
         selections=_known(_SELECTIONS, RULES),
         selection_rates=_rates(_SELECTION_RATES),
         sweeps=_SWEEP.value,
         jobs=_JOBS.value,
         quick=_QUICK.value,
     )
-    default = pathlib.Path("workdir/study", folder_name(first) + "-quick" * _QUICK.value)
+    default = pathlib.Path(
+        "workdir/study", configuration.folder_name(first) + "-quick" * _QUICK.value
+    )
     cache = None if CACHE.value == "off" else path(CACHE) or compilation.default_folder()
     typed = "cadc " + " ".join(sys.argv[1:])
     command.run(configs, options, path(OUT) or default, typed, cache)

@@ -25,11 +25,11 @@ _SEED = flags.DEFINE_integer("seed", None, "Seed of the training; the sample kee
 for _name in (
     "from",
     "config",
-    "arms",
-    "models",
     "workdir",
     "verify",
     "compilation_cache",
+    "arms",
+    "models",
     *PROCESSES,
 ):
     flags.declare_key_flag(_name)

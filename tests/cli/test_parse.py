@@ -26,7 +26,7 @@ COMMANDS = (
         (["train", "--from=/nowhere"], "/nowhere: no such folder; make one with 'cadc compress'"),
         (
             ["cook"],
-            "commands are run, compress, train, unpack, update, study, candidates, plan, verify",
+            "commands are run, compress, train, unpack, update, tune, study, candidates, plan,",
         ),
         (["recomend"], "'recomend', did you mean 'recommend'?"),
         (["interactions"], "the command 'interactions' is now called 'candidates'"),
@@ -38,7 +38,7 @@ COMMANDS = (
         (["train", "--from=/nowhere", "--config.rate=0.5"], "--config=FILE"),
         (
             ["info", "/nowhere", "--process_id=0"],
-            "--process_id: 'cadc info' has no such option; run, compress, train take it",
+            "--process_id: 'cadc info' has no such option; run, compress, train, tune take it",
         ),
         (["candidates", f"--config={CRITEO}", "--rows=-3"], "--rows=-3"),
         (["plan", f"--config={CRITEO}", "--devices=0"], "--devices=0"),
