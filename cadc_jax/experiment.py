@@ -281,6 +281,7 @@ def _row(
         "metrics": dict(evaluated.facts["metrics"]),
         "test": dict(evaluated.facts["metrics"]),
         "validation": dict(evaluated.facts["validation"]),
+        "standard_errors": dict(evaluated.facts["standard_errors"]),
         "seconds": {**seconds, "total": round(sum(seconds.values()), 2)},
         "compile_seconds": round(compiling, 2),  # of the total
         "evaluation_seconds": round(evaluating, 2),  # of the training

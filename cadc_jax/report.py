@@ -33,6 +33,7 @@ _NO_GAIN = (
     "no step validates better than the start, so the network added nothing; try a lower "
     "train.learning_rate, another train.loss or a higher rate, or use the factors alone"
 )
+_INTERVAL = 1.96  # standard errors on each side of an interval of 95 %
 Row = Mapping[str, Any]
 
 
@@ -194,7 +195,7 @@ def _beside_popularity(row: Row, rows: Sequence[Row]) -> str:
 
 
 def plot(path: pathlib.Path, rows: Sequence[Row], title: str = "") -> None:
-    """A bar an arm, by the metric that choices are made by, and a line at the factors' own figure.
+    """A bar an arm, by the first metric, with its interval; a line at the factors' own figure.
 
     Args:
       path: the PNG file.
@@ -214,7 +215,9 @@ def draw(rows: Sequence[Row], title: str = "") -> Figure:
     figure = Figure(figsize=(7, 1.6 + 0.45 * len(shown)), layout="constrained")
     axes = figure.subplots()
     places = range(len(shown))
-    bars = axes.barh(places, values, color=[_colour(ARMS[row["arm"]]) for row in shown])
+    errors = [_INTERVAL * row.get("standard_errors", {}).get(metric, 0) for row in shown]
+    colours = [_colour(ARMS[row["arm"]]) for row in shown]
+    bars = axes.barh(places, values, xerr=errors, color=colours, ecolor="0.3")
     axes.bar_label(bars, [f"{value:.4f}" for value in values], padding=3, fontsize=9)
     axes.set_yticks(places, [_with_rows(row) for row in shown], fontsize=9)
     axes.invert_yaxis()  # the first row of the table on top
@@ -224,8 +227,9 @@ def draw(rows: Sequence[Row], title: str = "") -> Figure:
     low, high = min(values, default=0), max(values, default=1)
     # An AUC of 0.5 is a coin's, and bars from 0 would all look alike.
     start = 0.5 if metric == "auc" and low > 0.5 else min(0.0, low)
-    axes.set_xlim(start, high + 0.15 * ((high - start) or 1))
-    axes.set_xlabel(f"{label(metric)} (test)")
+    axes.set_xlim(start, high + max(errors, default=0) + 0.15 * ((high - start) or 1))
+    interval = ", with 95 % intervals over test data" if any(errors) else ""
+    axes.set_xlabel(f"{label(metric)} (test{interval})")
     figure.suptitle(title, fontsize=10, x=0.01, horizontalalignment="left")
     axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -1,6 +1,7 @@
 import json
 import math
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from cadc_jax import configuration, report
@@ -278,6 +279,16 @@ def test_runs_with_other_settings_keep_their_own_reports(tmp_path):
         assert json.loads((folder / "results.json").read_text())["config"]["rate"] == rate
         assert f"rate {rate:g}" in (folder / "report.md").read_text()
         assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bars_have_their_intervals_and_the_axis_says_so():
+    rows = [{**row, "standard_errors": {"auc": 0.01}} for row in ROWS]
+    axes = report.draw(rows).axes[0]
+    segments = [lines.get_segments() for lines in axes.collections]
+    widths = [float(np.ptp(line[:, 0])) for lines in segments for line in lines]
+    np.testing.assert_allclose(widths, 2 * 1.96 * 0.01)
+    assert "95 %" in axes.get_xlabel()
+    assert "95 %" not in report.draw(ROWS).axes[0].get_xlabel()
 
 
 def test_everything_is_written_and_the_text_holds_the_table(tmp_path):

@@ -103,6 +103,14 @@ def evaluate_clicks(
     return {name: value for name, value in result.items() if np.isfinite(value)}
 
 
+def click_errors(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    """Standard error of the AUC of up to EXACT_ROWS rows [N]; nothing for more, or one label."""
+    if len(labels) > EXACT_ROWS:
+        return {}
+    found = metrics.auc_standard_error(np.asarray(labels), scores)
+    return {"auc": found} if np.isfinite(found) else {}
+
+
 def log_loss(scorer: Scorer, columns: Columns) -> float:
     """The `logloss` of `evaluate_clicks` alone, for which no scores are kept or sorted.
 
@@ -250,6 +258,15 @@ class FullRanking:
                 found[f"coverage@{cut}"] = self.best[1:] < cut
         found["mrr"] = lists.reciprocal_rank()
         return {name: float(np.mean(values)) for name, values in found.items()}
+
+    def standard_errors(self, k: int) -> dict[str, float]:
+        """Those of `ndcg@k` and `recall@k`, users being independent; nothing for one user."""
+        lists = metrics.UserRankings.of_ranks(self.ranks, self.user, self.item, len(self.best))
+        users = len(lists.users)
+        if users < 2:
+            return {}
+        values = {f"ndcg@{k}": lists.ndcg(k), f"recall@{k}": lists.recall(k)}
+        return {name: float(np.std(x, ddof=1)) / users**0.5 for name, x in values.items()}
 
 
 def rank_users(

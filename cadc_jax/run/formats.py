@@ -40,7 +40,12 @@ _FACTS: dict[str, Kind] = {
         "best_step": int,
         "history": [{"step": int, "validation": float}],
     },
-    "evaluate": {"metrics": {str: float}, "users": {str: int}},
+    "evaluate": {
+        "metrics": {str: float},
+        "validation": {str: float},
+        "standard_errors": {str: float},
+        "users": {str: int},
+    },
     COMPRESSED: {
         "raw": {"stored": int, "unpacked": int},
         "facts": {"prepared": facts.FACTS, "factors": _FACTORIZED, "sample": {"rows": int}},

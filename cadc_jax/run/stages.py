@@ -359,8 +359,9 @@ def evaluate_stage(
     scorers can be compared user by user with them; `metrics.UserRankings` has each user's metrics.
     The users drawn by `max_users` depend on the table alone, not on the seed of the run.
 
-    The facts are `metrics` of the test split, `validation` (`evaluate.validation_quality`) and
-    `users`, of rankings how many were `ranked` of `all`.
+    The facts are `metrics` of the test split, `standard_errors` of the first of these,
+    `validation` (`evaluate.validation_quality`) and `users`, of rankings how many were `ranked` of
+    `all`.
 
     Args:
       run: what the stages share.
@@ -374,7 +375,7 @@ def evaluate_stage(
         "prepared": prepared.fingerprint,
         "scorer": source,
         "evaluation": dataclasses.asdict(options),
-        "keeps": "rows, ranked by user; validation",
+        "keeps": "rows, ranked by user; validation; standard errors",
     }
 
     def write(folder: pathlib.Path) -> Mapping[str, Any]:
@@ -388,7 +389,8 @@ def evaluate_stage(
             scores = ColumnWriter(folder / "scores.npy", np.float32, (len(test["label"]),))
             quality = evaluate.evaluate_clicks(scorer, test, keep=scores.append)
             scores.close()
-            return {"metrics": quality, "users": {}, **facts}
+            errors = evaluate.click_errors(test["label"], np.load(folder / "scores.npy"))
+            return {"metrics": quality, "users": {}, "standard_errors": errors, **facts}
         length, k = max(options.k), options.k
         full = evaluate.rank_users(scorer, table, "test", options.max_users, length=length)
         sampled = evaluate.ranks_sampled(scorer, test)
@@ -396,6 +398,7 @@ def evaluate_stage(
             write_columns(folder, {"ranks_full": full.ranks, "ranks_sampled": sampled})
         found = full.quality(k, coverage=True)
         found |= evaluate.sampled_quality(sampled, k, test["negatives"].shape[1])
-        return {"metrics": found, "users": full.users, **facts}
+        errors = full.standard_errors(k[0])
+        return {"metrics": found, "users": full.users, "standard_errors": errors, **facts}
 
     return make_stage(run, "evaluate", settings, write, label, together=True)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from cadc_jax import sharding
+from cadc_jax import metrics, sharding
 from cadc_jax.data.table import Features, Schema, Table
 from cadc_jax.errors import ConfigError, TrainingError
 from cadc_jax.evaluation import evaluate
-from cadc_jax.evaluation.evaluate import EvaluationConfig
+from cadc_jax.evaluation.evaluate import EvaluationConfig, FullRanking
 from cadc_jax.evaluation.scorers import Scorer
 
 ROWS = {
@@ -299,6 +299,22 @@ def test_a_user_with_several_items_counts_once_per_user_and_more_per_row():
             "mrr": (13 * (1 / 2) + 26 * (1 / 3)) / 39,
         }
     )
+
+
+def test_the_standard_errors_are_those_of_means_over_users():
+    user, item = np.array([1, 2, 2, 3]), np.array([1, 2, 3, 4])
+    found = FullRanking(user, item, np.array([0, 5, 0, 0]), np.zeros(9, int)).standard_errors(3)
+    expected = np.std([1, 0.5, 1], ddof=1) / np.sqrt(3)
+    assert found["recall@3"] == pytest.approx(expected)
+    one = FullRanking(user[:1], item[:1], np.array([0]), np.zeros(9, int))
+    assert one.standard_errors(3) == {}  # of one user nothing is known
+
+
+def test_the_standard_error_of_clicks_is_that_of_the_auc():
+    labels, scores = np.array([0, 1, 0, 1, 1.0]), np.array([0.1, 0.4, 0.35, 0.8, 0.3])
+    found = evaluate.click_errors(labels, scores)
+    assert found == {"auc": metrics.auc_standard_error(labels, scores)}
+    assert evaluate.click_errors(np.ones(5), scores) == {}
 
 
 def test_each_user_is_scored_once():
