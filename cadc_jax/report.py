@@ -31,7 +31,8 @@ _UNFIT = (
 _BELOW = ": look at MF alone first, then at the learning rate and the number of evaluations"
 _NO_GAIN = (
     "no step validates better than the start, so the network added nothing; try a lower "
-    "train.learning_rate, another train.loss or a higher rate, or use the factors alone"
+    "train.learning_rate, another train.loss ('all_items' for rankings by two towers) or a higher "
+    "rate, or use the factors alone"
 )
 _INTERVAL = 1.96  # standard errors on each side of an interval of 95 %
 Row = Mapping[str, Any]
