@@ -21,7 +21,7 @@ def test_the_axis_model_has_its_size_and_data_the_rest():
 @pytest.mark.parametrize("model", [0, 3, 16])
 def test_the_axis_model_must_divide_the_devices(model):
     with pytest.raises(ConfigError, match=f"devices.model={model}: must be a divisor .* 8"):
-        sharding.make_mesh(model)
+        sharding.make_mesh()
     with pytest.raises(ConfigError, match=f"devices.model={model}: must be a divisor .* 8"):
         sharding.check_division(model, 8)
 
@@ -46,7 +46,7 @@ def test_arrays_and_keys_that_are_put_on_a_mesh_are_read_back_whole():
 
 
 def test_the_mesh_of_an_array_is_the_one_that_it_was_put_on():
-    mesh = sharding.make_mesh(4)
+    mesh = sharding.make_mesh()
     x = sharding.put(np.zeros((8, 2)), sharding.named(mesh, P(sharding.DATA)))
     assert sharding.mesh_of(x) == mesh
     assert sharding.mesh_of(jax.jit(lambda x: x + 1)(x)) == mesh

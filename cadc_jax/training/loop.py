@@ -22,7 +22,6 @@ from cadc_jax.resident.batches import ResidentRows
 from cadc_jax.runtime import checkpoints, compilation, distributed
 from cadc_jax.runtime.checkpoints import Checkpoints, Facts
 from cadc_jax.runtime.progress import Progress
-from cadc_jax.tables import packed
 from cadc_jax.training import feeds, placement
 from cadc_jax.training.feeds import Feed, Shapes
 from cadc_jax.training.placement import Placement, RandomTable
@@ -61,7 +60,7 @@ class FitOptions:
 
     Attributes:
       mesh: devices to train on; None for all of them, tables replicated.
-      device_bytes: memory of a device for tables; past it they are split over the axis `model`.
+      device_bytes: memory of a device for tables; past it they are split over all devices.
       label: name shown with the progress.
       record: called with every entry of the history as it is made.
       trace: folder for a `jax.profiler` trace of the steps between the first two evaluations
@@ -289,14 +288,15 @@ def _restored(job: _Job, start: StartTables) -> _Position | None:
     if job.options.saved is None:
         return None
     like = {
-        name: placement.shape(job.placed, name, table) for name, table in _trained(start).items()
+        name: placement.plain_shape(job.placed, name, table)
+        for name, table in _trained(start).items()
     }
-    shapes = jax.eval_shape(lambda tables: _state(job, packed.plain(tables)), like)
+    shapes = jax.eval_shape(functools.partial(_state, job), like)
     found = job.options.saved.restore(_like(shapes, job.placed))
     if found is None:
         return None
     (state, (params, tables), loss_sum), facts = found
-    form = functools.partial(placement.packed_tree, job.placed)
+    form = functools.partial(placement.placed_tree, job.placed)
     best = _moved((params, form(_moved(tables))), _HOST)
     state = state.replace(tables=form(state.tables), slots=form(state.slots))
     return _Position(state, best, loss_sum, **facts)
@@ -406,7 +406,7 @@ def _plain_on_host(job: _Job, tables: Tables) -> Tables:
     """Tables on the host as plain arrays there; one at a time is changed on the devices."""
     return {
         name: _moved(placement.plain_tree(job.placed, {name: _moved(table)})[name], _HOST)
-        if job.placed[name].packed
+        if job.placed[name].packed or job.placed[name].split
         else table
         for name, table in tables.items()
     }

@@ -14,7 +14,7 @@ ROWS = 16  # of 4 float32 on 8 devices: 256 bytes in all, 32 on each
 
 
 def text_of(function, out=sharding.BATCH, model=8):
-    mesh = sharding.make_mesh(model)
+    mesh = sharding.make_mesh()
     where = sharding.named(mesh, sharding.BATCH)
     x = jax.ShapeDtypeStruct((ROWS, 4), jnp.float32, sharding=where)
     mapped = jax.shard_map(

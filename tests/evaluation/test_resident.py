@@ -24,7 +24,7 @@ MESHES = [(1, 1), (2, 1), (8, 1), (8, 2)]  # devices, and devices to a table
 
 
 def mesh_of(devices, model):
-    return sharding.make_mesh(model, jax.devices()[:devices])
+    return sharding.make_mesh(jax.devices()[:devices])
 
 
 def ranking_table():

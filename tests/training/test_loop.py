@@ -104,7 +104,7 @@ def test_tables_to_predict_with_are_validated_and_returned_but_not_trained_on(mo
         return len(seen)
 
     settings = {"frozen": ("user", "item"), "device_bytes": device_bytes}
-    settings["mesh"] = sharding.make_mesh(model)
+    settings["mesh"] = sharding.make_mesh()
     others = {name: tables()[name] + 1 for name in ("user", "item")}
     fitted = fit(validate, predict_with=others, **settings)
     plain = fit(scripted(range(11)), **settings)
@@ -139,7 +139,7 @@ def test_batches_are_taken_in_order_whatever_a_call_holds():
 def test_a_fit_compiles_its_steps_once(model, device_bytes):
     config = dataclasses.replace(CONFIG, learning_rate=0.01 * model, steps_per_call=3)
     before = train_steps._cache_size()
-    mesh = sharding.make_mesh(model)
+    mesh = sharding.make_mesh()
     fit(scripted(range(11)), config=config, steps=7, mesh=mesh, device_bytes=device_bytes)
     assert train_steps._cache_size() - before == 1
 
@@ -148,7 +148,7 @@ def test_a_fit_compiles_its_steps_once(model, device_bytes):
 @pytest.mark.parametrize("frozen", [(), ("user", "item")])
 def test_split_tables_train_as_on_one_device(frozen, model, devices):
     def losses(model, devices, device_bytes):
-        mesh = sharding.make_mesh(model, jax.devices()[:devices])
+        mesh = sharding.make_mesh(jax.devices()[:devices])
         config = dataclasses.replace(CONFIG, table_optimizer="adagrad", max_evaluations=3)
         settings = {"mesh": mesh, "device_bytes": device_bytes, "steps": 2}
         fitted = fit(scripted(range(4)), frozen, config, **settings)
@@ -256,7 +256,7 @@ def test_a_fit_goes_on_on_other_devices(tmp_path, first, second):
             "validate": by_weights,
             "config": dataclasses.replace(CONFIG, table_optimizer="adam", max_evaluations=3),
             "steps": 2,
-            "mesh": sharding.make_mesh(model, jax.devices()[:devices]),
+            "mesh": sharding.make_mesh(jax.devices()[:devices]),
             "device_bytes": math.inf if model == 1 else 900 - 40 * model,
         }
 
@@ -292,7 +292,7 @@ def test_a_fit_goes_on_with_tables_in_the_other_form(tmp_path, monkeypatch, firs
     def settings(packs):
         monkeypatch.setattr(sharding, "is_tpu", lambda mesh: packs)
         config = dataclasses.replace(CONFIG, table_optimizer="adam", max_evaluations=3)
-        mesh = sharding.make_mesh(2, jax.devices()[:2])
+        mesh = sharding.make_mesh(jax.devices()[:2])
         return {"validate": by_weights, "config": config, "steps": 2, "mesh": mesh}
 
     want = fit(batches=stream, **settings(False))

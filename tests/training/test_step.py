@@ -276,7 +276,7 @@ def test_a_compiled_run_of_steps_holds_nothing_else_of_a_tables_size(frozen, opt
 
 def test_a_step_on_eight_devices_moves_no_table():
     rows = 123_456
-    mesh = sharding.make_mesh(4)
+    mesh = sharding.make_mesh()
     config = TrainConfig(negatives=2, table_optimizer="adagrad")
     model = DLRM(RANK, (8,), (8,))
     _, state, _ = start(config, model=model)
