@@ -171,7 +171,7 @@ def test_shards_that_mask_the_ids_of_others_together_equal_the_whole_table(
     rows = V // devices
 
     def local(table, slots, ids, grads):
-        own = ids - rows * jax.lax.axis_index(sharding.MODEL)
+        own = ids - rows * jax.lax.axis_index(sharding.EVERYWHERE)
         mask = (own >= 0) & (own < rows)
         return sparse_optimizers.update(name, table, slots, own, grads, RATE, mask=mask)
 

@@ -14,11 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from cadc_jax import sharding
 from cadc_jax.tables import packed
 from cadc_jax.tables.packed import AnyTable
+
+AnyMesh = Mesh | AbstractMesh
 
 
 @struct.dataclass
@@ -98,7 +100,7 @@ def rows_in_order(parts: int, size: int) -> int:
     return parts * (size + -size % parts)
 
 
-def in_order(x: jax.Array, mesh: Mesh) -> jax.Array:
+def in_order(x: jax.Array, mesh: AnyMesh) -> jax.Array:
     """An array [d * m, ...] in the order of places as one in the order of ids, with more rows.
 
     Both are split over the devices. No device holds more than a few parts.
@@ -111,7 +113,7 @@ def in_order(x: jax.Array, mesh: Mesh) -> jax.Array:
     return _on_all(local, mesh)(x)
 
 
-def in_places(x: jax.Array, mesh: Mesh, size: int) -> jax.Array:
+def in_places(x: jax.Array, mesh: AnyMesh, size: int) -> jax.Array:
     """The inverse of `in_order`: [d * m, ...], m = `size`, in the order of places."""
 
     def local(x: jax.Array) -> jax.Array:
@@ -122,13 +124,13 @@ def in_places(x: jax.Array, mesh: Mesh, size: int) -> jax.Array:
     return _on_all(local, mesh)(x)
 
 
-def _to_blocks(x: jax.Array, mesh: Mesh) -> jax.Array:
+def _to_blocks(x: jax.Array, mesh: AnyMesh) -> jax.Array:
     """Sends the k-th of d blocks of x [n, ...] to device k: -> [d, n / d, ...], by sender."""
     blocks = x.reshape(mesh.size, -1, *x.shape[1:])
     return lax.all_to_all(blocks, sharding.EVERYWHERE, 0, 0, tiled=True)
 
 
-def _on_all(local: Any, mesh: Mesh) -> Any:
+def _on_all(local: Any, mesh: AnyMesh) -> Any:
     return functools.partial(
         jax.shard_map, mesh=mesh, in_specs=sharding.TABLE, out_specs=sharding.TABLE, check_vma=False
     )(local)

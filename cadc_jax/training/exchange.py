@@ -65,7 +65,7 @@ def lookup(part: AnyTable, ids: jax.Array, capacity: int) -> jax.Array:
         found = packed.read(part, asked.reshape(-1)).reshape(devices, capacity, width)
         found = _all_to_all(found).reshape(-1, width)
         slot = wants.rank - (wants.starts[:-1] + turn.sent)[owner]
-        here = (wants.rank < len(ids)) & (slot >= 0) & (slot < turn.count[owner])
+        here = (wants.rank < len(ids)) & (slot >= 0) & (slot < turn.rows[owner])
         own = found.at[jnp.where(here, owner * capacity + slot, 0)].get(mode="clip")
         return jnp.where(here[:, None], own, rows)
 
@@ -146,12 +146,12 @@ class _Round(NamedTuple):
     Attributes:
       number: [] int32, from 0.
       sent: [d] distinct rows of each owner that were asked for before.
-      count: [d] the same in this round, at most the capacity.
+      rows: [d] the same in this round, at most the capacity.
     """
 
     number: jax.Array
     sent: jax.Array
-    count: jax.Array
+    rows: jax.Array
 
 
 def _wants(ids: jax.Array, devices: int, size: int) -> _Wants:
@@ -209,7 +209,7 @@ def _first_of(wants: _Wants, turn: _Round, capacity: int) -> jax.Array:
 
 def _asked(wants: _Wants, turn: _Round, capacity: int, size: int) -> jax.Array:
     """Rows [d, C] to ask of each owner, counted in its part; `size` in slots that are not used."""
-    used = jnp.arange(capacity) < turn.count[:, None]
+    used = jnp.arange(capacity) < turn.rows[:, None]
     place = wants.place.at[_first_of(wants, turn, capacity)].get(mode="clip")
     return jnp.where(used, place % size, size)
 

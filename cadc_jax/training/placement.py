@@ -281,12 +281,12 @@ def _put(placement: Placement, name: str, table: jax.Array | np.ndarray | Random
     return sharding.put(_form(placement, name, table), where)
 
 
-def _deal(table: np.ndarray, like: dealt.Dealt, mesh: Mesh) -> dealt.Dealt:
+def _deal(table: np.ndarray, like: dealt.Dealt, mesh: Mesh | AbstractMesh) -> dealt.Dealt:
     """The rows of a table on the host, each sent to its owner."""
     (stored,) = jax.tree.leaves(like)
     size, parts = len(like) // mesh.size, stored.shape[0] // mesh.size
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: Any) -> np.ndarray:
         own = dealt.part_of(table, (index[0].start or 0) // parts, mesh.size, size)
         return own.reshape(parts, *stored.shape[1:])
 
@@ -436,7 +436,8 @@ def update(
         return sparse_optimizers.update(optimizer, table, slots, ids, grads, learning_rate, key=key)
     entry, rows = placement[name], spec(placement, name)
 
-    def local(table, slots, ids, grads, learning_rate, key):
+    def local(state, ids, grads, learning_rate, key):
+        table, slots = state
         if entry.split:
             return exchange.update(
                 *(optimizer, table, slots, ids, grads, learning_rate, key, entry.capacity)
@@ -455,14 +456,14 @@ def update(
         )
 
     places = dealt.rows_of((table, slots))
-    slot_specs = jax.tree.map(functools.partial(_slot_spec, placement, name), places[1])
+    specs = rows, jax.tree.map(functools.partial(_slot_spec, placement, name), places[1])
     changed = jax.shard_map(
         local,
         mesh=placement.mesh,
-        in_specs=(rows, slot_specs, sharding.BATCH, sharding.BATCH, P(), P()),
-        out_specs=(rows, slot_specs),
+        in_specs=(specs, sharding.BATCH, sharding.BATCH, P(), P()),
+        out_specs=specs,
         check_vma=False,
-    )(*places, ids, grads, learning_rate, key)
+    )(places, ids, grads, learning_rate, key)
     return dealt.like((table, slots), changed)
 
 

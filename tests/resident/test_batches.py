@@ -28,8 +28,7 @@ ROWS = {
 POSITIVES = {name: x for name, x in ROWS.items() if name != "label"}
 STARTS = pytest.mark.parametrize("step", [0, 14, 10**9])  # 14: over the border of an epoch
 MESHES = pytest.mark.parametrize(
-    ("devices", "model", "split"),
-    [(1, 1, False), (2, 1, False), (2, 2, True), (8, 1, True), (8, 4, True)],
+    ("devices", "split"), [(1, False), (2, False), (2, True), (8, True)]
 )
 
 
@@ -41,7 +40,7 @@ def sampler(num_items=200, likely=True, count=4):
     return NegativeSampling.of(POSITIVES, count, num_items, found)
 
 
-def check(rows, drawn, step, devices=1, model=1, split=False):
+def check(rows, drawn, step, devices=1, split=False):
     """Compares STEPS batches."""
     mesh = sharding.make_mesh(jax.devices()[:devices])
     layout = records.plan(rows)
@@ -56,14 +55,14 @@ def check(rows, drawn, step, devices=1, model=1, split=False):
 
 @MESHES
 @STARTS
-def test_rows_with_labels(step, devices, model, split):
-    check(ROWS, None, step, devices, model, split)
+def test_rows_with_labels(step, devices, split):
+    check(ROWS, None, step, devices, split)
 
 
 @MESHES
 @STARTS
-def test_positives_with_negatives(step, devices, model, split):
-    check(POSITIVES, sampler(), step, devices, model, split)
+def test_positives_with_negatives(step, devices, split):
+    check(POSITIVES, sampler(), step, devices, split)
 
 
 @pytest.mark.parametrize("labelled", [True, False])

@@ -121,7 +121,7 @@ def test_a_split_bfloat16_table_is_rounded_at_random_and_right_on_average(capaci
     up = changes > 0
     np.testing.assert_array_equal(changes[up], 1 / 128)
     assert up.mean() == pytest.approx(0.1, abs=0.03)
-    assert len({row.tobytes() for row in up}) > rows - 3  # devices and rounds draw other numbers
+    assert len({row.tobytes() for row in up}) > rows / 2  # devices and rounds draw other numbers
 
 
 def test_the_gradients_of_equal_ids_are_summed_in_a_fixed_order_on_accelerators(monkeypatch):
