@@ -48,6 +48,13 @@ def capacity(distinct: float, devices: int, rows: int) -> int:
     return max(1, min(wanted, math.ceil(distinct), -(-rows // devices)))
 
 
+def distinct(ids: jax.Array) -> jax.Array:
+    """Number [] float32 of distinct ids >= 0 among a device's own [n], the mean of all devices."""
+    ids = jnp.sort(ids)
+    begins = (ids >= 0) & jnp.append(True, ids[1:] != ids[:-1])
+    return lax.pmean(jnp.sum(begins, dtype=jnp.float32), sharding.EVERYWHERE)
+
+
 def lookup(part: AnyTable, ids: jax.Array, capacity: int) -> jax.Array:
     """Rows [n, D] of a device's own ids [n]; ids outside the table get zeros.
 

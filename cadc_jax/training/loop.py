@@ -28,6 +28,7 @@ from cadc_jax.training.placement import Placement, RandomTable
 from cadc_jax.training.step import (
     TrainConfig,
     TrainState,
+    batches_of,
     init_state,
     train_steps,
     train_steps_of,
@@ -134,7 +135,7 @@ def fit(
     _check_batch(config, mesh)
     if not sharding.is_cpu(mesh):  # where a whole batch is faster than its parts
         config = dataclasses.replace(config, microbatch_rows=0)
-    job = _set_up(model, config, start, content, feed.shapes(config), key, mesh, options)
+    job = _set_up(model, config, start, content, feed, key, mesh, options)
     interval = max(feed.steps_per_epoch, config.evaluation_steps)
     size = feeds.steps_of_call(config, interval, mesh)
 
@@ -215,12 +216,13 @@ def _set_up(
     config: TrainConfig,
     start: StartTables,
     content: Content,
-    shapes: Shapes,
+    feed: Feed,
     key: jax.Array,
     mesh: Mesh,
     options: FitOptions,
 ) -> _Job:
     """Places content and frozen tables on the devices."""
+    shapes = feed.shapes(config)
     everywhere = sharding.named(mesh, sharding.REPLICATED)
     init_key, step_key = jax.random.split(sharding.put(key, everywhere))
     content = sharding.put(content, everywhere)
@@ -228,7 +230,8 @@ def _set_up(
         name: x.dtype if name in start.frozen else config.table_dtype
         for name, x in start.tables.items()
     }
-    placed = placement.plan_placement(
+    plan = functools.partial(
+        placement.plan_placement,
         mesh,
         {name: jax.ShapeDtypeStruct(x.shape, types[name]) for name, x in start.tables.items()},
         set(start.tables) - start.frozen,
@@ -236,6 +239,11 @@ def _set_up(
         {name: ids.size for name, ids in jax.eval_shape(lookup_ids, content, shapes).items()},
         options.device_bytes,
     )
+    placed = plan()
+    if any(table.split for table in placed.tables):
+        first = _first_batch(next(feed.calls(0, 0, 1, 1, mesh)))
+        found = placement.distinct_ids(mesh, content, first)
+        placed = plan(distinct={name: float(x) for name, x in found.items()})
     logging.info("%s: embedding tables on %d devices\n%s", options.label, mesh.size, placed)
     frozen = {name: table for name, table in start.tables.items() if name in start.frozen}
     constant = placement.put(placed, frozen)
@@ -252,6 +260,12 @@ def _set_up(
         zero=sharding.put(jnp.zeros(()), everywhere),
         options=options,
     )
+
+
+@jax.jit
+def _first_batch(source: Batch | ResidentRows) -> Batch:
+    zero = jnp.zeros((), jnp.int32)
+    return batches_of(source, zero)(zero)
 
 
 class _Position(NamedTuple):

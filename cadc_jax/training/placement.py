@@ -29,7 +29,7 @@ from jax.sharding import PartitionSpec as P
 from cadc_jax import sharding, sparse_optimizers
 from cadc_jax.errors import ConfigError, check_at_least
 from cadc_jax.models import embeddings
-from cadc_jax.models.embeddings import Tables
+from cadc_jax.models.embeddings import Batch, Content, Tables
 from cadc_jax.tables import dealt, packed
 from cadc_jax.tables.packed import AnyTable
 from cadc_jax.training import exchange
@@ -218,6 +218,22 @@ def _stored_rows(table: jax.ShapeDtypeStruct, parts: int, packs: bool) -> int:
     rows, *width = table.shape
     size = -(-rows // parts)
     return parts * (size + (-size % packed.rows_together(*width) if packs else 0))
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
+def distinct_ids(mesh: Mesh, content: Content, batch: Batch) -> dict[str, jax.Array]:
+    """Name of a table -> number [] of distinct ids in the part of a batch of a device.
+
+    Args:
+      mesh: the devices.
+      content: features of users and items.
+      batch: as for `embeddings.lookup_ids`, split over the devices.
+    """
+    count = jax.shard_map(
+        exchange.distinct, mesh=mesh, in_specs=sharding.BATCH, out_specs=P(), check_vma=False
+    )
+    ids = embeddings.lookup_ids(content, batch)
+    return {name: count(x) if len(x) else jnp.zeros(()) for name, x in ids.items()}
 
 
 def spec(placement: Placement, name: str) -> P:
