@@ -17,7 +17,6 @@ from jax import lax
 from jax.sharding import AbstractMesh, Mesh
 
 from cadc_jax import sharding
-from cadc_jax.tables import packed
 from cadc_jax.tables.packed import AnyTable
 
 AnyMesh = Mesh | AbstractMesh
@@ -29,11 +28,11 @@ class Dealt:
 
     Attributes:
       rows: [d * m, D], plain or packed, in the order of places.
-      parts: d.
+      mesh: the devices.
     """
 
     rows: AnyTable
-    parts: int = struct.field(pytree_node=False)
+    mesh: AnyMesh = struct.field(pytree_node=False)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -62,14 +61,6 @@ def place(ids: jax.Array, parts: int, size: int) -> jax.Array:
     return ids % parts * size + ids // parts
 
 
-def read(table: AnyTable, ids: jax.Array) -> jax.Array:
-    """`packed.read` for dealt tables too."""
-    if not isinstance(table, Dealt):
-        return packed.read(table, ids)
-    ids = jnp.where((ids < 0) | (ids >= len(table)), len(table) - 1, ids)
-    return packed.read(table.rows, place(ids, table.parts, len(table) // table.parts))
-
-
 def rows_of(tree: Any) -> Any:
     """The tree with every dealt table as its rows in the order of places."""
     return jax.tree.map(lambda x: x.rows if is_dealt(x) else x, tree, is_leaf=is_dealt)
@@ -93,11 +84,6 @@ def part_of(table: np.ndarray, nth: int, parts: int, size: int) -> np.ndarray:
     """The rows [size, ...] of one device; rows past the end of the table [V, ...] are zeros."""
     own = table[nth::parts]
     return np.pad(own, ((0, size - len(own)),) + ((0, 0),) * (own.ndim - 1))
-
-
-def rows_in_order(parts: int, size: int) -> int:
-    """Rows of a table in the order of ids that divide evenly over the devices, d * m at least."""
-    return parts * (size + -size % parts)
 
 
 def in_order(x: jax.Array, mesh: AnyMesh) -> jax.Array:

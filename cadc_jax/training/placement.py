@@ -4,7 +4,7 @@ A table is replicated, or its rows are dealt out to all devices (see `tables.dea
 split over the devices. Devices exchange the ids and rows of a batch, never a table:
 
   split table: each device asks the owners for the rows of its own ids, and sends them the
-    gradients (see `training.exchange`).
+    gradients (see `tables.exchange` and `training.owners`).
   replicated table, by rows: each device collects the ids and row gradients of all devices.
   replicated table, by table: gradients are first summed in the shape of the table. This is cheaper
     for a table with fewer rows than a batch has ids.
@@ -30,9 +30,9 @@ from cadc_jax import sharding, sparse_optimizers
 from cadc_jax.errors import ConfigError, check_at_least
 from cadc_jax.models import embeddings
 from cadc_jax.models.embeddings import Batch, Content, Tables
-from cadc_jax.tables import dealt, packed
+from cadc_jax.tables import dealt, exchange, packed
 from cadc_jax.tables.packed import AnyTable
-from cadc_jax.training import exchange
+from cadc_jax.training import owners
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,8 @@ class DeviceConfig:
 
     Attributes:
       table_bytes: memory of a device for tables and their optimizer state; past it the largest
-        tables are split over all devices. 0: no limit.
+        tables are split over all devices. Trained tables with far more rows than a batch has ids
+        are split in any case, if there are more than two devices. 0: no limit.
     """
 
     table_bytes: float = 0.0
@@ -128,7 +129,9 @@ def plan_placement(
     pack: bool | None = None,
     distinct: Mapping[str, float] | None = None,
 ) -> Placement:
-    """Replicates all tables; if they do not fit into a device, splits the largest ones.
+    """Splits the tables for which a device then receives less, and replicates the others.
+
+    If they do not fit into a device, the largest ones are split as well.
 
     Args:
       mesh: the devices; an abstract one will do if no array is placed on it.
@@ -149,42 +152,38 @@ def plan_placement(
         name: jax.ShapeDtypeStruct(table.shape, table.dtype) for name, table in tables.items()
     }
     pack = sharding.is_tpu(mesh) if pack is None else pack
-    packs = {name: pack and packed.can_pack(x.shape, x.dtype) for name, x in shapes.items()}
 
-    def size(name: str, split: bool) -> int:
-        parts, (_, *width) = mesh.size if split else 1, shapes[name].shape
-        rows = _stored_rows(shapes[name], parts, packs[name]) // parts
-        held = jax.ShapeDtypeStruct((rows, *width), shapes[name].dtype)
-        return _device_bytes(held, optimizer if name in trained else None)
+    def entry(name: str, split: bool) -> TablePlan:
+        shape, ids, parts = shapes[name], batch_ids[name], mesh.size if split else 1
+        (rows, *width), is_trained = shape.shape, name in trained
+        packs = pack and packed.can_pack(shape.shape, shape.dtype)
+        stored = _stored_rows(shape, parts, packs)
+        held = jax.ShapeDtypeStruct((stored // parts, *width), shape.dtype)
+        asked = min(ids / mesh.size, rows) if distinct is None else distinct[name]
+        room = exchange.capacity(asked, mesh.size, rows) if split else 0
+        sent, by_table = _sent_bytes(mesh, shape, is_trained, room, ids)
+        size = _device_bytes(held, optimizer if is_trained else None)
+        return TablePlan(name, rows, stored, split, by_table, packs, room, size, sent)
 
-    whole = {name: size(name, split=False) for name in shapes}
-    parts = {name: size(name, split=True) for name in shapes}
-    held = dict(whole)
-    for name in sorted(shapes, key=whole.__getitem__, reverse=True):
-        if sum(held.values()) <= device_bytes:
-            break
-        held[name] = min(parts[name], whole[name])
-    if sum(held.values()) > device_bytes:
+    whole = {name: entry(name, split=False) for name in shapes}
+    parts = {name: entry(name, split=True) for name in shapes}
+    can_split = {name for name in shapes if parts[name].device_bytes < whole[name].device_bytes}
+    chosen = whole | {n: parts[n] for n in can_split if parts[n].sent_bytes < whole[n].sent_bytes}
+    for name in sorted(can_split, key=lambda name: whole[name].device_bytes, reverse=True):
+        if _total(chosen) > device_bytes:
+            chosen[name] = parts[name]
+    if _total(chosen) > device_bytes:
         raise ConfigError(
-            f"devices.table_bytes={device_bytes:,.0f}: tables take {sum(held.values()):,} bytes a "
+            f"devices.table_bytes={device_bytes:,.0f}: tables take {_total(chosen):,} bytes a "
             f"device, split over {mesh.size}; use more devices, narrower or bfloat16 tables, or an "
             "optimizer with less state"
         )
-    entries = []
-    for name, shape in shapes.items():
-        split, ids = held[name] < whole[name], batch_ids[name]
-        most = min(ids / mesh.size, shape.shape[0])
-        asked = most if distinct is None else distinct[name]
-        room = exchange.capacity(asked, mesh.size, shape.shape[0]) if split else 0
-        sent, by_table = _sent_bytes(mesh, shape, name in trained, room, ids)
-        stored = _stored_rows(shape, mesh.size if split else 1, packs[name])
-        entries.append(
-            TablePlan(
-                *(name, shape.shape[0], stored, split, by_table),
-                *(packs[name], room, held[name], sent),
-            )
-        )
-    return Placement(mesh, tuple(entries))
+    return Placement(mesh, tuple(chosen[name] for name in shapes))
+
+
+def _total(plans: Mapping[str, TablePlan]) -> int:
+    """Bytes of all tables on a device."""
+    return sum(plan.device_bytes for plan in plans.values())
 
 
 def _device_bytes(held: jax.ShapeDtypeStruct, optimizer: str | None) -> int:
@@ -270,7 +269,7 @@ def _form(placement: Placement, name: str, places: Any) -> AnyTable:
     """Rows [d * m, D] in the order of places, or [V, D], in the form of the plan."""
     entry = placement[name]
     form = packed.pack(places) if entry.packed else places
-    return dealt.Dealt(form, placement.mesh.size) if entry.split else form
+    return dealt.Dealt(form, placement.mesh) if entry.split else form
 
 
 def put(
@@ -419,19 +418,12 @@ def lookup(
     if placement is None:
         return embeddings.take_rows(tables, ids)
 
-    def rows_of(name: str, table: AnyTable) -> jax.Array:
-        asked = jax.shard_map(
-            functools.partial(exchange.lookup, capacity=placement[name].capacity),
-            mesh=placement.mesh,
-            in_specs=(sharding.TABLE, sharding.BATCH),
-            out_specs=sharding.BATCH,
-            check_vma=False,
-        )
-        return asked(dealt.rows_of(table), ids[name])
-
     split = {name for name in tables if placement[name].split and len(ids[name])}
     whole = {name: table for name, table in tables.items() if name not in split}
-    return embeddings.take_rows(whole, ids) | {name: rows_of(name, tables[name]) for name in split}
+    return embeddings.take_rows(whole, ids) | {
+        name: exchange.on_owners(tables[name], ids[name], placement[name].capacity)
+        for name in split
+    }
 
 
 def update(
@@ -455,7 +447,7 @@ def update(
     def local(state, ids, grads, learning_rate, key):
         table, slots = state
         if entry.split:
-            return exchange.update(
+            return owners.update(
                 *(optimizer, table, slots, ids, grads, learning_rate, key, entry.capacity)
             )
         mask = None

@@ -87,7 +87,7 @@ def dealt_out(table, mesh):
     size = -(-len(table) // mesh.size)
     parts = [dealt.part_of(table, nth, mesh.size, size) for nth in range(mesh.size)]
     there = sharding.named(mesh, sharding.TABLE)
-    return dealt.Dealt(sharding.put(np.concatenate(parts), there), mesh.size)
+    return dealt.Dealt(sharding.put(np.concatenate(parts), there), mesh)
 
 
 def on_host(scorer):

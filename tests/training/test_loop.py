@@ -12,7 +12,7 @@ from cadc_jax.errors import ConfigError, TrainingError
 from cadc_jax.models.two_tower import TwoTower
 from cadc_jax.runtime.checkpoints import CheckpointConfig, Checkpoints
 from cadc_jax.runtime.interrupts import Stopped
-from cadc_jax.tables import dealt, packed
+from cadc_jax.tables import exchange, packed
 from cadc_jax.training import loop
 from cadc_jax.training.feeds import HostFeed
 from cadc_jax.training.loop import FitOptions, StartTables
@@ -113,7 +113,7 @@ def test_tables_to_predict_with_are_validated_and_returned_but_not_trained_on(de
     for name, table in others.items():
         np.testing.assert_array_equal(fitted.tables[name], table)
         for given in seen:
-            rows = dealt.read(given[name], jnp.arange(len(table)))
+            rows = exchange.read(given[name], jnp.arange(len(table)))
             np.testing.assert_array_equal(rows, table)
     np.testing.assert_array_equal(fitted.tables["features"], plain.tables["features"])
 

@@ -13,7 +13,7 @@ import pytest
 from cadc_jax import sharding, sparse_optimizers
 from cadc_jax.cost import hlo
 from cadc_jax.errors import ConfigError
-from cadc_jax.training import exchange, placement
+from cadc_jax.training import owners, placement
 
 V, D, N = 21, 4, 16
 
@@ -126,7 +126,7 @@ def test_a_split_bfloat16_table_is_rounded_at_random_and_right_on_average(capaci
 
 def test_the_gradients_of_equal_ids_are_summed_in_a_fixed_order_on_accelerators(monkeypatch):
     """The way of GPUs and TPUs, on a CPU."""
-    monkeypatch.setattr(exchange, "_totals_by_scatter", exchange._totals_by_sort)
+    monkeypatch.setattr(owners, "_totals_by_scatter", owners._totals_by_sort)
     test_an_update_on_a_mesh_is_that_of_one_device("split", 4, "adagrad")
 
 
@@ -191,6 +191,21 @@ def test_the_largest_tables_are_split_until_the_rest_fits():
     assert split(2_260 * D * 4 - 1) == {"large", "middle"}
     with pytest.raises(ConfigError, match="more devices"):
         split(100)
+
+
+def test_a_trained_table_is_split_where_a_device_then_receives_less():
+    """On two devices the same crosses in both ways, and frozen tables need nothing to cross."""
+
+    def split(devices, trained):
+        shapes = {"large": jax.ShapeDtypeStruct((10**6, D), jnp.float32)}
+        ids = {"large": 1024 * devices}
+        plan = placement.plan_placement(mesh_of(devices), shapes, trained, "sgd", ids)
+        return plan["large"].split, plan["large"].sent_bytes
+
+    assert not split(2, {"large"})[0] and not split(8, ())[0]
+    (four, received), (eight, same) = split(4, {"large"}), split(8, {"large"})
+    assert four and eight
+    assert same == pytest.approx(received, rel=0.3)
 
 
 def test_optimizer_state_counts_and_frozen_tables_have_none():
