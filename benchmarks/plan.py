@@ -5,7 +5,8 @@
 Nothing is run. Arguments and temporaries come from `memory_analysis()`. FLOPs and bytes between
 devices are counted in the optimised program. Training: DLRM with all tables split, or as without
 a limit to their memory, trained and frozen. ALS: an iteration with the fixed side gathered and
-sharded. The autoencoder: a fit. --quick: 1 and 8 devices, and tables of a tenth of the size. A ratio is predicted / compiled.
+sharded. The autoencoder: a fit. --quick: 1 and 8 devices, and tables of a tenth of the size. A
+ratio is predicted / compiled.
 """
 
 import argparse
