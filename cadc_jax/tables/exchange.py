@@ -93,17 +93,21 @@ def lookup(part: AnyTable, ids: jax.Array, capacity: int) -> jax.Array:
     devices, size, width = lax.axis_size(sharding.EVERYWHERE), len(part), part.shape[1]
     wants = sort_ids(ids, devices, size)
     owner = ids % devices
+    # Rows travel as bits. For products that round their inputs a TPU's compiler rounds what enters
+    # the loop of rounds, which is the whole table.
+    bits = jnp.dtype(f"uint{8 * part.dtype.itemsize}")
 
     def fetch(turn: Round, rows: jax.Array) -> jax.Array:
         asked = all_to_all(rows_to_ask(wants, turn, capacity, size))
-        found = packed.read(part, asked.reshape(-1)).reshape(devices, capacity, width)
-        found = all_to_all(found).reshape(-1, width)
+        found = lax.bitcast_convert_type(packed.read(part, asked.reshape(-1)), bits)
+        found = all_to_all(found.reshape(devices, capacity, width)).reshape(-1, width)
         slot = wants.rank - (wants.starts[:-1] + turn.sent)[owner]
         here = (wants.rank < len(ids)) & (slot >= 0) & (slot < turn.rows[owner])
         own = found.at[jnp.where(here, owner * capacity + slot, 0)].get(mode="clip")
         return jnp.where(here[:, None], own, rows)
 
-    return in_rounds(wants, capacity, size, fetch, jnp.zeros((len(ids), width), part.dtype))
+    rows = in_rounds(wants, capacity, size, fetch, jnp.zeros((len(ids), width), bits))
+    return lax.bitcast_convert_type(rows, part.dtype)
 
 
 class Wants(NamedTuple):
