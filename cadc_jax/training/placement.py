@@ -290,7 +290,7 @@ def _put(placement: Placement, name: str, table: jax.Array | np.ndarray | Random
         key = sharding.put(table.key, sharding.named(mesh, sharding.REPLICATED))
         return _draw(key, table.shape, table.scale, placement, name)
     if entry.split:
-        return _deal(np.asarray(table), shape(placement, name, table), mesh)
+        return _deal(np.asarray(sharding.local(table)), shape(placement, name, table), mesh)
     if missing := entry.stored_rows - len(table):
         table = np.pad(table, ((0, missing),) + ((0, 0),) * (np.ndim(table) - 1))
     return sharding.put(_form(placement, name, table), where)
