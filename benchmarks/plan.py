@@ -3,9 +3,10 @@
     python benchmarks/plan.py [--quick] [--json FILE]
 
 Nothing is run. Arguments and temporaries come from `memory_analysis()`. FLOPs and bytes between
-devices are counted in the optimised program. Training: DLRM with tables replicated and split,
-trained and frozen. ALS: an iteration with the fixed side gathered and sharded. The autoencoder: a
-fit. --quick: 1 and 8 devices, and tables of a tenth of the size. A ratio is predicted / compiled.
+devices are counted in the optimised program. Training: DLRM with all tables split, or as without
+a limit to their memory, trained and frozen. ALS: an iteration with the fixed side gathered and
+sharded. The autoencoder: a fit. --quick: 1 and 8 devices, and tables of a tenth of the size. A
+ratio is predicted / compiled.
 """
 
 import argparse
@@ -82,7 +83,7 @@ def cases(quick: bool) -> Iterator[tuple[str, Pairs]]:
     for devices in (1, 8) if quick else (1, 2, 4, 8):
         for frozen in ((), ("user", "item")):
             for split in (False, True) if devices > 1 else (False,):
-                how = f"{'split' if split else 'replicated'}, {'frozen' if frozen else 'trained'}"
+                how = f"{'all split' if split else 'no limit'}, {'frozen' if frozen else 'trained'}"
                 pairs = training_pairs(model, config, sizes, frozenset(frozen), devices, split)
                 yield f"dlrm, {how}, {devices} devices", pairs
         for fixed_side in ("gathered", "sharded"):
@@ -104,9 +105,7 @@ def training_pairs(
     tables = cost.table_shapes(sizes, RANK, RANK)
     limits = DeviceConfig()
     if split:
-        limits = DeviceConfig(
-            devices, _bytes_that_split_all(config, sizes, tables, frozen, devices)
-        )
+        limits = DeviceConfig(_bytes_that_split_all(config, sizes, tables, frozen, devices))
     predicted = cost.training("step", model, config, sizes, tables, frozen, devices, limits, "cpu")
     program = compiled_step(model, config, sizes, tables, frozen, devices, limits)
     memory, text = program.memory_analysis(), program.as_text()
@@ -132,8 +131,8 @@ def training_pairs(
 
 def _bytes_that_split_all(config, sizes, tables, frozen, devices: int) -> float:
     """Memory for tables that is one byte too small unless every table is split."""
-    limits = DeviceConfig(devices)
-    whole = cost.place(tables, config, frozen, _batch_ids(config, sizes), devices, limits)
+    no_ids = dict.fromkeys(tables, 0)  # for which no table is split
+    whole = cost.place(tables, config, frozen, no_ids, devices, DeviceConfig())
     held = [table.device_bytes for table in whole.tables]
     return (sum(held) - min(held)) / devices + min(held) - 1
 
@@ -154,7 +153,7 @@ def compiled_step(
     limits: DeviceConfig,
 ) -> jax.stages.Compiled:
     """The program of a training step, compiled for shapes."""
-    mesh = sharding.make_mesh(limits.model, jax.devices()[:devices])
+    mesh = sharding.make_mesh(jax.devices()[:devices])
     content, batch = cost.content_shapes(sizes), cost.batch_shapes(sizes, config)
     ids, trained = _batch_ids(config, sizes), set(tables) - frozen
     placed = placement.plan_placement(
@@ -165,29 +164,19 @@ def compiled_step(
         where = sharding.named(mesh, spec)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
 
-    def padded(name, x):  # as `placement.put` does
-        parts = limits.model if placed[name].split else 1
-        return jax.ShapeDtypeStruct((-(-x.shape[0] // parts) * parts, x.shape[1]), x.dtype)
-
-    def slot(name, x):
-        return on(x, placement.spec(placed, name) if x.ndim else sharding.REPLICATED)
+    def there(trees):
+        return {name: placement.like(placed, name, tree) for name, tree in trees.items()}
 
     everywhere = sharding.REPLICATED
-    whole = {name: padded(name, x) for name, x in tables.items()}
+    whole = {name: placement.shape(placed, name, x) for name, x in tables.items()}
     constant = {name: x for name, x in whole.items() if name in frozen}
     key = jax.eval_shape(lambda: jax.random.key(0))
     init = functools.partial(step.init_state, model, config)
     start = {name: x for name, x in whole.items() if name in trained}
     state = jax.eval_shape(init, start, constant, content, batch, key)
     network = on(state.replace(tables={}, slots={}), everywhere)
-    state = network.replace(
-        tables={name: on(x, placement.spec(placed, name)) for name, x in state.tables.items()},
-        slots={
-            name: jax.tree.map(functools.partial(slot, name), slots)
-            for name, slots in state.slots.items()
-        },
-    )
-    constant = {name: on(x, placement.spec(placed, name)) for name, x in constant.items()}
+    state = network.replace(tables=there(state.tables), slots=there(state.slots))
+    constant = there(constant)
     lowered = step.train_step.lower(
         *(model, config, state, constant, on(content, everywhere), on(batch, sharding.BATCH)),
         *(on(key, everywhere), placed),

@@ -1,8 +1,7 @@
 """The device mesh and every PartitionSpec of the package, in one place.
 
-The mesh has two axes. `data` splits the rows that ALS solves. `model` splits the rows of embedding
-tables that are too large for one device. Training batches are split over both axes: no two devices
-do the same work. Everything small is replicated.
+The mesh has one axis. It splits training batches, the rows that ALS solves, and the rows of
+embedding tables that are too large for one device. Everything small is replicated.
 
 With several processes a mesh has the devices of all of them, and the devices of one process are
 next to each other. All processes together create an array on such a mesh and compute with it. A
@@ -22,36 +21,22 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
-from cadc_jax.errors import ConfigError
-
-DATA = "data"
-MODEL = "model"
-
-EVERYWHERE = (DATA, MODEL)  # both axes: collectives between all devices
+EVERYWHERE = "data"  # the axis of all devices
 
 REPLICATED = P()
 BATCH = P(EVERYWHERE)  # leading axis of every array in a batch
 BATCHES = P(None, EVERYWHERE)  # second axis of every array in a stack of batches
-TABLE = P(MODEL)  # rows of a sharded embedding table
+TABLE = P(EVERYWHERE)  # rows of a split embedding table
 
 RESIDENT_SHARE = 1 / 4  # of a device's memory for the rows of a split, unless asked for more
 _LOCAL_BYTES = 1 << 28  # bytes of an array that `local` replicates at a time
 
 
-def make_mesh(model: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A ('data', 'model') mesh.
-
-    Args:
-      model: size of the axis `model`: the number of devices that share a split table.
-      devices: the devices; None for all.
-
-    Raises:
-      ConfigError: if `model` does not divide the number of devices.
-    """
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of the devices; None for all of them."""
     devices = jax.devices() if devices is None else list(devices)
     devices.sort(key=lambda device: device.process_index)  # each process makes one part of a batch
-    check_division(model, len(devices))
-    return Mesh(np.array(devices).reshape(-1, model), (DATA, MODEL))
+    return Mesh(np.array(devices), (EVERYWHERE,))
 
 
 @functools.cache  # later calls return the result of the first call
@@ -69,14 +54,6 @@ def split_cores() -> bool:
         return False
     jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
     return True
-
-
-def check_division(model: int, devices: int) -> None:
-    """Raises ConfigError unless `devices` devices can be divided into groups of `model`."""
-    if model < 1 or devices < 1 or devices % model:
-        raise ConfigError(
-            f"devices.model={model}: must be a divisor of the number of devices, {devices}"
-        )
 
 
 def is_tpu(mesh: Mesh | AbstractMesh) -> bool:

@@ -244,7 +244,7 @@ def _update_by_sort(
         )
         kept = own_ids < size
         own = grads.at[own_order].get(mode="clip")
-        sums = _sums_of_runs(own_ids, kept, jnp.where(_column(kept, own), own, 0))
+        sums = sums_of_runs(own_ids, kept, jnp.where(_column(kept, own), own, 0))
         sums += jnp.where(_column(own_ids == last_id, own), last_sum, 0)
         rows = jnp.where(is_owner, own_ids, size + jnp.arange(part, dtype=jnp.int32))
         total = jnp.where(_column(is_owner, own), sums, 0)
@@ -259,7 +259,7 @@ def _update_by_sort(
     return jax.lax.fori_loop(0, len(ids) // part, apply, start)[0]
 
 
-def _sums_of_runs(ids: jax.Array, kept: jax.Array, grads: jax.Array) -> jax.Array:
+def sums_of_runs(ids: jax.Array, kept: jax.Array, grads: jax.Array) -> jax.Array:
     """Sums [n, ...] of the gradients [n, ...] up to each entry, from the first of equal ids [n] on.
 
     Where `kept` [n] is False, the gradients are 0.

@@ -1,7 +1,7 @@
 """MovieLens 100K as clicks: a rating of 4 and more is a click, a lower one an impression without.
 
-Reads `ml-100k/` in $CADC_DATA_DIR. The rows have labels, so that no negatives are drawn, and users and
-films have content. The last rows of each user, by time, validate and test.
+Reads `ml-100k/` in $CADC_DATA_DIR. The rows have labels, so that no negatives are drawn, and users
+and films have content. The last rows of each user, by time, validate and test.
 
 The settings are not searched beyond a few trials on the validation split of seed 0.
 

@@ -1,7 +1,8 @@
 """MovieLens 1M as clicks: a rating of 4 and more is a click, a lower one an impression without.
 
-Reads `ml-1m/` in $CADC_DATA_DIR. The rows have labels, so that no negatives are drawn, and users and
-films have content. Rows are split at random, as the ratings may come without timestamps.
+Reads `ml-1m/` in $CADC_DATA_DIR. The rows have labels, so that no negatives are drawn, and users
+and films have content. Rows are split at random, as the ratings may come without
+timestamps.
 
 The settings are not searched beyond a few trials on the validation split of seed 0.
 

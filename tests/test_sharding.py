@@ -10,20 +10,11 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from cadc_jax import sharding
-from cadc_jax.errors import ConfigError
 
 
-def test_the_axis_model_has_its_size_and_data_the_rest():
-    assert dict(sharding.make_mesh(2).shape) == {"data": 4, "model": 2}
-    assert dict(sharding.make_mesh(devices=jax.devices()[:3]).shape) == {"data": 3, "model": 1}
-
-
-@pytest.mark.parametrize("model", [0, 3, 16])
-def test_the_axis_model_must_divide_the_devices(model):
-    with pytest.raises(ConfigError, match=f"devices.model={model}: must be a divisor .* 8"):
-        sharding.make_mesh(model)
-    with pytest.raises(ConfigError, match=f"devices.model={model}: must be a divisor .* 8"):
-        sharding.check_division(model, 8)
+def test_a_mesh_has_one_axis_of_all_devices_that_are_given():
+    assert dict(sharding.make_mesh().shape) == {"data": 8}
+    assert dict(sharding.make_mesh(jax.devices()[:3]).shape) == {"data": 3}
 
 
 def test_a_mesh_keeps_the_devices_of_a_process_together():
@@ -31,7 +22,7 @@ def test_a_mesh_keeps_the_devices_of_a_process_together():
         def __init__(self, number):
             self.id, self.process_index = number, number % 2
 
-    mesh = sharding.make_mesh(2, [Device(k) for k in range(4)])
+    mesh = sharding.make_mesh([Device(k) for k in range(4)])
     assert [device.process_index for device in mesh.devices.flat] == [0, 0, 1, 1]
 
 
@@ -46,8 +37,8 @@ def test_arrays_and_keys_that_are_put_on_a_mesh_are_read_back_whole():
 
 
 def test_the_mesh_of_an_array_is_the_one_that_it_was_put_on():
-    mesh = sharding.make_mesh(4)
-    x = sharding.put(np.zeros((8, 2)), sharding.named(mesh, P(sharding.DATA)))
+    mesh = sharding.make_mesh()
+    x = sharding.put(np.zeros((8, 2)), sharding.named(mesh, P(sharding.EVERYWHERE)))
     assert sharding.mesh_of(x) == mesh
     assert sharding.mesh_of(jax.jit(lambda x: x + 1)(x)) == mesh
 

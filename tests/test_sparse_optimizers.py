@@ -167,11 +167,11 @@ def test_shards_that_mask_the_ids_of_others_together_equal_the_whole_table(
     name, devices, table, batches, monkeypatch
 ):
     monkeypatch.setattr(sparse_optimizers, "SORTED_ROWS", 7)  # traced for TPUs, too
-    mesh = sharding.make_mesh(model=devices, devices=jax.devices()[:devices])
+    mesh = sharding.make_mesh(devices=jax.devices()[:devices])
     rows = V // devices
 
     def local(table, slots, ids, grads):
-        own = ids - rows * jax.lax.axis_index(sharding.MODEL)
+        own = ids - rows * jax.lax.axis_index(sharding.EVERYWHERE)
         mask = (own >= 0) & (own < rows)
         return sparse_optimizers.update(name, table, slots, own, grads, RATE, mask=mask)
 

@@ -31,7 +31,7 @@ _FIXES = {
 _LESS_MEMORY = (
     "finished stages and checkpoints are kept. 'cadc plan' says what a run needs; als.factors, "
     "dlrm.embedding_dim, train.microbatch_rows, train.table_dtype and, on several devices, "
-    "devices.model make it less"
+    "devices.table_bytes make it less"
 )
 
 

@@ -18,6 +18,10 @@ from cadc_jax.run import bundled_configs
 from cadc_jax.runtime.text import nearest
 
 _SEVERAL = "; for several rates: cadc study --config=FILE --rates=0.1,0.01"
+REMOVED = {  # last part of the name of a field that there was -> what to do
+    "model": "devices.model is gone, leave it out: split tables are split over all devices",
+}
+
 Commands = Mapping[str, ModuleType]  # command -> its module in `cli`
 
 
@@ -54,7 +58,8 @@ def parse(argv: list[str], introduction: str, commands: Commands) -> list[str]:
         if isinstance(error, AttributeError | KeyError) and not getattr(error, "name", None):
             # A field that does not exist: ConfigDict quotes its text once or twice.
             text = str(error).replace("\\n", ". ").replace("\\", "").replace("'", "")
-            exits.fail(f"no such field: {text}")
+            gone = "".join(f"; {x}" for name, x in REMOVED.items() if f'"{name}"' in text)
+            exits.fail(f"no such field: {text}{gone}")
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = "" if isinstance(error, SyntaxError) else f" ({place.filename}:{place.lineno})"
         exits.fail(f"--config: the file cannot be used: {type(error).__name__}: {error}{where}")

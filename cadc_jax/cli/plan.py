@@ -12,7 +12,7 @@ from cadc_jax.cli.flags import ROWS, config, run_of
 _DEVICES = flags.DEFINE_integer(
     "devices",
     1,
-    "Number of devices; config.devices.model of them share a split table.",
+    "Number of devices; they share batches, and tables that are split.",
     lower_bound=1,
 )
 _HARDWARE = flags.DEFINE_string("hardware", "v5e", "v5e, v5p, v6e, h100, h200 or cpu.")

@@ -196,7 +196,7 @@ class _HalfStep:
             *(self.config.feedback, self.config.solver, self.config.cg_steps),
             *(self.config.fixed_side, chunk_rows),
         )
-        mesh = AbstractMesh((self.devices,), (sharding.DATA,))
+        mesh = AbstractMesh((self.devices,), (sharding.EVERYWHERE,))
         one = functools.partial(als_solver.half_step, config=static, mesh=mesh)
         traced = jax.make_jaxpr(one)(table, side, fixed, penalties, f32(), f32())
         return launches(traced.jaxpr, 0, self.platform)

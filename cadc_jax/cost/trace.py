@@ -7,7 +7,7 @@ from typing import Any
 # Beginnings of the names of operations that are kernels of their own. The arithmetic around them is
 # fused into them, or into one another.
 _KERNELS = ("dot_general", "gather", "scatter", "sort", "cum", "reduce_", "cholesky", "triangular")
-_COLLECTIVES = ("all_gather", "psum", "all_to_all")
+_COLLECTIVES = ("all_gather", "psum", "pmin", "all_to_all")
 
 
 def product_flops(jaxpr: Any) -> float:
@@ -29,8 +29,9 @@ def launches(jaxpr: Any, turns: int, platform: str = "gpu") -> int:
 
     Args:
       jaxpr: of the program.
-      turns: of a loop whose end depends on the data. Other loops count as often as they run. Each
-        turn starts at least one kernel, and one for the loop itself.
+      turns: of a loop whose end depends on the data. A loop with collectives counts once: the
+        first round of an exchange is nearly always enough. Other loops count as often as they run.
+        Each turn starts at least one kernel, and one for the loop itself.
       platform: that of the accelerator, which chooses among branches for platforms.
     """
     total = 0
@@ -38,7 +39,8 @@ def launches(jaxpr: Any, turns: int, platform: str = "gpu") -> int:
         name = equation.primitive.name
         inner = [launches(each, turns, platform) for each in _inner_jaxprs(equation.params)]
         if name in ("scan", "while"):
-            times = equation.params["length"] if name == "scan" else turns
+            own = 1 if any(map(_communicates, _inner_jaxprs(equation.params))) else turns
+            times = equation.params["length"] if name == "scan" else own
             total += times * (max(1, sum(inner)) + 1)
         elif name == "cond":
             places = equation.params.get("branches_platforms")
@@ -48,6 +50,14 @@ def launches(jaxpr: Any, turns: int, platform: str = "gpu") -> int:
         else:
             total += sum(inner)
     return total
+
+
+def _communicates(jaxpr: Any) -> bool:
+    return any(
+        equation.primitive.name.startswith(_COLLECTIVES)
+        or any(map(_communicates, _inner_jaxprs(equation.params)))
+        for equation in jaxpr.eqns
+    )
 
 
 def _branch(platforms: Sequence[Sequence[str] | None], platform: str) -> int:

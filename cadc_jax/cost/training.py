@@ -67,8 +67,8 @@ def training(
       platform: what the devices are: 'cpu', 'gpu' or 'tpu'.
 
     Raises:
-      ConfigError: if `devices` does not divide a batch, `limits.model` does not divide `devices`,
-        or the tables do not fit even when all of them are split.
+      ConfigError: if `devices` does not divide a batch, or the tables do not fit even when all of
+        them are split.
     """
     if config.batch_rows % devices:
         raise ConfigError(
@@ -160,12 +160,9 @@ def place(
       limits: how tables may be placed.
 
     Raises:
-      ConfigError: if `limits.model` does not divide `devices`, or the tables do not fit even when
-        all of them are split.
+      ConfigError: if the tables do not fit even when all of them are split.
     """
-    sharding.check_division(limits.model, devices)
-    shape = (devices // limits.model, limits.model)
-    mesh = AbstractMesh(shape, (sharding.DATA, sharding.MODEL))
+    mesh = AbstractMesh((devices,), (sharding.EVERYWHERE,))
     typed = {
         name: x if name in frozen else jax.ShapeDtypeStruct(x.shape, config.table_dtype)
         for name, x in tables.items()
@@ -222,7 +219,7 @@ def _trace(
     steps = tuple(
         _TableStep(
             *(placed[k], _stored(x, k in trained, config), ids[k], k in trained),
-            *(config, devices, limits.model, platform),
+            *(config, devices, platform),
         )
         for k, x in tables.items()
     )
@@ -244,7 +241,6 @@ class _TableStep:
       trained: whether it is trained.
       config: settings of training.
       devices: number of devices.
-      group: number of devices that share a split table.
       platform: what the devices are.
     """
 
@@ -254,13 +250,17 @@ class _TableStep:
     trained: bool
     config: TrainConfig
     devices: int
-    group: int
     platform: str
 
     @property
     def parts(self) -> int:
         """Number of devices that the table is split over."""
-        return self.group if self.plan.split else 1
+        return self.devices if self.plan.split else 1
+
+    @property
+    def exchanged(self) -> int:
+        """Rows that it asks of others, and that are asked of it, in a step; room for them."""
+        return self.devices * self.plan.capacity
 
     @property
     def held(self) -> jax.ShapeDtypeStruct:
@@ -296,7 +296,13 @@ class _TableStep:
 
     @property
     def gradient_bytes(self) -> int:
-        """Bytes of its gradients in an update: as they are sent, and summed by row."""
+        """Bytes of its gradients in an update: as they are sent, and summed by row.
+
+        Of a split table also of the rows that are looked up for others, and returned.
+        """
+        if self.plan.split:
+            own = 2 * self.ids // self.devices * self.row if self.trained else 0
+            return own + 2 * self.exchanged * (4 + self.row)
         if not self.trained:
             return 0
         if self.plan.by_table:
@@ -308,15 +314,18 @@ class _TableStep:
         """Bytes that the device reads and writes in its own memory."""
         row = self.row
         local = self.ids / self.devices
-        looked_up = local * self.parts  # for the other devices of its group too
-        traffic = 2 * looked_up * row + (2 * local * row if self.plan.split else 0)
+        traffic = 2 * local * row
+        if self.plan.split:  # looked up for the others, and written as it is returned
+            traffic += 3 * self.exchanged * row
         if not self.trained:
             return traffic
         slot = self.slot_bytes / self.held.shape[0]  # bytes a row
         if self.plan.by_table:  # zeros, sum, and an update of every row
             return traffic + self.plan.rows * (5 * row + 2 * slot)
-        # Gradients of all devices are written and read. The device updates only the rows it holds.
-        touched = self.ids / self.parts
+        if self.plan.split:  # sums are made by the sender, sent, and added up by the owner
+            sums = (local + self.exchanged) * self.sums + 2 * self.exchanged
+            return traffic + sums * row + self.exchanged * (2 * row + 2 * slot)
+        touched = self.ids  # gradients of all devices
         return traffic + self.ids * self.sums * row + touched * (2 * row + 2 * slot)
 
     @property
@@ -359,7 +368,7 @@ def _received(traced: _Trace) -> dict[str, float]:
 
 
 def _placement_note(traced: _Trace) -> str:
-    split = [f"'{x.plan.name}' split over {x.group}" for x in traced.tables if x.plan.split]
+    split = [f"'{x.plan.name}' split over {x.devices}" for x in traced.tables if x.plan.split]
     sizes = (f"'{x.plan.name}' {x.plan.rows:,} rows x {x.shape.shape[1]}" for x in traced.tables)
     return f"tables: {', '.join(split) or 'replicated'}; {', '.join(sizes)}"
 

@@ -314,7 +314,7 @@ def prepare(
     """
     extent = extent or interactions.extent
     if mesh is None:
-        mesh = Mesh(np.array(jax.local_devices()[:1]), (sharding.DATA,))
+        mesh = Mesh(np.array(jax.local_devices()[:1]), (sharding.EVERYWHERE,))
     spread = NamedSharding(mesh, P(mesh.axis_names))
     both = (interactions.by_user, interactions.by_item)
     chunks = chunking(config, mesh.size, sharding.platform(mesh))

@@ -104,7 +104,7 @@ def place(
         process.
     """
     if mesh is None:
-        mesh = Mesh(np.array(jax.local_devices()[:1]), (sharding.DATA,))
+        mesh = Mesh(np.array(jax.local_devices()[:1]), (sharding.EVERYWHERE,))
     chunks = chunking(width, sharding.platform(mesh))
     both = interactions.by_user, interactions.by_item
     users, items = (make_layout(side.counts, chunks, mesh.size) for side in both)

@@ -19,7 +19,7 @@ from flax import struct
 from cadc_jax.data.table import Table
 from cadc_jax.resident import likely
 from cadc_jax.resident.likely import LikelyTables
-from cadc_jax.tables import packed
+from cadc_jax.tables import exchange
 from cadc_jax.tables.packed import AnyTable
 
 Tables = Mapping[str, AnyTable]
@@ -246,7 +246,7 @@ def pair_batch(user: jax.Array | np.ndarray, item: jax.Array | np.ndarray) -> Ho
 
 def take_rows(tables: Tables, ids: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """The rows of each table: name -> [n, D]. An id of -1 or past the end reads the last row."""
-    return {name: packed.read(table, ids[name]) for name, table in tables.items()}
+    return {name: exchange.read(table, ids[name]) for name, table in tables.items()}
 
 
 def model_inputs(rows: Tables, content: Content, batch: Batch) -> Inputs:

@@ -112,7 +112,7 @@ def als_mesh(run: Run, largest_side: int, factors: int) -> Mesh:
 def training_mesh(run: Run) -> Mesh:
     """The devices that train and score."""
     devices = jax.devices()[:1] if run.on_cores else None
-    return sharding.make_mesh(run.config.devices.model, devices)
+    return sharding.make_mesh(devices)
 
 
 def make_stage(

@@ -49,12 +49,11 @@ def plan(this: Run, devices: int, hardware: str, given: Mapping[str, int]) -> No
         for method in configuration.methods(config)
     ]
     costs += _training_costs(config, sizes, devices, device)
-    group = config.devices.model
     other = "" if hardware == cost.MEASURED else f"; of {hardware} none was measured"
     this.say(
-        f"{config.name} on {devices} x {hardware}, tables that are split over {group}. A model, "
-        "not a measurement: see docs/scale.md.\nSeconds are within a factor of 2 of those measured "
-        f"on one {cost.MEASURED.upper()}{other}.\nSizes ({origin}): {sizes.rows:,} training rows, "
+        f"{config.name} on {devices} x {hardware}. A model, not a measurement: see "
+        "docs/scale.md.\nSeconds are within a factor of 2 of those measured on one "
+        f"{cost.MEASURED.upper()}{other}.\nSizes ({origin}): {sizes.rows:,} training rows, "
         f"{sizes.num_users:,} users, {sizes.num_items:,} items, {sizes.feature_rows:,} other "
         f"feature values.\n\n{cost.text(costs, device)}"
     )

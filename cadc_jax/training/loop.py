@@ -22,13 +22,13 @@ from cadc_jax.resident.batches import ResidentRows
 from cadc_jax.runtime import checkpoints, compilation, distributed
 from cadc_jax.runtime.checkpoints import Checkpoints, Facts
 from cadc_jax.runtime.progress import Progress
-from cadc_jax.tables import packed
 from cadc_jax.training import feeds, placement
 from cadc_jax.training.feeds import Feed, Shapes
 from cadc_jax.training.placement import Placement, RandomTable
 from cadc_jax.training.step import (
     TrainConfig,
     TrainState,
+    batches_of,
     init_state,
     train_steps,
     train_steps_of,
@@ -61,7 +61,7 @@ class FitOptions:
 
     Attributes:
       mesh: devices to train on; None for all of them, tables replicated.
-      device_bytes: memory of a device for tables; past it they are split over the axis `model`.
+      device_bytes: memory of a device for tables; past it they are split over all devices.
       label: name shown with the progress.
       record: called with every entry of the history as it is made.
       trace: folder for a `jax.profiler` trace of the steps between the first two evaluations
@@ -135,7 +135,7 @@ def fit(
     _check_batch(config, mesh)
     if not sharding.is_cpu(mesh):  # where a whole batch is faster than its parts
         config = dataclasses.replace(config, microbatch_rows=0)
-    job = _set_up(model, config, start, content, feed.shapes(config), key, mesh, options)
+    job = _set_up(model, config, start, content, feed, key, mesh, options)
     interval = max(feed.steps_per_epoch, config.evaluation_steps)
     size = feeds.steps_of_call(config, interval, mesh)
 
@@ -216,12 +216,13 @@ def _set_up(
     config: TrainConfig,
     start: StartTables,
     content: Content,
-    shapes: Shapes,
+    feed: Feed,
     key: jax.Array,
     mesh: Mesh,
     options: FitOptions,
 ) -> _Job:
     """Places content and frozen tables on the devices."""
+    shapes = feed.shapes(config)
     everywhere = sharding.named(mesh, sharding.REPLICATED)
     init_key, step_key = jax.random.split(sharding.put(key, everywhere))
     content = sharding.put(content, everywhere)
@@ -229,7 +230,8 @@ def _set_up(
         name: x.dtype if name in start.frozen else config.table_dtype
         for name, x in start.tables.items()
     }
-    placed = placement.plan_placement(
+    plan = functools.partial(
+        placement.plan_placement,
         mesh,
         {name: jax.ShapeDtypeStruct(x.shape, types[name]) for name, x in start.tables.items()},
         set(start.tables) - start.frozen,
@@ -237,6 +239,11 @@ def _set_up(
         {name: ids.size for name, ids in jax.eval_shape(lookup_ids, content, shapes).items()},
         options.device_bytes,
     )
+    placed = plan()
+    if any(table.split for table in placed.tables):
+        first = _first_batch(next(feed.calls(0, 0, 1, 1, mesh)))
+        found = placement.distinct_ids(mesh, content, first)
+        placed = plan(distinct={name: float(x) for name, x in found.items()})
     logging.info("%s: embedding tables on %d devices\n%s", options.label, mesh.size, placed)
     frozen = {name: table for name, table in start.tables.items() if name in start.frozen}
     constant = placement.put(placed, frozen)
@@ -253,6 +260,12 @@ def _set_up(
         zero=sharding.put(jnp.zeros(()), everywhere),
         options=options,
     )
+
+
+@jax.jit
+def _first_batch(source: Batch | ResidentRows) -> Batch:
+    zero = jnp.zeros((), jnp.int32)
+    return batches_of(source, zero)(zero)
 
 
 class _Position(NamedTuple):
@@ -289,14 +302,15 @@ def _restored(job: _Job, start: StartTables) -> _Position | None:
     if job.options.saved is None:
         return None
     like = {
-        name: placement.shape(job.placed, name, table) for name, table in _trained(start).items()
+        name: placement.plain_shape(job.placed, name, table)
+        for name, table in _trained(start).items()
     }
-    shapes = jax.eval_shape(lambda tables: _state(job, packed.plain(tables)), like)
+    shapes = jax.eval_shape(functools.partial(_state, job), like)
     found = job.options.saved.restore(_like(shapes, job.placed))
     if found is None:
         return None
     (state, (params, tables), loss_sum), facts = found
-    form = functools.partial(placement.packed_tree, job.placed)
+    form = functools.partial(placement.placed_tree, job.placed)
     best = _moved((params, form(_moved(tables))), _HOST)
     state = state.replace(tables=form(state.tables), slots=form(state.slots))
     return _Position(state, best, loss_sum, **facts)
@@ -406,7 +420,7 @@ def _plain_on_host(job: _Job, tables: Tables) -> Tables:
     """Tables on the host as plain arrays there; one at a time is changed on the devices."""
     return {
         name: _moved(placement.plain_tree(job.placed, {name: _moved(table)})[name], _HOST)
-        if job.placed[name].packed
+        if job.placed[name].packed or job.placed[name].split
         else table
         for name, table in tables.items()
     }

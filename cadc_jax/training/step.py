@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -222,10 +222,7 @@ def _train_steps(
     Returns:
       The new state and the sum [] of the steps' losses.
     """
-    if isinstance(source, ResidentRows):
-        batch = maker(source, state.step)
-    else:
-        batch = functools.partial(_of_stack, source)
+    batch = batches_of(source, state.step)
 
     def one(i, carry):
         state, total = carry
@@ -233,6 +230,13 @@ def _train_steps(
         return state, total + loss
 
     return jax.lax.fori_loop(0, count, one, (state, jnp.zeros(())))
+
+
+def batches_of(source: Batch | ResidentRows, step: jax.Array) -> Callable[[jax.Array], Batch]:
+    """A function that gives batch 0 <= i < K of a source whose first step is `step` [] int32."""
+    if isinstance(source, ResidentRows):
+        return maker(source, step)
+    return functools.partial(_of_stack, source)
 
 
 def _of_stack(stack: Batch, i: jax.Array) -> Batch:

@@ -64,6 +64,7 @@ def test_a_command_says_what_it_needs(command, message):
         (["--config.rate=ten"], "rate"),
         (["--config.ratee=0.1"], "ratee"),
         (["--config.data.pth=x"], "pth"),
+        (["--config.devices.model=2"], "devices.model is gone, leave it out"),
         (["--stage=cook"], "cook"),
         (["--wrkdir=x"], "--wrkdir, did you mean '--workdir'?"),
         (["stray"], "stray"),

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
 
@@ -13,8 +14,8 @@ from cadc_jax.cost import hlo
 ROWS = 16  # of 4 float32 on 8 devices: 256 bytes in all, 32 on each
 
 
-def text_of(function, out=sharding.BATCH, model=8):
-    mesh = sharding.make_mesh(model)
+def text_of(function, out=sharding.BATCH):
+    mesh = sharding.make_mesh()
     where = sharding.named(mesh, sharding.BATCH)
     x = jax.ShapeDtypeStruct((ROWS, 4), jnp.float32, sharding=where)
     mapped = jax.shard_map(
@@ -23,17 +24,22 @@ def text_of(function, out=sharding.BATCH, model=8):
     return jax.jit(mapped).lower(x).compile().as_text()
 
 
-BOTH = (sharding.DATA, sharding.MODEL)
+ALL = sharding.EVERYWHERE
 
 
 @pytest.mark.parametrize(
     ("function", "kind", "expected"),
     [
-        (lambda x: lax.all_gather(x, BOTH, tiled=True) * 2, "all-gather", 7 * 32),
-        (lambda x: lax.psum(x, BOTH), "all-reduce", 2 * 7 / 8 * 32),
+        (lambda x: lax.all_gather(x, ALL, tiled=True) * 2, "all-gather", 7 * 32),
+        (lambda x: lax.psum(x, ALL), "all-reduce", 2 * 7 / 8 * 32),
         (
-            lambda x: lax.psum_scatter(jnp.tile(x, (4, 1)), BOTH, tiled=True),
+            lambda x: lax.psum_scatter(jnp.tile(x, (4, 1)), ALL, tiled=True),
             "reduce-scatter",
+            7 * 16,
+        ),
+        (
+            lambda x: lax.all_to_all(jnp.tile(x, (4, 1)), ALL, 0, 0, tiled=True),
+            "all-to-all",
             7 * 16,
         ),
     ],
@@ -44,16 +50,17 @@ def test_bytes_of_a_collective(function, kind, expected):
     assert sum(found.values()) == expected
 
 
-def test_a_collective_of_some_devices_counts_those():
-    gather = functools.partial(lax.all_gather, axis_name=sharding.MODEL, tiled=True)
-    for model in (2, 4):
-        text = text_of(lambda x: gather(x) * 2, sharding.BATCH, model)
-        assert hlo.received_bytes(text)["all-gather"] == (model - 1) * 32
+@pytest.mark.parametrize("group", [2, 4])
+def test_a_collective_of_some_devices_counts_those(group):
+    groups = np.arange(8).reshape(-1, group).tolist()
+    gather = functools.partial(lax.all_gather, axis_index_groups=groups, tiled=True)
+    text = text_of(lambda x: gather(x, ALL) * 2)
+    assert hlo.received_bytes(text)["all-gather"] == (group - 1) * 32
 
 
 def test_a_loop_counts_as_often_as_it_runs():
     def loop(x):
-        return lax.fori_loop(0, 5, lambda i, y: lax.psum(y * 2, BOTH), x)
+        return lax.fori_loop(0, 5, lambda i, y: lax.psum(y * 2, ALL), x)
 
     assert hlo.received_bytes(text_of(loop))["all-reduce"] == 5 * 2 * 7 / 8 * 32
 

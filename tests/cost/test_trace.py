@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
-from cadc_jax import cost
+from cadc_jax import cost, sharding
 from cadc_jax.cost import trace
 from cadc_jax.cost.arithmetic import doublings
 from cadc_jax.factorization import sgd
@@ -38,6 +39,19 @@ def test_a_turn_of_a_loop_starts_its_kernels_and_one_for_the_loop():
 
     assert trace.launches(traced(lambda x: loop(x, 5), MATRIX), 0) == 5 * (2 + 1)
     assert trace.launches(traced(loop, MATRIX, 5), 7) == 7 * (2 + 1)  # the end depends on data
+
+
+def test_a_loop_of_rounds_of_an_exchange_counts_once():
+    def rounds(x):
+        def one(y):
+            return jax.lax.psum(y @ y, sharding.EVERYWHERE)
+
+        return jax.lax.while_loop(lambda y: y[0, 0] > 0, one, x)
+
+    mapped = jax.shard_map(
+        rounds, mesh=sharding.make_mesh(), in_specs=P(), out_specs=P(), check_vma=False
+    )
+    assert trace.launches(traced(mapped, MATRIX), 7) == 2 + 1
 
 
 def test_the_longest_branch_counts():

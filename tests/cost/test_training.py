@@ -1,7 +1,6 @@
 """Costs of training steps against compiled programs, and what raises or lowers them."""
 
 import dataclasses
-import math
 
 import pytest
 
@@ -52,7 +51,7 @@ def test_other_networks_are_predicted_as_they_are_compiled(model, config, sizes,
 
 
 def test_more_devices_need_less_memory_and_less_arithmetic_each():
-    costs = [train(devices, DeviceConfig(devices, 1e6)) for devices in (8, 16, 32)]
+    costs = [train(devices, DeviceConfig(1e6)) for devices in (8, 16, 32)]
     for figures in ([sum(x.memory.values()) for x in costs], [x.flops for x in costs]):
         assert figures[0] > figures[1] > figures[2]
 
@@ -73,14 +72,14 @@ def test_the_memory_of_tables_by_hand():
     rows = 16_000 + 8_000 + 64_000
     assert train().memory["tables"] == rows * 16 * 4
     assert train().memory["their optimizer's state"] == rows * (4 + 4)  # accumulator, scratch
-    split = train(8, DeviceConfig(8, 1e6))
+    split = train(8, DeviceConfig(1e6))
     assert split.memory["tables"] == rows * 16 * 4 / 8
     assert split.notes[0].startswith("tables: 'user' split over 8, 'item' split over 8")
 
 
 def test_a_split_table_need_not_divide_evenly():
     sizes = dataclasses.replace(CLICKS, feature_rows=64_001)
-    split = train(8, DeviceConfig(8, 1e6), sizes=sizes)
+    split = train(8, DeviceConfig(1e6), sizes=sizes)
     rows = 16_000 + 8_000 + 64_008
     assert split.memory["tables"] == rows * 16 * 4 / 8
 
@@ -158,9 +157,8 @@ def test_bfloat16_tables_take_half_the_memory_of_float32():
 @pytest.mark.parametrize(
     ("devices", "limits", "message"),
     [
-        (8, DeviceConfig(3, math.inf), "devices.model=3: must be a divisor"),
         (3, DeviceConfig(), "train.batch_rows=512: must be a multiple of the 3 devices"),
-        (2, DeviceConfig(2, 1000), "devices.table_bytes=1,000: tables take"),
+        (2, DeviceConfig(1000), "devices.table_bytes=1,000: tables take"),
     ],
 )
 def test_impossible_placements_are_rejected_by_name(devices, limits, message):

@@ -17,14 +17,15 @@ from cadc_jax.models import embeddings
 from cadc_jax.models.dlrm import DLRM
 from cadc_jax.models.embeddings import Content
 from cadc_jax.models.two_tower import TwoTower
+from cadc_jax.tables import dealt
 
 USERS, ITEMS, RANK, DENSE = 37, 30, 4, 2
 MODELS = [DLRM(RANK, (8,), (8,)), TwoTower((8,))]
-MESHES = [(1, 1), (2, 1), (8, 1), (8, 2)]  # devices, and devices to a table
+DEVICES = [1, 2, 8]
 
 
-def mesh_of(devices, model):
-    return sharding.make_mesh(model, jax.devices()[:devices])
+def mesh_of(devices):
+    return sharding.make_mesh(jax.devices()[:devices])
 
 
 def ranking_table():
@@ -57,7 +58,7 @@ def click_table(rows=101):
 
 
 def network(model, mesh, seed=0, dense=0):
-    """A scorer of random parameters and tables; user rows are split over the axis `model`."""
+    """A scorer of random parameters and tables; user rows are dealt out to the devices."""
     content = Content(
         user_dense=jnp.linspace(-1, 1, USERS + 1)[:, None],
         user_categorical=jnp.zeros((USERS + 1, 0), jnp.int32),
@@ -77,8 +78,16 @@ def network(model, mesh, seed=0, dense=0):
     params = model.init(last, embeddings.model_inputs(rows, content, one))
     everywhere = sharding.named(mesh, sharding.REPLICATED)
     params, content, tables = sharding.put((params, content, tables), everywhere)
-    tables["user"] = sharding.put(tables["user"], sharding.named(mesh, sharding.TABLE))
+    if mesh.size > 1:
+        tables["user"] = dealt_out(np.asarray(tables["user"]), mesh)
     return scorers.network(model, params, tables, content, mesh)
+
+
+def dealt_out(table, mesh):
+    size = -(-len(table) // mesh.size)
+    parts = [dealt.part_of(table, nth, mesh.size, size) for nth in range(mesh.size)]
+    there = sharding.named(mesh, sharding.TABLE)
+    return dealt.Dealt(sharding.put(np.concatenate(parts), there), mesh)
 
 
 def on_host(scorer):
@@ -93,20 +102,20 @@ def in_blocks(monkeypatch, scorer, users):
     return dataclasses.replace(scorer, pairs=users * ITEMS)
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("devices", DEVICES)
 @pytest.mark.parametrize("model", MODELS, ids=("dlrm", "towers"))
 @pytest.mark.parametrize("ranking", ["sampled", "full"])
-def test_a_ranking_is_that_of_the_host(monkeypatch, ranking, model, mesh):
-    mesh, table = mesh_of(*mesh), ranking_table()
+def test_a_ranking_is_that_of_the_host(monkeypatch, ranking, model, devices):
+    mesh, table = mesh_of(devices), ranking_table()
     scorer = in_blocks(monkeypatch, network(model, mesh), 16)
     config = EvaluationConfig(k=ITEMS, ranking=ranking)
     quality = resident.validation(table, config, mesh)
     assert quality(scorer) == quality(on_host(scorer))
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-def test_ranks_are_those_of_the_host_bit_for_bit(monkeypatch, mesh):
-    mesh, table = mesh_of(*mesh), ranking_table()
+@pytest.mark.parametrize("devices", DEVICES)
+def test_ranks_are_those_of_the_host_bit_for_bit(monkeypatch, devices):
+    mesh, table = mesh_of(devices), ranking_table()
     scorer = in_blocks(monkeypatch, network(MODELS[0], mesh), 16)
     held_out = HeldOut.of(table, "validation", 20)
     seen = []
@@ -124,10 +133,10 @@ class Unread:
         return {f"ndcg@{k[0]}": 0.0}
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("devices", DEVICES)
 @pytest.mark.parametrize("rows", [101, 7])
-def test_the_log_loss_of_clicks_is_that_of_the_host(monkeypatch, mesh, rows):
-    mesh, table = mesh_of(*mesh), click_table(rows)
+def test_the_log_loss_of_clicks_is_that_of_the_host(monkeypatch, devices, rows):
+    mesh, table = mesh_of(devices), click_table(rows)
     scorer = in_blocks(monkeypatch, network(MODELS[0], mesh, dense=DENSE), 16)
     quality = resident.validation(table, EvaluationConfig(), mesh)
     expected = -evaluate.evaluate_clicks(scorer, table.splits["validation"])["logloss"]
@@ -140,7 +149,7 @@ def test_factors_and_popularity_rank_as_on_the_host(ranking):
     table, rng = ranking_table(), np.random.default_rng(0)
     user, item = (rng.normal(size=(n, RANK)).astype(np.float32) for n in (USERS, ITEMS))
     config = EvaluationConfig(k=5, ranking=ranking)
-    quality = resident.validation(table, config, mesh_of(8, 1))
+    quality = resident.validation(table, config, mesh_of(8))
     for scorer in (scorers.factors(user, item, False), scorers.popularity(table)):
         assert 0 < quality(scorer) == quality(on_host(scorer))
 
@@ -155,7 +164,7 @@ def test_factors_and_popularity_rank_as_on_the_host(ranking):
     ids=("clicks", "sampled", "full"),
 )
 def test_evaluations_of_a_fit_share_one_program(table, ranking, program):
-    mesh, dense = mesh_of(2, 1), DENSE * (table.schema.task == "click")
+    mesh, dense = mesh_of(2), DENSE * (table.schema.task == "click")
     quality = resident.validation(table, EvaluationConfig(k=11, ranking=ranking), mesh)
     before = program._cache_size()
     found = {quality(network(TwoTower((8,)), mesh, seed, dense)) for seed in range(3)}
@@ -164,7 +173,7 @@ def test_evaluations_of_a_fit_share_one_program(table, ranking, program):
 
 
 def test_the_host_scores_when_the_devices_have_no_room(monkeypatch):
-    mesh, asked = mesh_of(2, 1), []
+    mesh, asked = mesh_of(2), []
     given = network(MODELS[0], mesh)
 
     def score(batch):
@@ -187,21 +196,21 @@ def test_a_plain_function_is_evaluated_by_the_host():
         return jnp.zeros((len(batch["user"]), 1)) - batch["item"]
 
     table, scorer = ranking_table(), Scorer(lower_is_better)
-    quality = resident.validation(table, EvaluationConfig(k=4, ranking="full"), mesh_of(1, 1))
+    quality = resident.validation(table, EvaluationConfig(k=4, ranking="full"), mesh_of(1))
     expected = evaluate.rank_users(scorer, table, "validation").quality((4,))
     assert quality(scorer) == expected["ndcg@4"] > 0
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_scores_that_are_no_numbers_are_an_error(value):
-    mesh, table = mesh_of(2, 1), click_table()
+    mesh, table = mesh_of(2), click_table()
     scorer = scorers.factors(np.full((USERS, 2), value, np.float32), np.ones((ITEMS, 2)), True)
     with pytest.raises(TrainingError, match="not a finite number"):
         resident.validation(table, EvaluationConfig(), mesh)(scorer)
 
 
 def test_only_drawn_users_are_ranked():
-    table, mesh = ranking_table(), mesh_of(1, 1)
+    table, mesh = ranking_table(), mesh_of(1)
     scorer = scorers.popularity(table)
     config = EvaluationConfig(k=5, max_users=9, ranking="full")
     expected = evaluate.rank_users(scorer, table, "validation", 9).quality((5,))["ndcg@5"]
@@ -210,7 +219,7 @@ def test_only_drawn_users_are_ranked():
 
 @pytest.mark.parametrize("most, places", [(0, range(101)), (101, range(101)), (3, (0, 33, 67))])
 def test_clicks_may_be_validated_on_some_rows(most, places):
-    table, mesh = click_table(), mesh_of(1, 1)
+    table, mesh = click_table(), mesh_of(1)
     rng = np.random.default_rng(1)
     tables = rng.normal(size=(USERS, 2)), rng.normal(size=(ITEMS, 2))
     scorer = scorers.factors(*(np.float32(x) for x in tables), calibrated=True)
@@ -234,5 +243,5 @@ def test_the_first_cut_off_and_the_configured_ranking_decide(ranking, place):
     table = Table(schema, {"validation": rows}, {}, counts, known)
     for k, value in ((place, 0), (place + 1, 1 / np.log2(place + 2))):
         config = EvaluationConfig(k=(k, 50), ranking=ranking)
-        quality = resident.validation(table, config, mesh_of(2, 1))
+        quality = resident.validation(table, config, mesh_of(2))
         assert quality(scorers.popularity(table)) == pytest.approx(value)

@@ -61,7 +61,7 @@ def test_the_lower_id_wins_among_equal_scores():
 @pytest.mark.parametrize("devices", [2, 4, 8])
 @pytest.mark.parametrize("block", [6, 8192])
 def test_items_spread_over_devices_give_the_same_result(devices, block, tables):
-    mesh = sharding.make_mesh(model=2, devices=jax.devices()[:devices])
+    mesh = sharding.make_mesh(devices=jax.devices()[:devices])
     exclude = jnp.asarray(np.random.default_rng(1).integers(-1, ITEMS, (B, 9)), jnp.int32)
     arguments = (*map(jnp.asarray, tables), 12, exclude)
     got = retrieve(*arguments, block=block, mesh=mesh)

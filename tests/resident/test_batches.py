@@ -28,8 +28,7 @@ ROWS = {
 POSITIVES = {name: x for name, x in ROWS.items() if name != "label"}
 STARTS = pytest.mark.parametrize("step", [0, 14, 10**9])  # 14: over the border of an epoch
 MESHES = pytest.mark.parametrize(
-    ("devices", "model", "split"),
-    [(1, 1, False), (2, 1, False), (2, 2, True), (8, 1, True), (8, 4, True)],
+    ("devices", "split"), [(1, False), (2, False), (2, True), (8, True)]
 )
 
 
@@ -41,9 +40,9 @@ def sampler(num_items=200, likely=True, count=4):
     return NegativeSampling.of(POSITIVES, count, num_items, found)
 
 
-def check(rows, drawn, step, devices=1, model=1, split=False):
+def check(rows, drawn, step, devices=1, split=False):
     """Compares STEPS batches."""
-    mesh = sharding.make_mesh(model, jax.devices()[:devices])
+    mesh = sharding.make_mesh(jax.devices()[:devices])
     layout = records.plan(rows)
     made = batches.put(rows, layout, drawn, USERS, SEED, BATCH, mesh, split)
     found = jax.jit(batches.make)(dataclasses.replace(made, steps=STEPS), jnp.int32(step))
@@ -56,21 +55,21 @@ def check(rows, drawn, step, devices=1, model=1, split=False):
 
 @MESHES
 @STARTS
-def test_rows_with_labels(step, devices, model, split):
-    check(ROWS, None, step, devices, model, split)
+def test_rows_with_labels(step, devices, split):
+    check(ROWS, None, step, devices, split)
 
 
 @MESHES
 @STARTS
-def test_positives_with_negatives(step, devices, model, split):
-    check(POSITIVES, sampler(), step, devices, model, split)
+def test_positives_with_negatives(step, devices, split):
+    check(POSITIVES, sampler(), step, devices, split)
 
 
 @pytest.mark.parametrize("labelled", [True, False])
 @pytest.mark.parametrize(("devices", "split"), [(1, False), (4, False), (4, True)])
 def test_batches_of_a_loop_are_those_made_together(labelled, devices, split):
     rows, drawn = (ROWS, None) if labelled else (POSITIVES, sampler())
-    mesh = sharding.make_mesh(1, jax.devices()[:devices])
+    mesh = sharding.make_mesh(jax.devices()[:devices])
     made = batches.put(rows, records.plan(rows), drawn, USERS, SEED, BATCH, mesh, split)
     made = dataclasses.replace(made, steps=STEPS)
 
@@ -114,7 +113,7 @@ def test_negatives_however_many_are_repeated_together(monkeypatch, together):
 
 def test_packed_records_give_the_same_batches(monkeypatch):
     monkeypatch.setattr(sharding, "is_tpu", lambda mesh: True)
-    mesh = sharding.make_mesh(1, jax.devices()[:2])
+    mesh = sharding.make_mesh(jax.devices()[:2])
     layout = records.plan(ROWS, lanes=True)
     made = batches.put(ROWS, layout, None, USERS, SEED, BATCH, mesh, True)
     assert isinstance(made.table, packed.Packed)
@@ -125,7 +124,7 @@ def test_packed_records_give_the_same_batches(monkeypatch):
 
 
 def test_a_part_of_the_rows_is_on_each_device_if_they_are_split():
-    mesh = sharding.make_mesh(1, jax.devices()[:8])
+    mesh = sharding.make_mesh(jax.devices()[:8])
     layout = records.plan(ROWS)
     made = batches.put(ROWS, layout, None, USERS, SEED, BATCH, mesh, True)
     shapes = {shard.data.shape for shard in made.table.addressable_shards}
@@ -133,7 +132,7 @@ def test_a_part_of_the_rows_is_on_each_device_if_they_are_split():
 
 
 def test_later_steps_share_a_program():
-    mesh = sharding.make_mesh(1, jax.devices()[:1])
+    mesh = sharding.make_mesh(jax.devices()[:1])
     made = batches.put(POSITIVES, records.plan(POSITIVES), sampler(), USERS, SEED, 32, mesh, False)
     make = jax.jit(batches.make)
     before = make._cache_size()

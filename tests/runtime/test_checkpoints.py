@@ -193,12 +193,12 @@ def test_other_arrays_than_are_looked_for_are_never_used(tmp_path):
 def test_rows_are_split_again_over_another_number_of_devices(tmp_path, devices):
     """Six rows, padded for one number of devices, are padded for another."""
     padded = jnp.pad(state(1)["table"], ((0, 2), (0, 0)))
-    mesh = sharding.make_mesh(8)
+    mesh = sharding.make_mesh()
     split = jax.device_put(padded, sharding.named(mesh, sharding.TABLE))
     with Checkpoints(tmp_path, ALWAYS) as saved:
         saved.maybe_save(1, lambda: ({"table": split}, {}))
-    mesh = sharding.make_mesh(devices, jax.devices()[:devices])
-    where = NamedSharding(mesh, P(sharding.MODEL))
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+    where = NamedSharding(mesh, P(sharding.EVERYWHERE))
     rows = 6 + -6 % devices
     shape = jax.ShapeDtypeStruct((rows, 2), jnp.float32)
     ((found, _), _) = restore(tmp_path, checkpoints.like({"table": shape}, where))

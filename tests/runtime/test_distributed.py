@@ -126,7 +126,7 @@ def ranking_config(tmp_path_factory):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, ranking_config):
     """Work folders of finished runs with one, two or four processes."""
-    split = ("--config.devices.model=2", "--config.devices.table_bytes=13000")
+    split = ("--config.devices.table_bytes=13000",)
     commands = {
         "criteo-1": cadc,
         "criteo-2": lambda *arguments: start([LOCAL, 2, "--", *arguments]),

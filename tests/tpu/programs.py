@@ -58,7 +58,7 @@ class Program(NamedTuple):
 def main():
     name, chip, chips, width = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     described = topologies.get_topology_desc(platform="tpu", topology_name=SLICES[chip])
-    mesh = sharding.make_mesh(chips, described.devices[:chips])
+    mesh = sharding.make_mesh(described.devices[:chips])
     settings = dict(x.split("=") for x in sys.argv[5:])  # of TrainConfig, strings
     kind, _, variant = name.partition("-")
     if kind == "training":
@@ -123,11 +123,12 @@ def bytes_of(mesh, tree):
 def place(mesh, tables, trained=(), ids=0):
     """A placement that splits every table over all chips, and the room that asks for it."""
     batch = ids if isinstance(ids, dict) else dict.fromkeys(tables, ids)
-    whole = placement.plan_placement(mesh, tables, trained, "adagrad", batch)
+    no_ids = dict.fromkeys(tables, 0)  # for which no table is split
+    whole = placement.plan_placement(mesh, tables, trained, "adagrad", no_ids)
     held = [table.device_bytes for table in whole.tables]
     # One byte too little unless every table is split.
     room = sum(held) / mesh.size + (1 - 1 / mesh.size) * min(held) - 1 if mesh.size > 1 else 0
-    limits = DeviceConfig(mesh.size, room)
+    limits = DeviceConfig(room)
     placed = placement.plan_placement(mesh, tables, trained, "adagrad", batch, limits.room)
     assert mesh.size == 1 or all(table.split for table in placed.tables)
     return placed, limits

@@ -45,13 +45,13 @@ def host():
 
 
 def resident(devices=1, split=False):
-    mesh = sharding.make_mesh(1, jax.devices()[:devices])
+    mesh = sharding.make_mesh(jax.devices()[:devices])
     layout = records.plan(ROWS)
     return ResidentFeed(batches.put(ROWS, layout, SAMPLER, USERS, 0, 8, mesh, split))
 
 
 def fit(feed, devices=1, config=CONFIG, saved=None):
-    mesh = sharding.make_mesh(1, jax.devices()[:devices])
+    mesh = sharding.make_mesh(jax.devices()[:devices])
     start, key = StartTables(tables(), frozenset(("user",))), jax.random.key(0)
     options = FitOptions(mesh=mesh, saved=saved)
     return loop.fit(MODEL, config, start, content(), feed, by_weights, key, options)
@@ -147,7 +147,7 @@ def small_devices(monkeypatch):
     ],
 )
 def test_rows_are_resident_if_they_fit(small_devices, wanted, rows, devices, expected):
-    mesh = sharding.make_mesh(1, jax.devices()[:devices])
+    mesh = sharding.make_mesh(jax.devices()[:devices])
     chosen = feeds.choose(wanted, LAYOUT, rows, mesh)
     assert chosen.resident == expected[0]
     if chosen.resident:
@@ -156,7 +156,7 @@ def test_rows_are_resident_if_they_fit(small_devices, wanted, rows, devices, exp
 
 
 def test_more_rows_than_a_word_counts_stream_or_are_refused():
-    mesh = sharding.make_mesh(1, jax.devices()[:1])
+    mesh = sharding.make_mesh(jax.devices()[:1])
     tiny = Layout((), 0)
     assert not feeds.choose("auto", tiny, 2**31 + 1, mesh).resident
     with pytest.raises(ConfigError, match=r"train.input='resident': at most 2,147,483,648 rows"):

@@ -276,7 +276,7 @@ def test_a_compiled_run_of_steps_holds_nothing_else_of_a_tables_size(frozen, opt
 
 def test_a_step_on_eight_devices_moves_no_table():
     rows = 123_456
-    mesh = sharding.make_mesh(4)
+    mesh = sharding.make_mesh()
     config = TrainConfig(negatives=2, table_optimizer="adagrad")
     model = DLRM(RANK, (8,), (8,))
     _, state, _ = start(config, model=model)
@@ -284,18 +284,21 @@ def test_a_step_on_eight_devices_moves_no_table():
     ids = dict.fromkeys(big, 8)
     placed = placement.plan_placement(mesh, big, big, "adagrad", ids, 3 * rows * RANK * 2)
     assert [table.split for table in placed.tables] == [True] * 3
-    there, everywhere, split = (
-        sharding.named(mesh, spec) for spec in (sharding.TABLE, sharding.REPLICATED, sharding.BATCH)
+    everywhere, split = (
+        sharding.named(mesh, spec) for spec in (sharding.REPLICATED, sharding.BATCH)
     )
 
     def on(tree, where):
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
 
-    tables = on(big, there)
-    slots = {
-        name: on(jax.eval_shape(lambda t: sparse_optimizers.init("adagrad", t), table), there)
-        for name, table in big.items()
-    }
+    tables = {name: placement.shape(placed, name, table) for name, table in big.items()}
+    slots = jax.eval_shape(
+        lambda tables: {n: sparse_optimizers.init("adagrad", t) for n, t in tables.items()}, tables
+    )
+    tables, slots = (
+        {name: placement.like(placed, name, tree) for name, tree in trees.items()}
+        for trees in (tables, slots)
+    )
     state = on(state.replace(tables={}, slots={}), everywhere)
     lowered = step.train_step.lower(
         *(model, config, state.replace(tables=tables, slots=slots), {}),
@@ -308,7 +311,7 @@ def test_a_step_on_eight_devices_moves_no_table():
         if re.search(r"= .*(all-gather|all-reduce|all-to-all|collective-permute)", line)
     ]
     assert moved
-    assert not [line for line in moved if re.search(rf"\[({rows}|{rows // 4})\b", line)]
+    assert not [line for line in moved if re.search(rf"\[({rows}|{-(-rows // 8)})\b", line)]
     assert lowered.compile().memory_analysis().temp_size_in_bytes < rows
 
 

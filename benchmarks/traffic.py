@@ -1,0 +1,152 @@
+"""What a device receives in a training step for a split table, on more and more devices.
+
+    python benchmarks/traffic.py [--quick] [--json FILE]
+
+Nothing is run: bytes are counted in compiled programs of the lookup and the update (Adagrad) of a
+table of 100 million rows x 64, for 2 to 32 virtual CPU devices, and ahead of time for slices of
+16, 64 and 256 chips of TPU v5e if libtpu is installed. A device has 8,192 rows of 24 features. Ids
+are drawn uniformly from the whole table ('uniform'), or from columns of the sizes of Criteo 1 TB
+with a long tail ('clicks').
+
+A ratio is received / 2 (n / d) (4 + 4 D): n distinct ids of d devices, each once as an id and a row
+of width D, to its owner and back. Padding counts as received. Temporaries are compared with the
+rows of a device's part of the batch, 4 D bytes for each id, repeated or not.
+
+--quick: 2 and 8 devices, and 1,024 rows.
+"""
+
+import argparse
+import functools
+import importlib.util
+import json
+import os
+import pathlib
+import platform
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+
+from cadc_jax import sharding
+from cadc_jax.cost import hlo
+from cadc_jax.training import placement
+
+COLUMNS = 24
+CARDINALITIES = (  # of Criteo 1 TB without the two columns that are users and items, hashed
+    *(4_194_305, 39_060, 17_295, 7_424, 20_265, 3, 7_122, 1_543, 63, 4_194_305, 10, 2_209),
+    *(11_938, 155, 4, 976, 14, 4_194_305, 4_194_305, 4_194_305, 590_152, 12_973, 108, 36),
+)
+V, D = COLUMNS * 4_194_305, 64
+PARTS = 4  # devices whose ids are drawn; those of all others are alike
+SLICES = {16: "v5e:4x4", 64: "v5e:8x8", 256: "v5e:16x16"}
+RECEIVED, TEMPORARIES = "bytes received a device and step", "bytes of temporaries of a device"
+
+
+def main() -> None:
+    """Compiles all cases and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="two numbers of devices, fewer rows")
+    parser.add_argument("--json", metavar="FILE", help="also write the rows there")
+    arguments = parser.parse_args()
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "true"}
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", 32)
+    batch_rows = 1024 if arguments.quick else 8192
+    meshes = {
+        f"{devices} CPU devices": sharding.make_mesh(jax.devices()[:devices])
+        for devices in ((2, 8) if arguments.quick else (2, 4, 8, 16, 32))
+    }
+    if arguments.quick or importlib.util.find_spec("libtpu") is None:
+        print("No programs for TPUs: --quick, or libtpu is not installed.")
+    else:
+        meshes |= {f"{chips} v5e": slice_of(name) for chips, name in SLICES.items()}
+    rows = []
+    print(f"{'ids':8} {'devices':16} {'distinct':>9} {'figure':34} {'MB':>9} {'ratio':>6}")
+    for ids in ("uniform", "clicks"):
+        distinct = distinct_ids(ids, batch_rows)
+        for name, mesh in meshes.items():
+            for metric, (size, least) in figures(mesh, batch_rows, distinct).items():
+                ratio = size / least
+                print(
+                    f"{ids:8} {name:16} {distinct:9,.0f} {metric:34} {size / 1e6:9.2f} {ratio:6.3f}"
+                )
+                rows.append(
+                    {
+                        "case": f"{ids}, {name}",
+                        "metric": metric,
+                        "ours": size,
+                        "peer": least,
+                        "peer_name": "least",
+                        "ratio": ratio,
+                    }
+                )
+    if arguments.json:
+        machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+        result = {"machine": machine, "rows": rows}
+        pathlib.Path(arguments.json).write_text(json.dumps(result, indent=1))
+
+
+def slice_of(name: str) -> jax.sharding.Mesh:
+    """A mesh of TPUs that need not exist."""
+    return sharding.make_mesh(topologies.get_topology_desc(name, platform="tpu").devices)
+
+
+def distinct_ids(ids: str, batch_rows: int) -> float:
+    """Distinct ids in a device's part of a batch, the mean of PARTS parts."""
+    rng = np.random.default_rng(0)
+    return float(np.mean([len(np.unique(draw(ids, batch_rows, rng))) for _ in range(PARTS)]))
+
+
+def draw(ids: str, batch_rows: int, rng: np.random.Generator) -> np.ndarray:
+    """Ids [batch_rows * COLUMNS] of a device's part of a batch."""
+    if ids == "uniform":
+        return rng.integers(0, V, batch_rows * COLUMNS)
+    # The logarithm of an id is uniform: p(id) is about 1 / id, as in logs of clicks.
+    offsets = np.cumsum((0, *CARDINALITIES[:-1]))
+    sizes = np.array(CARDINALITIES)
+    return (offsets + sizes ** rng.random((batch_rows, COLUMNS)) - 1).astype(np.int64).reshape(-1)
+
+
+def figures(
+    mesh: jax.sharding.Mesh, batch_rows: int, distinct: float
+) -> dict[str, tuple[float, float]]:
+    """Figure -> (bytes in the compiled program, the least that there could be)."""
+    compiled = compiled_exchange(mesh, batch_rows * COLUMNS, distinct)
+    return {
+        RECEIVED: (
+            sum(hlo.received_bytes(compiled.as_text()).values()),
+            2 * distinct * (4 + 4 * D),
+        ),
+        TEMPORARIES: (compiled.memory_analysis().temp_size_in_bytes, batch_rows * COLUMNS * 4 * D),
+    }
+
+
+def compiled_exchange(
+    mesh: jax.sharding.Mesh, ids_a_device: int, distinct: float
+) -> jax.stages.Compiled:
+    """The lookup and the update of a table that is split over all devices."""
+    table = jax.ShapeDtypeStruct((V, D), jnp.float32)
+    ids = ids_a_device * mesh.size
+    placed = placement.plan_placement(
+        *(mesh, {"t": table}, {"t"}, "adagrad", {"t": ids}, 4 * V * D),
+        distinct={"t": distinct},
+    )
+    stored = placement.shape(placed, "t", table)
+    slots = jax.eval_shape(functools.partial(placement.init_slots, None, "adagrad", "t"), stored)
+    split = sharding.named(mesh, sharding.BATCH)
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(table, slots, ids, scale):
+        rows = placement.lookup(placed, {"t": table}, {"t": ids})["t"]
+        grads = rows * scale[:, None]
+        return placement.update(placed, "adagrad", "t", table, slots, ids, grads, 0.1)
+
+    return step.lower(
+        *(placement.like(placed, "t", tree) for tree in (stored, slots)),
+        *(jax.ShapeDtypeStruct((ids,), kind, sharding=split) for kind in (jnp.int32, jnp.float32)),
+    ).compile()
+
+
+if __name__ == "__main__":
+    main()
