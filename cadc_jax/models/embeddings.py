@@ -185,21 +185,21 @@ def among_all_items(content: Content, batch: Batch, devices: int = 1) -> Batch:
     """The batch with all items shared by all users, and each row's own item as `positive` [B].
 
     `competes` [B, n] marks the items that are not likely for a row's user. Id 0, which stands for
-    unknown items, competes with none and is looked up as no row, and so is what fills up the I
-    items to n, which divides over the devices.
+    unknown items, does not compete. The I items are filled up to n, which divides over the devices,
+    by ids that are looked up as no row.
     """
     num_items = len(content.item_categorical)
     filling = -num_items % devices
-    known = (jnp.arange(num_items + filling) < num_items).at[0].set(False)
-    items = jnp.where(known, jnp.arange(len(known), dtype=jnp.int32), 0)
-    competes = jnp.broadcast_to(known, (len(batch["user"]), len(known)))
+    ids = jnp.arange(num_items + filling, dtype=jnp.int32)
+    there = ids < num_items
+    competes = jnp.broadcast_to(there & (ids > 0), (len(batch["user"]), len(ids)))
     if content.likely is not None:
         found = likely.pairs(content.likely, batch["user"])
         competes &= ~jnp.pad(found, ((0, 0), (0, filling)))
     return {
         **batch,
-        "item": items[None],
-        "uses": known[None].astype(jnp.int32),
+        "item": jnp.where(there, ids, 0)[None],
+        "uses": there[None].astype(jnp.int32),
         "positive": batch["item"][:, 0],
         "competes": competes,
     }

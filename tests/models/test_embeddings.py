@@ -202,7 +202,7 @@ def test_all_items_but_the_unknown_and_the_likely_ones_compete():
     expected = np.array([[False, False, True, False], [False, True, False, False]])[user]
     np.testing.assert_array_equal(found["competes"], expected)
     ids = embeddings.lookup_ids(content(), {**found, "weight": jnp.ones(2)})
-    np.testing.assert_array_equal(ids["item"], [-1, 1, 2, -1])
+    np.testing.assert_array_equal(ids["item"], [0, 1, 2, -1])
 
 
 def test_a_batch_of_pairs_has_no_context_features():

@@ -374,14 +374,14 @@ def test_a_step_among_all_items_equals_a_dense_one(devices):
     given = batch(8, 1, padded=2)
     model, state, _ = start(ALL_ITEMS)
     before = jax.tree.map(jnp.copy, state)
-    items = jnp.arange(1, ITEMS)
+    items = jnp.arange(ITEMS)
 
     def dense(params, tables):
         pairs = embeddings.pair_batch(given["user"], items[None])
         rows = embeddings.take_rows(tables, embeddings.lookup_ids(content(), pairs))
         logits = model.apply(params, embeddings.model_inputs(rows, content(), pairs))
-        competes = jnp.ones(logits.shape, bool)
-        positive = given["item"][:, 0] - 1  # that of an unknown item is in no place
+        competes = jnp.broadcast_to(items > 0, logits.shape)  # 0 is the unknown item
+        positive = given["item"][:, 0]
         loss = losses.all_items_softmax(logits, positive, competes, given["weight"])
         user = tables["user"][given["user"][:6]]
         features = content().user_categorical[given["user"][:6], 0]
