@@ -219,7 +219,8 @@ def draw(rows: Sequence[Row], title: str = "") -> Figure:
     errors = [_INTERVAL * row.get("standard_errors", {}).get(metric, 0) for row in shown]
     colours = [_colour(ARMS[row["arm"]]) for row in shown]
     bars = axes.barh(places, values, xerr=errors, color=colours, ecolor="0.3")
-    axes.bar_label(bars, [f"{value:.4f}" for value in values], padding=3, fontsize=9)
+    white = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # where the line would cross them
+    axes.bar_label(bars, [f"{x:.4f}" for x in values], padding=3, fontsize=9, bbox=white)
     axes.set_yticks(places, [_with_rows(row) for row in shown], fontsize=9)
     axes.invert_yaxis()  # the first row of the table on top
     for row, value in zip(shown, values, strict=True):
