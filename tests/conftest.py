@@ -1,6 +1,7 @@
 """Quiet libraries, eight devices on the CPU, and finished runs, for all tests."""
 
 import os
+import pathlib
 import shutil
 import subprocess
 import tempfile
@@ -19,6 +20,7 @@ import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
+MOST_MAPS = 25_000
 
 # A first call compiles: no deadline fits. Fixed examples make a failure repeatable.
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True, max_examples=50)
@@ -27,6 +29,16 @@ hypothesis.settings.load_profile("default")
 
 def pytest_unconfigure():
     shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """Drops compiled programs between files once there are many. Each takes several of the 65,530
+    memory maps that Linux gives a process; without one left, the compiler crashes."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
 
 
 @pytest.fixture
