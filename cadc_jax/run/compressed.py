@@ -228,7 +228,9 @@ def open_compressed(path: pathlib.Path, verify: bool = True) -> Compressed:
     config = default_config()  # has fields that are newer than the data set
     config.data.value_scale = "none"  # so it was before there was this field
     try:
-        config.update(with_tuples(made.settings["config"]))
+        kept = with_tuples(made.settings["config"])
+        kept.get("devices", {}).pop("model", None)  # a field that there was
+        config.update(kept)
         validate(config)
         if any(automatic(config, method) for method in methods(config)):
             raise ValueError("it has no number for what is 'auto'")

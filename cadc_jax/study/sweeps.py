@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from cadc_jax.configuration import AUTO
 from cadc_jax.errors import ConfigError
 from cadc_jax.runtime.text import nearest
 
@@ -99,4 +100,6 @@ def _parsed(text: str, like: Any) -> Any:
         value = ast.literal_eval(text)
     except (SyntaxError, ValueError):
         return text
+    if like == AUTO:  # stands for a number with a point
+        return float(value) if type(value) is int else value
     return text if isinstance(like, str) and not isinstance(value, str) else value

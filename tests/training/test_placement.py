@@ -197,8 +197,8 @@ def test_a_trained_table_is_split_where_a_device_then_receives_less():
     """On two devices the same crosses in both ways, and frozen tables need nothing to cross."""
 
     def split(devices, trained):
-        shapes = {"large": jax.ShapeDtypeStruct((10**6, D), jnp.float32)}
-        ids = {"large": 1024 * devices}
+        shapes = {"large": jax.ShapeDtypeStruct((10**7, D), jnp.float32)}
+        ids = {"large": 8192 * devices}
         plan = placement.plan_placement(mesh_of(devices), shapes, trained, "sgd", ids)
         return plan["large"].split, plan["large"].sent_bytes
 
