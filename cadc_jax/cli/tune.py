@@ -2,8 +2,8 @@
 
 Regularisation and confidence decide more than anything else how good the factors are. The search
 prints its best trials beside popularity and beside the configuration as it is, and the winner as
-lines to paste into it. It never looks at the test split. Killed, the same command goes on where it
-was; with more trials it starts anew.
+lines to paste into it. It never looks at the test split. After a kill the same command
+resumes it; with more trials it starts over.
 
 Example:
 

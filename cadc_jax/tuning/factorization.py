@@ -1,8 +1,8 @@
 """Trials of a factorisation: the spaces to search, and what a trial scores.
 
 The penalties are in units of the log (`ALSConfig`, `AutoencoderConfig`), so one space serves logs
-of all sizes: the best value is seldom far from the middle of its grid, and `halving` goes on where
-it is. All trials of ALS at one rank share their compiled programs: regularisation, confidence and
+of all sizes: the best value is seldom far from the middle of its grid, and the grid grows where it
+is. All trials of ALS at one rank share their compiled programs: regularisation, confidence and
 exponents are numbers that these take.
 """
 
@@ -94,7 +94,7 @@ def of_als(
     key: jax.Array,
     mesh: Mesh | None = None,
 ) -> Evaluate:
-    """Trials of ALS: a resource is a number of iterations. More of them go on from fewer.
+    """Trials of ALS: a resource is a number of iterations. More of them continue from fewer.
 
     Args:
       interactions: training entries.

@@ -60,8 +60,8 @@ def search(
     Args:
       trials: the first rung's, without repeats; of equals the earlier one is better.
       levels: the rungs, lowest resource first.
-      evaluate: scores a trial. It may go on from the state that it returned for a lower resource;
-        it must then come to what it comes to without.
+      evaluate: scores a trial. It may continue from the state that it returned for a lower
+        resource; the result must be the same as without.
       log: takes the results. Those it holds already are not evaluated again.
       extend: proposes new trials, given the best one of a rung and all that were tried. They join
         that rung, and then it is asked again, until it proposes none.
