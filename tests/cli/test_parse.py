@@ -12,7 +12,7 @@ from tests.program import CRITEO, ROOT, assert_one_line, cadc
 pytestmark = pytest.mark.slow
 
 COMMANDS = (
-    *("run", "compress", "train", "candidates", "plan"),
+    *("run", "init", "compress", "train", "candidates", "plan"),
     *("tune", "study", "unpack", "update", "verify", "recommend", "similar", "export", "info"),
     "doctor",
 )
@@ -26,14 +26,14 @@ COMMANDS = (
         (["train", "--from=/nowhere"], "/nowhere: no such folder; make one with 'cadc compress'"),
         (
             ["cook"],
-            "commands are run, compress, train, unpack, update, tune, study, candidates, plan,",
+            "commands are run, init, compress, train, unpack, update, tune, study, candidates,",
         ),
         (["recomend"], "'recomend', did you mean 'recommend'?"),
         (["interactions"], "the command 'interactions' is now called 'candidates'"),
         (["run", "--rate=0.1"], "--rate: 'cadc run' has no such option; compress takes it"),
         (
             ["info", "x", "--out=y"],
-            "has no such option; compress, unpack, study, recommend, export take it",
+            "has no such option; init, compress, unpack, study, recommend, export take it",
         ),
         (["train", "--from=/nowhere", "--config.rate=0.5"], "--config=FILE"),
         (
