@@ -63,7 +63,7 @@ MODEL = flags.DEFINE_string(
 ARMS = flags.DEFINE_list(
     "arms",
     None,
-    "Arms to train, such as cadc_frozen; 'train' has those on a sample alone. By default those of "
+    "Arms to train, such as cadc_frozen ('train' takes arms on a sample only); default: those of "
     "the configuration.",
 )
 MODELS = flags.DEFINE_list(

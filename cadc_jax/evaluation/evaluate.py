@@ -1,6 +1,7 @@
 """Quality of a scorer on the validation or the test split of a prepared table."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -246,7 +247,7 @@ class FullRanking:
           coverage: whether to add `coverage@k`, the share of items that are among the first k of
             any ranked user; the lists must be as long.
         """
-        lists = metrics.UserRankings.of_ranks(self.ranks, self.user, self.item, len(self.best))
+        lists = self._lists
         found: dict[str, Any] = {}
         for cut in k:
             found[f"ndcg@{cut}"] = lists.ndcg(cut)
@@ -259,9 +260,13 @@ class FullRanking:
         found["mrr"] = lists.reciprocal_rank()
         return {name: float(np.mean(values)) for name, values in found.items()}
 
+    @functools.cached_property
+    def _lists(self) -> metrics.UserRankings:
+        return metrics.UserRankings.of_ranks(self.ranks, self.user, self.item, len(self.best))
+
     def standard_errors(self, k: int) -> dict[str, float]:
         """Those of `ndcg@k` and `recall@k`, users being independent; nothing for one user."""
-        lists = metrics.UserRankings.of_ranks(self.ranks, self.user, self.item, len(self.best))
+        lists = self._lists
         users = len(lists.users)
         if users < 2:
             return {}

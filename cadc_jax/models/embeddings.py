@@ -205,12 +205,13 @@ def among_all_items(content: Content, batch: Batch, devices: int = 1) -> Batch:
     }
 
 
-def uses_of_rows(content: Content, batch: Batch) -> dict[str, jax.Array]:
-    """How many places of the batch each row of `lookup_ids` stands for: name -> [n] float32.
+def uses_of_rows(
+    content: Content, batch: Batch, ids: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
+    """How many places of the batch each of the `ids` of `lookup_ids` stands for, by name: [n].
 
     That is 1, except for rows of shared items with `uses`. Rows of id -1 stand for none.
     """
-    ids = lookup_ids(content, batch)
     uses = {name: (x >= 0).astype(jnp.float32) for name, x in ids.items()}
     if "uses" in batch:
         item = batch["uses"].reshape(-1)

@@ -373,7 +373,7 @@ def _gradients(
         if shares_items(model, batch["item"].size, num_items):
             batch = embeddings.with_all_items(content, batch)
     ids = lookup_ids(content, batch)
-    uses = embeddings.uses_of_rows(content, batch) if config.l2 else {}
+    uses = embeddings.uses_of_rows(content, batch, ids) if config.l2 else {}
     share = jnp.maximum(jnp.sum(batch["weight"]), 1) / jnp.maximum(batch_weight, 1)
     frozen_rows = as_float32(placement.lookup(placed, frozen, ids))
     dtype = config.compute_dtype

@@ -186,7 +186,7 @@ def test_only_the_items_of_rows_that_count_are_looked_up_among_all_items():
     ids = embeddings.lookup_ids(content(), shared)
     np.testing.assert_array_equal(ids["item"], [-1, 1, -1])
     np.testing.assert_array_equal(ids["features"], [-1, -1, 0, 3, -1, 8, -1])
-    uses = embeddings.uses_of_rows(content(), shared)
+    uses = embeddings.uses_of_rows(content(), shared, ids)
     np.testing.assert_array_equal(uses["user"], [0, 1])
     np.testing.assert_array_equal(uses["item"], [0, 2, 0])
     np.testing.assert_array_equal(uses["features"], [0, 0, 1, 1, 0, 2, 0])

@@ -203,6 +203,14 @@ def unchanged_since_now(paths: Sequence[str | Path]) -> Callable[[], None]:
     return check
 
 
+def is_utf8(text: bytes) -> bool:
+    """Whether bytes are text in UTF-8."""
+    try:
+        return text.isascii() or bool(text.decode())
+    except UnicodeDecodeError:
+        return False
+
+
 def check_columns(path: str | Path, names: Sequence[str], present: Sequence[str]) -> None:
     """Checks the columns of a file.
 

@@ -179,7 +179,7 @@ def _table_files(path: pathlib.Path, settings: Mapping[str, Any]) -> list[pathli
 def _row_files(path: pathlib.Path, settings: Mapping[str, Any]) -> list[list[str]]:
     """Files of training, validation and test rows, relative to the folder `path`.
 
-    A file that validates or tests is none of training, even if its pattern matches it.
+    A validation or test file is no training file, even if the pattern of these matches it.
     """
     named = [settings[f"{split}_file"] for split in SPLITS]
     train, *held_out = [_matching(path, name) if name else [] for name in named]
@@ -191,7 +191,7 @@ def _matching(path: pathlib.Path, name: str) -> list[str]:
     """The files in the folder `path` that a name means: a file, a folder of files, or a pattern.
 
     Raises:
-      DataError: there is none, or a folder has files of several splits.
+      DataError: there is no such file, or a folder has files of several splits.
     """
     place = path / name
     if place.is_dir():
@@ -204,7 +204,7 @@ def _matching(path: pathlib.Path, name: str) -> list[str]:
                 f"data.test_file='{name}/test*'"
             )
     elif place.exists() or not set(name) & set("*?["):
-        return [name]  # that there is none is said later
+        return [name]  # whoever opens it reports that it is missing
     else:
         files = [file for file in path.glob(name) if file.is_file() and file.name[0] != "."]
     if not files:

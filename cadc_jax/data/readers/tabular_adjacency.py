@@ -49,7 +49,7 @@ def read_adjacency_rows(
 
 def _parse(file: AdjacencyFile, block: files.Block) -> FileRows:
     lines = block.text.split(b"\n")
-    bad = [] if block.text.isascii() else [n for n, x in enumerate(lines) if not _is_utf8(x)]
+    bad = [] if block.text.isascii() else [n for n, x in enumerate(lines) if not files.is_utf8(x)]
     for number in bad:
         lines[number] = b""
     fields = pc.ascii_split_whitespace(pc.ascii_trim_whitespace(pa.array(lines, pa.string())))
@@ -73,11 +73,3 @@ def _parse(file: AdjacencyFile, block: files.Block) -> FileRows:
         return block.line + int(line_of[row])
 
     return FileRows(table, f"{file.path}:", number_of, len(bad), examples)
-
-
-def _is_utf8(line: bytes) -> bool:
-    try:
-        line.decode()
-    except UnicodeDecodeError:
-        return False
-    return True

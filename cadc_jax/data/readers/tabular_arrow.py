@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cadc_jax.data.readers import files
-from cadc_jax.data.readers.tabular_parquet import single_values
+from cadc_jax.data.readers.tabular_parquet import column_types
 from cadc_jax.data.readers.tabular_rows import FileRows
 from cadc_jax.errors import DataError
 from cadc_jax.runtime.text import one_line
@@ -54,12 +54,7 @@ def open_file(path: Path, names: Sequence[str] | None) -> ArrowFile:
     batches = _batches(path)
     schema, _, _ = next(batches)
     has_rows = any(batch is not None and batch.num_rows for _, batch, _ in batches)
-    names = schema.names if names is None else names
-    files.check_columns(path, names, schema.names)
-    if not has_rows:
-        raise files.no_rows_error(path)
-    types = {name: schema.field(name).type for name in names}
-    return ArrowFile(path, single_values(path, types))
+    return ArrowFile(path, column_types(path, schema, names, has_rows))
 
 
 def read_arrow_rows(file: ArrowFile) -> Iterator[tuple[int, Callable[[], FileRows]]]:

@@ -6,7 +6,7 @@ by the sizes that the file states. Only a page, of at most 2 GiB, is unpacked as
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,20 +53,29 @@ def open_file(path: Path, names: Sequence[str] | None) -> ParquetFile:
         raise _damaged_error(path, error) from error
     if sum(group.num_rows for group in groups) != metadata.num_rows:
         raise _damaged_error(path, "its row groups do not add up")
-    names = schema.names if names is None else names
-    files.check_columns(path, names, schema.names)
-    if not metadata.num_rows:
-        raise files.no_rows_error(path)
-    types = {name: schema.field(name).type for name in names}
-    return ParquetFile(path, single_values(path, types), metadata)
+    return ParquetFile(path, column_types(path, schema, names, metadata.num_rows > 0), metadata)
 
 
-def single_values(path: Path, types: Mapping[str, pa.DataType]) -> dict[str, pa.DataType]:
-    """The types of the values of columns, of which some may be dictionaries.
+def column_types(
+    path: Path, schema: pa.Schema, names: Sequence[str] | None, has_rows: bool
+) -> dict[str, pa.DataType]:
+    """The type of the values of each column to read; of a dictionary, that of its values.
+
+    Args:
+      path: the file.
+      schema: of the file.
+      names: columns to read; None: all.
+      has_rows: whether the file has any.
 
     Raises:
-      DataError: if a column holds lists or other nested values.
+      DataError: the file lacks a column, has no rows, or holds lists or other nested values in a
+        column to read.
     """
+    names = schema.names if names is None else names
+    files.check_columns(path, names, schema.names)
+    if not has_rows:
+        raise files.no_rows_error(path)
+    types = {name: schema.field(name).type for name in names}
     types = {
         name: kind.value_type if pa.types.is_dictionary(kind) else kind
         for name, kind in types.items()

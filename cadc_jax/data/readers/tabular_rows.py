@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cadc_jax.data import raw
+from cadc_jax.data.readers import files
 from cadc_jax.errors import DataError
 
 EXAMPLES = 5  # malformed rows quoted in the report of a chunk
@@ -258,18 +259,10 @@ def _cast_all(column: pa.Array, kind: pa.DataType) -> pa.Array:
 def _may_be(column: pa.Array, kind: pa.DataType) -> pa.Array:
     """Which values may be converted: all that can be, and hardly another if there are many."""
     if pa.types.is_binary(column.type) and kind == _TEXT:
-        return pa.array([value is None or _is_utf8(value) for value in column.to_pylist()])
+        return pa.array([value is None or files.is_utf8(value) for value in column.to_pylist()])
     if pa.types.is_string(column.type) and pa.types.is_floating(kind):
         return pc.match_substring_regex(column, _NUMBER)
     return pa.array(np.ones(len(column), bool))
-
-
-def _is_utf8(value: bytes) -> bool:
-    try:
-        value.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _cast_any(column: pa.Array, kind: pa.DataType) -> pa.Array:

@@ -80,7 +80,7 @@ def read_text_rows(
 def _parse_header(path: Path, separator: str, row: bytes) -> list[str]:
     if not row:
         raise files.no_rows_error(path)
-    if not _is_utf8(row):
+    if not files.is_utf8(row):
         raise files.binary_error(path)
     read = pyarrow.csv.ReadOptions(block_size=len(row))  # a header must not exceed a block
     parse = pyarrow.csv.ParseOptions(delimiter=separator, newlines_in_values=True)
@@ -116,7 +116,7 @@ def _parse(file: TextFile, text: bytes) -> pa.Table | None:
     """Parses the columns to read of whole rows, as text; None if a row is malformed."""
     if not text.strip(b"\r\n"):
         return pa.schema(file.types).empty_table()
-    if not _is_utf8(text):
+    if not files.is_utf8(text):
         return None
     quoted = b'"' in text
     if text.startswith(codecs.BOM_UTF8):  # Arrow would drop it, even in the middle of the file
@@ -148,14 +148,7 @@ def _fault_of(file: TextFile, row: bytes) -> str | None:
     fields = len(_grammar(file.separator).field.findall(row))
     if fields != len(file.names):
         return f"{fields} fields, where a row has {len(file.names)}"
-    return None if _is_utf8(row) else "the row is not in UTF-8"
-
-
-def _is_utf8(text: bytes) -> bool:
-    try:
-        return text.isascii() or bool(text.decode())
-    except UnicodeDecodeError:
-        return False
+    return None if files.is_utf8(row) else "the row is not in UTF-8"
 
 
 # Where rows and fields end.
