@@ -71,6 +71,13 @@ MODELS = flags.DEFINE_list(
     None,
     "Networks to train: dlrm, dcn, two_tower. By default those configured.",
 )
+TRIALS = flags.DEFINE_integer(
+    "trials",
+    None,
+    "Settings that the validation split chooses among: of each factorisation (tune; default: 48), "
+    "or of each arm and rival (study; by default networks and factors have the configured ones).",
+    lower_bound=2,
+)
 CACHE = flags.DEFINE_string(
     "compilation_cache",
     None,

@@ -13,6 +13,7 @@ Examples:
 
     cadc study --config=configs/criteo.py --quick
     cadc study --config=own.py --rates=0.1,0.01 --seeds=3 --sweep=config.als.factors=32,64
+    cadc study --config=own.py --rates=0.1 --trials=16    # searches the settings of each arm first
     cadc study --config=a.py --with=b.py,c.py      # one report; --config.FIELD=... holds for all
 """
 
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 from ml_collections import config_flags
 
-from cadc_jax.cli.flags import ARMS, CACHE, CONFIG, MODELS, OUT, config, path
+from cadc_jax.cli.flags import ARMS, CACHE, CONFIG, MODELS, OUT, TRIALS, config, path
 from cadc_jax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ _SWEEP = flags.DEFINE_multi_string(
 )
 _JOBS = flags.DEFINE_integer("jobs", 2, "Worker processes.", lower_bound=1)
 _QUICK = flags.DEFINE_bool("quick", False, "A small study with short training, to see the report.")
-for _name in ("config", "out", "arms", "models", "compilation_cache"):
+for _name in ("config", "out", "arms", "models", "trials", "compilation_cache"):
     flags.declare_key_flag(_name)
 
 
@@ -81,6 +82,7 @@ def main() -> None:
         sweeps=_SWEEP.value,
         jobs=_JOBS.value,
         quick=_QUICK.value,
+        trials=TRIALS.value or 0,
     )
     default = pathlib.Path(
         "workdir/study", configuration.folder_name(first) + "-quick" * _QUICK.value

@@ -12,19 +12,13 @@ Example:
 
 from absl import flags
 
-from cadc_jax.cli.flags import PROCESSES, config, run_of
+from cadc_jax.cli.flags import PROCESSES, TRIALS, config, run_of
 
-_TRIALS = flags.DEFINE_integer(
-    "trials",
-    48,
-    "Settings to try, of each factorisation: most are drawn at random, the others lie beside the "
-    "best ones. Only the best get all iterations.",
-    lower_bound=2,
-)
+DEFAULT_TRIALS = 48  # most are drawn at random, and only the best get all iterations
 _FACTORS = flags.DEFINE_list(
     "factors", [], "Numbers of factors to try, such as 64,128; default: the configured one."
 )
-for _name in ("config", "workdir", "verify", "compilation_cache", *PROCESSES):
+for _name in ("config", "workdir", "trials", "verify", "compilation_cache", *PROCESSES):
     flags.declare_key_flag(_name)
 
 
@@ -35,4 +29,4 @@ def main() -> None:
     from cadc_jax.run.tune import parse_ranks
 
     ranks = parse_ranks(_FACTORS.value)
-    experiment.tune_factorization(run_of(settings), _TRIALS.value, ranks)
+    experiment.tune_factorization(run_of(settings), TRIALS.value or DEFAULT_TRIALS, ranks)

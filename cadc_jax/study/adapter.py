@@ -111,13 +111,40 @@ def test_baseline(run: Run, prepared: Artifact, factors: Artifact, arm: str) -> 
     return _tested(experiment.baseline_row(run, inputs, arms.BASELINES[arm]))
 
 
+def tune_factorization(run: Run, prepared: Artifact, trials: int) -> tuple[Run, dict[str, Any]]:
+    """The run with the settings of its factorisation that validate best, and these as facts.
+
+    Args:
+      run: its seed is that of the trials.
+      prepared: the prepared table.
+      trials: how many there are, of each factorisation.
+    """
+    from cadc_jax.run import tune
+
+    config, found = run.config.copy_and_resolve_references(), dict[str, Any]()
+    for method in configuration.methods(config):
+        with alone(run.workdir, ["tune", prepared.fingerprint, method, config[method].to_dict()]):
+            made = tune.stage(run, prepared, method, tune.larger(trials))
+        for name, value in made.facts["chosen"].items():
+            found[f"{method}.{name}"] = value
+    with config.ignore_type():  # a field may be 'auto' before
+        config.update_from_flattened_dict(found)
+    return dataclasses.replace(run, config=config), found
+
+
+def train(run: Run, inputs: Inputs, model: str, arm: str) -> Artifact:
+    """Trains a model in an arm, one of `cells.ARMS`, and does not test it."""
+    from cadc_jax.run import stages
+
+    return stages.train_stage(run, inputs, model, arms.TRAINED[arm])
+
+
 def train_and_test(run: Run, inputs: Inputs, model: str, arm: str) -> tuple[Tested, Artifact]:
     """Trains a model in an arm, one of `cells.ARMS`; its test and its state."""
     from cadc_jax import experiment
-    from cadc_jax.run import stages
 
     row = experiment.arm_row(run, inputs, model, arms.TRAINED[arm])
-    return _tested(row), stages.train_stage(run, inputs, model, arms.TRAINED[arm])
+    return _tested(row), train(run, inputs, model, arm)
 
 
 def _tested(row: Mapping[str, Any]) -> Tested:

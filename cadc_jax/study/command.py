@@ -41,6 +41,7 @@ class Options:
       sweeps: see `sweeps.variants`.
       jobs: worker processes.
       quick: whether training is cut short.
+      trials: settings that each arm tries, on the validation split; 0 for the configured ones.
     """
 
     rates: Sequence[float]
@@ -53,6 +54,7 @@ class Options:
     sweeps: Sequence[str] = ()
     jobs: int = 2
     quick: bool = False
+    trials: int = 0
 
 
 def run(
@@ -85,8 +87,8 @@ def run(
         raise ConfigError("no configuration has its data; set CADC_DATA_DIR or data.path")
     for config in configs.values():
         _say_what_is_left_out(config, options)
-    study = Study(out, configs, variants, options.quick, raw, cache)
-    phases = grid.phases([grids[name] for name in configs])
+    study = Study(out, configs, variants, options.quick, raw, cache, options.trials)
+    phases = grid.phases([grids[name] for name in configs], tuned=options.trials > 0)
     durable.make_folder(out)
     with durable.lock(out, flag="out"):
         rows = workers.run_cells(study, phases, options.jobs, run_cell)

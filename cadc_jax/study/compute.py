@@ -19,7 +19,7 @@ from cadc_jax.run.context import Run
 from cadc_jax.runtime import artifacts, compilation
 from cadc_jax.runtime.artifacts import Artifact
 from cadc_jax.runtime.materialize import materialize
-from cadc_jax.study import adapter, rivals, samples, selection
+from cadc_jax.study import adapter, rivals, samples, selection, tuning
 from cadc_jax.study.adapter import Tested
 from cadc_jax.study.cells import EASE, FOLD_IN, ITEM_KNN, OF_SAMPLES, Cell, SkipCell
 from cadc_jax.study.results import COLUMNS, SECONDS, Row
@@ -59,7 +59,10 @@ def run_cell(study: Study, cell: Cell, say: Callable[[str], None]) -> Row:
     if cell.arm in (EASE, ITEM_KNN):
         outcome = _run_rival(run, cell, prepared)
     else:
-        outcome = _run_arm(run, cell, prepared)
+        chosen: Mapping[str, Any] = {}
+        if study.trials and cell.selection in ("", "uniform"):
+            run, chosen = tuning.tuned(study, cell, run, prepared)
+        outcome = dataclasses.replace(_run_arm(run, cell, prepared), chosen=chosen)
     return _result_row(study, cell, prepared, outcome) | {
         "cell_s": round(time.perf_counter() - start, 2),
         "cpu_s": round(time.process_time() - cpu, 2),

@@ -38,12 +38,17 @@ class Grid:
     variants: Sequence[str] = ("",)
 
 
-def phases(grids: Sequence[Grid]) -> list[list[Cell]]:
+def phases(grids: Sequence[Grid], tuned: bool = False) -> list[list[Cell]]:
     """All cells of the grids, in three phases.
 
     The first phase prepares the data, and the second makes the factors, which the others wait for.
     Within a phase, all cells of a seed come before the next seed: a study that is stopped early
     has a few results of every kind.
+
+    Args:
+      grids: one a data set.
+      tuned: whether the first cell of each arm searches its settings. The cells of other seeds,
+        which need them, are then phases of their own.
     """
     pairs = [(grid, variant) for grid in grids for variant in grid.variants]
     first = [
@@ -70,7 +75,11 @@ def phases(grids: Sequence[Grid]) -> list[list[Cell]]:
         for grid, variant, seed in seeded
         for cell in _trained(grid)
     ]
-    return [first, second, list(dict.fromkeys(third))]
+    found = [first, second, list(dict.fromkeys(third))]
+    if not tuned:
+        return found
+    split = ([[x for x in cells if not x.seed], [x for x in cells if x.seed]] for cells in found)
+    return [cells for pair in split for cells in pair if cells]
 
 
 def _trained(grid: Grid) -> Iterator[Cell]:

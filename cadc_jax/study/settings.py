@@ -32,6 +32,7 @@ class Study:
       quick: whether training is cut short, and made-up data small.
       raw: by the name of a configuration, what represents its raw files in a fingerprint.
       cache: folder of compiled programs; None for none.
+      trials: settings that the search of each arm tries; 0 for the configured ones.
     """
 
     out: pathlib.Path
@@ -40,6 +41,7 @@ class Study:
     quick: bool = False
     raw: Mapping[str, list] = dataclasses.field(default_factory=dict)
     cache: pathlib.Path | None = None
+    trials: int = 0
 
     def config(self, cell: Cell) -> ConfigDict:
         """The configuration of a cell.
@@ -61,7 +63,8 @@ class Study:
     def settings(self, cell: Cell) -> str:
         """Fingerprint of configuration and raw files: a result counts while it is the same."""
         config = self.config(cell).to_dict()
-        return artifacts.hash_of({"config": config, "raw": self.raw.get(cell.data)})
+        tuned = {"trials": self.trials} if self.trials else {}
+        return artifacts.hash_of({"config": config, "raw": self.raw.get(cell.data)} | tuned)
 
 
 def makes_up_rows(config: ConfigDict) -> bool:

@@ -30,6 +30,7 @@ from cadc_jax.training.step import (
     TrainState,
     batches_of,
     init_state,
+    program_config,
     train_steps,
     train_steps_of,
 )
@@ -341,13 +342,13 @@ def _train_until(
       TrainingError: if a number of the state is not finite when it is to be saved.
       Stopped: after saving, once the run is asked to end.
     """
-    before = job.zero
+    before, config = job.zero, program_config(job.config)
     run = train_steps if sharding.is_cpu(job.placed.mesh) else train_steps_of
     while at.step < end:
         _maybe_save(job, at)
         source, count = next(calls), min(size, end - at.step)
         state, loss = run(
-            *(job.model, job.config, at.state, job.constant, job.content, source, count),
+            *(job.model, config, at.state, job.constant, job.content, source, count),
             job.step_key,
             job.placed,
         )
@@ -388,16 +389,16 @@ def _like(state: TrainState, placed: Placement) -> tuple[TrainState, tuple[Any, 
     Every array gets the sharding that a step leaves it in.
     """
     everywhere = sharding.named(placed.mesh, sharding.REPLICATED)
-    step, params, opt_state, zero = checkpoints.like(
-        (state.step, state.params, state.opt_state, jax.ShapeDtypeStruct((), jnp.float32)),
-        everywhere,
+    zero = jax.ShapeDtypeStruct((), jnp.float32)
+    step, params, opt_state, rates, zero = checkpoints.like(
+        (state.step, state.params, state.opt_state, state.rates, zero), everywhere
     )
     tables = {n: placement.like(placed, n, x) for n, x in state.tables.items()}
     slots = {n: placement.like(placed, n, x) for n, x in state.slots.items()}
     best = jax.tree.map(
         lambda x: x.update(sharding=x.sharding.with_memory_kind(_HOST)), (params, tables)
     )
-    return TrainState(step, params, opt_state, tables, slots), best, zero
+    return TrainState(step, params, opt_state, tables, slots, rates), best, zero
 
 
 @jax.jit

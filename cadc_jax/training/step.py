@@ -125,9 +125,29 @@ _LEAST = {
 }
 
 
+def program_config(config: TrainConfig) -> TrainConfig:
+    """The configuration with what a step's program does not depend on at fixed values.
+
+    The programs take it as a static argument: trainings that differ in these settings share them.
+    `TrainState.rates` has the numbers.
+    """
+    loop = {"max_evaluations": 1, "evaluation_steps": 1, "patience": 1, "steps_per_call": 0}
+    rates = {"learning_rate": 1.0, "table_learning_rate": 1.0, "l2": float(config.l2 > 0)}
+    return dataclasses.replace(config, input="auto", **loop, **rates)
+
+
+@struct.dataclass
+class Rates:
+    """Settings of the same name in `TrainConfig`, as arguments of the programs, [] float32 each."""
+
+    learning_rate: jax.Array
+    table_learning_rate: jax.Array
+    l2: jax.Array
+
+
 @struct.dataclass
 class TrainState:
-    """Everything that training changes. Frozen tables are not here.
+    """Everything that training changes, and its rates. Frozen tables are not here.
 
     Attributes:
       step: [] int32.
@@ -135,6 +155,7 @@ class TrainState:
       opt_state: state of the network's optimizer.
       tables: trained embedding tables.
       slots: name of the table -> state of its optimizer.
+      rates: learning rates and penalty; they do not change.
     """
 
     step: jax.Array
@@ -142,6 +163,7 @@ class TrainState:
     opt_state: Any
     tables: Tables
     slots: Mapping[str, sparse_optimizers.Slots]
+    rates: Rates
 
 
 def init_state(
@@ -174,13 +196,16 @@ def init_state(
 
     shapes = jax.eval_shape(inputs, {**tables, **frozen}, content, batch)
 
-    def network(key):
+    rates = Rates(*(jnp.float32(getattr(config, x.name)) for x in dataclasses.fields(Rates)))
+
+    def network(key, rates):
         params = model.init(key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
-        return jnp.zeros((), jnp.int32), params, _optimizer(config).init(params)
+        optimizer = _optimizer(config, rates)
+        return jnp.zeros((), jnp.int32), params, optimizer.init(params), rates
 
     # On the devices where a step leaves it: the second call must not compile again.
     where = None if placed is None else sharding.named(placed.mesh, sharding.REPLICATED)
-    step, params, opt_state = jax.jit(network, out_shardings=where)(key)
+    step, params, opt_state, rates = jax.jit(network, out_shardings=where)(key, rates)
     tables = jax.tree.map(lambda x: x.astype(config.table_dtype), dict(tables))
     return TrainState(
         step=step,
@@ -191,6 +216,7 @@ def init_state(
             name: placement.init_slots(placed, config.table_optimizer, name, table)
             for name, table in tables.items()
         },
+        rates=rates,
     )
 
 
@@ -294,7 +320,7 @@ def _step(
     dropout_key, rounding_key = jax.random.split(jax.random.fold_in(key, state.step))
     rows = len(batch["user"])
     whole = _Whole(model, config, placed, frozen, content, rows, jnp.sum(batch["weight"]))
-    gradients = functools.partial(_gradients, whole, state.params, state.tables)
+    gradients = functools.partial(_gradients, whole, state)
     parts = rows // (config.microbatch_rows or rows)
     if parts == 1:
         loss, grads, ids, row_grads = gradients(batch, dropout_key)
@@ -315,9 +341,10 @@ def _step(
         (loss, grads), found = jax.lax.scan(add, zeros, (split, keys))
         ids, row_grads = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
 
-    updates, opt_state = _optimizer(config).update(grads, state.opt_state, state.params)
+    optimizer = _optimizer(config, state.rates)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     tables, slots = {}, {}
-    rate = config.table_learning_rate * _schedule(config, state.step)
+    rate = state.rates.table_learning_rate * _schedule(config, state.step)
     for number, (name, table) in enumerate(state.tables.items()):
         tables[name], slots[name] = placement.update(
             placed,
@@ -336,6 +363,7 @@ def _step(
         opt_state=opt_state,
         tables=tables,
         slots=slots,
+        rates=state.rates,
     )
     return state, loss
 
@@ -353,7 +381,7 @@ class _Whole(NamedTuple):
 
 
 def _gradients(
-    whole: _Whole, params: Any, tables: Tables, batch: Batch, key: jax.Array
+    whole: _Whole, state: TrainState, batch: Batch, key: jax.Array
 ) -> tuple[jax.Array, Any, dict[str, jax.Array], dict[str, jax.Array]]:
     """Loss and gradients of some rows of a batch, as parts of the mean over the whole batch.
 
@@ -391,13 +419,13 @@ def _gradients(
         if config.l2:
             squares = {name: jnp.sum(jnp.square(x), axis=1) for name, x in rows.items()}
             penalty = sum(uses[name] @ square for name, square in squares.items())
-            loss += config.l2 / batch_rows * penalty
+            loss += state.rates.l2 / batch_rows * penalty
         return loss
 
-    rows = as_float32(placement.lookup(placed, tables, ids))
+    rows = as_float32(placement.lookup(placed, state.tables, ids))
     with jax.default_matmul_precision(config.matmul_precision):
-        loss, (grads, row_grads) = jax.value_and_grad(loss_of, argnums=(0, 1))(params, rows)
-    return loss, grads, {name: ids[name] for name in tables}, row_grads
+        loss, (grads, row_grads) = jax.value_and_grad(loss_of, argnums=(0, 1))(state.params, rows)
+    return loss, grads, {name: ids[name] for name in state.tables}, row_grads
 
 
 def _schedule(config: TrainConfig, step: jax.Array) -> jax.Array:
@@ -411,8 +439,8 @@ def _schedule(config: TrainConfig, step: jax.Array) -> jax.Array:
     return share
 
 
-def _optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    adam = optax.adam(lambda step: config.learning_rate * _schedule(config, jnp.asarray(step)))
+def _optimizer(config: TrainConfig, rates: Rates) -> optax.GradientTransformation:
+    adam = optax.adam(lambda step: rates.learning_rate * _schedule(config, jnp.asarray(step)))
     if config.clip_norm:
         return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)
     return adam
