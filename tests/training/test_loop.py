@@ -139,13 +139,22 @@ def test_batches_are_taken_in_order_whatever_a_call_holds():
 
 @pytest.mark.parametrize("device_bytes", [math.inf, 400])
 def test_a_fit_compiles_its_steps_once(device_bytes):
-    config = dataclasses.replace(
-        CONFIG, learning_rate=0.01 if device_bytes == 400 else 0.02, steps_per_call=3
-    )
+    smoothing = 0.01 if device_bytes == 400 else 0.02  # no other test has this program
+    config = dataclasses.replace(CONFIG, label_smoothing=smoothing, steps_per_call=3)
     before = train_steps._cache_size()
     mesh = sharding.make_mesh()
     fit(scripted(range(11)), config=config, steps=7, mesh=mesh, device_bytes=device_bytes)
     assert train_steps._cache_size() - before == 1
+
+
+def test_fits_that_differ_in_their_rates_and_in_when_they_end_share_their_program():
+    config = dataclasses.replace(CONFIG, label_smoothing=0.03, l2=0.01)
+    before, other = train_steps._cache_size(), {"learning_rate": 0.02, "table_learning_rate": 0.2}
+    first = fit(scripted(range(11)), config=config)
+    longer = dataclasses.replace(config, max_evaluations=12, patience=3, l2=0.02, **other)
+    second = fit(scripted(range(13)), config=longer)
+    assert train_steps._cache_size() - before == 1
+    assert first.history[1]["loss"] != second.history[1]["loss"]
 
 
 @pytest.mark.parametrize("devices", [2, 4, 8])
@@ -243,7 +252,7 @@ def test_a_fit_that_breaks_again_and_again_gets_there(tmp_path):
 
 
 def test_resuming_trains_on_with_the_program_of_before(tmp_path):
-    config = dataclasses.replace(RESUMED, learning_rate=0.03)
+    config = dataclasses.replace(RESUMED, label_smoothing=0.04)
     settings = {"validate": by_weights, "config": config, "steps": STEPS}
     before = train_steps._cache_size()
     breaks_at(tmp_path, 4, **settings)
