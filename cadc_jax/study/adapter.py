@@ -124,12 +124,18 @@ def tune_factorization(run: Run, prepared: Artifact, trials: int) -> tuple[Run, 
     config, found = run.config.copy_and_resolve_references(), dict[str, Any]()
     for method in configuration.methods(config):
         with alone(run.workdir, ["tune", prepared.fingerprint, method, config[method].to_dict()]):
-            made = tune.stage(run, prepared, method, tune.larger(trials))
+            made = tune.stage(run, prepared, method, tune.larger(trials, _ranks(config, method)))
         for name, value in made.facts["chosen"].items():
             found[f"{method}.{name}"] = value
     with config.ignore_type():  # a field may be 'auto' before
         config.update_from_flattened_dict(found)
     return dataclasses.replace(run, config=config), found
+
+
+def _ranks(config: ConfigDict, method: str) -> tuple[int, ...]:
+    """Numbers of factors to try: half and twice the configured one; of slow methods this alone."""
+    factors = config[method].factors
+    return () if method == "autoencoder" else (factors, max(1, factors // 2), 2 * factors)
 
 
 def train(run: Run, inputs: Inputs, model: str, arm: str) -> Artifact:

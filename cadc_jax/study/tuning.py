@@ -127,8 +127,9 @@ def knobs(config: ConfigDict, arm: Arm, model: str, num_items: int) -> list[Knob
             few = num_items <= SOFTMAX_ITEMS
             found.append(Knob.of("train.loss", *_LOSSES[0 if few else 1 :]))
             found.append(_number("two_tower.scale", 0.3, 6.0, 1.0))
-        if not arm.takes_factors and config.factorization == "als":
-            found.append(Knob.among("als.factors", 32, 64, 128))  # width of the random tables
+        if not arm.takes_factors and "+" not in config.factorization:
+            width = f"{config.factorization}.factors"  # of the random tables
+            found.append(Knob.among(width, 32, 64, 128))
     if arm.frozen and config.rate < 1:
         found.append(Knob.among("factor_rows", "all", "unsampled"))
     return found
