@@ -1,5 +1,7 @@
 """The tables of the report, on results written by hand."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -76,9 +78,18 @@ def test_without_other_rules_their_table_is_empty(compared):
 
 
 def test_rivals_show_their_options(rankings):
-    rankings.add_ranks(Cell("ml-100k", "ease"), [0, 0, -1, 0], chosen='{"a": 1}', evaluate_s=2.0)
+    chosen = json.dumps({"settings": {"l1": 1, "l2": 0.5}, "trials": 12, "seconds": 2.04})
+    rankings.add_ranks(Cell("ml-100k", "slim"), [0, 0, -1, 0], chosen=chosen)
     (line,) = table(tables.rival_table, rankings)
-    assert list(line.values()) == ["EASE", '{"a": 1}', "2.0"]
+    assert list(line.values()) == ["SLIM", "l1 1, l2 0.5", "12", "2.0"]
+
+
+def test_rivals_of_clicks_show_their_options(clicks):
+    chosen = json.dumps({"settings": {"factors": 8}, "trials": 3, "seconds": 1})
+    scores = np.array([0.1, 0.9, 0.2, 0.8], np.float32)
+    clicks.add(Cell("synthetic", "fm"), {"scores": scores}, auc=1.0, chosen=chosen)
+    (line,) = table(tables.rival_table, clicks)
+    assert list(line.values()) == ["factorisation machine", "factors 8", "3", "1.0"]
 
 
 def test_activity_groups_users_by_their_training_rows(compared):

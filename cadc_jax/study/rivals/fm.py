@@ -11,7 +11,8 @@ import optax
 
 from cadc_jax.study.rivals.one_hot import Encoded
 
-BATCH_ROWS = 1024
+BATCH_ROWS = 1024  # or fewer, for STEPS an epoch
+STEPS = 50
 EPOCHS = 50  # at most
 PATIENCE = 3  # epochs without a better validation
 _START = 0.05  # standard deviation of the first factors
@@ -89,7 +90,7 @@ def fit(
     optimizer = optax.adagrad(config.learning_rate, _ACCUMULATED)
     state = optimizer.init(params)
     rows, held_out = (_on_device(*part) for part in (train, validation))
-    best, least, since = params, np.inf, 0
+    best, least, since = params, float(_mean_loss(params, held_out)), 0
     for epoch in range(EPOCHS):
         order = jax.random.permutation(jax.random.fold_in(order_key, epoch), len(train[1]))
         params, state = _epoch(params, state, rows, order, config)
@@ -119,8 +120,8 @@ def _epoch(
 ) -> tuple[Params, optax.OptState]:
     """A pass over all rows in this order [N]; the last batch is filled up with weight 0."""
     number = len(order)
-    batches = -(-number // BATCH_ROWS)
-    order = jnp.pad(order, (0, batches * BATCH_ROWS - number), constant_values=-1)
+    size = max(1, min(BATCH_ROWS, number // STEPS))
+    order = jnp.pad(order, (0, -number % size), constant_values=-1)
     optimizer = optax.adagrad(config.learning_rate, _ACCUMULATED)
 
     def loss(params: Params, batch: _Rows, real: jax.Array) -> jax.Array:
@@ -137,7 +138,7 @@ def _epoch(
         updates, state = optimizer.update(gradient, state, params)
         return (optax.apply_updates(params, updates), state), None
 
-    (params, state), _ = jax.lax.scan(step, (params, state), order.reshape(batches, BATCH_ROWS))
+    (params, state), _ = jax.lax.scan(step, (params, state), order.reshape(-1, size))
     return params, state
 
 
