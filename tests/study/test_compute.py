@@ -144,9 +144,12 @@ def test_ease_is_tested_with_the_regularisation_that_validates_best(small):
 @pytest.mark.slow
 def test_a_test_and_its_search_are_reused(small):
     study, rows = small
-    again = compute.run_cell(study, Cell("epinions", "ease"), quiet)
-    for name in ("chosen", "evaluation", "ndcg"):
-        assert again[name] == rows[Cell("epinions", "ease")][name]
+    cell = Cell("epinions", "ease")
+    again, chosen = compute.run_cell(study, cell, quiet), json.loads(rows[cell]["chosen"])
+    assert again["evaluation"] == rows[cell]["evaluation"]
+    assert json.loads(again["chosen"]) == chosen | {
+        "seconds": pytest.approx(chosen["seconds"], 0.1)
+    }
 
 
 @pytest.mark.slow
