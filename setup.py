@@ -67,7 +67,9 @@ setuptools.setup(
         "bench": [
             "cmfrec>=3.5",
             "implicit==0.7.3",
+            "lightgbm>=4.6",
             "polars>=1.0",
+            "scikit-learn>=1.7",
             "torch==2.13.0",
         ],
     },

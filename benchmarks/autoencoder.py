@@ -29,7 +29,8 @@ from cadc_jax.factorization.als import ALSConfig
 from cadc_jax.factorization.autoencoder import AutoencoderConfig
 from cadc_jax.factorization.factors import Factors
 from cadc_jax.factorization.interactions import Interactions
-from cadc_jax.study import rivals
+from cadc_jax.study.rivals import item_weights
+from cadc_jax.study.rivals.rankings import matrix_of, scorer
 
 EVEN = ALSConfig(factors=192, alpha=4.0, frequency_exponent=1.0)
 SETTINGS = {
@@ -71,11 +72,11 @@ def compare(name: str, config: AutoencoderConfig, arguments: argparse.Namespace)
     print(f"{name}: autoencoder of rank {config.factors}: {ours}", flush=True)
     peers = {"als": figures(table, lambda x, mesh: als.fit(x, EVEN, jax.random.key(0), mesh=mesh))}
     if not arguments.quick and name in EASE:
-        matrix = rivals.matrix_of(table)
+        matrix = matrix_of(table)
         start = time.perf_counter()
-        weights = rivals.ease(matrix, EASE[name])
+        weights = item_weights.ease(matrix, EASE[name])
         seconds = time.perf_counter() - start
-        found = ranked(rivals.scorer(matrix, weights), table)
+        found = ranked(scorer(matrix, weights), table)
         peers["ease"] = {SECONDS: seconds} | found
     rows = []
     for peer, theirs in peers.items():

@@ -35,9 +35,13 @@ from cadc_jax.run.arms import CADC_FROZEN
 from cadc_jax.run.context import Run
 from cadc_jax.run.factor_files import open_factors, quantized
 from cadc_jax.run.factors import factorize_stage
-from cadc_jax.study import paired, rivals
+from cadc_jax.study import paired
+from cadc_jax.study.cells import EASE
+from cadc_jax.study.rivals import registry, search
+from cadc_jax.study.rivals.given import Given, without_test
 
 BITS = (32, 16, 8)
+TRIALS = 12  # of EASE's regularisation
 CONFIGS = "movielens_1m_ncf,movielens_1m_distill_cf"
 SIDES = ("user", "item")
 
@@ -111,14 +115,26 @@ def one_seed(config: ConfigDict, workdir: pathlib.Path, rates: list[float]) -> d
         stored, size = packed_factors(factors, bits)
         found["factors" if bits == 32 else f"{bits} bits"] = by_factors(stored, table, cut)
         found[f"bytes of factors, {bits} bits"] = size
-    if table.schema.num_items <= rivals.EASE_ITEMS:
-        candidates = rivals.ease_candidates(rivals.matrix_of(table))
-        options, scorer = rivals.best(candidates, table, cut, 0, say=lambda line: None)
-        print(f"{config.name}, seed {config.seed}: EASE with {options}", flush=True)
+    if not registry.RIVALS[EASE].why_not(table):
+        scorer, settings = best_ease(table, cut)
+        print(f"{config.name}, seed {config.seed}: EASE with {settings}", flush=True)
         found["ease"] = by_user(scorer, table, cut)
     for rate in rates:
         found |= sampled(run, rate)
     return found
+
+
+def best_ease(table: Table, cut: int) -> tuple[Scorer, dict[str, Any]]:
+    """EASE with the settings that validate best among all items."""
+    rival, seen = registry.RIVALS[EASE], without_test(table)
+    fit = rival.open(Given(seen))
+
+    def quality(scorer: Scorer) -> float:
+        return evaluate.rank_users(scorer, seen, "validation").quality((cut,))[f"ndcg@{cut}"]
+
+    log = search.TrialLog([axis.name for axis in rival.axes])
+    chosen = search.best(rival, fit, quality, log, TRIALS, say=lambda line: None)
+    return fit(chosen.settings), chosen.settings
 
 
 def packed_factors(factors: Factors, bits: int) -> tuple[Factors, int]:

@@ -5,7 +5,8 @@ same command resumes a study that was stopped, and a larger one (more seeds, mor
 Arms on a sample train on the kept rows; 'cadc run' has the same ones. Rivals:
 
     popularity, mf_alone   no model, and the factorisation without a network
-    ease, item_knn         EASE and item neighbours, tuned on the validation split (rankings)
+    ease, item_knn, slim, rp3beta, mf_ease    tuned on the validation split (rankings)
+    logistic, fm, lightgbm                    the same for clicks
     fold_in                mf_alone and cadc_frozen, with 5 % of the users hidden from both the
                            factorisation and training, and folded in (rankings, ALS)
 

@@ -11,7 +11,7 @@ samples.py      samples and factors that a run does not make
 adapter.py      every call into the stages of a run
 results.py      results.csv
 selection.py    rules that choose training rows
-rivals.py       recommenders without a network
+rivals/         recommenders without a network
 paired.py       statistics: paired differences, the best possible AUC, costs
 choices.py      which variant validates best
 data_report.py  all results of one configuration, side by side

@@ -14,10 +14,12 @@ from ml_collections import ConfigDict
 
 from cadc_jax import configuration, sharding
 from cadc_jax.data.table import Table
+from cadc_jax.evaluation import resident
+from cadc_jax.evaluation.resident import Quality
 from cadc_jax.evaluation.scorers import Scorer
 from cadc_jax.run import arms
 from cadc_jax.run.compressed import Inputs
-from cadc_jax.run.context import Run
+from cadc_jax.run.context import Run, training_mesh
 from cadc_jax.runtime import artifacts, durable
 from cadc_jax.runtime.artifacts import Artifact
 
@@ -91,13 +93,19 @@ def alone(workdir: pathlib.Path, settings: Any) -> Iterator[None]:
         yield
 
 
+def validation_quality(run: Run, table: Table) -> Quality:
+    """What training chooses its best step by; see `resident.validation`."""
+    options = configuration.evaluation_config(run.config)
+    return resident.validation(table, options, training_mesh(run))
+
+
 def test_scorer(
-    run: Run, prepared: Artifact, name: str, make_scorer: Callable[[Table], Scorer]
+    run: Run, prepared: Artifact, source: str, make_scorer: Callable[[Table], Scorer], label: str
 ) -> Tested:
-    """Tests a scorer that is not of the package."""
+    """Tests a scorer that is not of the package; the arguments are those of `evaluate_stage`."""
     from cadc_jax.run import stages
 
-    made = stages.evaluate_stage(run, prepared, name, make_scorer, name)
+    made = stages.evaluate_stage(run, prepared, source, make_scorer, label)
     rows, facts = prepared.facts["rows"]["train"], made.facts
     seconds = {"evaluate": made.seconds}
     return Tested(facts["metrics"], facts["validation"], seconds, rows, made.fingerprint)

@@ -4,15 +4,27 @@ import dataclasses
 
 from cadc_jax.run.arms import BASELINES, TRAINED
 
-EASE, ITEM_KNN, FOLD_IN = "ease", "item_knn", "fold_in"
-OF_RANKINGS = (EASE, ITEM_KNN, FOLD_IN)
-RIVALS = (*BASELINES, *OF_RANKINGS)
+EASE, ITEM_KNN, SLIM, RP3BETA, MF_EASE = "ease", "item_knn", "slim", "rp3beta", "mf_ease"
+LOGISTIC, FM, LIGHTGBM = "logistic", "fm", "lightgbm"
+FOLD_IN = "fold_in"
+OF_CLICKS = (LOGISTIC, FM, LIGHTGBM)
+OF_RANKINGS = (EASE, ITEM_KNN, SLIM, RP3BETA, MF_EASE, FOLD_IN)
+RIVALS = (*BASELINES, *OF_RANKINGS, *OF_CLICKS)
 ARMS = tuple(TRAINED)
 OF_SAMPLES = tuple(name for name, arm in TRAINED.items() if arm.takes_sample)
-LABELS = {
-    **{name: arm.label for name, arm in BASELINES.items()},
+SEARCHED = {  # rivals whose settings are searched, and their names for people
     EASE: "EASE",
     ITEM_KNN: "item neighbours",
+    SLIM: "SLIM",
+    RP3BETA: "RP3beta",
+    MF_EASE: "MF + EASE",
+    LOGISTIC: "logistic regression",
+    FM: "factorisation machine",
+    LIGHTGBM: "LightGBM",
+}
+LABELS = {
+    **{name: arm.label for name, arm in BASELINES.items()},
+    **SEARCHED,
     **{name: arm.label for name, arm in TRAINED.items()},
 }
 

@@ -18,7 +18,7 @@ from cadc_jax.run.arms import TRAINED
 from cadc_jax.run.context import show
 from cadc_jax.runtime import artifacts, durable
 from cadc_jax.study import grid, report, sweeps, workers
-from cadc_jax.study.cells import OF_RANKINGS, RIVALS, Cell
+from cadc_jax.study.cells import OF_CLICKS, OF_RANKINGS, RIVALS, Cell
 from cadc_jax.study.compute import run_cell
 from cadc_jax.study.grid import Grid
 from cadc_jax.study.settings import Study, makes_up_rows
@@ -131,6 +131,8 @@ def _misfit(config: ConfigDict, name: str) -> str:
     """Why an arm or a rival does not fit the rows of a configuration; '' if it does."""
     if name in OF_RANKINGS and config.data.task != "ranking":
         return "they rank items, and these are clicks"
+    if name in OF_CLICKS and config.data.task != "click":
+        return "they predict clicks, and these are rankings"
     knows_users = name in OF_RANKINGS or name in TRAINED and not TRAINED[name].scores_held_out_users
     if knows_users and config.data.split == "users":
         return "they learn a user from training rows, and test users have none (data.split='users')"

@@ -1,7 +1,6 @@
 """Computes one cell of a study: from its configuration to its row in results.csv."""
 
 import dataclasses
-import importlib.util
 import json
 import pathlib
 import time
@@ -12,18 +11,22 @@ import numpy as np
 
 from cadc_jax import configuration
 from cadc_jax.data.readers import synthetic
-from cadc_jax.data.table import Table, open_table
-from cadc_jax.evaluation.scorers import Scorer
+from cadc_jax.data.table import open_table
 from cadc_jax.run.compressed import Inputs
 from cadc_jax.run.context import Run
+from cadc_jax.run.factor_files import factor_tables
 from cadc_jax.runtime import artifacts, compilation
 from cadc_jax.runtime.artifacts import Artifact
 from cadc_jax.runtime.materialize import materialize
-from cadc_jax.study import adapter, rivals, samples, selection, tuning
+from cadc_jax.study import adapter, samples, selection, tuning
 from cadc_jax.study.adapter import Tested
-from cadc_jax.study.cells import EASE, FOLD_IN, ITEM_KNN, OF_SAMPLES, Cell, SkipCell
+from cadc_jax.study.cells import FOLD_IN, OF_SAMPLES, SEARCHED, Cell, SkipCell
 from cadc_jax.study.results import COLUMNS, SECONDS, Row
+from cadc_jax.study.rivals import registry, search
+from cadc_jax.study.rivals.given import Given, without_test
 from cadc_jax.study.settings import Study, makes_up_rows
+
+TRIALS = 20  # of the settings of each rival, if the study does not say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +59,8 @@ def run_cell(study: Study, cell: Cell, say: Callable[[str], None]) -> Row:
     run = adapter.open_run(config, workdir, say)
     prepared = adapter.prepare(run)
     run = adapter.with_changes(run, seed=cell.seed)
-    if cell.arm in (EASE, ITEM_KNN):
-        outcome = _run_rival(run, cell, prepared)
+    if cell.arm in SEARCHED:
+        outcome = _run_rival(study, run, cell, prepared)
     else:
         chosen: Mapping[str, Any] = {}
         if study.trials and cell.selection in ("", "uniform"):
@@ -94,29 +97,34 @@ def has_converged(history: Sequence[Mapping[str, Any]], best_step: int, patience
     return history[-1]["step"] - best_step >= patience * steps_between
 
 
-def _run_rival(run: Run, cell: Cell, prepared: Artifact) -> _Outcome:
-    """Tests a rival whose options are chosen on the validation split."""
-    num_items = open_table(prepared.path).schema.num_items
-    if cell.arm == EASE and num_items > rivals.EASE_ITEMS:
-        raise SkipCell(
-            f"EASE inverts a matrix of items x items: {num_items:,} items are more than "
-            f"{rivals.EASE_ITEMS:,}"
-        )
-    if cell.arm == ITEM_KNN and importlib.util.find_spec("implicit") is None:
-        raise SkipCell("the library implicit is not installed: pip install -e '.[bench]'")
-    options = configuration.evaluation_config(run.config)
-    chosen: dict[str, Any] = {}
-
-    def make_scorer(table: Table) -> Scorer:
-        candidates = rivals.CANDIDATES[cell.arm](rivals.matrix_of(table))
-        found, scorer = rivals.best(candidates, table, options.k[0], options.max_users, run.say)
-        chosen.update(found)
-        return scorer
-
-    tested = adapter.test_scorer(run, prepared, cell.arm, make_scorer)
-    if not chosen:  # the test was reused, and its choice is not stored with it
-        make_scorer(open_table(prepared.path))
-    return _Outcome(tested, chosen=chosen)
+def _run_rival(study: Study, run: Run, cell: Cell, prepared: Artifact) -> _Outcome:
+    """Tests a rival whose settings are chosen on the validation split."""
+    rival, table = registry.RIVALS[cell.arm], without_test(open_table(prepared.path))
+    if why := rival.why_not(table):
+        raise SkipCell(why)
+    factors = None
+    if rival.takes_factors:
+        own = tuning.with_factorization(study, run, prepared)[0] if study.trials else run
+        factors = adapter.factorize(own, prepared)
+    fit = rival.open(Given(table, factor_tables(factors.path) if factors else None))
+    sources = {
+        "prepared": prepared.fingerprint,
+        "factors": factors.fingerprint if factors else "",
+        "by": dataclasses.asdict(configuration.evaluation_config(run.config)),
+        "version": search.VERSION,
+    }
+    file = f"{cell.data}-{cell.arm}-{artifacts.hash_of(sources)[:8]}.csv"
+    log = search.TrialLog([axis.name for axis in rival.axes], study.out / "trials" / file)
+    quality = adapter.validation_quality(run, table)
+    chosen = search.best(rival, fit, quality, log, study.trials or TRIALS, run.say)
+    source = f"{cell.arm} {artifacts.hash_of([sources, chosen.settings])}"
+    tested = adapter.test_scorer(
+        run, prepared, source, lambda table: fit(chosen.settings), cell.arm
+    )
+    if factors:
+        seconds = {**tested.seconds, "factorize": factors.seconds}
+        tested = dataclasses.replace(tested, seconds=seconds)
+    return _Outcome(tested, factors=factors, chosen=chosen._asdict())
 
 
 def _run_arm(run: Run, cell: Cell, prepared: Artifact) -> _Outcome:

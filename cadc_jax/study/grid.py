@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 
 from cadc_jax.run.arms import CADC_FROZEN, FULL, MF_ALONE, POPULARITY, SAMPLE
-from cadc_jax.study.cells import EASE, FOLD_IN, ITEM_KNN, OF_SAMPLES, RIVALS, Cell
+from cadc_jax.study.cells import FOLD_IN, OF_RANKINGS, OF_SAMPLES, RIVALS, SEARCHED, Cell
 from cadc_jax.study.results import Row, cell_of
 
 
@@ -67,8 +67,8 @@ def phases(grids: Sequence[Grid], tuned: bool = False) -> list[list[Cell]]:
     second += [
         Cell(grid.data, rival, variant=variant)
         for grid, variant in pairs
-        for rival in (EASE, ITEM_KNN)
-        if grid.ranking and rival in grid.rivals
+        for rival in SEARCHED
+        if grid.ranking == (rival in OF_RANKINGS) and rival in grid.rivals
     ]
     third = [
         dataclasses.replace(cell, seed=seed, variant=variant)

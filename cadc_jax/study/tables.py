@@ -3,6 +3,7 @@
 A table with a header alone has nothing to show for this data set.
 """
 
+import json
 import math
 from collections.abc import Callable, Sequence
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from cadc_jax.run.arms import BASELINES, CADC_TRAINABLE, FULL, MF_ALONE, POPULARITY, SAMPLE, TRAINED
 from cadc_jax.study import paired, selection
-from cadc_jax.study.cells import EASE, FOLD_IN, ITEM_KNN, LABELS, OF_SAMPLES
+from cadc_jax.study.cells import FOLD_IN, LABELS, OF_SAMPLES, SEARCHED
 from cadc_jax.study.choices import Choice
 from cadc_jax.study.data_report import METRICS, DataReport, Group, Key, hit, metric_name, ndcg
 from cadc_jax.study.paired import Interval
@@ -120,14 +121,14 @@ def selection_table(report: DataReport) -> Table:
     return lines
 
 
-def rival_table(report: DataReport) -> Table:
-    """The options of the rivals."""
-    lines = [["rival", "chosen on the validation split", "seconds, all candidates"]]
-    for arm in (EASE, ITEM_KNN):
-        group = report.baseline(arm)
-        if group is not None:
-            row = group.rows[0]
-            lines.append([LABELS[arm], str(row["chosen"]), f"{float(row['evaluate_s']):.1f}"])
+def settings_table(report: DataReport) -> Table:
+    """The settings that were searched, and how many were tried."""
+    lines = [["arm", "model", "rate", "trials", "chosen on the validation split"]]
+    for (arm, model, _, rate), group in report.compared:
+        if group.rows[0].get("chosen"):
+            chosen = json.loads(group.rows[0]["chosen"])
+            settings = ", ".join(f"{name} {value}" for name, value in chosen["settings"].items())
+            lines.append([LABELS[arm], model or "-", f"{rate:g}", str(chosen["trials"]), settings])
     return lines
 
 
@@ -206,7 +207,7 @@ def truth_table(report: DataReport) -> Table:
 FURTHER: dict[str, Callable[[DataReport], Table]] = {
     "Among K unseen items only: (1+K)": sampled_table,
     "Other rules that choose as many rows": selection_table,
-    "Options of the rivals": rival_table,
+    "Settings that were searched": settings_table,
     "By activity of the user (deciles of training rows)": activity_table,
     "By popularity of the item (deciles of training rows)": popularity_table,
     "Users whom the factorisation did not see": fold_in_table,
@@ -224,7 +225,7 @@ def _by_size(
 ) -> Table:
     """A line for each decile of `size` [N], and for the users or rows where it is 0 or 1."""
     shown: dict[str, Group | None] = {
-        LABELS[arm]: report.baseline(arm) for arm in (*BASELINES, EASE, ITEM_KNN)
+        LABELS[arm]: report.baseline(arm) for arm in (*BASELINES, *SEARCHED)
     }
     for model in report.models:
         shown[f"{FULL.label}, {model}"] = report.baseline(FULL.name, model)

@@ -152,6 +152,19 @@ def first_trials(config: ConfigDict, searched: Sequence[Knob], number: int) -> l
     return list(dict.fromkeys([tuple(start), *drawn]))
 
 
+def with_factorization(study: Study, run: Run, prepared: Artifact) -> tuple[Run, dict[str, Any]]:
+    """The run with the settings of its factorisation that validate best, and these as facts.
+
+    Args:
+      study: says how many trials there are.
+      run: its configuration.
+      prepared: the prepared table.
+    """
+    seed, run = run.config.seed, adapter.with_changes(run, seed=SEED)
+    run, settings = adapter.tune_factorization(run, prepared, study.trials)
+    return adapter.with_changes(run, seed=seed), settings
+
+
 def tuned(study: Study, cell: Cell, run: Run, prepared: Artifact) -> tuple[Run, dict[str, Any]]:
     """The run with the settings that validate best for the arm of a cell.
 
@@ -164,19 +177,18 @@ def tuned(study: Study, cell: Cell, run: Run, prepared: Artifact) -> tuple[Run, 
       prepared: the prepared table.
 
     Returns:
-      The run with the chosen settings and its own seed, and these settings as facts.
+      The run, and facts: `settings`, and the number of `trials` of each search.
     """
-    seed, run = run.config.seed, adapter.with_changes(run, seed=SEED)
-    chosen: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     if arms.ARMS[cell.arm].takes_factors:
-        run, chosen = adapter.tune_factorization(run, prepared, study.trials)
+        run, settings = with_factorization(study, run, prepared)
     if cell.model:
         file = study.out / "trials" / f"{_name(cell)}-{study.settings(cell)[:6]}.csv"
+        own = adapter.with_changes(run, seed=SEED)
         with adapter.alone(run.workdir, ["tune", str(file)]):
-            found = _search(study.trials, cell, run, prepared, file)
-        run = _with_fields(run, found)
-        chosen |= found
-    return adapter.with_changes(run, seed=seed), chosen
+            found = _search(study.trials, cell, own, prepared, file)
+        run, settings = _with_fields(run, found), settings | found
+    return run, {"settings": settings, "trials": study.trials} if settings else {}
 
 
 def _name(cell: Cell) -> str:

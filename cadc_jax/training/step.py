@@ -131,9 +131,17 @@ def program_config(config: TrainConfig) -> TrainConfig:
     The programs take it as a static argument: trainings that differ in these settings share them.
     `TrainState.rates` has the numbers.
     """
-    loop = {"max_evaluations": 1, "evaluation_steps": 1, "patience": 1, "steps_per_call": 0}
-    rates = {"learning_rate": 1.0, "table_learning_rate": 1.0, "l2": float(config.l2 > 0)}
-    return dataclasses.replace(config, input="auto", **loop, **rates)
+    return dataclasses.replace(
+        config,
+        input="auto",
+        max_evaluations=1,
+        evaluation_steps=1,
+        patience=1,
+        steps_per_call=0,
+        learning_rate=1.0,
+        table_learning_rate=1.0,
+        l2=float(config.l2 > 0),
+    )
 
 
 @struct.dataclass

@@ -54,8 +54,10 @@ def test_what_needs_rows_of_the_test_users_is_left_out_where_they_have_none(
     config.data.split = "users"
     options = Options([0.5], ["full", "sample", "cadc_frozen"], ["two_tower"], 1)
     command.run({"shop": config}, options, tmp_path / "out")
-    left_out = "shop: left out ease, item_knn, fold_in, full, sample: they learn a user from"
-    assert left_out in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    of_users = "ease, item_knn, slim, rp3beta, mf_ease, fold_in, full, sample: they learn"
+    assert f"shop: left out {of_users}" in shown
+    assert "shop: left out logistic, fm, lightgbm: they predict clicks, and these are" in shown
     cells = json.loads((tmp_path / "out/results.json").read_text())["cells"]
     assert [cell["arm"] for cell in cells] == ["popularity", "mf_alone", "cadc_frozen"]
 

@@ -13,9 +13,11 @@ from cadc_jax.data.table import open_table, read_columns
 from cadc_jax.evaluation import evaluate
 from cadc_jax.factorization import als
 from cadc_jax.factorization.interactions import Interactions
-from cadc_jax.study import adapter, compute, data_report, paired, rivals, samples, selection
+from cadc_jax.study import adapter, compute, data_report, paired, samples, selection
 from cadc_jax.study.cells import Cell, SkipCell
+from cadc_jax.study.rivals import item_weights, rankings, registry
 from cadc_jax.study.settings import Study
+from cadc_jax.tuning.trials import Log
 from tests.study.conftest import study_of
 
 UNIFORM = Cell("epinions", "cadc_frozen", "two_tower", "uniform", 0.25)
@@ -122,39 +124,48 @@ def test_a_row_has_its_validation_and_the_metric_that_it_is_of(small):
 def test_ease_is_tested_with_the_regularisation_that_validates_best(small):
     study, rows = small
     _, _, table = opened(small)
-    matrix, quality = rivals.matrix_of(table), {}
-    for regularization in rivals.REGULARIZATIONS:
-        scorer = rivals.scorer(matrix, rivals.ease(matrix, regularization))
+    row, matrix, quality = rows[Cell("epinions", "ease")], rankings.matrix_of(table), {}
+    (file,) = (study.out / "trials").glob("epinions-ease-*.csv")
+    trials = Log(["regularization"], file).results
+    for (regularization,), _, score, _ in trials:
+        scorer = rankings.scorer(matrix, item_weights.ease(matrix, regularization))
         ranked = evaluate.rank_users(scorer, table, "validation", 30)
         quality[regularization] = ranked.quality((10,))["ndcg@10"]
+        assert score == pytest.approx(quality[regularization])
     best = max(quality, key=quality.get)
     assert min(quality.values()) < quality[best]
-    row = rows[Cell("epinions", "ease")]
-    assert json.loads(row["chosen"]) == {"regularization": best}
-    scorer = rivals.scorer(matrix, rivals.ease(matrix, best))
+    chosen = json.loads(row["chosen"])
+    assert chosen["settings"] == {"regularization": best} and chosen["trials"] == len(trials) > 3
+    scorer = rankings.scorer(matrix, item_weights.ease(matrix, best))
     expected = evaluate.rank_users(scorer, table, "test", 30).quality((10,))["ndcg@10"]
     assert row["ndcg"] == pytest.approx(expected)
 
 
 @pytest.mark.slow
-def test_a_choice_is_made_again_if_its_test_is_reused(small):
+def test_a_test_and_its_search_are_reused(small):
     study, rows = small
-    again = compute.run_cell(study, Cell("epinions", "ease"), quiet)
-    assert again["chosen"] == rows[Cell("epinions", "ease")]["chosen"]
+    cell = Cell("epinions", "ease")
+    again, chosen = compute.run_cell(study, cell, quiet), json.loads(rows[cell]["chosen"])
+    assert again["evaluation"] == rows[cell]["evaluation"]
+    for name in ("settings", "trials"):
+        assert json.loads(again["chosen"])[name] == chosen[name]
 
 
 @pytest.mark.slow
-def test_ease_is_skipped_if_there_are_too_many_items(small, monkeypatch):
-    monkeypatch.setattr(rivals, "EASE_ITEMS", 10)
+def test_factors_and_ease_are_those_of_the_same_rows(small):
+    study, rows = small
+    row = compute.run_cell(study, Cell("epinions", "mf_ease"), quiet)
+    assert set(json.loads(row["chosen"])["settings"]) == {"regularization", "weight"}
+    assert row["factors_bytes"] > 0 and row["factorize_s"] >= 0
+    assert row["validation"] >= rows[Cell("epinions", "mf_alone")]["validation"] - 0.02
+
+
+@pytest.mark.slow
+def test_a_rival_is_skipped_if_there_are_too_many_items(small, monkeypatch):
+    ease = dataclasses.replace(registry.RIVALS["ease"], most_items=10)
+    monkeypatch.setattr(registry, "RIVALS", {"ease": ease})
     with pytest.raises(SkipCell, match="61 items are more than 10"):
         compute.run_cell(small[0], Cell("epinions", "ease"), quiet)
-
-
-@pytest.mark.slow
-def test_item_neighbours_are_skipped_without_their_library(small, monkeypatch):
-    monkeypatch.setattr(compute.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SkipCell, match="implicit is not installed"):
-        compute.run_cell(small[0], Cell("epinions", "item_knn"), quiet)
 
 
 # Samples and factors on the same log.

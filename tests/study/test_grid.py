@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from cadc_jax.study import grid
-from cadc_jax.study.cells import Cell
+from cadc_jax.study.cells import SEARCHED, Cell
 from cadc_jax.study.grid import Grid
 
 CLICKS = Grid(
@@ -18,6 +18,7 @@ CLICKS = Grid(
     selections=[],
     selection_rates=[0.1],
 )
+OF_ITEMS = ("ease", "item_knn", "slim", "rp3beta", "mf_ease")
 RANKING = dataclasses.replace(CLICKS, data="epinions", ranking=True, models=["two_tower"])
 
 
@@ -25,7 +26,7 @@ def test_the_cells_of_clicks_are_in_three_phases():
     """There is no 'sample' at rate 1, which is 'full', and nothing that needs a ranking."""
     assert grid.phases([CLICKS]) == [
         [Cell("synthetic", "popularity")],
-        [Cell("synthetic", "mf_alone")],
+        [Cell("synthetic", arm) for arm in ("mf_alone", "logistic", "fm", "lightgbm")],
         [
             Cell("synthetic", "full", "dlrm"),
             Cell("synthetic", "cadc_frozen", "dlrm", "uniform", 1.0),
@@ -38,7 +39,7 @@ def test_the_cells_of_clicks_are_in_three_phases():
 def test_rankings_also_have_rivals_and_folding_in():
     first, second, third = grid.phases([RANKING])
     assert first == [Cell("epinions", "popularity")]
-    assert second == [Cell("epinions", arm) for arm in ("mf_alone", "ease", "item_knn")]
+    assert second == [Cell("epinions", arm) for arm in ("mf_alone", *OF_ITEMS)]
     assert [cell for cell in third if cell.selection == "fold_in"] == [
         Cell("epinions", "mf_alone", selection="fold_in"),
         Cell("epinions", "cadc_frozen", "two_tower", "fold_in", 0.1),
@@ -60,7 +61,7 @@ def test_other_rules_come_with_factors_and_without():
 def test_all_cells_of_a_seed_come_before_those_of_the_next():
     phases = grid.phases([dataclasses.replace(one, seeds=3) for one in (CLICKS, RANKING)])
     for phase in phases[1:]:
-        of_seeds = [cell.seed for cell in phase if cell.arm not in ("ease", "item_knn")]
+        of_seeds = [cell.seed for cell in phase if cell.arm not in SEARCHED]
         assert of_seeds == sorted(of_seeds) and set(of_seeds) == {0, 1, 2}
     cells = [cell for phase in phases for cell in phase]
     assert len(cells) == len(set(cells))

@@ -1,5 +1,7 @@
 """The tables of the report, on results written by hand."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -75,10 +77,19 @@ def test_without_other_rules_their_table_is_empty(compared):
     assert table(tables.selection_table, compared) == []
 
 
-def test_rivals_show_their_options(rankings):
-    rankings.add_ranks(Cell("ml-100k", "ease"), [0, 0, -1, 0], chosen='{"a": 1}', evaluate_s=2.0)
-    (line,) = table(tables.rival_table, rankings)
-    assert list(line.values()) == ["EASE", '{"a": 1}', "2.0"]
+def test_what_was_searched_is_shown(rankings):
+    chosen = json.dumps({"settings": {"l1": 1, "l2": 0.5}, "trials": 12, "seconds": 2.04})
+    rankings.add_ranks(Cell("ml-100k", "slim"), [0, 0, -1, 0], chosen=chosen)
+    (line,) = table(tables.settings_table, rankings)
+    assert list(line.values()) == ["SLIM", "-", "1", "12", "l1 1, l2 0.5"]
+
+
+def test_what_was_searched_is_shown_of_clicks(clicks):
+    chosen = json.dumps({"settings": {"factors": 8}, "trials": 3, "seconds": 1})
+    scores = np.array([0.1, 0.9, 0.2, 0.8], np.float32)
+    clicks.add(Cell("synthetic", "fm"), {"scores": scores}, auc=1.0, chosen=chosen)
+    (line,) = table(tables.settings_table, clicks)
+    assert list(line.values()) == ["factorisation machine", "-", "1", "3", "factors 8"]
 
 
 def test_activity_groups_users_by_their_training_rows(compared):
