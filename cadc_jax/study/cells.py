@@ -2,12 +2,15 @@
 
 import dataclasses
 
-from cadc_jax.run.arms import BASELINES, TRAINED
+from cadc_jax.run.arms import ARMS as ALL_ARMS
+from cadc_jax.run.arms import BASELINES, POPULARITY, TRAINED
 
 EASE, ITEM_KNN, FOLD_IN = "ease", "item_knn", "fold_in"
 OF_RANKINGS = (EASE, ITEM_KNN, FOLD_IN)
 RIVALS = (*BASELINES, *OF_RANKINGS)
 ARMS = tuple(TRAINED)
+# Arms whose result depends on the seed.
+SEEDED = frozenset(ALL_ARMS) - {POPULARITY.name}
 OF_SAMPLES = tuple(name for name, arm in TRAINED.items() if arm.takes_sample)
 LABELS = {
     **{name: arm.label for name, arm in BASELINES.items()},
