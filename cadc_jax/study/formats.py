@@ -32,8 +32,8 @@ def spread(group: Group, name: str) -> str:
 
 
 def interval(difference: Interval | None, low_is_good: bool = False) -> str:
-    """A difference with its interval; '-' if there is none."""
-    if difference is None:
+    """A difference with its interval; '-' if there is none, as of the AUC of equal labels."""
+    if difference is None or math.isnan(difference.mean):
         return "-"
     mean, low, high, *_ = difference
     verdict = "" if difference.verdict == "=" else difference.verdict

@@ -72,6 +72,7 @@ def test_more_log_loss_is_worse():
     assert formats.interval(found).verdict == "better"
     assert formats.interval(found, low_is_good=True).verdict == "worse"
     assert formats.interval(Interval(0, -1, 1), low_is_good=True).verdict == ""
+    assert formats.interval(Interval(float("nan"), 0, 0)) == formats.interval(None) == "-"
 
 
 def test_the_ranking_among_few_counts_all_users(compared):
