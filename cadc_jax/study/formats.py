@@ -35,7 +35,7 @@ def interval(difference: Interval | None, low_is_good: bool = False) -> str:
     """A difference with its interval; '-' if there is none, as of the AUC of equal labels."""
     if difference is None or math.isnan(difference.mean):
         return "-"
-    mean, low, high, *_ = difference
+    mean, low, high = (round(x, 4) + 0.0 for x in difference[:3])  # no -0.0000
     verdict = "" if difference.verdict == "=" else difference.verdict
     if low_is_good and verdict:
         verdict = "worse" if verdict == "better" else "better"
