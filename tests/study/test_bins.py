@@ -58,6 +58,7 @@ def test_refreshed_factors_of_the_same_rate_are_a_line_of_their_own(compared):
 
 
 def test_a_part_has_an_interval_over_seeds_and_users(compared):
+    compared.add_ranks(Cell("ml-100k", "mf_alone", seed=1), [2, 0, -1, 0])
     report = data_report.gather(compared.out, compared.rows)
     frozen, mf = report.sampled("cadc_frozen", "two_tower", 0.1), report.baseline("mf_alone")
     found = report.difference_within(frozen, mf, np.array([True, False, True]))
