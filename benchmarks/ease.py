@@ -7,7 +7,7 @@ Each seed draws its own validation rows, where the configuration has none of its
 same training rows, and EASE's regularisation is chosen by the full ranking of the validation rows,
 as the configuration's weights were. It is left out above 12,000 items. Figures are means over the
 seeds of each test user's NDCG at the configuration's first cut-off, among all items; an interval
-(95 %, over users) is of the difference. `--rates` also trains the frozen network on samples. Bytes
+(95 %, over both) is of the difference. `--rates` also trains the frozen network on samples. Bytes
 are those of the packed factors in 32, 16 and 8 bits, and of the kept rows at each rate. --quick:
 one seed, fewer factors.
 """
@@ -35,7 +35,8 @@ from cadc_jax.run.arms import CADC_FROZEN
 from cadc_jax.run.context import Run
 from cadc_jax.run.factor_files import open_factors, quantized
 from cadc_jax.run.factors import factorize_stage
-from cadc_jax.study import paired
+from cadc_jax.study import bootstrap
+from cadc_jax.study.bootstrap import Interval
 from cadc_jax.study.cells import EASE
 from cadc_jax.study.rivals import registry, search
 from cadc_jax.study.rivals.given import Given, without_test
@@ -92,16 +93,24 @@ def compare(configs: list[ConfigDict], workdir: pathlib.Path, rates: list[float]
         if row not in ("factors", "ease"):
             text += f"; over the factors {interval(values, [x['factors'] for x in seen])}"
         elif row == "factors" and "ease" in seen[0]:
-            found["over ease"] = paired.over_users(values, np.array([x["ease"] for x in seen]))
+            found["over ease"] = difference(values, [x["ease"] for x in seen])[:3]
             text += f"; over EASE {interval(values, [x['ease'] for x in seen])}"
         print(f"{name}: {found['metric']} {row} {text}", flush=True)
     return found
 
 
 def interval(ours: np.ndarray, theirs: list[np.ndarray]) -> str:
-    """A difference over users as text."""
-    mean, low, high = paired.over_users(ours, np.array(theirs))
+    """A difference as text."""
+    mean, low, high, *_ = difference(ours, theirs)
     return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+
+
+def difference(ours: np.ndarray, theirs: list[np.ndarray]) -> Interval:
+    """The difference of [S, U] values of each seed and user, over both."""
+    sides = (np.asarray(side) for side in (ours, theirs))
+    return bootstrap.difference(
+        *(bootstrap.means(x, np.arange(x.shape[1]), tuple(range(len(x)))) for x in sides)
+    )
 
 
 def one_seed(config: ConfigDict, workdir: pathlib.Path, rates: list[float]) -> dict[str, Any]:

@@ -7,20 +7,21 @@ from typing import Any
 
 from cadc_jax import configuration, report, sharding
 from cadc_jax.data import pipeline, user_item_candidates
+from cadc_jax.data.raw import SPLITS, TRAIN
 from cadc_jax.data.table import Table, open_table
 from cadc_jax.errors import ConfigError, DataError
 from cadc_jax.evaluation import scorers
 from cadc_jax.evaluation.scorers import Scorer
 from cadc_jax.models import embeddings
 from cadc_jax.run import compressed, compressed_sizes, lineage, stages, tune, updates, validation
-from cadc_jax.run.arms import BASELINES, TRAINED, Arm
+from cadc_jax.run.arms import MF_ALONE, MF_REFRESHED, POPULARITY, TRAINED, Arm
 from cadc_jax.run.budget import choose
 from cadc_jax.run.compressed import Compressed
 from cadc_jax.run.context import COMPILING, EVALUATING, begin, training_mesh
 from cadc_jax.run.context import Inputs as Inputs
 from cadc_jax.run.context import Run as Run
-from cadc_jax.run.factor_files import factor_tables
-from cadc_jax.run.factors import factorize_stage
+from cadc_jax.run.factor_files import factor_tables, is_crossed
+from cadc_jax.run.factors import factorize_stage, plain_factors
 from cadc_jax.runtime import artifacts, distributed, durable, manifest
 from cadc_jax.runtime.artifacts import Artifact
 from cadc_jax.runtime.progress import Progress
@@ -179,7 +180,7 @@ def compare(this: Run, inputs: Inputs, last: str) -> None:
         for model, arm in pairs:
             stages.train_stage(this, inputs, model, arm)
         return
-    rows = [baseline_row(this, inputs, arm) for arm in BASELINES.values()]
+    rows = _baseline_rows(this, inputs)
     rows += [arm_row(this, inputs, model, arm) for model, arm in pairs]
     if last == "report":
         config = this.config
@@ -189,6 +190,22 @@ def compare(this: Run, inputs: Inputs, last: str) -> None:
         distributed.on_first(
             lambda: this.say("\n" + report.write_report(this.workdir, results, facts))
         )
+
+
+def _baseline_rows(this: Run, inputs: Inputs) -> list[dict[str, Any]]:
+    """Popularity and the factors, a row each.
+
+    MF alone is a factorisation of all rows by itself. Where the factors of the run have the history
+    of `factor_rows='unsampled'`, they have a row of their own, and the plain ones are made for this
+    comparison: no other row pays for them. Without training rows they cannot be.
+    """
+    rows = [baseline_row(this, inputs, POPULARITY)]
+    if not is_crossed(inputs.factors):
+        return [*rows, baseline_row(this, inputs, MF_ALONE)]
+    if SPLITS[TRAIN] in open_table(inputs.prepared.path).splits:
+        plain = plain_factors(this, inputs.prepared)
+        rows.append(baseline_row(this, dataclasses.replace(inputs, factors=plain), MF_ALONE))
+    return [*rows, baseline_row(this, inputs, MF_REFRESHED)]
 
 
 def _arms(this: Run) -> list[Arm]:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from cadc_jax.data.facts import describe_rows
 from cadc_jax.data.raw import FOLD_IN, PARTS
-from cadc_jax.run.arms import ARMS, MF_ALONE, POPULARITY, Arm
+from cadc_jax.run.arms import ARMS, MF_ALONE, MF_REFRESHED, POPULARITY, Arm
 from cadc_jax.run.tune_text import describe
 from cadc_jax.runtime import artifacts, durable
 from cadc_jax.runtime.text import aligned
@@ -33,6 +33,11 @@ _NO_GAIN = (
     "no step validates better than the start, so the network added nothing; try a lower "
     "train.learning_rate, another train.loss ('all_items' for rankings by two towers) or a higher "
     "rate, or use the factors alone"
+)
+_REFRESHED = (
+    f"{MF_REFRESHED.label}: the factors that a frozen arm predicts with (factor_rows='unsampled'), "
+    f"which start from those of the rows that are not kept. {MF_ALONE.label} is a factorisation of "
+    "all rows by itself; it is made for this comparison, and no other row pays for it."
 )
 _INTERVAL = 1.96  # standard errors on each side of an interval of 95 %
 Row = Mapping[str, Any]
@@ -173,7 +178,7 @@ def warnings(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         name, compared = ", ".join(_names(row)).removesuffix(", -"), _beside_popularity(row, rows)
         if compared:
-            advice = _UNFIT if ARMS[row["arm"]] is MF_ALONE else _BELOW
+            advice = _UNFIT if ARMS[row["arm"]].is_factors else _BELOW
             lines.append(f"*** {name}: {compared}{advice} ***")
         if _added_nothing(row):
             lines.append(f"*** {name}: {_NO_GAIN} ***")
@@ -223,9 +228,9 @@ def draw(rows: Sequence[Row], title: str = "") -> Figure:
     axes.bar_label(bars, [f"{x:.4f}" for x in values], padding=3, fontsize=9, bbox=white)
     axes.set_yticks(places, [_with_rows(row) for row in shown], fontsize=9)
     axes.invert_yaxis()  # the first row of the table on top
-    for row, value in zip(shown, values, strict=True):
-        if ARMS[row["arm"]] is MF_ALONE:
-            axes.axvline(value, color="0.3", linewidth=1, linestyle="--", zorder=0)
+    own = {ARMS[row["arm"]].name: value for row, value in zip(shown, values, strict=True)}
+    for value in [own[arm.name] for arm in (MF_ALONE, MF_REFRESHED) if arm.name in own][:1]:
+        axes.axvline(value, color="0.3", linewidth=1, linestyle="--", zorder=0)
     low, high = min(values, default=0), max(values, default=1)
     # An AUC of 0.5 is a coin's, and bars from 0 would all look alike.
     start = 0.5 if metric == "auc" and low > 0.5 else min(0.0, low)
@@ -265,6 +270,8 @@ def explain(rows: Sequence[Row]) -> list[str]:
         "training rows, once. 'MB' are these rows, the factors and the content of ids in the work "
         "folder, before 'cadc compress' packs them. * marks the best of a column."
     )
+    if any(ARMS[row["arm"]] is MF_REFRESHED for row in rows):
+        lines.append(_REFRESHED)
     if "logloss" in metrics and "auc" not in metrics:
         lines.append("auc: undefined, as all test rows have the same label.")
     if "calibration" in metrics:

@@ -37,6 +37,11 @@ class Arm:
         return bool(self.from_factors)
 
     @property
+    def is_factors(self) -> bool:
+        """Whether it is the factors themselves, without a network."""
+        return self.rows is None and self.takes_factors
+
+    @property
     def scores_held_out_users(self) -> bool:
         """Whether it can score users without training rows (data.split='users').
 
@@ -54,7 +59,9 @@ class Arm:
 
 POPULARITY = Arm("popularity", "popularity", None)
 MF_ALONE = Arm("mf_alone", "MF alone", None, FACTOR_TABLES)
-BASELINES = {arm.name: arm for arm in (POPULARITY, MF_ALONE)}
+# With factor_rows='unsampled': the factors that a frozen arm predicts with.
+MF_REFRESHED = Arm("mf_refreshed", "MF, refreshed", None, FACTOR_TABLES)
+BASELINES = {arm.name: arm for arm in (POPULARITY, MF_ALONE, MF_REFRESHED)}
 
 FULL = Arm("full", "full data", "all")
 SAMPLE = Arm("sample", "sample, no factors", "sample")

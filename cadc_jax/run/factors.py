@@ -2,7 +2,8 @@
 
 Factors come from all training rows. With `factor_rows='unsampled'` there are two sets. A frozen arm
 trains on the factors of the rows that the sample does not keep. It predicts with the factors of all
-rows, which continue from the first set and stay in its basis.
+rows, which continue from the first set and stay in its basis. `plain_factors` are those of all rows
+without such a history: what the arms are compared with.
 
 `update_factors` continues from the factors of a run that had fewer rows. What it leaves has the
 settings of an ordinary artefact and a few more, by which `factorize_stage` finds it.
@@ -47,6 +48,7 @@ from cadc_jax.runtime.progress import Progress
 
 BLEND_USERS = 5000  # drawn users by whose validation items weights are chosen
 REFRESH_PASSES = 5  # over all rows, which turn factors of the unsampled rows into factors of all
+PLAIN = "plain"  # folder of `plain_factors` beside factors of the unsampled rows
 EXTENT = "extent"  # a fact: `Extent` of the rows, by which ALS folds in new users
 UPDATE_PASSES = 5  # of ALS and SGD, by which factors follow new rows
 UPDATE_SOLVES = 2  # of the autoencoder's items: for the encoder as it was, and once it is improved
@@ -69,6 +71,24 @@ def factorize_stage(run: Run, prepared: Artifact, sample: Artifact | None = None
         return _one(run, prepared, sample)
     parts = [_one(_with_method(run, name), prepared, sample) for name in names]
     return _blended(run, prepared, parts)
+
+
+def plain_factors(run: Run, prepared: Artifact) -> Artifact:
+    """Factors of all training rows by themselves, whatever `factor_rows` says.
+
+    Where that is 'unsampled' they are stages of their own, in the folder PLAIN of the work folder,
+    where no other command takes them for the factors of the run.
+
+    Args:
+      run: what the stages share.
+      prepared: the prepared table, with its training rows.
+    """
+    if run.config.factor_rows == "all":
+        return factorize_stage(run, prepared)
+    config = run.config.copy_and_resolve_references()
+    config.factor_rows = "all"
+    plain = dataclasses.replace(run, config=config, workdir=run.workdir / PLAIN)
+    return factorize_stage(plain, prepared)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -92,7 +92,7 @@ def open_new_users(trained: Trained, longest: int) -> NewUsers:
             parts.append(_program(fold_in.Sums(encoder)))
         else:
             parts.append(_combining(trained, factors.user[:, columns]))
-    return NewUsers(tuple(parts), trained.user_scale, (0, 1) if trained.arm is MF_ALONE else ())
+    return NewUsers(tuple(parts), trained.user_scale, (0, 1) if trained.arm.is_factors else ())
 
 
 def _program(part: fold_in.Part) -> Columns:

@@ -19,9 +19,18 @@ from cadc_jax.evaluation.scorers import Scorer
 from cadc_jax.factorization.factors import with_bias_columns
 from cadc_jax.models import embeddings
 from cadc_jax.run import compressed, stages
-from cadc_jax.run.arms import ARMS, BASELINES, MF_ALONE, POPULARITY, TRAINED, Arm
+from cadc_jax.run.arms import (
+    ARMS,
+    BASELINES,
+    MF_ALONE,
+    MF_REFRESHED,
+    POPULARITY,
+    TRAINED,
+    Arm,
+)
 from cadc_jax.run.context import Run
-from cadc_jax.run.factor_files import open_factors, tables_to_train_on
+from cadc_jax.run.factor_files import is_crossed, open_factors, tables_to_train_on
+from cadc_jax.run.factors import PLAIN
 from cadc_jax.run.formats import open_stage
 from cadc_jax.runtime import artifacts, manifest
 from cadc_jax.runtime.artifacts import Artifact
@@ -184,6 +193,7 @@ def _open(source: pathlib.Path, workdir: pathlib.Path | None) -> WorkfolderIndex
         prepared, factors, samples = (
             _stage(source, stage) for stage in ("prepare", "factorize", "sample")
         )
+        factors |= _stage(source / PLAIN, "factorize")
         models = source
         if not prepared and not _stage(source, "train"):
             raise ArtifactError(
@@ -272,22 +282,25 @@ def _baseline(
     found = dict(index.prepared)
     if config is not None:
         found = {name: x for name, x in found.items() if _same_data(index, name, config)}
-    if arm is MF_ALONE:
+    if arm.is_factors:
         stage = "factorize"
         found = {
             name: made
             for name, made in index.factors.items()
             if index.prepared_of(made) in found
+            and is_crossed(made) == (arm is MF_REFRESHED)
             and (config is None or _same_factorization(index, name, config))
         }
         if config is None:  # factorisations side by side are parts of one
             parts = {x for made in found.values() for x in made.settings.get("parts", ())}
             found = {name: made for name, made in found.items() if name not in parts}
     if not found:
-        raise ArtifactError(f"{source}: no finished stage '{stage}' with these settings")
+        other = MF_REFRESHED if arm is MF_ALONE else MF_ALONE
+        advice = f"; try --arm={other.name}" if arm.is_factors and index.factors else ""
+        raise ArtifactError(f"{source}: no finished stage '{stage}' with these settings{advice}")
     _check_one(source, set(found), f"artefacts of the stage '{stage}'")
     (name, made), *_ = found.items()
-    if arm is MF_ALONE:
+    if arm.is_factors:
         _check_whole(made)
         pair = with_bias_columns(jax.tree.map(np.asarray, open_factors(made.path, values=True)))
         tables = {side: np.asarray(x) for side, x in zip(("user", "item"), pair, strict=True)}
@@ -305,7 +318,7 @@ def _baseline(
         network=None,
         params=None,
         tables=tables,
-        factors=made if arm is MF_ALONE else None,
+        factors=made if arm.is_factors else None,
     )
 
 

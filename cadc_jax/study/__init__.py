@@ -12,10 +12,17 @@ adapter.py      every call into the stages of a run
 results.py      results.csv
 selection.py    rules that choose training rows
 rivals/         recommenders without a network
-paired.py       statistics: paired differences, the best possible AUC, costs
+tuning.py       the settings of arms that validate best
+bootstrap.py    intervals of differences, over seeds and users
+comparisons.py  the comparisons that are fixed beforehand, with Holm's correction
+paired.py       other statistics: spreads, the best possible AUC, deciles
+costs.py        seconds of a training, from its artefacts
 choices.py      which variant validates best
 data_report.py  all results of one configuration, side by side
+formats.py      figures as text
 tables.py       the tables of the report
+bins.py         its tables of the network against its own factors
+cost_tables.py  its tables of seconds and bytes
 plots.py        its plots
 report.py       report.html (from page.html), results.json and the tables as text
 """

@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from cadc_jax.run.arms import BASELINES, TRAINED
+from cadc_jax.run.arms import ARMS as ALL_ARMS
+from cadc_jax.run.arms import BASELINES, POPULARITY, TRAINED
 
 EASE, ITEM_KNN, SLIM, RP3BETA, MF_EASE = "ease", "item_knn", "slim", "rp3beta", "mf_ease"
 LOGISTIC, FM, LIGHTGBM = "logistic", "fm", "lightgbm"
@@ -11,6 +12,8 @@ OF_CLICKS = (LOGISTIC, FM, LIGHTGBM)
 OF_RANKINGS = (EASE, ITEM_KNN, SLIM, RP3BETA, MF_EASE, FOLD_IN)
 RIVALS = (*BASELINES, *OF_RANKINGS, *OF_CLICKS)
 ARMS = tuple(TRAINED)
+# Arms whose result depends on the seed.
+SEEDED = frozenset(ALL_ARMS) - {POPULARITY.name}
 OF_SAMPLES = tuple(name for name, arm in TRAINED.items() if arm.takes_sample)
 SEARCHED = {  # rivals whose settings are searched, and their names for people
     EASE: "EASE",

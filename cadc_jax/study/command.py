@@ -118,6 +118,7 @@ def _grid(config: ConfigDict, options: Options, variants: Sequence[str]) -> Grid
         selection_rates=options.selection_rates,
         rivals=[rival for rival in options.rivals if not _misfit(config, rival)],
         variants=variants,
+        refreshed=config.factor_rows == "unsampled",
     )
 
 

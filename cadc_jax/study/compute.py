@@ -12,6 +12,7 @@ import numpy as np
 from cadc_jax import configuration
 from cadc_jax.data.readers import synthetic
 from cadc_jax.data.table import open_table
+from cadc_jax.run.arms import MF_REFRESHED
 from cadc_jax.run.compressed import Inputs
 from cadc_jax.run.context import Run
 from cadc_jax.run.factor_files import factor_tables
@@ -128,7 +129,13 @@ def _run_rival(study: Study, run: Run, cell: Cell, prepared: Artifact) -> _Outco
 
 
 def _run_arm(run: Run, cell: Cell, prepared: Artifact) -> _Outcome:
-    """Trains and tests an arm of the package, or tests a baseline of it."""
+    """Trains and tests an arm of the package, or tests a baseline of it.
+
+    Raises:
+      SkipCell: if there are no refreshed factors in this variant of a sweep.
+    """
+    if cell.arm == MF_REFRESHED.name and run.config.factor_rows == "all":
+        raise SkipCell("factor_rows='all': the factors are not refreshed")
     sample = samples.chosen_sample(run, cell, prepared) if cell.arm in OF_SAMPLES else None
     if cell.selection == FOLD_IN:
         factors = samples.folded_factors(run, prepared)

@@ -13,11 +13,13 @@ from cadc_jax.data.table import Table, open_table
 from cadc_jax.metrics import UserRankings
 from cadc_jax.run.arms import FULL, SAMPLE
 from cadc_jax.runtime import artifacts
-from cadc_jax.study import paired
-from cadc_jax.study.cells import LABELS
-from cadc_jax.study.paired import Interval
+from cadc_jax.study import bootstrap, costs, paired
+from cadc_jax.study.bootstrap import Figures, Interval
+from cadc_jax.study.cells import LABELS, SEEDED
+from cadc_jax.study.costs import Cost
 from cadc_jax.study.results import Row, primary
 
+# Of the full ranking first, and last those among few items.
 METRICS = ("ndcg", "recall", "hr", "hr_sampled", "ndcg_sampled", "auc", "logloss", "calibration")
 Key = tuple[str, str, str, float]  # arm, model, selection, rate
 
@@ -34,6 +36,7 @@ class Group:
       gains: [S, M], for each test row of the ranked users its part of the NDCG, before it is
         divided by the ideal; None for clicks.
       few: [S, N'] int32, for each test row its rank in the ranking among few; None for clicks.
+      costs: what each seed cost; empty without a network.
     """
 
     key: Key
@@ -41,6 +44,13 @@ class Group:
     values: np.ndarray
     gains: np.ndarray | None = None
     few: np.ndarray | None = None
+    costs: Sequence[Cost] = ()
+
+    @property
+    def seeds(self) -> tuple[int, ...] | None:
+        """The seeds of the rows; None of an arm in which nothing is random."""
+        found = tuple(int(row["seed"]) for row in self.rows)
+        return found if self.key[0] in SEEDED or len(found) > 1 else None
 
     def column(self, name: str) -> np.ndarray:
         """The values of a column of results.csv, [S]; empty if there are none."""
@@ -67,6 +77,7 @@ class DataReport:
         each row.
       groups: by their key.
       truth: [N], click probabilities of the test rows; None if they are not known.
+      figures: what `figures_of` has computed.
     """
 
     data: str
@@ -78,6 +89,7 @@ class DataReport:
     users: np.ndarray
     groups: dict[Key, Group]
     truth: np.ndarray | None
+    figures: dict[tuple[Key, str], Figures] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -106,7 +118,7 @@ class DataReport:
         def order(key: Key) -> tuple:
             arm, model, _, rate = key
             place = list(LABELS).index(arm)
-            return model, -rate if model else place, place
+            return model, -rate if model else place, place, -rate
 
         found = [(key, group) for key, group in self.groups.items() if key[2] in ("", "uniform")]
         return sorted(found, key=lambda pair: order(pair[0]))
@@ -130,13 +142,49 @@ class DataReport:
             return self.baseline(FULL.name, model)
         return self.groups.get((arm, model, "uniform", rate))
 
-    def difference(self, ours: Group | None, theirs: Group | None) -> Interval | None:
-        """How much better `ours` is; None if there is nothing to compare."""
+    def difference(
+        self, ours: Group | None, theirs: Group | None, metric: str = ""
+    ) -> Interval | None:
+        """How much larger a metric of `ours` is, over seeds and users; None if one has none.
+
+        Args:
+          ours: a group.
+          theirs: what it is compared with.
+          metric: one of METRICS; by default the one that judges an arm.
+        """
         if ours is None or theirs is None or ours is theirs:
             return None
-        if self.metric == "auc":
-            return paired.over_rows(self.labels, ours.values, theirs.values)
-        return paired.over_users(ours.values, theirs.values)
+        mine, other = (self.figures_of(group, metric or self.metric) for group in (ours, theirs))
+        return None if mine is None or other is None else bootstrap.difference(mine, other)
+
+    def figures_of(self, group: Group, metric: str) -> Figures | None:
+        """A metric of a group with each seed, and of the users that replicates draw."""
+        if (group.key, metric) not in self.figures:
+            found = _figures(self, group, metric)
+            if found is None:
+                return None
+            self.figures[group.key, metric] = found
+        return self.figures[group.key, metric]
+
+    def difference_within(
+        self, ours: Group, theirs: Group, chosen: np.ndarray, by_row: bool = False
+    ) -> Interval:
+        """`difference` on some of the users [N] bool, or on some of the scored rows [M] bool.
+
+        Of rankings, rows are judged by their gain.
+        """
+        sides = []
+        for group in (ours, theirs):
+            if self.metric == "auc":
+                labels, scores = self.labels[chosen], group.values[:, chosen]
+                found = bootstrap.aucs(labels, scores, self.users[chosen], group.seeds)
+            elif by_row and group.gains is not None:
+                user = self.test_column("user")[chosen]
+                found = bootstrap.means(group.gains[:, chosen], user, group.seeds)
+            else:
+                found = bootstrap.means(group.values[:, chosen], self.users[chosen], group.seeds)
+            sides.append(found)
+        return bootstrap.difference(*sides)
 
     def quality(self, group: Group, chosen: np.ndarray) -> float:
         """The metric on some of the users, or of the rows of clicks, [N] bool; mean over seeds."""
@@ -150,6 +198,23 @@ class DataReport:
         if group.gains is None:
             return self.quality(group, rows)
         return float(group.gains[:, rows].mean())
+
+
+def _figures(report: DataReport, group: Group, metric: str) -> Figures | None:
+    if metric == "auc":
+        return bootstrap.aucs(report.labels, group.values, report.users, group.seeds)
+    if metric == "logloss":
+        if not len(group.column("logloss")):
+            return None  # its scores are not logits
+        losses = np.logaddexp(0, np.where(report.labels > 0, -1, 1) * group.values)
+        return bootstrap.means(losses, report.users, group.seeds)
+    if metric == "ndcg":
+        return bootstrap.means(group.values, report.users, group.seeds)
+    if group.few is None:
+        return None
+    user = np.asarray(report.table.splits["test"]["user"])
+    values = {"hr_sampled": hit, "ndcg_sampled": ndcg}[metric](group.few, report.k)
+    return bootstrap.means(values, user, group.seeds)
 
 
 def gather(out: pathlib.Path, rows: Sequence[Row]) -> DataReport | None:
@@ -205,13 +270,16 @@ def hit(ranks: np.ndarray, k: int) -> np.ndarray:
 
 def _group(work: pathlib.Path, key: Key, rows: Sequence[Row], table: Table, k: int) -> Group:
     rows = sorted(rows, key=lambda row: int(row["seed"]))
+    found = (costs.of(work, row["evaluation"]) for row in rows if key[1])
+    spent = [cost for cost in found if cost is not None]
     if primary(rows[0]) == "auc":
-        return Group(key, rows, np.stack([_evaluated(work, row, "scores") for row in rows]))
+        scores = np.stack([_evaluated(work, row, "scores") for row in rows])
+        return Group(key, rows, scores, costs=spent)
     rankings = [_rankings(work, row, table) for row in rows]
     values = np.stack([ranking.ndcg(k) for ranking in rankings])
     gains = np.stack([ranking.gain(k)[np.argsort(ranking.rows)] for ranking in rankings])
     few = np.stack([_evaluated(work, row, "ranks_sampled") for row in rows])
-    return Group(key, rows, values, gains, few)
+    return Group(key, rows, values, gains, few, spent)
 
 
 def _rankings(work: pathlib.Path, row: Row, table: Table) -> UserRankings:

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 
-from cadc_jax.run.arms import CADC_FROZEN, FULL, MF_ALONE, POPULARITY, SAMPLE
+from cadc_jax.run.arms import CADC_FROZEN, FULL, MF_ALONE, MF_REFRESHED, POPULARITY, SAMPLE
 from cadc_jax.study.cells import FOLD_IN, OF_RANKINGS, OF_SAMPLES, RIVALS, SEARCHED, Cell
 from cadc_jax.study.results import Row, cell_of
 
@@ -24,6 +24,7 @@ class Grid:
       selection_rates: rates of the samples that these rules choose, and of folding in.
       rivals: some of RIVALS.
       variants: names of the variants of a sweep.
+      refreshed: whether CADC predicts with refreshed factors (factor_rows='unsampled').
     """
 
     data: str
@@ -36,6 +37,7 @@ class Grid:
     selection_rates: Sequence[float] = (0.1,)
     rivals: Sequence[str] = RIVALS
     variants: Sequence[str] = ("",)
+    refreshed: bool = False
 
 
 def phases(grids: Sequence[Grid], tuned: bool = False) -> list[list[Cell]]:
@@ -83,7 +85,10 @@ def phases(grids: Sequence[Grid], tuned: bool = False) -> list[list[Cell]]:
 
 
 def _trained(grid: Grid) -> Iterator[Cell]:
-    """The cells of the third phase, of one seed: networks, and folding in."""
+    """The cells of the third phase, of one seed: refreshed factors, networks, and folding in."""
+    if grid.refreshed and MF_REFRESHED.name in grid.rivals:
+        for rate in (rate for rate in grid.rates if rate < 1):
+            yield Cell(grid.data, MF_REFRESHED.name, "", "uniform", rate)
     folds_in = grid.ranking and FOLD_IN in grid.rivals
     if folds_in:
         yield Cell(grid.data, MF_ALONE.name, selection=FOLD_IN)

@@ -1,75 +1,13 @@
-"""Statistics of the study: paired differences, the best possible AUC, costs, deciles.
-
-Two scorers are compared on the same held-out rows, because what makes a row easy or hard for both
-then cancels out. Results of several seeds are averaged first, row by row. So an interval says how
-much the difference would vary with other users. The spread over seeds is reported beside it.
-"""
-
-from typing import NamedTuple
+"""Statistics of the study beside its intervals: spreads, AUC and the best possible one, deciles."""
 
 import numpy as np
 import scipy.stats
-
-LEVEL = 0.95  # of all confidence intervals
-
-
-class Interval(NamedTuple):
-    """A mean and its confidence interval, which is NaN if there are too few values."""
-
-    mean: float
-    low: float
-    high: float
-
-    @property
-    def verdict(self) -> str:
-        """'better' or 'worse' if the interval does not contain 0, else '='."""
-        return "better" if self.low > 0 else "worse" if self.high < 0 else "="
 
 
 def mean_and_sd(values: np.ndarray) -> tuple[float, float]:
     """Mean and sample standard deviation of [S] values; of a single value that is NaN."""
     sd = float(np.std(values, ddof=1, dtype=np.float64)) if len(values) > 1 else np.nan
     return float(np.mean(values, dtype=np.float64)), sd
-
-
-def over_users(ours: np.ndarray, theirs: np.ndarray) -> Interval:
-    """The mean difference of a metric over users, with Student's t interval for pairs.
-
-    Args:
-      ours: [S, N], the metric of each of N users with each of S seeds.
-      theirs: [S', N], of the same users; the seeds may be others.
-    """
-    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    difference = ours.mean(axis=0) - theirs.mean(axis=0)
-    count, mean = len(difference), float(difference.mean())
-    if count < 2:
-        return Interval(mean, np.nan, np.nan)
-    error = difference.std(ddof=1) / np.sqrt(count)
-    reach = float(scipy.stats.t.ppf((1 + LEVEL) / 2, count - 1) * error)
-    return Interval(mean, mean - reach, mean + reach)
-
-
-def over_rows(labels: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> Interval:
-    """The difference of two AUCs on the same rows, with the interval of DeLong et al. (1988).
-
-    The interval assumes that rows are independent of each other.
-
-    Args:
-      labels: [N], 0 or 1.
-      ours: [S, N], scores with each of S seeds.
-      theirs: [S', N], of the same rows; the seeds may be others.
-    """
-    placed = [
-        [np.mean(part, axis=0) for part in zip(*(placements(labels, s) for s in side), strict=True)]
-        for side in (ours, theirs)
-    ]
-    clicks, others = (a - b for a, b in zip(*placed, strict=True))
-    mean = float(clicks.mean())
-    if min(len(clicks), len(others)) < 2:
-        return Interval(mean, np.nan, np.nan)
-    error = np.sqrt(clicks.var(ddof=1) / len(clicks) + others.var(ddof=1) / len(others))
-    reach = float(scipy.stats.norm.ppf((1 + LEVEL) / 2) * error)
-    return Interval(mean, mean - reach, mean + reach)
 
 
 def placements(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

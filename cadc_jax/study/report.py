@@ -12,12 +12,15 @@ from cadc_jax import __version__
 from cadc_jax.run.arms import FULL, MF_ALONE
 from cadc_jax.runtime import durable
 from cadc_jax.runtime.text import aligned
-from cadc_jax.study import data_report, plots, tables
+from cadc_jax.study import comparisons, cost_tables, data_report, plots, tables
+from cadc_jax.study.bootstrap import Interval
 from cadc_jax.study.cells import FOLD_IN, OF_SAMPLES
 from cadc_jax.study.choices import choices
+from cadc_jax.study.comparisons import Comparison
 from cadc_jax.study.data_report import DataReport
 from cadc_jax.study.results import Row
 
+_IN_SUMMARY = (tables.selection_table, cost_tables.cost_table, tables.sampled_table)
 _PAGE = pathlib.Path(__file__).with_name("page.html")
 
 
@@ -40,12 +43,14 @@ def write(out: pathlib.Path, rows: Sequence[Row], machine: str, command: str) ->
     )
     reports = [report for report in found if report is not None]
     durable.write_text(out / "report.html", page(reports, rows, machine, command))
+    compared = comparisons.compare(reports)
     results = {
         "machine": machine,
         "command": command,
         "cells": [{name: x for name, x in row.items() if x not in ("", None)} for row in rows],
         "choices": [dataclasses.asdict(choice) for choice in choices(rows)],
-        "rows": comparisons(reports),
+        "comparisons": [_as_json(comparison) for comparison in compared],
+        "rows": of_peers(reports),
     }
     durable.write_json(out / "results.json", finite(results))
     return reports
@@ -73,7 +78,10 @@ def page(reports: Sequence[DataReport], rows: Sequence[Row], machine: str, comma
         failed=[row for row in rows if row["status"] != "ok"],
         reports=reports,
         choices=choice_tables(rows),
+        comparisons=comparison_tables(reports),
         main_table=tables.main_table,
+        interval_note=tables.interval_note,
+        captions=tables.CAPTIONS,
         further_tables=tables.FURTHER,
         validated_by=tables.validated_by,
         quality_by_rate=plots.quality_by_rate,
@@ -90,18 +98,40 @@ def choice_tables(rows: Sequence[Row]) -> dict[str, tables.Table]:
     }
 
 
+def comparison_tables(reports: Sequence[DataReport]) -> dict[str, tables.Table]:
+    """By the name of a report, its comparisons; names without any are left out."""
+    found = comparisons.compare(reports)
+    return {
+        name: comparisons.table([comparison for comparison in found if comparison.data == name])
+        for name in dict.fromkeys(comparison.data for comparison in found)
+    }
+
+
+def _as_json(comparison: Comparison) -> dict[str, Any]:
+    mean, low, high, p, seeds = comparison.difference
+    metric = {"ndcg": f"ndcg@{comparison.k}"}.get(comparison.metric, comparison.metric)
+    found = {name: getattr(comparison, name) for name in ("data", "arm", "model", "rate", "peer")}
+    found |= {"metric": metric, "difference": mean, "interval": [low, high]}
+    found |= {"over": ["seeds", "users"] if seeds else ["users"], "p": p}
+    return found | {"p_holm": comparison.holm, "verdict": comparison.verdict}
+
+
 def summary(reports: Sequence[DataReport], rows: Sequence[Row]) -> str:
-    """The first tables of each configuration as text."""
+    """The first tables of each configuration as text; those among few items are last."""
     parts = [f"{name}\n{_text(lines)}" for name, lines in choice_tables(rows).items()]
+    compared = comparison_tables(reports)
     for report in reports:
         parts.append(f"{report.name}\n{_text(tables.main_table(report))}")
-        for make in (tables.sampled_table, tables.selection_table):
-            if len(lines := make(report)) > 1:
-                parts.append(_text(lines))
+        parts.append(tables.interval_note(report))
+        if report.name in compared:
+            parts.append(f"Comparisons, {report.name}\n{_text(compared[report.name])}")
+        for title, make in tables.FURTHER.items():
+            if make in _IN_SUMMARY and len(lines := make(report)) > 1:
+                parts.append(f"{title}, {report.name}\n{_text(lines)}")
     return "\n\n".join(parts)
 
 
-def comparisons(reports: Iterable[DataReport]) -> list[dict[str, Any]]:
+def of_peers(reports: Iterable[DataReport]) -> list[dict[str, Any]]:
     """The comparisons with MF alone and with all rows, in the form of the other benchmarks."""
     found = []
     for report in reports:
@@ -125,10 +155,14 @@ def comparisons(reports: Iterable[DataReport]) -> list[dict[str, Any]]:
                         "peer": theirs,
                         "peer_name": peer_name,
                         "ratio": ours / theirs if theirs else math.nan,
-                        "interval": report.difference(group, peer),
+                        "interval": _bounds(report.difference(group, peer)),
                     }
                 )
     return found
+
+
+def _bounds(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else list(interval[:3])
 
 
 def _text(lines: tables.Table) -> str:

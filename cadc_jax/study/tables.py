@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from cadc_jax.run.arms import BASELINES, CADC_TRAINABLE, FULL, MF_ALONE, POPULARITY, SAMPLE, TRAINED
-from cadc_jax.study import paired, selection
+from cadc_jax.study import bins, bootstrap, cost_tables, paired, selection
 from cadc_jax.study.cells import FOLD_IN, LABELS, OF_SAMPLES, SEARCHED
 from cadc_jax.study.choices import Choice
-from cadc_jax.study.data_report import METRICS, DataReport, Group, Key, hit, metric_name, ndcg
-from cadc_jax.study.paired import Interval
-
-Table = list[list[str]]
+from cadc_jax.study.comparisons import LOW_IS_GOOD
+from cadc_jax.study.comparisons import METRICS as COMPARED
+from cadc_jax.study.data_report import METRICS, DataReport, Group, Key, metric_name
+from cadc_jax.study.formats import Table, interval, spread
 
 RULE_NAMES = {
     "uniform": "uniform (CADC)",
@@ -28,18 +28,15 @@ RULE_NAMES = {
 }
 
 
-class Difference(str):
-    """An interval as text, and its verdict."""
-
-    verdict: str = ""
-
-
 def main_table(report: DataReport) -> Table:
     """Quality of each arm, and its differences from the baselines."""
-    metrics = [name for name in METRICS if name != "calibration" and _has(report, name)]
+    metrics = [name for name in METRICS if _has(report, name)]
+    compared = COMPARED[report.metric]
     header = ["arm", "model", "rate", "rows", "seeds", f"validation {validated_by(report)}"]
     header += [metric_name(name, report.k) for name in metrics]
-    header += ["against MF alone", "against all rows", "against the sample alone"]
+    for name in compared:
+        kind = f"{metric_name(name, report.k)} " if len(compared) > 1 else ""
+        header += [f"{kind}against {peer}" for peer in ("MF alone", "all rows", "the sample alone")]
     header += ["train s", "not converged", "start is best"]
     lines = [header]
     for (arm, model, _, rate), group in report.compared:
@@ -48,9 +45,11 @@ def main_table(report: DataReport) -> Table:
         peers = (report.baseline(MF_ALONE.name), report.baseline(FULL.name, model), alone)
         train, converged = group.mean("train_s"), group.column("converged")
         line = [LABELS[arm], model or "-", f"{rate:g}", f"{group.mean('rows_used'):,.0f}"]
-        line += [str(len(group.rows)), _spread(group, "validation")]
-        line += [_spread(group, name) for name in metrics]
-        line += [_interval(report.difference(group, peer)) for peer in peers]
+        line += [str(len(group.rows)), spread(group, "validation")]
+        line += [spread(group, name) for name in metrics]
+        for name in compared:
+            found = (report.difference(group, peer, name) for peer in peers)
+            line += [interval(difference, name in LOW_IS_GOOD) for difference in found]
         line.append("-" if math.isnan(train) else f"{train:.1f}")
         for flags in (converged, group.column("best_step")):
             line.append(str(int(np.sum(flags == 0))) if len(flags) else "-")
@@ -88,12 +87,8 @@ def sampled_table(report: DataReport) -> Table:
             continue
         line = [LABELS[arm], model or "-", f"{rate:g}"]
         for peer in (report.baseline(MF_ALONE.name), report.baseline(FULL.name, model)):
-            for metric in (hit, ndcg):
-                found = None
-                if peer is not None and peer is not group and peer.few is not None:
-                    ours, theirs = metric(group.few, report.k), metric(peer.few, report.k)
-                    found = paired.over_users(ours, theirs)
-                line.append(_interval(found))
+            for metric in ("hr_sampled", "ndcg_sampled"):
+                line.append(interval(report.difference(group, peer, metric)))
         lines.append(line)
     return lines
 
@@ -117,7 +112,7 @@ def selection_table(report: DataReport) -> Table:
         group = report.groups[arm, model, rule, rate]
         difference = report.difference(report.sampled(arm, model, rate), group)
         line = [RULE_NAMES[rule], model, LABELS[arm], f"{rate:g}", str(len(group.rows))]
-        lines.append([*line, _spread(group, report.metric), _interval(difference)])
+        lines.append([*line, spread(group, report.metric), interval(difference)])
     return lines
 
 
@@ -155,35 +150,15 @@ def fold_in_table(report: DataReport) -> Table:
         if rule != FOLD_IN or seen is None:
             continue
         seeds = [seed for seed in _seeds(group) if seed in _seeds(seen)]
-        ours, theirs = (_of_hidden_users(report, side, seeds) for side in (group, seen))
-        if not ours.size:
+        popularity = report.baseline(POPULARITY.name)
+        sides = [_of_hidden_users(report, side, seeds) for side in (group, seen, popularity)]
+        ours, theirs, popular = sides
+        if ours is None or theirs is None:
             continue
-        against = None
-        if (popularity := report.baseline(POPULARITY.name)) is not None:
-            against = paired.over_users(ours, _of_hidden_users(report, popularity, seeds))
-        line = [LABELS[arm], model or "-", f"{rate:g}", f"{ours.size:,}"]
-        line += [f"{ours.mean():.4f}", f"{theirs.mean():.4f}"]
-        lines.append([*line, _interval(paired.over_users(ours, theirs)), _interval(against)])
-    return lines
-
-
-def cost_table(report: DataReport) -> Table:
-    """Bytes and seconds of CADC, and after how many trainings its factorisation pays."""
-    header = ["arm", "model", "rate", "all rows MB", "kept rows MB", "factors MB", "model MB"]
-    header += ["factorise s", "sample s", "train s", "all rows: train s", "paid back after"]
-    lines = [header]
-    for (arm, model, rule, rate), group in report.compared:
-        full = report.baseline(FULL.name, model)
-        if rule != "uniform" or arm == SAMPLE.name or full is None:
-            continue
-        parts = ("train", "sample", "factors", "state")
-        sizes = (f"{group.mean(f'{name}_bytes') / 1e6:.2f}" for name in parts)
-        seconds = [group.mean(f"{name}_s") for name in ("factorize", "sample", "train")]
-        full_seconds = full.mean("train_s")
-        trainings = paired.break_even(seconds[0], full_seconds, seconds[2])
-        paid = "never" if math.isinf(trainings) else f"{trainings:.2f} trainings"
-        line = [LABELS[arm], model, f"{rate:g}", *sizes, *(f"{s:.1f}" for s in seconds)]
-        lines.append([*line, f"{full_seconds:.1f}", paid])
+        line = [LABELS[arm], model or "-", f"{rate:g}", f"{_hidden(report, seeds).sum():,}"]
+        line += [f"{side.found.mean():.4f}" for side in (ours, theirs)]
+        line.append(interval(bootstrap.difference(ours, theirs)))
+        lines.append([*line, interval(popular and bootstrap.difference(ours, popular))])
     return lines
 
 
@@ -198,22 +173,51 @@ def truth_table(report: DataReport) -> Table:
     lines.append(["true probabilities, these labels", "", "", f"{reached:.4f}", "100.0 %"])
     for (arm, model, _, rate), group in report.compared:
         share = (group.mean("auc") - 0.5) / (reached - 0.5)
-        line = [LABELS[arm], model or "-", f"{rate:g}", _spread(group, "auc")]
+        line = [LABELS[arm], model or "-", f"{rate:g}", spread(group, "auc")]
         lines.append([*line, f"{share:.1%}"])
     return lines
 
 
-# The tables below the main one, by their titles.
+_OF_FACTORS = "The network against its own factors, by training rows of the "
+_SECONDS = "Seconds: CADC / all rows"
+_LAST = "Among K unseen items only: (1+K)"
+
+# The tables below the main one, by their titles. Those of the full ranking are first.
 FURTHER: dict[str, Callable[[DataReport], Table]] = {
-    "Among K unseen items only: (1+K)": sampled_table,
+    f"{_OF_FACTORS}item": bins.item_table,
+    f"{_OF_FACTORS}user": bins.user_table,
     "Other rules that choose as many rows": selection_table,
     "Settings that were searched": settings_table,
     "By activity of the user (deciles of training rows)": activity_table,
     "By popularity of the item (deciles of training rows)": popularity_table,
     "Users whom the factorisation did not see": fold_in_table,
-    "Costs": cost_table,
+    _SECONDS: cost_tables.cost_table,
+    "Sizes, and when a factorisation pays": cost_tables.size_table,
     "Against the probabilities that the rows were drawn from": truth_table,
+    _LAST: sampled_table,
 }
+# What a reader needs to know of a table, by its title.
+CAPTIONS = {
+    f"{_OF_FACTORS}item": bins.OF_ITEMS,
+    f"{_OF_FACTORS}user": bins.OF_USERS,
+    _SECONDS: cost_tables.OF_SECONDS,
+    _LAST: "Each test item among K drawn ones: larger numbers, which can order models differently. "
+    "Not to be compared with the full ranking.",
+}
+
+
+def interval_note(report: DataReport) -> str:
+    """What the intervals of a report hold for."""
+    seeds = max((len(group.rows) for group in report.groups.values() if group.seeds), default=1)
+    if seeds == 1:
+        return (
+            "Intervals are over users alone: with one seed nothing is known of others. Run more "
+            "(--seeds) before believing a difference."
+        )
+    return (
+        f"Intervals are over {seeds} seeds and users, both drawn anew; over users alone where one "
+        "side has a single seed."
+    )
 
 
 def _has(report: DataReport, metric: str) -> bool:
@@ -254,33 +258,23 @@ def _seeds(group: Group) -> list[int]:
     return [int(row["seed"]) for row in group.rows]
 
 
-def _of_hidden_users(report: DataReport, group: Group, seeds: list[int]) -> np.ndarray:
-    """Values of a group for the test users whom each seed hides, one seed after another, [1, M].
+def _hidden(report: DataReport, seeds: list[int]) -> np.ndarray:
+    """The ranked users whom each seed hides, [S, N] bool."""
+    num_users = report.table.schema.num_users
+    return np.array([selection.hidden_users(num_users, seed)[report.users] for seed in seeds])
+
+
+def _of_hidden_users(
+    report: DataReport, group: Group | None, seeds: list[int]
+) -> bootstrap.Figures | None:
+    """Quality of a group for the users whom each seed hides; None without such users.
 
     Popularity has one result for all seeds.
     """
+    if group is None or not (hidden := _hidden(report, seeds)).any():
+        return None
     values = dict(zip(_seeds(group), group.values, strict=True))
-    num_users = report.table.schema.num_users
-    parts = [
-        values.get(seed, group.values[0])[selection.hidden_users(num_users, seed)[report.users]]
-        for seed in seeds
-    ]
-    return np.concatenate([np.zeros(0), *parts])[None]
-
-
-def _spread(group: Group, name: str) -> str:
-    """Mean and standard deviation over seeds, as text."""
-    values = group.column(name)
-    if not len(values):
-        return "-"
-    mean, sd = paired.mean_and_sd(values)
-    return f"{mean:.4f}" + ("" if math.isnan(sd) else f" ± {sd:.4f}")
-
-
-def _interval(difference: Interval | None) -> str:
-    if difference is None:
-        return "-"
-    mean, low, high = difference
-    text = Difference(f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]")
-    text.verdict = "" if difference.verdict == "=" else difference.verdict
-    return text
+    found = np.stack([values.get(seed, group.values[0]) for seed in seeds])
+    inside = hidden.any(axis=0)
+    found = np.where(hidden, found, np.nan)[:, inside]
+    return bootstrap.means(found, report.users[inside], tuple(seeds))

@@ -65,7 +65,7 @@ def test_further_configurations_have_the_fields_of_the_command_line(given):
     [
         (["--arms=frosty"], "--arms: 'frosty' is not one of full, sample, cadc_frozen"),
         (["--models=dlrm,none"], "--models: 'none' is not one of dlrm, dcn, two_tower"),
-        (["--rivals=best"], "--rivals: 'best' is not one of popularity, mf_alone, ease"),
+        (["--rivals=best"], "--rivals: 'best' is not one of popularity, mf_alone, mf_refreshed"),
         (["--selections=none"], "--selections: 'none' is not one of per_user"),
         (["--rates=0.5,2"], "--rates=2: must be above 0 and at most 1"),
         (["--rates=all"], "--rates=all: must be above 0"),

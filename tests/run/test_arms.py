@@ -7,6 +7,7 @@ def test_arms_are_the_ones_of_the_documented_results():
     assert list(ARMS) == [
         "popularity",
         "mf_alone",
+        "mf_refreshed",
         "full",
         "sample",
         "cadc_frozen",
@@ -28,6 +29,10 @@ def test_arms_are_the_ones_of_the_documented_results():
 def test_an_arm_says_what_it_is_trained_on(name, sample, factors, embeddings):
     arm = ARMS[name]
     assert (arm.takes_sample, arm.takes_factors, arm.embeddings) == (sample, factors, embeddings)
+
+
+def test_the_factors_themselves_are_arms_without_a_network():
+    assert [name for name, arm in ARMS.items() if arm.is_factors] == ["mf_alone", "mf_refreshed"]
 
 
 def test_only_tables_that_come_from_factors_are_frozen():

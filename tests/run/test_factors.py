@@ -59,8 +59,33 @@ def test_an_untrained_network_predicts_as_the_factors_of_all_rows_do(made):
     run, _ = made
     rows = json.loads((run.workdir / "results.json").read_text())["rows"]
     metrics = {row["arm"]: row["metrics"] for row in rows}
-    assert metrics["cadc_frozen"] == pytest.approx(metrics["mf_alone"])
-    assert metrics["popularity"] != metrics["mf_alone"]
+    assert metrics["cadc_frozen"] == pytest.approx(metrics["mf_refreshed"])
+    assert metrics["mf_refreshed"] != metrics["mf_alone"] != metrics["popularity"]
+
+
+def test_mf_alone_is_a_factorisation_of_all_rows_whatever_the_others_train_on(made, tmp_path):
+    """It is found again, is not among the factors of the run, and only its own row pays for it."""
+    run, prepared = made
+    config = run.config.copy_and_resolve_references()
+    config.factor_rows, config.arms = "all", ()
+    expected = factors.factorize_stage(Run(config, tmp_path, quiet), prepared).path
+    plain = factors.plain_factors(run, prepared)
+    assert plain.reused and plain.path.parent == run.workdir / "plain" / "factorize"
+    for name in ("user", "item"):
+        found, wanted = (np.load(path / f"{name}.npy") for path in (plain.path, expected))
+        np.testing.assert_array_equal(found, wanted)
+    rows = json.loads((run.workdir / "results.json").read_text())["rows"]
+    seconds = {row["arm"]: row["seconds"].get("factorize") for row in rows}
+    refreshed = factors.factorize_stage(run, prepared).seconds
+    assert seconds["mf_alone"] == pytest.approx(plain.seconds, abs=0.01)
+    for arm in ("mf_refreshed", "cadc_frozen"):
+        assert seconds[arm] == pytest.approx(refreshed, abs=0.01)
+
+
+def test_no_plain_factors_are_made_unless_something_is_compared_with_them(made, tmp_path):
+    run, _ = made
+    experiment.run(dataclasses.replace(run, workdir=tmp_path), "train")
+    assert (tmp_path / "train").exists() and not (tmp_path / factors.PLAIN).exists()
 
 
 # By the linear autoencoder.

@@ -37,6 +37,21 @@ def test_a_compressed_data_set_goes_with_the_work_folder_of_its_training(click_r
     assert alone.tables["user"].shape[1] == 6 + 2
 
 
+def test_plain_factors_and_the_ones_that_a_frozen_arm_predicts_with_are_told_apart(tmp_path):
+    config = ranking_config(tmp_path / "raw")
+    config.arms, config.factor_rows = ("cadc_frozen",), "unsampled"
+    work, small = tmp_path / "work", tmp_path / "small"
+    experiment.run(experiment.Run(config, work, quiet))
+    experiment.compress(experiment.Run(config, work, quiet), small)
+    plain, refreshed = (trained.open_trained(work, arm=f"mf_{x}") for x in ("alone", "refreshed"))
+    assert (work / "plain") in plain.path.parents and (work / "factorize") == refreshed.path.parent
+    assert not np.array_equal(plain.tables["user"], refreshed.tables["user"])
+    unpacked = trained.open_trained(small, tmp_path / "none", arm="mf_refreshed")
+    np.testing.assert_array_equal(unpacked.tables["user"], refreshed.tables["user"])
+    with pytest.raises(ArtifactError, match="no finished stage.*; try --arm=mf_refreshed"):
+        trained.open_trained(small, tmp_path / "none", arm="mf_alone")
+
+
 def test_a_configuration_chooses_what_was_made_with_it(ranking_run, tmp_path):
     config = ranking_config(tmp_path / "raw")
     assert trained.open_trained(ranking_run, config=config).validation is not None

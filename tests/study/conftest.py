@@ -57,18 +57,28 @@ class HandMade:
 
         self.prepared = materialize(self.work, "prepare", {}, write)
 
-    def add(self, cell, columns, **values):
-        """Adds a result: `columns` of the test, and `values` of its row."""
+    def add(self, cell, columns, scorer="", **values):
+        """Adds a result: `columns` of the test by a scorer, and `values` of its row."""
 
         def write(folder):
             write_columns(folder, columns)
             return {}
 
-        made = materialize(self.work, "evaluate", dataclasses.asdict(cell), write)
+        settings = dataclasses.asdict(cell) | {"scorer": scorer}
+        made = materialize(self.work, "evaluate", settings, write)
         row = results.failure(cell, "s1", "", "ok")
         row |= {"prepared": self.prepared.fingerprint, "evaluation": made.fingerprint}
         row |= {"cut_off": 10, "validation_metric": self.chosen_by, "validation": 0.5}
         self.rows.append(row | {"rows_used": 10, "evaluate_s": 1.0} | values)
+
+    def add_stage(self, stage, seconds, settings, **facts):
+        """Adds an artefact without files; returns its fingerprint."""
+
+        def write(folder):
+            del folder
+            return {"seconds_before": seconds, **facts}
+
+        return materialize(self.work, stage, settings, write).fingerprint
 
     def add_ranks(self, cell, full, sampled=None, **values):
         """Adds a result of a ranking by the ranks of the test rows; by default all 0 among few."""

@@ -168,6 +168,19 @@ def test_a_rival_is_skipped_if_there_are_too_many_items(small, monkeypatch):
         compute.run_cell(small[0], Cell("epinions", "ease"), quiet)
 
 
+@pytest.mark.slow
+def test_refreshed_factors_are_tested_beside_plain_ones(small):
+    """A variant of a sweep that refreshes nothing has none."""
+    study = dataclasses.replace(small[0], variants={"": {"factor_rows": "unsampled"}})
+    cell = Cell("epinions", "mf_refreshed", "", "uniform", 0.25)
+    row = compute.run_cell(study, cell, quiet)
+    plain = compute.run_cell(study, Cell("epinions", "mf_alone"), quiet)
+    assert row["evaluation"] != plain["evaluation"]
+    assert plain["evaluation"] == small[1][Cell("epinions", "mf_alone")]["evaluation"]
+    with pytest.raises(SkipCell, match="factor_rows='all'"):
+        compute.run_cell(small[0], cell, quiet)
+
+
 # Samples and factors on the same log.
 
 

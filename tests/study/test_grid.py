@@ -46,6 +46,17 @@ def test_rankings_also_have_rivals_and_folding_in():
     ]
 
 
+def test_refreshed_factors_are_a_cell_of_each_rate_below_1():
+    refreshed = dataclasses.replace(CLICKS, refreshed=True, rates=[1.0, 0.1, 0.01])
+    *_, third = grid.phases([refreshed])
+    found = [cell for cell in third if cell.arm == "mf_refreshed"]
+    assert found == [
+        Cell("synthetic", "mf_refreshed", "", "uniform", rate=rate) for rate in (0.1, 0.01)
+    ]
+    none = dataclasses.replace(refreshed, rivals=["mf_alone"])
+    assert not [c for phase in grid.phases([none]) for c in phase if c.arm == "mf_refreshed"]
+
+
 def test_other_rules_come_with_factors_and_without():
     of_rules = dataclasses.replace(
         CLICKS, arms=["sample", "cadc_trainable", "cadc_frozen"], selections=["recent"]

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from cadc_jax.study import cells, data_report, selection, tables
+from cadc_jax.study import cells, data_report, formats, selection, tables
+from cadc_jax.study.bootstrap import Interval
 from cadc_jax.study.cells import Cell
 
 
@@ -49,6 +50,31 @@ def test_the_verdict_of_a_difference_goes_with_its_text(rankings):
     line = line_of(table(tables.main_table, rankings), "cadc_frozen")
     assert line["against MF alone"].verdict == "worse"
     assert getattr(line["against all rows"], "verdict", "") == ""
+
+
+def test_clicks_have_differences_of_the_auc_and_of_the_log_loss(clicks):
+    scores = np.array([-1.0, 1, -2, 2])
+    quality = {"auc": 1.0, "logloss": 0.22, "calibration": 0.9}
+    clicks.add(Cell("synthetic", "mf_alone"), {"scores": scores}, **quality)
+    quality = {"auc": 0.0, "logloss": 1.7, "calibration": 1.1}
+    clicks.add(Cell("synthetic", "full", "dlrm"), {"scores": -scores}, **quality)
+    header = tables.main_table(data_report.gather(clicks.out, clicks.rows))[0]
+    assert [name for name in header if "MF alone" in name] == [
+        "AUC against MF alone",
+        "log loss against MF alone",
+    ]
+    line = line_of(table(tables.main_table, clicks), "full")
+    assert (line["AUC"], line["log loss"], line["calibration"]) == ("0.0000", "1.7000", "1.1000")
+    assert line["AUC against MF alone"].startswith("-1.0000 [")
+    assert line["log loss against MF alone"].startswith("+1.5000 [")
+
+
+def test_more_log_loss_is_worse():
+    found = Interval(0.2, 0.1, 0.3, 0.001, True)
+    assert formats.interval(found).verdict == "better"
+    assert formats.interval(found, low_is_good=True).verdict == "worse"
+    assert formats.interval(Interval(0, -1, 1), low_is_good=True).verdict == ""
+    assert formats.interval(Interval(float("nan"), 0, 0)) == formats.interval(None) == "-"
 
 
 def test_the_ranking_among_few_counts_all_users(compared):
@@ -131,22 +157,6 @@ def test_users_folded_in_are_compared_with_themselves(rankings, monkeypatch):
     rankings.add_ranks(Cell("ml-100k", "popularity"), [2, 0, -1, 2])
     (line,) = table(tables.fold_in_table, rankings)
     assert line["folded in, less popularity"].startswith(f"{ndcg - 0.5:+.4f} [")
-
-
-def test_costs_say_after_how_many_trainings_the_factorisation_pays(compared):
-    """6 s of factorising, and 3 s saved in each training."""
-    (line,) = table(tables.cost_table, compared)
-    sizes = [line[f"{name} MB"] for name in ("all rows", "kept rows", "factors", "model")]
-    assert sizes == ["4.00", "0.40", "1.00", "2.00"]
-    assert (line["train s"], line["all rows: train s"]) == ("2.0", "5.0")
-    assert line["paid back after"] == "2.00 trainings"
-
-
-def test_a_sample_that_saves_nothing_never_pays(compared):
-    for row in compared.rows:
-        if row["arm"] == "full":
-            row["train_s"] = 2.0
-    assert table(tables.cost_table, compared)[0]["paid back after"] == "never"
 
 
 def test_the_auc_is_shown_as_a_share_of_that_of_the_truth(clicks):
