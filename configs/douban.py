@@ -35,7 +35,6 @@ def get_config():
     config.als.alpha = 4.0
     config.als.iterations = 15
 
-    config.evaluation.ranking = "full"
     config.two_tower.hidden = ()
     config.two_tower.gate = 32
     config.two_tower.scale = 0.7

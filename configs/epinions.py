@@ -32,5 +32,4 @@ def get_config():
     config.train.table_learning_rate = 2e-3
     config.train.max_evaluations = 30
     config.evaluation.max_users = 2000
-    config.evaluation.ranking = "full"  # few candidates favour popular items
     return config

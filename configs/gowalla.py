@@ -39,7 +39,6 @@ def get_config():
     config.als.alpha = 20.0
     config.als.iterations = 15
 
-    config.evaluation.ranking = "full"
     config.evaluation.k = (20, 10, 50)
     config.evaluation.max_users = 0
     config.two_tower.hidden = ()

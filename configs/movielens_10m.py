@@ -31,5 +31,4 @@ def get_config():
     config.train.table_learning_rate = 1e-2
     config.train.max_evaluations = 40
     config.evaluation.max_users = 10_000
-    config.evaluation.ranking = "full"  # few candidates favour popular items
     return config

@@ -28,11 +28,12 @@ def get_config():
     config.als.alpha = 1.065
     config.als.iterations = 15
 
-    config.train.negatives = 4
-    config.train.batch_rows = 2048
+    # The one loss by which a network from kept rows is better than these factors (docs/method.md).
+    config.train.loss = "all_items"
+    config.two_tower.hidden = ()
+    config.train.batch_rows = 512
+    config.train.learning_rate = 5e-4
     config.train.table_learning_rate = 1e-2
     config.train.max_evaluations = 40
-    config.train.evaluation_steps = 196  # four epochs of the sample
-    config.train.patience = 2
-    config.evaluation.ranking = "full"  # few candidates favour popular items
+    config.train.evaluation_steps = 192  # an epoch of the sample
     return config

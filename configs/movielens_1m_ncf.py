@@ -41,8 +41,6 @@ def get_config():
     # With negatives from unlikely items this validates better than "unsampled" (docs/method.md).
     config.factor_rows = "all"
 
-    config.evaluation.ranking = "full"
-
     config.two_tower.hidden = ()
     config.two_tower.gate = 32
     config.two_tower.scale = 0.7  # of the factors' scores at the start; fits the loss below

@@ -50,5 +50,4 @@ def get_config():
     config.train.evaluation_steps = 20
     config.train.patience = 3
     config.evaluation.k = (100, 50, 20)  # the NDCG at the first one chooses the best step
-    config.evaluation.ranking = "full"
     return config

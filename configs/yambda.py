@@ -31,7 +31,6 @@ def get_config():
     config.autoencoder.start_exponent = 0.5
     config.autoencoder.item_exponent = 0.5
 
-    config.evaluation.ranking = "full"
     config.evaluation.max_users = 5000
     config.two_tower.hidden = ()
     config.two_tower.gate = 32

@@ -241,7 +241,6 @@ def _ranking_lines(num_negatives: int = 99) -> list[str]:
         "",
         'config.factorization = "als"',
         "config.train.negatives = 4",
-        'config.evaluation.ranking = "full"  # among all items',
         f"config.evaluation.max_users = {_MOST_USERS}",
     ]
 

@@ -41,7 +41,7 @@ class EvaluationConfig:
     k: tuple[int, ...] = (10, 20, 50)
     max_users: int = 0
     max_rows: int = 0
-    ranking: str = "sampled"
+    ranking: str = "full"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "k", _cut_offs(self.k))
