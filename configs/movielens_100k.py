@@ -30,6 +30,8 @@ def get_config():
     # The one loss by which a network from kept rows is better than these factors (docs/method.md).
     config.train.loss = "all_items"
     config.two_tower.hidden = ()
+    config.two_tower.gate = 32
+    config.two_tower.scale = 2.0
     config.train.batch_rows = 512
     config.train.learning_rate = 5e-4
     config.train.table_learning_rate = 2e-3
