@@ -17,7 +17,7 @@ from packaging.utils import parse_wheel_filename
 ROOT = pathlib.Path(__file__).parents[1]
 VERSION, GLIBC = (3, 11), 31  # libtpu needs glibc 2.31
 PLATFORM = f"x86_64-manylinux_2_{GLIBC}"
-# 'build' comes first: with it, and without isolation, nothing is built by packages that were fetched
+# 'build' comes first: with it, and without isolation, nothing is built by what was fetched
 # unchecked. uv brings Python 3.11 to machines that have an older one.
 LOCKS = {
     "build": "setuptools>=77",
