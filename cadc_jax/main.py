@@ -95,6 +95,7 @@ def main(argv: list[str]) -> None:
         flags.PROCESS_ID.value,
         flags.DISTRIBUTED.value,
         flags.JOIN_SECONDS.value,
+        flags.COORDINATOR_BIND.value,
     )
     COMMANDS[command].main()
     distributed.finish()

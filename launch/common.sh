@@ -46,8 +46,41 @@ workdir_of() { # CADC ARGUMENT...: prints the value of --workdir
   local word
   for word in "$@"; do
     case $word in
-      --workdir=/*) printf '%s\n' "${word#--workdir=}" && return ;;
+      --workdir=/* | --workdir=gs://?*) printf '%s\n' "${word#--workdir=}" && return ;;
     esac
   done
-  die "the cadc command needs --workdir=/..., a folder that all machines share"
+  die "the cadc command needs --workdir=gs://BUCKET/..., or /..., a folder that all machines share"
+}
+
+buckets_of() { # CADC ARGUMENT...: prints the buckets that the arguments name, one a line
+  local word
+  for word in "$@"; do
+    if [[ $word =~ =gs://([^/]+) ]]; then printf '%s\n' "${BASH_REMATCH[1]}"; fi
+  done | sort -u
+}
+
+# Reading from another region is slow, and every byte is paid for.
+compare_regions() { # ZONE CADC ARGUMENT...: says where each bucket is, next to the machines' region
+  local region=${1%-*} bucket place near
+  shift
+  while read -r bucket; do
+    [[ $bucket ]] || continue
+    local look=(gcloud storage buckets describe "gs://$bucket" "--format=value(location)")
+    if [[ $dry_run ]]; then
+      note "is the bucket in $region, as the machines are?"
+      run "${look[@]}"
+    elif ! place=$("${look[@]}" </dev/null); then
+      say "cannot see where gs://$bucket is; the machines are in $region"
+    else
+      place=${place,,}
+      case $place in # a bucket of several regions is near all of them
+        "$region") near=1 ;;
+        us | eu | asia) [[ $region == "${place/#eu/europe}"-* ]] && near=1 || near='' ;;
+        *) near='' ;;
+      esac
+      say "gs://$bucket is in $place, the machines are in $region$(
+        [[ $near ]] || echo ': WARNING: reading across regions is slow, and costs money'
+      )"
+    fi
+  done < <(buckets_of "$@")
 }

@@ -2,7 +2,7 @@
 # Runs cadc on a TPU slice of a GKE cluster: fills in gke_jobset.yaml and applies it.
 #
 #   launch/gke_jobset.sh --name=NAME --accelerator=ACCELERATOR --topology=TOPOLOGY --image=IMAGE \
-#       --claim=CLAIM [OPTION...] -- --config=FILE --workdir=/shared/FOLDER [CADC ARGUMENT...]
+#       [OPTION...] -- --config=FILE --workdir=gs://BUCKET/FOLDER [CADC ARGUMENT...]
 #   launch/gke_jobset.sh --name=NAME --delete
 #
 #   --name=NAME          of the JobSet
@@ -10,7 +10,8 @@
 #   --topology=TOPOLOGY  of the slice, such as 4x4 or 2x2x4; its product is the number of chips
 #   --chips-per-host=N   default 4; machine types that end in 8t have 8, those in 1t have 1
 #   --image=IMAGE        built from launch/Dockerfile
-#   --claim=CLAIM        a PersistentVolumeClaim that many machines can write (Filestore, GCS FUSE)
+#   --claim=CLAIM        if --workdir is no bucket: a PersistentVolumeClaim that many machines can
+#                        write, such as Filestore
 #   --mount=FOLDER       where the claim appears in the pods (default /shared); holds --workdir
 #   --namespace=NAME     default: kubectl's own
 #   --spot               use spot machines
@@ -72,11 +73,13 @@ fi
 [[ $topology =~ ^[1-9][0-9]*(x[1-9][0-9]*){1,2}$ ]] \
   || die "--topology=$topology is not of the form 4x4 or 2x2x4"
 [[ $image ]] || die "--image=IMAGE is missing"
-[[ $claim ]] || die "--claim=CLAIM is missing"
 whole_number --chips-per-host "$per_host"
 whole_number --restarts "$restarts"
 workdir=$(workdir_of "${arguments[@]}")
-[[ $workdir == "$mount"/* ]] || die "--workdir=$workdir is not inside the shared folder $mount"
+if [[ $workdir != gs://* ]]; then
+  [[ $claim ]] || die "--claim=CLAIM is missing, which a --workdir that is no bucket needs"
+  [[ $workdir == "$mount"/* ]] || die "--workdir=$workdir is not inside the shared folder $mount"
+fi
 
 slice=$((${topology//x/*}))
 ((per_host > 0)) || die "--chips-per-host=$per_host is not a positive number"
@@ -108,6 +111,7 @@ fill CLAIM "$(scalar "$claim")"
 fill MOUNT "$(scalar "$mount")"
 fill ARGUMENTS "[$words]"
 [[ $spot ]] || yaml=$(grep -v '# only with --spot$' <<<"$yaml")
+[[ $claim ]] || yaml=$(grep -v '# only with --claim$' <<<"$yaml")
 
 if [[ $dry_run ]]; then
   printf '%s\n' "$yaml"

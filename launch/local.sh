@@ -46,7 +46,8 @@ if [[ -n $devices ]]; then
   XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$devices"
   export XLA_FLAGS="${XLA_FLAGS# }"
 fi
-command=("$python" -m cadc_jax.main "$@" "--coordinator=localhost:$port" "--num_processes=$processes")
+command=("$python" -m cadc_jax.main "$@" "--coordinator=localhost:$port" \
+  "--coordinator_bind=127.0.0.1:$port" "--num_processes=$processes")
 
 if [[ -n $dry_run ]]; then
   for ((k = 0; k < processes; k++)); do

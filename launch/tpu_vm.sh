@@ -3,7 +3,7 @@
 # machines, runs the command on all of them, and resumes the run when a spot slice is lost.
 #
 #   launch/tpu_vm.sh --name=NAME --zone=ZONE --type=TYPE --source=SOURCE [OPTION...] \
-#       -- --config=FILE --workdir=/SHARED/FOLDER [CADC ARGUMENT...]
+#       -- --config=FILE --workdir=gs://BUCKET/FOLDER [CADC ARGUMENT...]
 #   launch/tpu_vm.sh --name=NAME --zone=ZONE [--queued] --delete
 #
 #   --name=NAME         of the slice
@@ -15,8 +15,8 @@
 #   --queued            wait in the queue for capacity (a queued resource) instead of failing
 #   --spot              cheaper, and may be taken away at any moment
 #   --create-flag=FLAG  another flag of gcloud's create, such as --create-flag=--network=NET
-#   --setup=COMMAND     shell command for every machine before every start, such as mounting the
-#                       shared folder
+#   --setup=COMMAND     shell command for every machine before every start, such as mounting a
+#                       shared folder, where --workdir is no bucket
 #   --restarts=N        how often to restart after losing the slice (default 10)
 #   --fetch=DIR         copy results.json, report.md and report.png to DIR at the end
 #   --delete            delete the slice at the end; without a command, only delete it
@@ -99,7 +99,7 @@ if [[ ! $runtime ]]; then
 fi
 
 # Files to copy into ~/cadc on the machines.
-files=("$here/worker.sh" "$here/../constraints.txt")
+files=("$here/worker.sh" "$here"/locks/{build,tpu,uv}.txt)
 case $source in
   git+*) package=$source ;;
   *.whl | *.tar.gz)
@@ -200,12 +200,15 @@ on_all() { # COMMAND: runs it in a shell on every machine of the slice
     --ssh-flag="-o ServerAliveInterval=30" "${where[@]}"
 }
 
-# uv installs Python 3.11, as the Python of the images may be older.
+# uv installs Python 3.11, as the Python of the images may be older. pip and uv check every file
+# against its hash, and uv the Python against one that it contains.
 uv="\$HOME/.local/bin/uv"
-install="cd ~/cadc && { test -x $uv || curl -LsSf https://astral.sh/uv/install.sh | sh; } \
+pip="$uv pip install --quiet --python venv/bin/python"
+install="cd ~/cadc && python3 -m pip install --quiet --user --require-hashes -r uv.txt \
 && $uv venv --quiet --allow-existing --python 3.11 venv \
-&& $uv pip install --quiet --python venv/bin/python -c constraints.txt \
-$(quote "$package" 'jax[tpu]')"
+&& $pip --require-hashes -r build.txt \
+&& $pip --no-build-isolation --require-hashes -r tpu.txt \
+&& $pip --no-build-isolation --no-deps $(quote "$package")"
 train="cd ~/cadc && PYTHONUNBUFFERED=1 bash worker.sh venv/bin/python -m cadc_jax.main \
 $(quote "${arguments[@]}") --distributed"
 
@@ -217,6 +220,7 @@ attempt() {
     && on_all "$train"
 }
 
+compare_regions "$zone" "${arguments[@]}"
 while :; do
   ensure_slice
   status=0
@@ -234,7 +238,11 @@ done
 
 if [[ $fetch ]]; then
   run mkdir -p "$fetch"
-  run "${tpus[@]}" tpu-vm scp "$name:$workdir/results.json" "$name:$workdir/report.md" \
-    "$name:$workdir/report.png" "$fetch" --worker=0 "${where[@]}"
+  reports=("$workdir"/{results.json,report.md,report.png})
+  if [[ $workdir == gs://* ]]; then
+    run gcloud storage cp "${reports[@]}" "$fetch"
+  else
+    run "${tpus[@]}" tpu-vm scp "${reports[@]/#/$name:}" "$fetch" --worker=0 "${where[@]}"
+  fi
 fi
 [[ ! $delete ]] || delete_slice

@@ -104,6 +104,57 @@ def test_imports_go_one_way(file):
         assert not wrong
 
 
+# Modules of JAX and its friends that change without notice; also all with a part like '_src'.
+NOT_PUBLIC = ("jaxlib", "jax.lib", "jax.interpreters", "jax.extend", "jax.api_util")
+CHECKED = [*FILES, *(ROOT.parent / "benchmarks").rglob("*.py")]
+
+
+def private_imports(tree):
+    """(node, name) for each import of a module or name that another package keeps to itself."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            hidden = any(part.startswith("_") and part[:2] != "__" for part in name.split("."))
+            foreign = name.split(".")[0] not in ("cadc_jax", "__future__")
+            listed = any(name == module or name.startswith(f"{module}.") for module in NOT_PUBLIC)
+            if foreign and (hidden or listed):
+                yield node, name
+
+
+@pytest.mark.parametrize("file", CHECKED, ids=lambda file: f"{file.parent.name}/{file.name}")
+def test_private_names_of_other_packages_are_imported_in_one_guarded_place_alone(file):
+    tree = ast.parse(file.read_text())
+    found = list(private_imports(tree))
+    if file != ROOT / "runtime" / "distributed.py":
+        assert not found
+        return
+    assert [name for _, name in found] == ["jax._src.distributed"]
+    guards = [block for block in ast.walk(tree) if isinstance(block, ast.Try)]
+    (guard,) = (block for block in guards if found[0][0] in ast.walk(block))
+    caught = ast.unparse(guard.handlers[0].type)
+    assert "ImportError" in caught and "AttributeError" in caught
+
+
+@pytest.mark.parametrize(
+    "code, name",
+    [
+        ("import jax._src.core", "jax._src.core"),
+        ("from jax._src import core", "jax._src.core"),
+        ("from jax import _src", "jax._src"),
+        ("from jax.interpreters import mlir", "jax.interpreters.mlir"),
+        ("def f():\n    import jaxlib.xla_client", "jaxlib.xla_client"),
+        ("from optax._src import base", "optax._src.base"),
+    ],
+)
+def test_a_private_import_is_found(code, name):
+    assert [found for _, found in private_imports(ast.parse(code))] == [name]
+
+
 def test_no_module_imports_itself_by_way_of_others():
     modules = {module_of(file): file for file in FILES if module_of(file)}
     graph = {}

@@ -20,6 +20,7 @@ LAUNCH = ROOT / "launch"
 TPU_VM = LAUNCH / "tpu_vm.sh"
 GKE = LAUNCH / "gke_jobset.sh"
 SLURM = LAUNCH / "slurm_gpu.sbatch"
+XPK = LAUNCH / "xpk.sh"
 WORKER = LAUNCH / "worker.sh"
 LOCAL = LAUNCH / "local.sh"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
@@ -41,6 +42,9 @@ def take(name, last):
     script[name] = script[name][1:] or script[name][:1] * (name == "states")
     (folder / "script.json").write_text(json.dumps(script))
     return value
+if "buckets" in call:
+    print("US-WEST4" if script["bucket"] is None else script["bucket"])
+    sys.exit(not script["bucket"] and script["bucket"] is not None)
 if "describe" in call:
     state = take("states", "")
     if state == "MISSING":
@@ -56,7 +60,7 @@ if call[0] == "srun":
     sys.exit(subprocess.run([word for word in call[1:] if not word.startswith("--kill-on-bad-exit")
                              and not word.startswith("--wait")]).returncode)
 """
-COMMANDS = ("gcloud", "kubectl", "sbatch", "srun", "scontrol", "ssh", "scp", "curl")
+COMMANDS = ("gcloud", "xpk", "kubectl", "sbatch", "srun", "scontrol", "ssh", "scp", "curl")
 
 
 @pytest.fixture
@@ -74,9 +78,9 @@ class Bench:
             (folder / name).write_text(STAND_IN)
             (folder / name).chmod(0o755)
 
-    def run(self, *command, states=(), runs=(), **environment):
+    def run(self, *command, states=(), runs=(), bucket=None, **environment):
         (self.folder / CALLS).write_text("")
-        script = {"states": list(states), "runs": list(runs)}
+        script = {"states": list(states), "runs": list(runs), "bucket": bucket}
         (self.folder / "script.json").write_text(json.dumps(script))
         path = f"{self.folder}:{os.environ['PATH']}"
         kept = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
@@ -100,7 +104,7 @@ class Bench:
         for call in self.calls:
             if command := value(call, "--command"):
                 verbs += ["run"] * ("cadc_jax.main" in command)
-            elif call[4] in ("create", "delete"):
+            elif "buckets" not in call and call[4] in ("create", "delete"):
                 verbs.append(call[4])
         return verbs
 
@@ -131,7 +135,7 @@ def test_a_script_parses_and_satisfies_shellcheck(script):
     assert not done.returncode, done.stdout
 
 
-@pytest.mark.parametrize("script", [TPU_VM, GKE, LOCAL], ids=lambda path: path.name)
+@pytest.mark.parametrize("script", [TPU_VM, GKE, XPK, LOCAL], ids=lambda path: path.name)
 def test_help_lists_exactly_the_options_there_are(bench, script):
     done = bench.run(script, "--help")
     assert done.returncode == 0 and done.stderr == ""
@@ -220,13 +224,59 @@ def test_cadc_gets_its_arguments_on_all_machines(bench):
     assert all(pathlib.Path(ROOT, word).exists() for word in copied[5 : copied.index("ads:cadc/")])
 
 
+def test_nothing_is_installed_unchecked_or_piped_into_a_shell(bench):
+    tpu_vm(bench, states=["READY"])
+    install = [value(call, "--command") or "" for call in bench.calls if "ssh" in call][1]
+    for part in re.split("&&", install):
+        if "install" in part:
+            assert "--require-hashes" in part or "--no-deps" in part
+    assert "|" not in install and "curl" not in install
+    copied = next(call for call in bench.calls if "scp" in call)
+    named = {pathlib.Path(word).name for word in copied}
+    assert set(re.findall(r"-r (\S+)", install)) == {"uv.txt", "build.txt", "tpu.txt"} <= named
+
+
+BUCKET = ("--config=configs/criteo.py", "--config.data.path=gs://logs/d", "--workdir=gs://b/run 1")
+
+
+@pytest.mark.parametrize(
+    "place, near",
+    [("US-WEST4", True), ("US", True), ("EU", False), ("US-EAST1", False), ("NAM4", False)],
+)
+def test_the_region_of_each_bucket_is_shown_beside_that_of_the_slice(bench, place, near):
+    done = tpu_vm(bench, cadc=BUCKET, states=["READY"], bucket=place)
+    assert done.returncode == 0
+    asked = [call[4] for call in bench.calls if "buckets" in call]
+    assert asked == ["gs://b", "gs://logs"]
+    lines = [line for line in done.stderr.splitlines() if "gs://" in line]
+    assert all(place.lower() in line and "us-west4" in line for line in lines)
+    assert ["WARNING" in line for line in lines] == [not near] * 2
+
+
+def test_a_european_bucket_is_near_a_european_slice(bench):
+    done = tpu_vm(bench, "--zone=europe-west4-b", cadc=BUCKET, states=["READY"], bucket="EU")
+    assert "europe-west4" in done.stderr and "WARNING" not in done.stderr
+
+
+def test_a_bucket_that_cannot_be_seen_does_not_end_the_run(bench):
+    done = tpu_vm(bench, cadc=BUCKET, states=["READY"], bucket="")
+    assert done.returncode == 0 and "cannot see where gs://b is" in done.stderr
+    assert bench.verbs == ["run"]
+
+
+def test_results_are_fetched_from_a_bucket(bench, tmp_path):
+    tpu_vm(bench, f"--fetch={tmp_path}", cadc=BUCKET, states=["READY"])
+    files = [f"gs://b/run 1/{name}" for name in ("results.json", "report.md", "report.png")]
+    assert bench.calls[-1] == ["gcloud", "storage", "cp", *files, str(tmp_path)]
+
+
 def test_a_wheel_is_copied_and_installed(bench, tmp_path):
     wheel = tmp_path / "cadc_jax-1-py3-none-any.whl"
     wheel.touch()
     tpu_vm(bench, f"--source={wheel}", states=["READY"])
     assert any("scp" in call and str(wheel) in call for call in bench.calls)
     install = [value(call, "--command") or "" for call in bench.calls if "ssh" in call][1]
-    assert {f"./{wheel.name}", "jax[tpu]"} < set(shlex.split(install))
+    assert f"./{wheel.name}" in shlex.split(install)
 
 
 def test_the_setup_command_runs_before_cadc(bench):
@@ -414,6 +464,14 @@ def test_the_pods_run_the_given_command_and_share_the_claim(bench):
     assert volume["persistentVolumeClaim"]["claimName"] == "c"
 
 
+def test_a_work_folder_in_a_bucket_needs_no_claim(bench):
+    cadc = ("--config=configs/criteo.py", "--workdir=gs://b/run")
+    done = bench.run(GKE, *JOBSET[:3], "--topology=4x4", "--dry-run", "--", *cadc)
+    assert done.returncode == 0, done.stderr
+    pod = job_of(yaml.safe_load(done.stdout))["template"]["spec"]
+    assert "volumes" not in pod and "volumeMounts" not in pod["containers"][0]
+
+
 def test_spot_machines_are_used_only_with_the_option(bench):
     for options in ((), ("--spot",)):
         pod = job_of(jobset(bench, "--topology=4x4", *options))["template"]["spec"]
@@ -464,7 +522,87 @@ def test_the_image_has_the_files_that_the_pods_run():
     lines = (LAUNCH / "Dockerfile").read_text().splitlines()
     copied = {word for line in lines if line.startswith("COPY") for word in line.split()[1:-1]}
     assert all((ROOT / word).exists() for word in copied)
-    assert {"cadc_jax", "configs", "launch/worker.sh", "setup.py", "constraints.txt"} <= copied
+    assert {"cadc_jax", "configs", "launch/worker.sh", "setup.py", "launch/locks"} <= copied
+
+
+def test_the_image_has_a_fixed_base_hashes_and_a_user_without_rights():
+    text = (LAUNCH / "Dockerfile").read_text().replace("\\\n", " ")
+    assert re.search(r"^ARG BASE=python:3\.11-slim@sha256:[0-9a-f]{64}$", text, re.M)
+    assert re.findall(r"^USER (.*)", text, re.M)[-1] not in ("0", "root")
+    installs = re.findall(r"pip install [^&\n]*", text)
+    assert installs and all("--require-hashes" in x or "--no-deps" in x for x in installs)
+    assert "curl" not in text and "wget" not in text
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda13", "tpu"])
+def test_a_lock_has_a_hash_for_each_package_and_the_tested_versions(name):
+    lines = (LAUNCH / "locks" / f"{name}.txt").read_text().splitlines()[1:]
+    assert all(re.fullmatch(r"\S+==\S+( --hash=sha256:[0-9a-f]{64})+", line) for line in lines)
+    locked = dict(line.split()[0].split("==") for line in lines)
+    tested = dict(
+        line.replace("_", "-").lower().split("==")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    )
+    assert {"jax", "flax", "numpy", "gcsfs"} <= set(locked)
+    assert all(tested.get(package, version) == version for package, version in locked.items())
+
+
+# GKE by xpk.
+
+WORKLOAD = ("--name=ads", "--cluster=c", "--zone=us-west4-a", "--type=v6e-16", "--image=reg/i:1")
+
+
+def test_a_workload_runs_the_command_and_restarts_after_losing_a_machine(bench):
+    done = bench.run(XPK, *WORKLOAD, "--project=p", "--restarts=7", "--", *BUCKET)
+    assert done.returncode == 0, done.stderr
+    assert "gs://b is in us-west4" in done.stderr
+    call = bench.calls[-1]
+    assert call[:3] == ["xpk", "workload", "create"]
+    assert {"--workload=ads", "--cluster=c", "--zone=us-west4-a", "--project=p"} < set(call)
+    assert {"--tpu-type=v6e-16", "--docker-image=reg/i:1", "--max-restarts=7"} < set(call)
+    assert "75" in value(call, "--restart-on-exit-codes").split(",")
+    assert int(value(call, "--termination-grace-period-seconds")) >= 60
+    words = shlex.split(value(call, "--command"))
+    # xpk signals what it has started, which must be worker.sh and no shell around it.
+    assert words[:4] == ["exec", "bash", "launch/worker.sh", "--forward"]
+    assert words[words.index("cadc_jax.main") + 1 :] == ["--distributed", *BUCKET]
+
+
+def test_a_dry_run_of_xpk_prints_what_a_real_run_does(bench):
+    command = (XPK, *WORKLOAD, "--xpk-flag=--priority=high")
+    dry = bench.run(*command, "--dry-run", "--", *BUCKET)
+    assert dry.returncode == 0 and bench.calls == []
+    printed = [shlex.split(line, comments=True) for line in dry.stdout.splitlines()]
+    bench.run(*command, "--", *BUCKET)
+    assert [words for words in printed if words] == bench.calls
+
+
+def test_a_workload_is_deleted(bench):
+    assert bench.run(XPK, *WORKLOAD[:3], "--delete").returncode == 0
+    words = ["--workload=ads", "--cluster=c", "--zone=us-west4-a"]
+    assert bench.calls == [["xpk", "workload", "delete", *words]]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        WORKLOAD,
+        (*WORKLOAD[1:], "--", *BUCKET),
+        (*WORKLOAD[:1], "--", *BUCKET),
+        (*WORKLOAD[:2], "--", *BUCKET),
+        (*WORKLOAD[:3], "--", *BUCKET),
+        (*WORKLOAD[:4], "--", *BUCKET),
+        (*WORKLOAD, "--restarts=few", "--", *BUCKET),
+        (*WORKLOAD, "--", "--config=configs/criteo.py", "--workdir=/shared/x"),
+        (*WORKLOAD, "--", "--config=configs/criteo.py", "--workdir=gs://"),
+    ],
+    ids=" ".join,
+)
+def test_xpk_refuses_bad_arguments_in_one_line(bench, arguments):
+    assert_refused(bench.run(XPK, *arguments))
+    assert bench.calls == []
 
 
 # Slurm.

@@ -89,12 +89,24 @@ DISTRIBUTED = flags.DEFINE_bool(
 COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0; the port must be free there."
 )
+COORDINATOR_BIND = flags.DEFINE_string(
+    "coordinator_bind",
+    None,
+    "HOST:PORT on which process 0 listens; default: the coordinator's port on all interfaces.",
+)
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes of the run.")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
 JOIN_SECONDS = flags.DEFINE_integer(
     "join_seconds", 300, "How long to wait for the other processes to join."
 )
-PROCESSES = ("distributed", "coordinator", "num_processes", "process_id", "join_seconds")
+PROCESSES = (
+    "distributed",
+    "coordinator",
+    "coordinator_bind",
+    "num_processes",
+    "process_id",
+    "join_seconds",
+)
 
 STOP = Stop()
 

@@ -29,7 +29,6 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jax
-from jax._src import distributed as _jax_distributed  # the store has no public name
 
 from cadc_jax.errors import CadcError, ConfigError
 
@@ -50,12 +49,12 @@ class DistributedError(CadcError):
 
 def count() -> int:
     """Number of processes; does not initialise devices."""
-    return _jax_distributed.global_state.num_processes
+    return _state().num_processes if jax.distributed.is_initialized() else 1
 
 
 def index() -> int:
     """Index of this process; does not initialise devices."""
-    return _jax_distributed.global_state.process_id
+    return _state().process_id if jax.distributed.is_initialized() else 0
 
 
 def is_first() -> bool:
@@ -69,6 +68,7 @@ def initialize(
     process_id: int | None = None,
     detect: bool = False,
     join_seconds: int = 300,
+    bind: str | None = None,
 ) -> None:
     """Joins the other processes of the run, if there are any; call it before any use of a device.
 
@@ -81,20 +81,25 @@ def initialize(
       process_id: index of this process.
       detect: whether JAX takes all three from Cloud TPU, GKE, Slurm or Open MPI.
       join_seconds: how long to wait for the others.
+      bind: host:port on which the first process listens; None is the coordinator's port on all
+        interfaces. Whoever can connect there can end the run.
 
     Raises:
       ConfigError: if some but not all of the three are given, one is out of range, or JAX detects
         no cluster.
-      DistributedError: if this process cannot connect to the coordinator.
+      DistributedError: if this process cannot connect to the coordinator, or this version of JAX
+        does not have what is needed.
     """
     if not detect and coordinator is None and num_processes is None and process_id is None:
         return
     _check_arguments(coordinator, num_processes, process_id, detect)
+    _check_bind(bind, coordinator, process_id)
+    _state()  # fails before anything is started
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # JAX's own handler would keep SIGTERM from ending the process.
     jax.config.update("jax_enable_preemption_service", False)
     _redirect_stderr()
-    _connect(coordinator, num_processes, process_id, join_seconds)
+    _connect(coordinator, num_processes, process_id, join_seconds, bind)
     jax.devices()  # all processes have to ask for their devices at about the same time
     if not is_first():
         sys.stdout = open(os.devnull, "w")
@@ -117,26 +122,45 @@ def _check_arguments(
             f"{missing} not given: several processes need all of "
             "--coordinator=HOST:PORT, --num_processes=N and --process_id=K (or --distributed alone)"
         )
-    host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdigit():
-        raise ConfigError(f"--coordinator={coordinator}: write HOST:PORT, such as host0:8476")
+    _host_and_port("--coordinator", coordinator)
     if not 0 <= process_id < num_processes:
         raise ConfigError(
             f"--process_id={process_id}: must be in [0, {num_processes}), as --num_processes is "
             f"{num_processes}"
         )
-    if process_id == 0:  # jaxlib would crash on a port that is taken
-        try:
-            socket.create_server(("", int(port))).close()
-        except (OSError, OverflowError) as error:
-            raise ConfigError(
-                f"--coordinator={coordinator}: process 0 cannot listen on port {port} ({error}); "
-                "choose a free one"
-            ) from None
+
+
+def _check_bind(bind: str | None, coordinator: str | None, process_id: int | None) -> None:
+    flag, address = "--coordinator", coordinator
+    host = ""  # all interfaces
+    if bind is not None:
+        flag, address = "--coordinator_bind", bind
+        host = _host_and_port(flag, bind)[0].strip("[]")
+    if process_id != 0 or address is None:
+        return
+    port = _host_and_port(flag, address)[1]
+    try:  # jaxlib would crash on a port that is taken
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server((host, port), family=family).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"{flag}={address}: process 0 cannot listen on port {port} ({error}); choose a free one"
+        ) from None
+
+
+def _host_and_port(flag: str, address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError(f"{flag}={address}: write HOST:PORT, such as host0:8476")
+    return host, int(port)
 
 
 def _connect(
-    coordinator: str | None, num_processes: int | None, process_id: int | None, join_seconds: int
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    join_seconds: int,
+    bind: str | None,
 ) -> None:
     """Calls `jax.distributed.initialize`, which detects the arguments that are None."""
     detect = None in (coordinator, num_processes, process_id)
@@ -147,6 +171,7 @@ def _connect(
             process_id,
             cluster_detection_method=None if detect else "deactivate",
             initialization_timeout=join_seconds,
+            coordinator_bind_address=bind,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=2 * HEARTBEAT_SECONDS,
         )
@@ -311,7 +336,30 @@ def wait_until_seen(path: pathlib.Path) -> None:
 
 
 def _store() -> Any:
-    return _jax_distributed.global_state.client
+    return _state().client
+
+
+def _state() -> Any:
+    """What JAX knows of the processes: their number, this one's index, the client of the store.
+
+    None of it has a public name, so this is the one private import of JAX in the package. A run of
+    one process does without it.
+
+    Raises:
+      DistributedError: if this version of JAX keeps it elsewhere.
+    """
+    try:
+        from jax._src import distributed
+
+        state = distributed.global_state
+        for name in ("client", "num_processes", "process_id"):
+            getattr(state, name)
+    except (ImportError, AttributeError) as error:
+        raise DistributedError(
+            f"jax {jax.__version__} does not have what runs of several processes need ({error}): "
+            "install the version in constraints.txt"
+        ) from None
+    return state
 
 
 def _watch() -> None:

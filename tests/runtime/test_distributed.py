@@ -287,13 +287,38 @@ def test_a_port_in_use_is_refused():
             distributed.initialize(f"localhost:{port}", 2, 0)
 
 
+@pytest.mark.parametrize("bind", ["127.0.0.1", ":8476", "host:eight"])
+def test_a_wrong_address_to_listen_on_is_refused(bind):
+    with pytest.raises(ConfigError, match="--coordinator_bind=.*write HOST:PORT"):
+        distributed.initialize("localhost:1", 2, 1, bind=bind)
+
+
+def test_an_address_of_another_machine_is_refused():
+    with pytest.raises(ConfigError, match="--coordinator_bind=192.0.2.1:8476: process 0 cannot"):
+        distributed.initialize("localhost:8476", 2, 0, bind="192.0.2.1:8476")
+
+
+def test_a_jax_without_its_private_store_is_refused_by_several_processes_only(monkeypatch):
+    monkeypatch.delattr("jax._src.distributed.global_state")
+    assert (distributed.count(), distributed.index()) == (1, 0)
+    with pytest.raises(distributed.DistributedError, match="jax .* install the version in"):
+        distributed.initialize("localhost:1", 2, 1)
+
+
 EXCHANGE = """
-import json, sys
+import json, socket, sys
 from cadc_jax.runtime import distributed as d
 
 port, k, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-d.initialize(f"localhost:{port}", 2, k)
+d.initialize(f"127.0.0.1:{port}", 2, k, bind=f"127.0.0.1:{port}")
+def reachable(host):
+    try:
+        return not socket.create_connection((host, port), 1).close()
+    except OSError:
+        return False
+
 found = {
+    "listens": [reachable("127.0.0.1"), reachable("127.0.0.2")],
     "count": d.count(),
     "index": d.index(),
     "is_first": d.is_first(),
@@ -319,7 +344,7 @@ def test_two_processes_share_values_of_the_first_and_reports_of_any(tmp_path):
     assert [code for code, _, _ in results] == [0, 0], results
     first, second = (json.loads(file.read_text()) for file in files)
     same = {"count": 2, "of_first": [0, "x"], "on_first": 0, "in_any": [True, False]}
-    same |= {"before": False, "after": True}
+    same |= {"before": False, "after": True, "listens": [True, False]}
     assert first == same | {"index": 0, "is_first": True}
     assert second == same | {"index": 1, "is_first": False}
 
