@@ -183,7 +183,9 @@ def tuned(study: Study, cell: Cell, run: Run, prepared: Artifact) -> tuple[Run, 
     if arms.ARMS[cell.arm].takes_factors:
         run, settings = with_factorization(study, run, prepared)
     if cell.model:
-        file = study.out / "trials" / f"{_name(cell)}-{study.settings(cell)[:6]}.csv"
+        # The same file for any number of trials: a larger search begins with those of a smaller.
+        base = dataclasses.replace(study, trials=0).settings(cell)
+        file = study.out / "trials" / f"{_name(cell)}-{base[:6]}.csv"
         own = adapter.with_changes(run, seed=SEED)
         with adapter.alone(run.workdir, ["tune", str(file)]):
             found = _search(study.trials, cell, own, prepared, file)
