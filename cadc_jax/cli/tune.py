@@ -24,7 +24,7 @@ _TRIALS = flags.DEFINE_integer(
 _FACTORS = flags.DEFINE_list(
     "factors", [], "Numbers of factors to try, such as 64,128; default: the configured one."
 )
-for _name in ("config", "workdir", "verify", "compilation_cache", *PROCESSES):
+for _name in ("config", "workdir", "scratch", "verify", "compilation_cache", *PROCESSES):
     flags.declare_key_flag(_name)
 
 
