@@ -25,7 +25,8 @@ def emulator(*buckets):
         for bucket in buckets:
             body = json.dumps({"name": bucket}).encode()
             connection = http.client.HTTPConnection("localhost", port)
-            connection.request("POST", "/storage/v1/b?project=test", body)
+            headers = {"Content-Type": "application/json"}
+            connection.request("POST", "/storage/v1/b?project=test", body, headers)
             assert connection.getresponse().status == 200
             connection.close()
         yield f"localhost:{port}"
