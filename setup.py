@@ -24,6 +24,7 @@ setuptools.setup(
     # The least versions are ones that the tests were run with; constraints.txt has the newest.
     install_requires=[
         "absl-py>=2.3",
+        "fsspec>=2025.3",
         "flax>=0.12",
         "importlib_resources>=6.5",  # tensorflow-datasets needs it and does not ask for it
         "jinja2>=3.1",
@@ -45,6 +46,8 @@ setuptools.setup(
     ],
     extras_require={
         "test": [
+            "gcp-storage-emulator>=2024.8",
+            "gcsfs>=2025.3",
             "httpx>=0.28",
             "hypothesis>=6.140",
             "mypy==2.4.1",
@@ -58,6 +61,9 @@ setuptools.setup(
             "uvicorn>=0.37",
         ],
         "serve": ["starlette>=0.48", "uvicorn>=0.37"],
+        # Object stores; see docs/cloud.md.
+        "gcs": ["gcsfs>=2025.3"],
+        "s3": ["s3fs>=2025.3"],
         # JAX for accelerators; without one of these it computes on the CPU.
         "cuda12": ["jax[cuda12]>=0.8"],
         "cuda13": ["jax[cuda13]>=0.8"],

@@ -56,7 +56,8 @@ class Proxy:
             protocol_version = "HTTP/1.1"
 
             def pass_on(self):
-                proxy._answer(self)
+                with contextlib.suppress(ConnectionError):  # of a program that was killed
+                    proxy._answer(self)
 
             do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = pass_on
 
@@ -65,6 +66,7 @@ class Proxy:
 
         self._server = http.server.ThreadingHTTPServer(("localhost", 0), Handler)
         self._server.daemon_threads = True
+        self._server.handle_error = lambda *arguments: None
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         self.url = f"http://localhost:{self._server.server_address[1]}"
         return self

@@ -103,7 +103,7 @@ def prepare_stage(run: Run, raw: AnyPath) -> Artifact:
     _check_row_features(data)
 
     def identity() -> list[list]:
-        return artifacts.file_identity(registry.raw_files(data["source"], raw, data))
+        return [_identity(run, file) for file in registry.raw_files(data["source"], raw, data)]
 
     settings = prepare_settings(run.config) | {"files": distributed.on_first(identity)}
 
@@ -136,6 +136,19 @@ def prepare_stage(run: Run, raw: AnyPath) -> Artifact:
     for trap in facts.get("traps", ()):
         run.say(f"         warning: {trap}")
     return made
+
+
+def _identity(run: Run, file: AnyPath) -> list:
+    """What represents a raw file in a fingerprint; see `artifacts.file_identity`.
+
+    A made-up one in a work folder on a URL is the same on every machine: the settings it was made
+    with are in its name.
+    """
+    if run.remote is not None and isinstance(file, pathlib.Path):
+        if file.is_relative_to(run.workdir):
+            return [str(run.mirror.shown(file)), file.stat().st_size]
+    (identity,) = artifacts.file_identity([file])
+    return identity
 
 
 def _check_row_features(data: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ def bucket(memory_store):
         ("gcs://bucket/run", Remote("gs", "bucket/run")),
         ("s3://bucket/a//b", Remote("s3", "bucket/a/b")),
         ("a:b/c", pathlib.Path("a:b/c")),
+        ("C:/x", pathlib.Path("C:/x")),
     ],
 )
 def test_a_text_is_a_local_path_or_a_url(text, place):
