@@ -142,7 +142,7 @@ class Mirror:
 
     def _of(self, path: pathlib.Path) -> Remote:
         assert self.remote is not None
-        relative = path.relative_to(self.local)
+        relative = path.resolve().relative_to(self.local.resolve())  # either may be a link
         return self.remote / relative if relative.parts else self.remote
 
 

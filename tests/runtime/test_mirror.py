@@ -32,6 +32,14 @@ def test_a_finished_stage_is_found_by_another_machine(memory_store, tmp_path):
     assert (found.path / "part" / "numbers").read_bytes() == b"123"
 
 
+def test_the_local_folder_may_be_a_link(memory_store, tmp_path):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "own")
+    made = make(tmp_path / "link", memory_store)
+    assert Mirror(tmp_path / "link", memory_store).pull(made.path.resolve())
+    assert (memory_store / "stage" / made.fingerprint / manifest.NAME).exists()
+
+
 def test_the_manifest_comes_last(memory_store, tmp_path, monkeypatch):
     order, upload = [], Remote.upload
     monkeypatch.setattr(Remote, "upload", lambda x, file: (order.append(x.name), upload(x, file)))
