@@ -15,7 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict, FieldReference
 
 from cadc_jax.data.prepare import PrepareConfig
-from cadc_jax.errors import ConfigError, check_at_least, check_choice, check_local
+from cadc_jax.errors import ConfigError, check_at_least, check_choice
 from cadc_jax.evaluation.evaluate import EvaluationConfig
 from cadc_jax.factorization.als import ALSConfig
 from cadc_jax.factorization.autoencoder import AutoencoderConfig
@@ -26,7 +26,9 @@ from cadc_jax.models.dcn import DCN
 from cadc_jax.models.dlrm import DLRM
 from cadc_jax.models.two_tower import TwoTower
 from cadc_jax.run.arms import TRAINED
+from cadc_jax.runtime import storage
 from cadc_jax.runtime.checkpoints import CheckpointConfig
+from cadc_jax.runtime.storage import AnyPath, Remote
 from cadc_jax.training.placement import DeviceConfig
 from cadc_jax.training.step import DRAWN, TrainConfig
 
@@ -169,7 +171,7 @@ def validate(config: ConfigDict) -> None:
         )
     _check_finite(config)
     folder_name(config)
-    check_local("data.path", config.data.path)
+    raw_path(config)
     if not 0 <= config.seed < 1 << 63:
         raise ConfigError(f"seed={config.seed}: must be at least 0 and below 2**63")
     if not -1 <= config.data.seed < 1 << 63:
@@ -403,16 +405,27 @@ def folder_name(config: ConfigDict) -> str:
     return config.name
 
 
-def raw_path(config: ConfigDict) -> pathlib.Path:
-    """The raw file or folder: `data.path`, or `data.folder` inside $CADC_DATA_DIR."""
+def raw_path(config: ConfigDict) -> AnyPath:
+    """The raw file or folder: `data.path`, or `data.folder` inside $CADC_DATA_DIR.
+
+    Raises:
+      ConfigError: if it is a URL that cannot be used.
+    """
+    path = data_folder() / config.data.folder
     if config.data.path:
-        return pathlib.Path(config.data.path).expanduser()
-    return data_folder() / config.data.folder
+        path = storage.path_of(config.data.path, "data.path")
+        if isinstance(path, pathlib.Path):
+            path = path.expanduser()
+    if isinstance(path, Remote) and config.data.source == "tfds":
+        raise ConfigError(
+            f"data.path={path}: data sets of TFDS are read from a local folder alone; copy it"
+        )
+    return path
 
 
-def data_folder() -> pathlib.Path:
+def data_folder() -> AnyPath:
     """The folder of raw data sets: $CADC_DATA_DIR, or `data` in the current folder."""
-    return pathlib.Path(os.environ.get("CADC_DATA_DIR", "data"))
+    return storage.path_of(os.environ.get("CADC_DATA_DIR", "data"), "CADC_DATA_DIR")
 
 
 def _fields_of(cls: type) -> dict[str, Any]:

@@ -22,6 +22,10 @@ class ArtifactError(CadcError):
     """A finished stage on disk is damaged, or belongs to another format version."""
 
 
+class StorageError(CadcError):
+    """An object store cannot be read or written; the text names the URL and what to do."""
+
+
 class TrainingError(CadcError):
     """Training cannot continue, for example because the loss is not a number."""
 
@@ -55,16 +59,6 @@ def check_above(field: str, value: float, bound: float) -> None:
     """Raises ConfigError unless the value is above `bound`."""
     if not value > bound:
         raise ConfigError(f"{field}={value}: must be above {bound}")
-
-
-def check_local(field: str, path: str) -> None:
-    """Raises ConfigError if a path is a URL, such as 'gs://bucket/folder'."""
-    scheme, separator, _ = path.partition("://")
-    if separator:
-        raise ConfigError(
-            f"{field}={path}: {scheme}:// is not supported; give a local path, such as that of a "
-            "mounted folder"
-        )
 
 
 def check_below_one(field: str, value: float) -> None:

@@ -1,8 +1,7 @@
 """One run: the stages in order, and the arms that are compared."""
 
 import dataclasses
-import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cadc_jax import configuration, report, sharding
@@ -22,9 +21,10 @@ from cadc_jax.run.context import Inputs as Inputs
 from cadc_jax.run.context import Run as Run
 from cadc_jax.run.factor_files import factor_tables, is_crossed
 from cadc_jax.run.factors import factorize_stage, plain_factors
-from cadc_jax.runtime import artifacts, distributed, durable, manifest
+from cadc_jax.runtime import artifacts, distributed, durable, manifest, mirror
 from cadc_jax.runtime.artifacts import Artifact
 from cadc_jax.runtime.progress import Progress
+from cadc_jax.runtime.storage import AnyPath
 from cadc_jax.training import placement
 
 
@@ -53,7 +53,7 @@ def prepared_table(this: Run) -> Artifact:
     return updated or stages.prepare_stage(this, stages.raw_data(this))
 
 
-def update(this: Run, before: updates.Before, log: pathlib.Path) -> None:
+def update(this: Run, before: updates.Before, log: AnyPath) -> None:
     """Adds rows to a finished run, in a work folder of its own; see `run.updates`.
 
     Args:
@@ -70,12 +70,12 @@ def update(this: Run, before: updates.Before, log: pathlib.Path) -> None:
         updates.update(this, before, new)
 
 
-def compress(this: Run, out: pathlib.Path, budget: int | None = None) -> None:
+def compress(this: Run, out: AnyPath, budget: int | None = None) -> None:
     """Writes the compressed data set to `out`; see `run.compressed`.
 
     Args:
       this: the run.
-      out: a folder that is not there yet.
+      out: a folder that is not there yet, or a URL of one.
       budget: bytes of what training reads, for which `run.budget` chooses rank, bits and rate.
 
     Raises:
@@ -94,11 +94,10 @@ def compress(this: Run, out: pathlib.Path, budget: int | None = None) -> None:
 
     def write() -> None:
         raw_size = compressed.RawSize(*lineage.raw_size(prepared))
-        made = compressed.write_compressed(out, config, inputs, raw_size)
-        this.say(
-            f"\n{compressed_sizes.describe(made)}\n\nSHA-256 {made.sha256}\n"
-            f"Train from it: cadc train --from={out}"
-        )
+        with mirror.destination(out) as folder:
+            made = compressed.write_compressed(folder, config, inputs, raw_size)
+            text = compressed_sizes.describe(made)
+        this.say(f"\n{text}\n\nSHA-256 {made.sha256}\nTrain from it: cadc train --from={out}")
 
     distributed.on_first(write)
 
@@ -187,9 +186,14 @@ def compare(this: Run, inputs: Inputs, last: str) -> None:
         results = {"config": config.to_dict(), "seed": config.seed, "rows": rows}
         results |= {"tuned": dict(this.tuned)} if this.tuned else {}
         facts = inputs.prepared.facts
-        distributed.on_first(
-            lambda: this.say("\n" + report.write_report(this.workdir, results, facts))
-        )
+        distributed.on_first(lambda: _write_report(this, results, facts))
+
+
+def _write_report(this: Run, results: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    text = report.write_report(this.workdir, results, facts, this.mirror.shown(this.workdir))
+    folders = (this.workdir, this.workdir / "reports" / report.own_name(results["config"]))
+    this.mirror.push_files(folder / name for folder in folders for name in report.FILES)
+    this.say("\n" + text)
 
 
 def _baseline_rows(this: Run, inputs: Inputs) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from cadc_jax.data.raw import FOLD_IN, PARTS
 from cadc_jax.run.arms import ARMS, MF_ALONE, MF_REFRESHED, POPULARITY, Arm
 from cadc_jax.run.tune_text import describe
 from cadc_jax.runtime import artifacts, durable
+from cadc_jax.runtime.storage import AnyPath
 from cadc_jax.runtime.text import aligned
 
 # Columns, in order.
@@ -44,7 +45,10 @@ Row = Mapping[str, Any]
 
 
 def write_report(
-    workdir: pathlib.Path, results: Mapping[str, Any], facts: Mapping[str, Any]
+    workdir: pathlib.Path,
+    results: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    shown: AnyPath | None = None,
 ) -> str:
     """Writes `results.json`, `report.md` and `report.png` into the run's own folder of reports.
 
@@ -55,13 +59,15 @@ def write_report(
       results: `config`, `seed` and `rows`, the stable contract of `results.json`; `tuned` if 'auto'
         was searched: method -> facts of the stage `tune`.
       facts: of the prepared table.
+      shown: the work folder as users know it, if they know another one.
 
     Returns:
       The table as text, with the places of the files under it.
     """
     rows = results["rows"]
     config = results["config"]
-    folder = own_folder(workdir, config)
+    name = own_name(config)
+    folder = workdir / "reports" / name
     durable.make_folder(folder)
     durable.write_json(folder / "results.json", results)
     heading = f"{config['name']}, seed {results['seed']}, rate {config['rate']:g}"
@@ -88,15 +94,15 @@ def write_report(
     for lines in tables:
         names, *others = aligned(lines, right=range(2, len(lines[0])))
         text += [names, "-" * len(names), *others, ""]
-    text += [*loud, f"{workdir / 'report.md'}, report.png and results.json hold the same."]
-    text.append(f"This run's own copies stay in {folder}.")
+    known = shown or workdir
+    text += [*loud, f"{known / 'report.md'}, report.png and results.json hold the same."]
+    text.append(f"This run's own copies stay in {known / 'reports' / name}.")
     return "\n".join(text)
 
 
-def own_folder(workdir: pathlib.Path, config: Mapping[str, Any]) -> pathlib.Path:
-    """The folder of the report of a run: the same for the same configuration, and no other."""
-    name = f"rate-{config['rate']:g}-seed-{config['seed']}-{artifacts.hash_of(dict(config))}"
-    return workdir / "reports" / name
+def own_name(config: Mapping[str, Any]) -> str:
+    """The name of a run's folder of reports: the same for the same configuration, and no other."""
+    return f"rate-{config['rate']:g}-seed-{config['seed']}-{artifacts.hash_of(dict(config))}"
 
 
 def table(rows: Sequence[Row]) -> list[list[str]]:

@@ -73,3 +73,12 @@ def click_run(tmp_path_factory):
     run = experiment.Run(click_config(), workdir, say=quiet)
     experiment.compress(run, path / "compressed")
     return workdir
+
+
+@pytest.fixture
+def memory_store(monkeypatch, tmp_path):
+    """A folder of its own in an object store in memory."""
+    from cadc_jax.runtime import storage
+
+    monkeypatch.setitem(storage.SCHEMES, "memory", ("fsspec", "memory"))
+    return storage.Remote("memory", f"bucket{tmp_path}")

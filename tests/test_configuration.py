@@ -82,7 +82,7 @@ def test_a_rate_outside_its_range_is_named(rate):
         ({"seed": 2**64 - 1}, r"seed=\d+: must be at least 0 and below 2\*\*63"),
         ({"seed": -1}, "seed=-1: must be at least 0"),
         ({"data__seed": -2}, "data.seed=-2: must be -1, or from 0"),
-        ({"data__path": "gs://bucket/log"}, "data.path=gs://bucket/log: gs:// is not supported"),
+        ({"data__path": "hdfs://b/log"}, "data.path=hdfs://b/log: hdfs:// is not supported"),
         ({"two_tower__hidden": (64, 0)}, r"two_tower.hidden=\(64, 0\): must be at least 1"),
         ({"dlrm__embedding_dim": 0}, "dlrm.embedding_dim=0: must be at least 1"),
         ({"dcn__dropout": 1.0}, r"dcn.dropout=1.0: must be in \[0, 1\)"),

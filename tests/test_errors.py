@@ -42,13 +42,3 @@ def test_a_share_is_at_least_0_and_below_1():
     for value in (-0.1, 1, float("nan")):
         with pytest.raises(ConfigError, match=r"must be in \[0, 1\)"):
             errors.check_below_one("x", value)
-
-
-@pytest.mark.parametrize("path", ["", "a/b", "/a", "C:/x", "a:b"])
-def test_a_local_path_is_no_url(path):
-    errors.check_local("data.path", path)
-
-
-def test_a_url_is_refused_with_its_scheme():
-    with pytest.raises(ConfigError, match="--workdir=gs://b/x: gs:// is not supported"):
-        errors.check_local("--workdir", "gs://b/x")

@@ -187,11 +187,11 @@ def promised_step(record, last, stage):
     if any(name == stage for name, _ in finished_stages(record, last)):
         return None
     found = {}
-    for name, _, is_folder in record.names("trees", last):
+    for name, _, _ in record.names("trees", last):
         parts = name.split("/")
-        if is_folder and len(parts) == 4 and parts[:2] == ["checkpoints", stage]:
-            step, *temporary = parts[3].split(".")
-            found[int(step)] = not temporary
+        if len(parts) > 3 and parts[:2] == ["checkpoints", stage]:
+            step = int(parts[3])
+            found[step] = found.get(step, False) or parts[4:] == [manifest.NAME]
     whole = sorted(step for step, is_whole in found.items() if is_whole)
     begun = [step for step in found if not found[step]]
     if whole and not (begun and max(begun) > whole[-1]):

@@ -11,7 +11,7 @@ from cadc_jax.cli.flags import ROWS, config, run_of
 
 DEFAULT_ROWS = 200_000  # training rows to look at
 
-for _name in ("config", "workdir", "verify", "rows"):
+for _name in ("config", "workdir", "scratch", "verify", "rows"):
     flags.declare_key_flag(_name)
 
 

@@ -20,7 +20,7 @@ _BYTES = flags.DEFINE_string(
     "Largest size of what training reads (kept rows, factors, content), such as 20MB. The "
     "configured rank and rate are the largest ones tried. Mask and held-out rows come on top.",
 )
-for _name in ("config", "workdir", "verify", "out", "compilation_cache", *PROCESSES):
+for _name in ("config", "workdir", "scratch", "verify", "out", "compilation_cache", *PROCESSES):
     flags.declare_key_flag(_name)
 
 

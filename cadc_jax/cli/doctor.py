@@ -23,8 +23,9 @@ from typing import Any
 
 from absl import flags
 
-from cadc_jax.cli.flags import WORKDIR, path
+from cadc_jax.cli.flags import WORKDIR
 from cadc_jax.errors import CadcError
+from cadc_jax.runtime import storage
 
 _LEAST_MEMORY = 2e9  # bytes; the smallest configurations need about one
 _LEAST_DISK = 1e9
@@ -38,7 +39,7 @@ flags.declare_key_flag("workdir")
 
 def main() -> None:
     """Runs the command."""
-    if not examine(path(WORKDIR) or pathlib.Path("workdir")):
+    if not examine(storage.local_path(WORKDIR.value or "workdir", "--workdir")):
         sys.exit(1)
 
 

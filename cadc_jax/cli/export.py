@@ -19,7 +19,9 @@ def main() -> None:
     """Runs the command."""
     out = needed(OUT)
     trained = chosen()
+    from cadc_jax.runtime import mirror
     from cadc_jax.serving import export
 
-    made = export.write_export(trained, out, _FORMAT.value)
-    print(f"{made.path}: {trained}\nas {_FORMAT.value}; what is in it: cadc info {made.path}")
+    with mirror.destination(out) as path:
+        export.write_export(trained, path, _FORMAT.value)
+    print(f"{out}: {trained}\nas {_FORMAT.value}; what is in it: cadc info {out}")

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 from absl import flags
 from ml_collections import config_flags
 
-from cadc_jax.errors import ConfigError, check_local
+from cadc_jax.errors import ConfigError
+from cadc_jax.runtime import storage
 from cadc_jax.runtime.interrupts import Stop
+from cadc_jax.runtime.storage import AnyPath, Remote
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -22,7 +24,16 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", None, "File of the configuration, for example configs/criteo.py.", lock_config=True
 )
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder for artefacts and the report; default: workdir/<name of the config>."
+    "workdir",
+    None,
+    "Folder for artefacts and the report, or its URL, such as gs://bucket/run; default: "
+    "workdir/<name of the config>.",
+)
+SCRATCH = flags.DEFINE_string(
+    "scratch",
+    None,
+    "Local folder of a --workdir on a URL, from which finished stages are copied there; default: "
+    "in $CADC_CACHE_DIR, or ~/.cache.",
 )
 VERIFY = flags.DEFINE_bool(
     "verify",
@@ -32,14 +43,14 @@ VERIFY = flags.DEFINE_bool(
 FROM = flags.DEFINE_string(
     "from",
     None,
-    "A folder that 'cadc compress' made. 'verify' takes any artefact, 'recommend' and 'export' "
-    "also a work folder, and 'update' a work folder alone.",
+    "A folder that 'cadc compress' made, or its URL. 'verify' takes any artefact, 'recommend' and "
+    "'export' also a work folder, and 'update' a work folder alone.",
 )
 OUT = flags.DEFINE_string(
     "out",
     None,
-    "The folder to make; with 'recommend' the Parquet file; with 'study' its folder, by default "
-    "workdir/study/<name of the config>; with 'init' the configuration, by default "
+    "The folder to make, or its URL; with 'recommend' the Parquet file; with 'study' its folder, "
+    "by default workdir/study/<name of the config>; with 'init' the configuration, by default "
     "configs/<name of the log>.py.",
 )
 ROWS = flags.DEFINE_integer(
@@ -145,31 +156,64 @@ def run_of(config: "ConfigDict") -> "Run":
     from cadc_jax.runtime import compilation
 
     if CACHE.value != "off":
-        compilation.use_cache(path(CACHE) or compilation.default_folder())
-    workdir = path(WORKDIR) or pathlib.Path("workdir") / folder_name(config)
+        compilation.use_cache(cache_folder() or compilation.default_folder())
+    workdir = place(WORKDIR) or pathlib.Path("workdir") / folder_name(config)
+    remote = None
+    if isinstance(workdir, Remote):
+        remote, workdir = workdir, scratch_of(workdir)
+    elif SCRATCH.value:
+        raise ConfigError("--scratch: goes with a --workdir that is a URL")
     cores = not several_processes() and sharding.split_cores()
-    return Run(config, workdir, verify=VERIFY.value, stop=STOP, cores=cores)
+    return Run(config, workdir, verify=VERIFY.value, stop=STOP, cores=cores, remote=remote)
 
 
-def path(flag: flags.FlagHolder) -> pathlib.Path | None:
-    """The path that a flag gives, if it is given.
+def scratch_of(workdir: Remote) -> pathlib.Path:
+    """The local folder in which work on a remote work folder is done."""
+    if not SCRATCH.value:
+        return storage.scratch_folder(workdir)
+    return storage.local_path(SCRATCH.value, "--scratch")
+
+
+def cache_folder() -> pathlib.Path | None:
+    """The folder of compiled programs that a flag gives, if it is given.
 
     Raises:
       ConfigError: if it is a URL.
     """
-    if not flag.value:
+    if not CACHE.value:
         return None
-    check_local(f"--{flag.name}", flag.value)
-    return pathlib.Path(flag.value)
+    why = "JAX itself keeps programs on a URL: JAX_COMPILATION_CACHE_DIR=gs://..."
+    return storage.local_path(CACHE.value, "--compilation_cache", why)
 
 
-def needed(flag: flags.FlagHolder, kind: str = "DIR") -> pathlib.Path:
-    """The path that a flag gives, which the command cannot do without.
+def place(flag: flags.FlagHolder) -> AnyPath | None:
+    """The path or URL that a flag gives, if it is given.
 
     Raises:
-      ConfigError: if it is not given, or is a URL.
+      ConfigError: if it is a URL that cannot be used.
     """
-    found = path(flag)
+    return storage.path_of(flag.value, f"--{flag.name}") if flag.value else None
+
+
+def needed(flag: flags.FlagHolder, kind: str = "DIR") -> AnyPath:
+    """The path or URL that a flag gives, which the command cannot do without.
+
+    Raises:
+      ConfigError: if it is not given, or is a URL that cannot be used.
+    """
+    found = place(flag)
     if found is None:
         raise ConfigError(f"this command needs --{flag.name}={kind}")
     return found
+
+
+def needed_here(flag: flags.FlagHolder) -> pathlib.Path:
+    """The folder that a flag gives; one on a URL is copied to the cache.
+
+    Raises:
+      ConfigError: if it is not given, or is a URL that cannot be used.
+      StorageError: if the store cannot be read.
+    """
+    from cadc_jax.runtime import mirror
+
+    return mirror.local_copy(needed(flag), flag.name)

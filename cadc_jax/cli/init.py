@@ -14,8 +14,8 @@ import pathlib
 from absl import flags
 
 from cadc_jax.cli.flags import OUT
-from cadc_jax.cli.flags import path as path_of
-from cadc_jax.errors import ConfigError, check_local
+from cadc_jax.errors import ConfigError
+from cadc_jax.runtime import storage
 from cadc_jax.runtime.text import printable
 
 flags.declare_key_flag("out")
@@ -25,11 +25,12 @@ def main(log: str | None = None) -> None:
     """Runs the command."""
     if log is None:
         raise ConfigError("this command needs a log: cadc init FILE, or cadc init DIR")
-    check_local("LOG", log)
+    why = "copy a file of it, and set data.path in the configuration to the URL"
+    path = storage.local_path(log, "LOG", why)
+    out = storage.local_path(OUT.value, "--out") if OUT.value else None
     from cadc_jax.drafting import draft  # imports JAX
 
-    out = path_of(OUT)
-    made = draft.draft(pathlib.Path(log).expanduser(), out.stem if out else "")
+    made = draft.draft(path.expanduser(), out.stem if out else "")
     out = out or pathlib.Path("configs") / f"{made.name}.py"
     draft.write(made, out)
     for line in made.why:

@@ -28,7 +28,7 @@ _FEATURE_ROWS = flags.DEFINE_integer(
     "Number of values of all other categorical features, if no table is prepared.",
     lower_bound=0,
 )
-for _name in ("config", "workdir", "rows"):
+for _name in ("config", "workdir", "scratch", "rows"):
     flags.declare_key_flag(_name)
 
 

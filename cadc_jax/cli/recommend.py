@@ -46,6 +46,7 @@ def main() -> None:
     if items:
         raw_ids.check_known(source(), "item", items)
     trained = chosen()
+    from cadc_jax.runtime import mirror
     from cadc_jax.serving import recommend
 
     if user:
@@ -53,4 +54,6 @@ def main() -> None:
     elif items:
         print(printable(recommend.show_new(trained, items, K.value)))
     elif users and out:
-        print(recommend.write_recommendations(trained, users, K.value, out))
+        with mirror.destination(out, "file") as path:
+            text = recommend.write_recommendations(trained, users, K.value, path)
+        print(text.replace(str(path), str(out)))

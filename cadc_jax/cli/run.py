@@ -17,7 +17,7 @@ _STAGE = flags.DEFINE_enum(
     STAGES,
     "Last stage to run; the ones before it run too, unless they are finished.",
 )
-for _name in ("config", "workdir", "verify", "compilation_cache", *PROCESSES):
+for _name in ("config", "workdir", "scratch", "verify", "compilation_cache", *PROCESSES):
     flags.declare_key_flag(_name)
 
 

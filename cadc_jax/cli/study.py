@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 from ml_collections import config_flags
 
-from cadc_jax.cli.flags import ARMS, CACHE, CONFIG, MODELS, OUT, TRIALS, config, path
+from cadc_jax.cli.flags import ARMS, CACHE, CONFIG, MODELS, OUT, TRIALS, cache_folder, config, place
 from cadc_jax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -88,9 +88,9 @@ def main() -> None:
     default = pathlib.Path(
         "workdir/study", configuration.folder_name(first) + "-quick" * _QUICK.value
     )
-    cache = None if CACHE.value == "off" else path(CACHE) or compilation.default_folder()
+    cache = None if CACHE.value == "off" else cache_folder() or compilation.default_folder()
     typed = "cadc " + " ".join(sys.argv[1:])
-    command.run(configs, options, path(OUT) or default, typed, cache)
+    command.run(configs, options, place(OUT) or default, typed, cache)
 
 
 def _further() -> list["ConfigDict"]:

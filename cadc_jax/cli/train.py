@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from cadc_jax.cli.flags import ARMS, CONFIG, FROM, MODELS, PROCESSES, VERIFY, config, needed, run_of
+from cadc_jax.cli.flags import (
+    ARMS,
+    CONFIG,
+    FROM,
+    MODELS,
+    PROCESSES,
+    VERIFY,
+    config,
+    needed_here,
+    run_of,
+)
 from cadc_jax.errors import ConfigError
 from cadc_jax.run.arms import TRAINED
 
@@ -26,6 +36,7 @@ for _name in (
     "from",
     "config",
     "workdir",
+    "scratch",
     "verify",
     "compilation_cache",
     "arms",
@@ -37,7 +48,7 @@ for _name in (
 
 def main() -> None:
     """Runs the command."""
-    folder = needed(FROM)
+    folder = needed_here(FROM)
     from cadc_jax import experiment
     from cadc_jax.run import compressed
 

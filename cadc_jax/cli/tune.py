@@ -18,7 +18,7 @@ DEFAULT_TRIALS = 48  # most are drawn at random, and only the best get all itera
 _FACTORS = flags.DEFINE_list(
     "factors", [], "Numbers of factors to try, such as 64,128; default: the configured one."
 )
-for _name in ("config", "workdir", "trials", "verify", "compilation_cache", *PROCESSES):
+for _name in ("config", "workdir", "scratch", "trials", "verify", "compilation_cache", *PROCESSES):
     flags.declare_key_flag(_name)
 
 

@@ -7,7 +7,7 @@ Example:
 
 from absl import flags
 
-from cadc_jax.cli.flags import FROM, OUT, VERIFY, needed
+from cadc_jax.cli.flags import FROM, OUT, VERIFY, needed, needed_here
 
 for _name in ("from", "out", "verify"):
     flags.declare_key_flag(_name)
@@ -15,8 +15,11 @@ for _name in ("from", "out", "verify"):
 
 def main() -> None:
     """Runs the command."""
-    folder, out = needed(FROM), needed(OUT)
+    folder, out = needed_here(FROM), needed(OUT)
     from cadc_jax.run import compressed
+    from cadc_jax.runtime import mirror
 
-    made = compressed.write_plain(compressed.open_compressed(folder, VERIFY.value), out)
-    print(f"{made.path}: {made.facts['rows']:,} kept rows, factors and held-out rows")
+    given = compressed.open_compressed(folder, VERIFY.value)
+    with mirror.destination(out) as path:
+        made = compressed.write_plain(given, path)
+    print(f"{out}: {made.facts['rows']:,} kept rows, factors and held-out rows")

@@ -11,16 +11,16 @@ Example:
 
 from absl import flags
 
-from cadc_jax.cli.flags import CONFIG, FROM, VERIFY, WORKDIR, config, needed, run_of
+from cadc_jax.cli.flags import CONFIG, FROM, VERIFY, WORKDIR, config, needed, needed_here, run_of
 
 _LOG = flags.DEFINE_string("log", None, "The new rows: a file, or a folder as data.path names one.")
-for _name in ("from", "log", "config", "workdir", "verify", "compilation_cache"):
+for _name in ("from", "log", "config", "workdir", "scratch", "verify", "compilation_cache"):
     flags.declare_key_flag(_name)
 
 
 def main() -> None:
     """Runs the command."""
-    folder, log = needed(FROM), needed(_LOG, "FILE")
+    folder, log = needed_here(FROM), needed(_LOG, "FILE")
     needed(WORKDIR)
     from cadc_jax import experiment
     from cadc_jax.run import updates

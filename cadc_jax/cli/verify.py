@@ -11,7 +11,7 @@ Examples:
 
 from absl import flags
 
-from cadc_jax.cli.flags import FROM, needed
+from cadc_jax.cli.flags import FROM, needed_here
 from cadc_jax.errors import ArtifactError
 
 _SHA256 = flags.DEFINE_string(
@@ -23,7 +23,7 @@ for _name in ("from", "sha256"):
 
 def main() -> None:
     """Runs the command."""
-    folder = needed(FROM)
+    folder = needed_here(FROM)
     from cadc_jax.serving import folder_info
 
     found = folder_info.check_artifact(folder)

@@ -16,11 +16,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cadc_jax import configuration, sharding
-from cadc_jax.runtime import artifacts, compilation, distributed, durable
+from cadc_jax.errors import StorageError
+from cadc_jax.runtime import artifacts, compilation, distributed, durable, lease
 from cadc_jax.runtime.artifacts import Artifact
 from cadc_jax.runtime.checkpoints import Checkpoints
 from cadc_jax.runtime.interrupts import Stop
 from cadc_jax.runtime.materialize import materialize
+from cadc_jax.runtime.mirror import Mirror
+from cadc_jax.runtime.storage import Remote
 from cadc_jax.runtime.text import printable
 
 Say = Callable[[str], None]
@@ -51,6 +54,7 @@ class Run:
         there is room for a copy of a side on each. Training uses the first: its products take all
         cores by themselves.
       tuned: what a search has chosen in place of 'auto': method -> facts of the stage `tune`.
+      remote: where the work folder is copied to, if the user has given a URL; see `runtime.mirror`.
     """
 
     config: ConfigDict
@@ -60,6 +64,12 @@ class Run:
     stop: Stop = dataclasses.field(default_factory=Stop)
     cores: bool = False
     tuned: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    remote: Remote | None = None
+
+    @property
+    def mirror(self) -> Mirror:
+        """Copies parts of the work folder to the URL that the user has given, if any."""
+        return Mirror(self.workdir, self.remote)
 
     @property
     def on_cores(self) -> bool:
@@ -91,7 +101,11 @@ def begin(run: Run) -> Iterator[None]:
     """
     configuration.validate(run.config)
     distributed.check_shared(run.workdir)
-    with durable.lock(run.workdir) if distributed.is_first() else contextlib.nullcontext():
+    with contextlib.ExitStack() as held:
+        if distributed.is_first():
+            held.enter_context(durable.lock(run.workdir))
+            if run.remote is not None:
+                held.enter_context(lease.held(run.remote))
         yield
 
 
@@ -134,11 +148,11 @@ def make_stage(
         facts = write(folder)
         return {**facts, COMPILING: round(compilation.seconds() - before, 3)}
 
-    made = materialize(run.workdir, stage, settings, timed, run.verify, together)
+    made = materialize(run.workdir, stage, settings, timed, run.verify, together, run.remote)
     compilation.publish()
     how = "reused, made in" if made.reused else "done in"
     name = f"{stage} ({label})" if label else stage
-    run.say(f"[{stage:>9}] {name}: {how} {made.seconds:.1f} s -> {made.path}")
+    run.say(f"[{stage:>9}] {name}: {how} {made.seconds:.1f} s -> {run.mirror.shown(made.path)}")
     logging.info("%s settings: %s", name, settings)
     return made
 
@@ -162,12 +176,19 @@ def make_long_stage(
     options = configuration.checkpoint_config(run.config)
 
     def resume(out: pathlib.Path) -> Mapping[str, Any]:
-        with Checkpoints(folder, options, stop=run.stop, say=run.say) as saved:
+        with Checkpoints(folder, options, run.stop, run.say, run.mirror) as saved:
             facts = write(out, saved)
         return {**facts, "seconds_before": facts.get("seconds_before", 0) + saved.seconds_before}
 
     with run.stop.deferred():
         made = make_stage(run, stage, settings, resume, label, together)
         if distributed.is_first():
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_checkpoints(run, folder)
         return made
+
+
+def remove_checkpoints(run: Run, folder: pathlib.Path) -> None:
+    """Removes the checkpoints of a finished stage, here and in the store."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(StorageError):  # some too many do no harm
+        run.mirror.remove(folder)

@@ -4,6 +4,7 @@ Their settings are those of an ordinary artefact, and the fingerprint of the ear
 UPDATED. A prepared table has also the new `files`, factors the `passes` that follow new rows.
 """
 
+import functools
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,7 +13,7 @@ from cadc_jax.data.readers import files
 from cadc_jax.errors import ArtifactError
 from cadc_jax.run.context import Run
 from cadc_jax.run.formats import open_stage
-from cadc_jax.runtime import artifacts, distributed, manifest
+from cadc_jax.runtime import artifacts, distributed
 from cadc_jax.runtime.artifacts import Artifact
 
 UPDATED = "updated"
@@ -28,6 +29,7 @@ def find_updated(run: Run, stage: str, settings: Mapping[str, Any]) -> Artifact 
     wanted = artifacts.plain(settings)
     for folder, found in updates_in(run, stage):
         if {name: x for name, x in found.items() if name not in _OWN} == wanted:
+            distributed.on_first(functools.partial(run.mirror.pull, folder))
             made = open_stage(folder, run.verify and distributed.is_first())
             run.say(f"[{stage:>9}] {stage}: updated, made in {made.seconds:.1f} s -> {folder}")
             return made
@@ -36,9 +38,11 @@ def find_updated(run: Run, stage: str, settings: Mapping[str, Any]) -> Artifact 
 
 def updates_in(run: Run, stage: str) -> Iterator[tuple[pathlib.Path, Mapping[str, Any]]]:
     """Folder and settings of each artefact of a stage that an update left in the work folder."""
-    for folder in sorted((run.workdir / stage).glob("[!.]*")):
+    place, mirror = run.workdir / stage, run.mirror
+    names = {path.name for path in place.glob("[!.]*")} | mirror.names(place)
+    for folder in sorted(place / name for name in names):
         try:
-            found = manifest.read(folder).settings
+            found = mirror.read_manifest(folder).settings
         except ArtifactError:  # of another format, perhaps: the stage itself says so if it needs it
             continue
         if UPDATED in found:

@@ -63,6 +63,8 @@ def _prepared_before(this: Run) -> pathlib.Path | None:
     """The latest prepared table of this configuration in the work folder, from any raw files."""
     wanted = artifacts.plain(prepare_settings(this.config))
     found = []
+    for name in this.mirror.names(this.workdir / "prepare"):
+        this.mirror.pull(this.workdir / "prepare" / name)
     for path in (this.workdir / "prepare").glob(f"*/{manifest.NAME}"):
         settings = artifacts.open_artifact(path.parent).settings
         if {name: settings.get(name) for name in wanted} == wanted:

@@ -40,6 +40,7 @@ from cadc_jax.runtime import artifacts, distributed
 from cadc_jax.runtime.artifacts import Artifact
 from cadc_jax.runtime.checkpoints import Checkpoints, quiet_orbax
 from cadc_jax.runtime.manifest import ADVICE
+from cadc_jax.runtime.storage import AnyPath
 from cadc_jax.runtime.text import one_line
 from cadc_jax.training import assemble, tensorboard
 from cadc_jax.training.assemble import EmbeddingStart, TrainingData
@@ -50,7 +51,7 @@ from cadc_jax.training.loop import FitOptions, Fitted
 _NEWER = ("min_value", "min_user_rows", "min_item_rows", "format")
 
 
-def raw_data(run: Run) -> pathlib.Path:
+def raw_data(run: Run) -> AnyPath:
     """The raw file or folder; a synthetic file in its place if there is no Criteo log."""
     data = run.config.data
     path = configuration.raw_path(run.config)
@@ -96,13 +97,13 @@ def _cut_into_days(log: pathlib.Path, folder: pathlib.Path, names: Sequence[str]
     log.unlink()
 
 
-def prepare_stage(run: Run, raw: pathlib.Path) -> Artifact:
+def prepare_stage(run: Run, raw: AnyPath) -> Artifact:
     """Turns raw rows into the prepared table."""
     data = run.config.data.to_dict()
     _check_row_features(data)
 
     def identity() -> list[list]:
-        return artifacts.file_identity(registry.raw_files(data["source"], raw, data))
+        return [_identity(run, file) for file in registry.raw_files(data["source"], raw, data)]
 
     settings = prepare_settings(run.config) | {"files": distributed.on_first(identity)}
 
@@ -135,6 +136,19 @@ def prepare_stage(run: Run, raw: pathlib.Path) -> Artifact:
     for trap in facts.get("traps", ()):
         run.say(f"         warning: {trap}")
     return made
+
+
+def _identity(run: Run, file: AnyPath) -> list:
+    """What represents a raw file in a fingerprint; see `artifacts.file_identity`.
+
+    A made-up one in a work folder on a URL is the same on every machine: the settings it was made
+    with are in its name.
+    """
+    if run.remote is not None and isinstance(file, pathlib.Path):
+        if file.is_relative_to(run.workdir):
+            return [str(run.mirror.shown(file)), file.stat().st_size]
+    (identity,) = artifacts.file_identity([file])
+    return identity
 
 
 def _check_row_features(data: Mapping[str, Any]) -> None:
@@ -228,7 +242,15 @@ def train_stage(run: Run, inputs: Inputs, model_name: str, arm: Arm) -> Artifact
             EVALUATING: round(fitted.evaluation_seconds, 3),
         }
 
-    return make_long_stage(run, "train", settings, write, f"{model_name}, {arm.name}")
+    made = make_long_stage(run, "train", settings, write, f"{model_name}, {arm.name}")
+    if distributed.is_first() and not made.reused:
+        run.mirror.push_files(_logs(run, model_name, arm).rglob("*"))
+    return made
+
+
+def _logs(run: Run, model_name: str, arm: Arm) -> pathlib.Path:
+    """The folder of what is recorded while a model is trained."""
+    return run.workdir / "logs" / f"{model_name}-{arm.name}"
 
 
 def _training_data(
@@ -257,7 +279,7 @@ def _fit(
 ) -> Fitted:
     config = run.config
     evaluation, mesh = configuration.evaluation_config(config), training_mesh(run)
-    logs = run.workdir / "logs" / f"{model_name}-{arm.name}"
+    logs = _logs(run, model_name, arm)
     first = distributed.is_first()
     return assemble.train(
         configuration.make_model(config, model_name),

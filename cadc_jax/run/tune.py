@@ -6,9 +6,9 @@ configuration. The factorisation may see all training rows, and so may its searc
 neither trained nor chosen here.
 """
 
+import contextlib
 import dataclasses
 import pathlib
-import shutil
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from cadc_jax import configuration
 from cadc_jax.data.raw import SPLITS, TRAIN
 from cadc_jax.data.table import Table, open_table
-from cadc_jax.errors import ConfigError, TrainingError
+from cadc_jax.errors import ConfigError, StorageError, TrainingError
 from cadc_jax.evaluation import scorers
 from cadc_jax.evaluation.resident import Quality
 from cadc_jax.factorization.als import ALSConfig
@@ -27,7 +27,7 @@ from cadc_jax.factorization.autoencoder import AutoencoderConfig
 from cadc_jax.factorization.factors import Factors, dot_tables
 from cadc_jax.run import tune_text, validation
 from cadc_jax.run.arms import POPULARITY
-from cadc_jax.run.context import Run, als_mesh, make_stage
+from cadc_jax.run.context import Run, als_mesh, make_stage, remove_checkpoints
 from cadc_jax.run.fitted_rows import matrix_of, training_rows, with_held_out_users
 from cadc_jax.run.lineage import UPDATED, updates_in
 from cadc_jax.runtime import artifacts, distributed, durable
@@ -149,7 +149,9 @@ def stage(run: Run, prepared: Artifact, method: str, plan: Plan) -> Artifact:
     unfinished = run.workdir / "checkpoints" / "tune" / artifacts.fingerprint("tune", settings)
 
     def write(folder: pathlib.Path) -> Mapping[str, Any]:
-        log = Log(names, unfinished / TRIALS_FILE)
+        trials = unfinished / TRIALS_FILE
+        distributed.on_first(lambda: run.mirror.pull_file(trials))
+        log = Log(names, trials, lambda: _copy(run, trials))
         before = sum(result.seconds for result in log.results)
         search = _Search(run, _part(open_table(prepared.path), config, plan), method, names, plan)
         facts = search.run(log)
@@ -160,11 +162,17 @@ def stage(run: Run, prepared: Artifact, method: str, plan: Plan) -> Artifact:
     with run.stop.deferred():
         made = make_stage(run, "tune", settings, write, method, together=True)
         if distributed.is_first():
-            shutil.rmtree(unfinished, ignore_errors=True)
+            remove_checkpoints(run, unfinished)
     run.say(f"         {tune_text.describe(method, made.facts)}")
     if warning := tune_text.loud(method, made.facts):
         run.say(warning)
     return made
+
+
+def _copy(run: Run, trials: pathlib.Path) -> None:
+    """Copies the results so far to the store; the next copy makes up for one that fails."""
+    with contextlib.suppress(StorageError):
+        run.mirror.push_files([trials])
 
 
 def _names(run: Run, method: str, plan: Plan) -> tuple[str, ...]:
@@ -293,4 +301,6 @@ def show(run: Run, method: str, made: Artifact) -> None:
     copy = run.workdir / f"trials-{method}.csv"
     if distributed.is_first():
         durable.write_text(copy, log.text())
-    run.say(f"\n{tune_text.table(method, made.facts, log)}\n\nAll trials: {copy}")
+        run.mirror.push_files([copy])
+    shown = run.mirror.shown(copy)
+    run.say(f"\n{tune_text.table(method, made.facts, log)}\n\nAll trials: {shown}")

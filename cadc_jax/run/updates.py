@@ -22,8 +22,9 @@ from cadc_jax.run.compressed import with_tuples
 from cadc_jax.run.context import Inputs, Run, make_stage
 from cadc_jax.run.formats import COMPRESSED, open_stage
 from cadc_jax.run.lineage import UPDATED, raw_size
-from cadc_jax.runtime import artifacts, durable, manifest
+from cadc_jax.runtime import artifacts, durable, manifest, storage
 from cadc_jax.runtime.artifacts import Artifact
+from cadc_jax.runtime.storage import AnyPath
 
 _NO_ROWS = (
     "a compressed data set has thrown its rows away, and cannot be updated: name a work folder"
@@ -156,12 +157,12 @@ class NewFiles:
       settings: of the prepared table that is to be made.
     """
 
-    rows: list[pathlib.Path]
-    content: Mapping[str, pathlib.Path]
+    rows: list[AnyPath]
+    content: Mapping[str, AnyPath]
     settings: Mapping[str, Any]
 
 
-def open_new(run: Run, before: Before, log: pathlib.Path) -> NewFiles:
+def open_new(run: Run, before: Before, log: AnyPath) -> NewFiles:
     """Finds the new rows, and the content of users and items: beside them, or where it was before.
 
     Raises:
@@ -170,7 +171,7 @@ def open_new(run: Run, before: Before, log: pathlib.Path) -> NewFiles:
     """
     data = run.config.data.to_dict()
     rows = registry.added_files(data["source"], log, data)
-    earlier = [pathlib.Path(path) for path, *_ in before.prepared.settings["files"]]
+    earlier = [storage.path_of(path) for path, *_ in before.prepared.settings["files"]]
     content = {}
     for kind, name in registry.content_files(data["source"], data).items():
         places = [log / name, *(path for path in earlier if path.name == pathlib.Path(name).name)]
@@ -189,10 +190,11 @@ def check_folder(run: Run, new: NewFiles) -> None:
       ConfigError: if it is any other folder.
     """
     found = {path.name for path in run.workdir.glob("[!.]*")}
-    tables = {path.name for path in (run.workdir / "prepare").glob("[!.]*")}
+    prepared = run.workdir / "prepare"
+    tables = {path.name for path in prepared.glob("[!.]*")} | run.mirror.names(prepared)
     own = {artifacts.fingerprint("prepare", artifacts.plain(new.settings))}
     if tables != own and (tables or found - {"prepare"}):
-        durable.check_new(run.workdir, flag="workdir")
+        durable.check_new(run.mirror.shown(run.workdir), flag="workdir")
 
 
 def update(run: Run, before: Before, new: NewFiles) -> Inputs:

@@ -18,8 +18,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from cadc_jax.runtime import durable, manifest
+from cadc_jax.runtime import durable, manifest, storage
 from cadc_jax.runtime.manifest import FORMAT
+from cadc_jax.runtime.storage import AnyPath, Remote
 
 _SAMPLE_BYTES = 1 << 16  # read at three places of a raw file
 
@@ -70,7 +71,7 @@ def write_artifact(
     Raises:
       OSError: if it cannot be written; the error names a file.
     """
-    temporary = _temporary_folder(path)
+    temporary = temporary_folder(path)
     durable.make_folder(path.parent)
     temporary.mkdir()
     try:
@@ -90,7 +91,7 @@ def write_artifact(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _temporary_folder(path: pathlib.Path) -> pathlib.Path:
+def temporary_folder(path: pathlib.Path) -> pathlib.Path:
     """Name of a folder for this process beside `path`; deletes the folders of killed processes."""
     prefix = f".{path.name}.{socket.gethostname()}."
     for folder in path.parent.glob(f"{prefix}*.tmp"):
@@ -122,15 +123,19 @@ def size_of(path: pathlib.Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
-def file_identity(paths: Iterable[str | pathlib.Path]) -> list[list]:
+def file_identity(paths: Iterable[str | AnyPath]) -> list[list]:
     """What represents raw files in a fingerprint.
 
     Returns:
       [absolute path, size in bytes, time of the last change in nanoseconds, hash of the beginning,
       middle and end] of each file. Only a change of other bytes that keeps size and time is missed.
+      Of an object in a store [URL, size in bytes, generation or entity tag].
     """
-    identities = []
-    for path in paths:
+    identities: list[list] = []
+    for path in map(storage.path_of, paths):
+        if isinstance(path, Remote):
+            identities.append([str(path), *path.state()])
+            continue
         stat, whole = os.stat(path), str(pathlib.Path(path).resolve())
         identities.append([whole, stat.st_size, stat.st_mtime_ns, _sample_hash(path, stat.st_size)])
     return identities

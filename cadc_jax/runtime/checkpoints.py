@@ -1,8 +1,11 @@
 """Checkpoints: the state of long work, saved from time to time, to limit what a crash costs.
 
-A checkpoint is a folder that Orbax writes in the background; it gets its final name when it is
-whole. Its `manifest.json` holds the facts that are not arrays and the checksums of all files.
-Restoring compares the checksums first and takes the newest checkpoint without damage.
+A checkpoint is a folder `<step>/`. Orbax writes the arrays into `<step>/state/` in the background,
+by whatever protocol it has for the file system. When it is done, `<step>/manifest.json` is written,
+with the facts that are not arrays and the checksums of all files. Without one the checkpoint is not
+there. Restoring compares the checksums first and takes the newest checkpoint without damage.
+
+If the work folder is a URL, a whole checkpoint is copied there as well, its manifest last.
 
     with Checkpoints(folder) as checkpoints:
         factors, losses = als.fit(interactions, config, key, saved=checkpoints)
@@ -10,11 +13,13 @@ Restoring compares the checksums first and takes the newest checkpoint without d
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging as python_logging
 import pathlib
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -22,16 +27,16 @@ from typing import Any, TypeVar
 import jax
 import orbax.checkpoint as ocp
 
-from cadc_jax.errors import check_at_least
+from cadc_jax.errors import CadcError, check_at_least
 from cadc_jax.runtime import artifacts, distributed, durable
 from cadc_jax.runtime.interrupts import Stopped
 from cadc_jax.runtime.manifest import NAME as MANIFEST
 from cadc_jax.runtime.manifest import checksums
+from cadc_jax.runtime.mirror import Mirror
 from cadc_jax.runtime.text import one_line
 
-FORMAT = 2  # raise it when what a stage saves changes
-_TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that Orbax is writing
-_ORBAX_METADATA = "_CHECKPOINT_METADATA"  # Orbax changes it after the checksums are taken
+FORMAT = 3  # raise it when what a stage saves changes
+_STATE = "state"  # the folder of a checkpoint that Orbax writes
 
 # What Orbax and TensorStore raise for a disk that fails or is full, and for damaged files.
 _SAVE_FAULTS = (OSError, ValueError, RuntimeError)
@@ -86,6 +91,7 @@ class Checkpoints:
         config: CheckpointConfig = CheckpointConfig(),
         stop: Callable[[], bool] = lambda: False,
         say: Callable[[str], None] = print,
+        mirror: Mirror | None = None,
     ):
         """Opens a folder, which need not exist.
 
@@ -94,6 +100,7 @@ class Checkpoints:
           config: how often to save, and how many checkpoints to keep.
           stop: whether the work has been asked to save and end.
           say: shows the user a line of text.
+          mirror: copies checkpoints of a folder below its own to a store, and from it.
         """
         self.newest: int | None = None
         self.seconds_before = 0.0
@@ -101,16 +108,16 @@ class Checkpoints:
         self._config, self._stop, self._say = config, stop, say
         self._quiet = contextlib.ExitStack()
         self._opened = self._saved = time.monotonic()
-        self._pending: tuple[int, Facts] | None = None  # step and manifest of the save under way
-        options = ocp.options.AsyncOptions(post_finalization_callback=self._complete)
-        self._writer = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler(), async_options=options)
+        self._pending: _Save | None = None  # the save under way
+        self._mirror = mirror or Mirror(self._folder)
+        self._writer = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
 
     def __enter__(self) -> "Checkpoints":
         self._quiet.enter_context(quiet_orbax())
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._wait()
+        self._wait(alone=True)  # after an error the other processes may not come here
         self._writer.close()
         self._quiet.close()
 
@@ -126,18 +133,19 @@ class Checkpoints:
           (state, facts) as they were saved, or None if there is no usable checkpoint.
         """
         if distributed.is_first():
-            for half_written in self._folder.glob(f"*{_TEMPORARY}*"):  # by a killed run
-                shutil.rmtree(half_written, ignore_errors=True)
+            self._remove_half_written()
         steps = distributed.on_first(self._steps)
         for step in reversed(steps):
             path = self._folder / str(step)
             try:
+                if fault := distributed.on_first(functools.partial(self._fetch, path)):
+                    raise _Unusable(fault)
                 manifest = _in_all_processes(_read_manifest, path)
                 state = _in_all_processes(self._read_state, path, target)
             except _Unusable as error:
                 self._say(f"*** CHECKPOINT SKIPPED: {path} is not usable: {error} ***")
                 if distributed.is_first():
-                    shutil.rmtree(path, ignore_errors=True)
+                    self._remove(step)
                 continue
             self.newest, self.seconds_before = step, manifest["seconds"]
             self._say(f"         Resuming from step {step} ({path})")
@@ -174,69 +182,132 @@ class Checkpoints:
             raise Stopped(f"{kept} is saved")
 
     def _steps(self) -> list[int]:
-        """Steps that have a checkpoint, in order."""
-        if not self._folder.is_dir():
-            return []
-        return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdigit())
+        """Steps that have a checkpoint, here or in the store, in order."""
+        here = {path.parent.name for path in self._folder.glob(f"*/{MANIFEST}")}
+        return sorted(int(name) for name in here | self._mirrored() if name.isdigit())
+
+    def _mirrored(self) -> set[str]:
+        """Names of the checkpoints in the store."""
+        try:
+            return self._mirror.names(self._folder)
+        except CadcError as error:
+            self._say(f"*** CHECKPOINTS NOT LOOKED FOR: {_one_line(error)} ***")
+            return set()
+
+    def _fetch(self, path: pathlib.Path) -> str:
+        """Copies a checkpoint from the store, unless it is here; returns what is wrong, or ''."""
+        try:
+            self._mirror.pull(path, _read_manifest)
+        except (CadcError, *_RESTORE_FAULTS) as error:
+            return _one_line(error)
+        return ""
+
+    def _remove(self, step: int) -> None:
+        """Removes a checkpoint, here and in the store; its manifest first."""
+        path = self._folder / str(step)
+        (path / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(CadcError):  # one too many does no harm
+            self._mirror.remove(path)
+
+    def _remove_half_written(self) -> None:
+        """Removes what killed runs have left."""
+        if self._folder.is_dir():
+            for path in self._folder.iterdir():
+                if not (path / MANIFEST).exists():
+                    shutil.rmtree(path, ignore_errors=True)
 
     def _read_state(self, path: pathlib.Path, target: Any) -> Any:
-        return self._writer.restore(path, args=ocp.args.StandardRestore(target, strict=False))
+        arguments = ocp.args.StandardRestore(target, strict=False)
+        return self._writer.restore(path / _STATE, args=arguments)
 
     def _save(self, step: int, state: Any, facts: Facts) -> None:
         """Starts a save in the background."""
         seconds = self.seconds_before + time.monotonic() - self._opened
         facts = artifacts.plain(facts)  # a copy, as the work may change its own meanwhile
-        self._pending = step, {"format": FORMAT, "seconds": seconds, "facts": facts}
+        self._pending = save = _Save(step, {"format": FORMAT, "seconds": seconds, "facts": facts})
+        path = self._folder / str(step)
         try:
             if distributed.is_first():
-                durable.make_folder(self._folder)
-            # `force` replaces a folder of that name: another run of the same work left it.
-            path = self._folder / str(step)
-            self._writer.save(path, args=ocp.args.StandardSave(state), force=True)
+                self._remove(step)  # another run of the same work may have left it
+                durable.make_folder(path)
+            self._writer.save(path / _STATE, args=ocp.args.StandardSave(state), force=True)
         except _SAVE_FAULTS as error:
-            self._give_up_save(step, error)
+            save.fault = error
+        save.thread = threading.Thread(target=self._complete, args=(save,))
+        save.thread.start()
         self._saved = time.monotonic()
 
-    def _complete(self) -> None:
-        """Adds the manifest and deletes old checkpoints.
+    def _complete(self, save: "_Save") -> None:
+        """Waits until Orbax is done; the first process then makes the checkpoint whole."""
+        try:
+            if save.fault is None:
+                self._writer.wait_until_finished()
+                if distributed.is_first():
+                    self._finish(save)
+        except _SAVE_FAULTS as error:
+            save.fault = error
 
-        Orbax calls it in the background of process 0, just before it renames the folder.
-        """
-        assert self._pending is not None
-        step, manifest = self._pending
-        (temporary,) = self._folder.glob(f"{step}{_TEMPORARY}*")
-        names = [str(x.relative_to(temporary)) for x in temporary.rglob("*") if x.is_file()]
-        files = checksums(temporary, [x for x in names if x != _ORBAX_METADATA])
-        manifest = {**manifest, "files": files}
+    def _finish(self, save: "_Save") -> None:
+        """Writes the manifest, copies the checkpoint to the store, and deletes old ones."""
+        path = self._folder / str(save.step)
+        manifest = {**save.manifest, "files": checksums(path)}
         manifest["hash"] = artifacts.hash_of(manifest)
-        durable.write_json(temporary / MANIFEST, manifest)
-        durable.sync_tree(temporary)
-        for old in self._steps()[: 1 - self._config.keep]:
-            shutil.rmtree(self._folder / str(old), ignore_errors=True)
+        durable.sync_tree(path)
+        durable.write_json(path / MANIFEST, manifest)
+        durable.sync(self._folder)
+        try:
+            self._mirror.push(path)
+        except CadcError as error:
+            self._say(
+                f"*** CHECKPOINT OF STEP {save.step} NOT COPIED: {_one_line(error)}; work "
+                f"continues, it is kept in {path} ***"
+            )
+        for old in self._steps()[: -self._config.keep]:
+            self._remove(old)
 
-    def _wait(self) -> None:
-        """Waits until the save under way, if any, is over."""
+    def _wait(self, alone: bool = False) -> None:
+        """Waits until the save under way, if any, is over.
+
+        Args:
+          alone: whether this process decides by itself whether it has succeeded.
+        """
         if self._pending is None:
             return
-        step, _ = self._pending
-        try:
-            self._writer.wait_until_finished()
-            if distributed.is_first():
-                durable.sync(self._folder)  # the name that Orbax has given to the checkpoint
-        except _SAVE_FAULTS as error:
-            self._give_up_save(step, error)
-        else:
-            self.newest, self._pending = step, None
-
-    def _give_up_save(self, step: int, error: Exception) -> None:
-        self._pending = None
-        for half_written in self._folder.glob(f"{step}{_TEMPORARY}*"):
-            shutil.rmtree(half_written, ignore_errors=True)
+        save, self._pending = self._pending, None
+        assert save.thread is not None
+        save.thread.join()
+        failed = save.fault is not None
+        if not alone:
+            failed = distributed.in_any(failed)
+        if not failed:
+            self.newest = save.step
+            return
+        if distributed.is_first():
+            self._remove(save.step)
         last = "there is none yet" if self.newest is None else f"the last good one is {self.newest}"
+        why = "another process cannot write it" if save.fault is None else _one_line(save.fault)
         self._say(
-            f"*** CHECKPOINT OF STEP {step} NOT SAVED in {self._folder}: {_one_line(error)}; "
-            f"work continues, {last} ***"
+            f"*** CHECKPOINT OF STEP {save.step} NOT SAVED in {self._folder}: {why}; work "
+            f"continues, {last} ***"
         )
+
+
+@dataclasses.dataclass
+class _Save:
+    """A save under way.
+
+    Attributes:
+      step: of the checkpoint.
+      manifest: without the checksums of its files.
+      thread: completes it.
+      fault: what went wrong, if anything did.
+    """
+
+    step: int
+    manifest: dict[str, Any]
+    thread: threading.Thread | None = None
+    fault: Exception | None = None
 
 
 @contextlib.contextmanager

@@ -328,7 +328,8 @@ def wait_until_seen(path: pathlib.Path) -> None:
         if time.monotonic() > deadline:
             raise DistributedError(
                 f"{path.absolute()}: not seen here, though the first process wrote it: --workdir "
-                "must be a folder on a file system that all processes share"
+                "(or, if that is a URL, --scratch) must be a folder on a file system that all "
+                "processes share"
             )
         time.sleep(0.2)
         with contextlib.suppress(OSError):

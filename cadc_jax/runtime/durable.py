@@ -14,11 +14,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from cadc_jax.errors import ConfigError
+from cadc_jax.runtime.storage import AnyPath
 
 LOCK = ".lock"  # name of the file in a work folder that a run holds
 
 
-def check_new(out: pathlib.Path, kind: str = "folder", flag: str = "out") -> None:
+def check_new(out: AnyPath, kind: str = "folder", flag: str = "out") -> None:
     """Raises ConfigError if the `kind` that a command is to make, by a flag, is there already."""
     if out.exists():
         raise ConfigError(f"--{flag}={out}: the {kind} exists; name another one, or delete it")

@@ -14,6 +14,8 @@ from cadc_jax.errors import ArtifactError
 from cadc_jax.runtime import artifacts, distributed, manifest
 from cadc_jax.runtime.artifacts import Artifact
 from cadc_jax.runtime.manifest import FORMAT
+from cadc_jax.runtime.mirror import Mirror
+from cadc_jax.runtime.storage import Remote
 
 
 def materialize(
@@ -23,6 +25,7 @@ def materialize(
     write: Callable[[pathlib.Path], Mapping[str, Any]],
     verify: bool = False,
     together: bool = False,
+    remote: Remote | None = None,
 ) -> Artifact:
     """Returns the artefact of a stage; runs `write` only if there is none yet.
 
@@ -37,14 +40,17 @@ def materialize(
       verify: whether to compare the checksums of an existing artefact.
       together: whether all processes run `write`, with the same folder, because they compute
         together; the facts of the first one are kept. Otherwise only the first one runs it.
+      remote: where the work folder is copied to, and artefacts are looked for; see `mirror`.
 
     Raises:
       ArtifactError: if a folder of that name holds no whole artefact of this format.
+      StorageError: if the copy cannot be read or written; the artefact is kept.
     """
+    mirror = Mirror(pathlib.Path(workdir), remote)
     path = pathlib.Path(workdir) / stage / artifacts.fingerprint(stage, settings)
     settings = {"stage": stage, "format": FORMAT, **settings}
     first = distributed.is_first()
-    if distributed.on_first(path.exists):
+    if distributed.on_first(lambda: mirror.pull(path)):
         distributed.wait_until_seen(path)
         artifact = artifacts.open_artifact(path, verify and first)
         if artifact.settings != artifacts.plain(settings):
@@ -53,6 +59,7 @@ def materialize(
                 f"{manifest.ADVICE}"
             )
         logging.info("%s: reused %s", stage, path)
+        distributed.on_first(lambda: mirror.push(path))  # an earlier run may not have come to it
         return artifact
 
     def write_together(temporary: pathlib.Path | None = None) -> Mapping[str, Any]:
@@ -63,6 +70,7 @@ def materialize(
         artifacts.write_artifact(path, settings, write_together if together else write)
     elif together:
         write_together()
+    distributed.on_first(lambda: mirror.push(path))
     distributed.of_first(None)  # waits until the first process has written everything
     distributed.wait_until_seen(path)
     return dataclasses.replace(artifacts.open_artifact(path), reused=False)

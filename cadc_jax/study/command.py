@@ -1,5 +1,6 @@
 """A study from start to end: its cells, its report."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -16,7 +17,8 @@ from cadc_jax.data.readers import registry
 from cadc_jax.errors import CadcError, ConfigError
 from cadc_jax.run.arms import TRAINED
 from cadc_jax.run.context import show
-from cadc_jax.runtime import artifacts, durable
+from cadc_jax.runtime import artifacts, durable, lease, mirror, storage
+from cadc_jax.runtime.storage import AnyPath, Remote
 from cadc_jax.study import grid, report, sweeps, workers
 from cadc_jax.study.cells import OF_CLICKS, OF_RANKINGS, RIVALS, Cell
 from cadc_jax.study.compute import run_cell
@@ -60,7 +62,7 @@ class Options:
 def run(
     configs: Mapping[str, ConfigDict],
     options: Options,
-    out: pathlib.Path,
+    out: AnyPath,
     command: str = "",
     cache: pathlib.Path | None = None,
 ) -> None:
@@ -69,7 +71,7 @@ def run(
     Args:
       configs: configurations by name.
       options: what is combined.
-      out: its folder.
+      out: its folder, or a URL of one, to which everything is copied.
       command: the command line, for the report.
       cache: folder of compiled programs; None for none.
 
@@ -77,6 +79,9 @@ def run(
       CadcError: an error that the user can fix.
     """
     start = time.perf_counter()
+    shown, remote = out, None
+    if isinstance(out, Remote):
+        remote, out = out, storage.scratch_folder(out)
     variants = sweeps.variants(options.sweeps, next(iter(configs.values())))
     grids = {name: _grid(config, options, list(variants)) for name, config in configs.items()}
     _check(Study(out, configs, variants, options.quick), grid.phases(list(grids.values())))
@@ -87,20 +92,26 @@ def run(
         raise ConfigError("no configuration has its data; set CADC_DATA_DIR or data.path")
     for config in configs.values():
         _say_what_is_left_out(config, options)
-    study = Study(out, configs, variants, options.quick, raw, cache, options.trials)
+    study = Study(out, configs, variants, options.quick, raw, cache, options.trials, remote)
     phases = grid.phases([grids[name] for name in configs], tuned=options.trials > 0)
     durable.make_folder(out)
-    with durable.lock(out, flag="out"):
+    with contextlib.ExitStack() as held:
+        held.enter_context(durable.lock(out, flag="out"))
+        if remote is not None:
+            held.enter_context(lease.held(remote, flag="out"))
+            if not (out / "results.csv").exists() and (remote / "results.csv").exists():
+                mirror.local_copy(remote, "out")  # of a study on another machine
         rows = workers.run_cells(study, phases, options.jobs, run_cell)
         reports = report.write(out, rows, _machine(options.jobs), command)
+        study.copy()
     show("\n" + report.summary(reports, rows))
     show(
-        f"\n{out / 'report.html'}, results.csv and results.json; "
+        f"\n{shown / 'report.html'}, results.csv and results.json; "
         f"{time.perf_counter() - start:.0f} s"
     )
     if failed := sum(row["status"] == "failed" for row in rows):
         raise CadcError(
-            f"{failed} of {len(rows)} cells failed; {out / 'results.csv'} says why, and the same "
+            f"{failed} of {len(rows)} cells failed; {shown / 'results.csv'} says why, and the same "
             "command tries them again"
         )
 

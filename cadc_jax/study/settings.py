@@ -9,9 +9,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cadc_jax import configuration
-from cadc_jax.runtime import artifacts
+from cadc_jax.runtime import artifacts, manifest
+from cadc_jax.runtime.mirror import Mirror
+from cadc_jax.runtime.storage import Remote
 from cadc_jax.study.cells import FOLD_IN, Cell
 
+FILES = ("results.csv", "results.json", "report.html")  # in the folder of a study
 QUICK: Mapping[str, Any] = {
     "data.synthetic_rows": 20_000,
     "train.max_evaluations": 3,
@@ -33,6 +36,7 @@ class Study:
       raw: by the name of a configuration, what represents its raw files in a fingerprint.
       cache: folder of compiled programs; None for none.
       trials: settings that the search of each arm tries; 0 for the configured ones.
+      remote: where results and reports are copied to, if the user has given a URL.
     """
 
     out: pathlib.Path
@@ -42,6 +46,24 @@ class Study:
     raw: Mapping[str, list] = dataclasses.field(default_factory=dict)
     cache: pathlib.Path | None = None
     trials: int = 0
+    remote: Remote | None = None
+
+    @property
+    def mirror(self) -> Mirror:
+        """Copies results and reports to the URL that the user has given, if any."""
+        return Mirror(self.out, self.remote)
+
+    def copy(self) -> None:
+        """Copies what there is to the store: artefacts, then the results that come from them.
+
+        Raises:
+          StorageError: if the store cannot be written.
+        """
+        if self.remote is None:
+            return
+        for file in sorted((self.out / "work").glob(f"*/*/[!.]*/{manifest.NAME}")):
+            self.mirror.push(file.parent)
+        self.mirror.push_files(self.out / name for name in FILES)
 
     def config(self, cell: Cell) -> ConfigDict:
         """The configuration of a cell.

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING
 
-from cadc_jax.errors import CadcError
+from cadc_jax.errors import CadcError, StorageError
 from cadc_jax.study import results
 from cadc_jax.study.cells import Cell, SkipCell
 from cadc_jax.study.grid import Pace, duration
@@ -62,6 +62,8 @@ def run_cells(
 
     def finish(cell: Cell, row: Row) -> None:
         results.append_result(path, row)
+        with contextlib.suppress(StorageError):  # the next copy, or the last one, makes up for it
+            study.copy()
         rows[cell] = row
         pace.add(row)
         left.remove(cell)

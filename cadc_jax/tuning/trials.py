@@ -4,7 +4,7 @@ import csv
 import io
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from cadc_jax.runtime import distributed, durable
@@ -39,15 +39,21 @@ class Log:
       results: all of them, those of an earlier process included.
     """
 
-    def __init__(self, names: Sequence[str], file: pathlib.Path | None = None):
+    def __init__(
+        self,
+        names: Sequence[str],
+        file: pathlib.Path | None = None,
+        written: Callable[[], None] = lambda: None,
+    ):
         """Reads the file, if there is one of these names; a damaged one is as good as none.
 
         Args:
           names: of the settings.
           file: the CSV file, rewritten after each result; None for no file.
+          written: called after that.
         """
         self.names = tuple(names)
-        self._file = file
+        self._file, self._written = file, written
         found = distributed.on_first(self._read)
         self.results = [Result(tuple(trial), *rest) for trial, *rest in found]
 
@@ -62,6 +68,7 @@ class Log:
         if self._file is not None and distributed.is_first():
             durable.make_folder(self._file.parent)
             durable.write_text(self._file, self.text())
+            self._written()
 
     def text(self) -> str:
         """The CSV: names, then `resource`, `score` and `seconds`, and a line a result."""

@@ -47,8 +47,8 @@ COMMANDS = (
         (["update", "--from=/nowhere", "--log=x"], "this command needs --workdir=DIR"),
         (["update", "--from=/nowhere", "--log=x", "--out=y"], "--out: 'cadc update' has no such"),
         (["train", "more"], "unexpected argument 'more'"),
-        (["run", f"--config={CRITEO}", "--workdir=gs://b/run"], "gs:// is not supported"),
-        (["train", "--from=s3://b/small"], "--from=s3://b/small: s3:// is not supported"),
+        (["run", f"--config={CRITEO}", "--workdir=hdfs://b/run"], "hdfs:// is not supported"),
+        (["train", "--from=s3:/b/small"], "--from=s3:/b/small: not a URL; write s3://bucket"),
         (["plan", f"--config={CRITEO}", "--workdir=/nowhere"], "give --rows=N, --num_users=N"),
     ],
 )

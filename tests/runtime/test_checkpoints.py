@@ -1,5 +1,6 @@
 """Checkpoints are whole or absent, their damage is found, and a failed save stops no work."""
 
+import functools
 import json
 import sys
 import time
@@ -8,6 +9,7 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
@@ -143,10 +145,10 @@ def test_a_flipped_bit_in_any_file_is_found_and_the_checkpoint_before_is_used(tm
         assert steps(folder) == [1]
 
 
-@pytest.mark.parametrize("lost", ["manifest.json", "_METADATA", "manifest.ocdbt", "d"])
+@pytest.mark.parametrize("lost", ["_METADATA", "manifest.ocdbt", "d"])
 def test_a_checkpoint_that_lacks_a_part_is_skipped(tmp_path, lost):
     save(tmp_path, 1, 2)
-    path = tmp_path / "2" / lost
+    path = tmp_path / "2" / "state" / lost
     path.rename(tmp_path.parent / f"{tmp_path.name}-{lost}")
     found, said = restore(tmp_path)
     assert_is(found, 1)
@@ -167,12 +169,29 @@ def test_if_all_are_damaged_the_work_starts_over_and_says_so(tmp_path):
 
 def test_a_half_written_folder_of_a_killed_run_is_not_a_checkpoint(tmp_path):
     save(tmp_path, 1)
-    half = tmp_path / "2.orbax-checkpoint-tmp"
-    half.mkdir()
-    (half / "d").write_text("half")
-    found, _ = restore(tmp_path)
+    for half in ("state.orbax-checkpoint-tmp", "state"):  # the second by commit files
+        (tmp_path / "2" / half).mkdir(parents=True)
+        (tmp_path / "2" / half / "d").write_text("half")
+    found, said = restore(tmp_path)
     assert_is(found, 1)
-    assert not half.exists()
+    assert steps(tmp_path) == [1] and len(said) == 1
+
+
+def test_a_checkpoint_without_its_manifest_is_half_written(tmp_path):
+    save(tmp_path, 1, 2)
+    (tmp_path / "2" / "manifest.json").unlink()
+    assert_is(restore(tmp_path)[0], 1)
+
+
+def test_orbax_may_write_in_place_with_a_commit_file(tmp_path, monkeypatch):
+    """As it does on file systems without renames."""
+    options = ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.COMMIT_FILE)
+    make = functools.partial(ocp.AsyncCheckpointer, atomicity_options=options)
+    monkeypatch.setattr(checkpoints.ocp, "AsyncCheckpointer", make)
+    assert save(tmp_path, 1, 2, 3) == []
+    assert list((tmp_path / "3").rglob("commit_success.txt"))
+    assert_is(restore(tmp_path)[0], 3)
+    assert steps(tmp_path) == [2, 3]
 
 
 def test_another_format_is_never_used(tmp_path, monkeypatch):

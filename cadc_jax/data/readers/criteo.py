@@ -13,7 +13,6 @@ import codecs
 import functools
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +21,7 @@ from pyarrow import csv
 
 from cadc_jax.data import raw
 from cadc_jax.data.readers import files
+from cadc_jax.runtime.storage import AnyPath
 
 DENSE = tuple(f"I{i}" for i in range(1, 14))
 CATEGORICAL = tuple(f"C{i}" for i in range(1, 27))
@@ -51,7 +51,7 @@ _u64 = np.uint64
 
 
 def open_logs(
-    paths: Sequence[str | Path], folds: Sequence[int] | None = None, block_bytes: int = 1 << 23
+    paths: Sequence[str | AnyPath], folds: Sequence[int] | None = None, block_bytes: int = 1 << 23
 ) -> raw.RawData:
     """Opens Criteo logs; rows come in the order of the files and of their lines.
 
@@ -72,7 +72,7 @@ def open_logs(
       file is missing, empty, binary or truncated.
     """
 
-    def tasks(path: str | Path, piece: files.Piece, fold: int | None) -> Iterator[raw.Task]:
+    def tasks(path: str | AnyPath, piece: files.Piece, fold: int | None) -> Iterator[raw.Task]:
         for block in files.read_blocks(path, block_bytes, piece=piece):
             decode = functools.partial(_chunk, path, piece, block.line, block.text, fold)
             yield raw.Task(block.consumed, decode)
@@ -88,7 +88,7 @@ def open_logs(
     return raw.RawData(name, parts, sum(sizes), confirm=confirm, sizes=sizes)
 
 
-def read_logs(paths: Sequence[str | Path], max_malformed: float = 0.0) -> raw.RawTable:
+def read_logs(paths: Sequence[str | AnyPath], max_malformed: float = 0.0) -> raw.RawTable:
     """Reads logs into memory.
 
     Args:
@@ -102,7 +102,7 @@ def read_logs(paths: Sequence[str | Path], max_malformed: float = 0.0) -> raw.Ra
 
 
 def _chunk(
-    path: str | Path, piece: files.Piece, line: int, text: bytes, fold: int | None
+    path: str | AnyPath, piece: files.Piece, line: int, text: bytes, fold: int | None
 ) -> raw.Chunk:
     """Decodes whole lines, the first of which is number `line` of a piece of the file."""
     rows = _decode_plain(text)

@@ -6,16 +6,18 @@
 
 import codecs
 import functools
+import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import pyarrow as pa
 from pyarrow import parquet
 
 from cadc_jax.errors import DataError
+from cadc_jax.runtime import storage
 from cadc_jax.runtime import text as text_lib
+from cadc_jax.runtime.storage import AnyPath, Remote
 
 HINT = "check `data.path`"
 
@@ -48,30 +50,33 @@ class Piece(NamedTuple):
 WHOLE = Piece()
 
 
-def open_stream(path: str | Path, hint: str = HINT) -> pa.NativeFile:
+def open_stream(path: str | AnyPath, hint: str = HINT, ahead: bool = True) -> pa.NativeFile:
     """Opens a file and reads it as it is stored.
 
     Args:
       path: the file.
       hint: what the user can do if the file is missing; the end of the error message.
+      ahead: whether it is read from start to end, so that a store is asked for more at a time.
 
     Raises:
       DataError: the file is missing, a folder, empty, or not readable.
     """
-    path = Path(path)
+    path = storage.path_of(path)
     if not path.exists():
         raise DataError(f"{path}: no such file; {hint}")
     if path.is_dir():
         raise DataError(f"{path}: a folder where a file is expected; {hint}")
     try:
-        if not path.stat().st_size:
+        if not stored_size([path]):
             raise _empty_error(path)
+        if isinstance(path, Remote):
+            return pa.PythonFile(path.open(ahead), mode="r")
         return pa.OSFile(str(path))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}); {hint}") from error
 
 
-def pieces(path: str | Path, size: int) -> list[Piece]:
+def pieces(path: str | AnyPath, size: int) -> list[Piece]:
     """Divides a text file into pieces, which have the same blocks as the whole file.
 
     A compressed file is one piece, because it can only be read from its start. A file that cannot
@@ -84,7 +89,7 @@ def pieces(path: str | Path, size: int) -> list[Piece]:
     length = size * _PIECE_BLOCKS
     starts = range(0, stored_size([path]), length)
     try:
-        with open(path, "rb") as file:
+        with _open(path) as file:
             plain = file.read(2) not in _COMPRESSIONS
     except OSError:
         plain = False
@@ -93,7 +98,7 @@ def pieces(path: str | Path, size: int) -> list[Piece]:
 
     @functools.cache  # because every later piece asks for it
     def lines_from(start: int) -> int:
-        with open(path, "rb") as file:
+        with _open(path) as file:
             file.seek(start)
             return sum(file.read(size).count(b"\n") for _ in range(_PIECE_BLOCKS))
 
@@ -105,7 +110,7 @@ def pieces(path: str | Path, size: int) -> list[Piece]:
 
 
 def read_blocks(
-    path: str | Path, size: int, hint: str = HINT, piece: Piece = WHOLE, utf8: bool = True
+    path: str | AnyPath, size: int, hint: str = HINT, piece: Piece = WHOLE, utf8: bool = True
 ) -> Iterator[Block]:
     r"""Yields the lines of a text file in blocks.
 
@@ -162,12 +167,13 @@ def read_blocks(
             raise _empty_error(path)
 
 
-def stored_size(paths: Iterable[str | Path]) -> int:
+def stored_size(paths: Iterable[str | AnyPath]) -> int:
     """Bytes of the files as they are stored; a missing file counts 0."""
-    return sum(os.path.getsize(path) for path in paths if os.path.exists(path))
+    found = (_state(path) for path in paths)
+    return sum(state[0] for state in found if state is not None)
 
 
-def unpacked_size(paths: Iterable[str | Path]) -> int:
+def unpacked_size(paths: Iterable[str | AnyPath]) -> int:
     """Bytes of the files' content: decompressed, or the plain values of a Parquet file's columns.
 
     Raises:
@@ -176,11 +182,12 @@ def unpacked_size(paths: Iterable[str | Path]) -> int:
     return sum(map(_unpacked_size, paths))
 
 
-def _unpacked_size(path: str | Path) -> int:
+def _unpacked_size(path: str | AnyPath) -> int:
     with open_stream(path) as file:
         head = file.read(4)
         if head == b"PAR1":
-            groups = parquet.read_metadata(path)
+            file.seek(0)
+            groups = parquet.read_metadata(file)
             return sum(groups.row_group(i).total_byte_size for i in range(groups.num_row_groups))
         if head[:2] not in _COMPRESSIONS:
             return stored_size([path])
@@ -189,13 +196,13 @@ def _unpacked_size(path: str | Path) -> int:
         return sum(map(len, iter(lambda: _read(stream, _COUNTED_BYTES, path), b"")))
 
 
-def unchanged_since_now(paths: Sequence[str | Path]) -> Callable[[], None]:
+def unchanged_since_now(paths: Sequence[str | AnyPath]) -> Callable[[], None]:
     """Returns a check that raises DataError if a file has changed since this call."""
-    before = [_size_and_time(path) for path in paths]
+    before = [_state(path) for path in paths]
 
     def check() -> None:
         for path, state in zip(paths, before, strict=True):
-            if _size_and_time(path) != state:
+            if _state(path) != state:
                 raise DataError(
                     f"{path}: the file changed while it was read; run again when it is whole"
                 )
@@ -211,7 +218,7 @@ def is_utf8(text: bytes) -> bool:
         return False
 
 
-def check_columns(path: str | Path, names: Sequence[str], present: Sequence[str]) -> None:
+def check_columns(path: str | AnyPath, names: Sequence[str], present: Sequence[str]) -> None:
     """Checks the columns of a file.
 
     Args:
@@ -233,26 +240,26 @@ def check_columns(path: str | Path, names: Sequence[str], present: Sequence[str]
         raise DataError(f"{path}: {fault}; there are {', '.join(shown)}")
 
 
-def too_large_error(path: str | Path, most: str) -> DataError:
+def too_large_error(path: str | AnyPath, most: str) -> DataError:
     """Returns the error for a file that is read as a whole and holds more than `most`."""
     return DataError(
         f"{path}: more than {most}, too much for a file that is read as a whole; make it smaller"
     )
 
 
-def no_rows_error(path: str | Path) -> DataError:
+def no_rows_error(path: str | AnyPath) -> DataError:
     """Returns the error for a table without rows."""
     return DataError(f"{path}: no rows; {HINT}, or do not name the file")
 
 
-def binary_error(path: str | Path) -> DataError:
+def binary_error(path: str | AnyPath) -> DataError:
     """Returns the error for a file that is not text."""
     return DataError(
         f"{path}: a binary file (or not in UTF-8) where text is expected; name the unpacked text"
     )
 
 
-def _empty_error(path: str | Path) -> DataError:
+def _empty_error(path: str | AnyPath) -> DataError:
     return DataError(f"{path}: the file is empty; get a whole copy of it, or do not name it")
 
 
@@ -273,7 +280,7 @@ def _decompressed(file: pa.NativeFile) -> pa.NativeFile:
     return pa.CompressedInputStream(file, compression) if compression else file
 
 
-def _read(stream: pa.NativeFile, size: int, path: str | Path) -> bytes:
+def _read(stream: pa.NativeFile, size: int, path: str | AnyPath) -> bytes:
     try:
         return stream.read(size)
     except OSError as error:
@@ -282,7 +289,7 @@ def _read(stream: pa.NativeFile, size: int, path: str | Path) -> bytes:
         ) from error
 
 
-def _check_text(path: str | Path, head: bytes, utf8: bool) -> None:
+def _check_text(path: str | AnyPath, head: bytes, utf8: bool) -> None:
     """Raises DataError unless the first bytes of a file are text, if `utf8` in UTF-8."""
     try:
         if utf8:
@@ -297,10 +304,19 @@ def _unix_lines(text: bytes) -> bytes:
     return text.replace(b"\r\n", b"\n") if b"\r" in text else text  # the test makes it faster
 
 
-def _size_and_time(path: str | Path) -> tuple[int, int] | None:
-    """Size and modification time of a file; None if it is missing."""
+def _open(path: str | AnyPath) -> BinaryIO | io.RawIOBase:
+    """Opens a file that may be missing; raises OSError then."""
+    place = storage.path_of(path)
+    return place.open() if isinstance(place, Remote) else open(place, "rb")
+
+
+def _state(path: str | AnyPath) -> tuple[int, int | str] | None:
+    """Size, and modification time or version, of a file; None if it is missing."""
+    place = storage.path_of(path)
     try:
-        stat = os.stat(path)
+        if isinstance(place, Remote):
+            return place.state()
+        stat = os.stat(place)
     except OSError:
         return None
     return stat.st_size, stat.st_mtime_ns

@@ -13,7 +13,6 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +22,8 @@ from pyarrow import csv
 from cadc_jax.data import raw
 from cadc_jax.data.readers import files
 from cadc_jax.errors import ConfigError, DataError
+from cadc_jax.runtime import storage
+from cadc_jax.runtime.storage import AnyPath
 
 VARIANTS = ("100k", "1m", "10m")
 HINT = (
@@ -53,7 +54,7 @@ _VALID = {
 }
 
 
-def read_movielens(folder: str | Path, variant: str) -> raw.RawTable:
+def read_movielens(folder: str | AnyPath, variant: str) -> raw.RawTable:
     """Reads the ratings, the items and the users; 10M has no users.
 
     Args:
@@ -75,7 +76,7 @@ def read_movielens(folder: str | Path, variant: str) -> raw.RawTable:
         raise ConfigError(
             f"MovieLens '{variant}': no such variant; take one of {', '.join(VARIANTS)}"
         )
-    folder = Path(folder)
+    folder = storage.path_of(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; {HINT}")
     names = content_files(variant)
@@ -86,7 +87,7 @@ def read_movielens(folder: str | Path, variant: str) -> raw.RawTable:
     )
 
 
-def ratings_file(folder: Path, variant: str) -> Path:
+def ratings_file(folder: AnyPath, variant: str) -> AnyPath:
     """The file of ratings in a folder; where there is none, the first name it may have."""
     names = _RATINGS[variant]
     return next((folder / name for name in names if (folder / name).exists()), folder / names[0])
@@ -101,12 +102,12 @@ def content_files(variant: str) -> dict[str, str]:
     )
 
 
-def read_content(kind: str, path: str | Path, variant: str) -> raw.EntityTable:
+def read_content(kind: str, path: str | AnyPath, variant: str) -> raw.EntityTable:
     """`read_users` if `kind` is 'user', else `read_items`."""
     return (read_users if kind == "user" else read_items)(path, variant)
 
 
-def read_users(path: str | Path, variant: str) -> raw.EntityTable:
+def read_users(path: str | AnyPath, variant: str) -> raw.EntityTable:
     """Reads the users of '100k' (u.user) or '1m' (users.dat).
 
     Raises:
@@ -132,7 +133,7 @@ def read_users(path: str | Path, variant: str) -> raw.EntityTable:
     )
 
 
-def read_items(path: str | Path, variant: str) -> raw.EntityTable:
+def read_items(path: str | AnyPath, variant: str) -> raw.EntityTable:
     """Reads the items of '100k' (u.item), '1m' or '10m' (movies.dat).
 
     Raises:
@@ -157,7 +158,7 @@ def read_items(path: str | Path, variant: str) -> raw.EntityTable:
     )
 
 
-def read_ratings(path: Path, variant: str) -> raw.RawTable:
+def read_ratings(path: AnyPath, variant: str) -> raw.RawTable:
     """Reads a file of ratings, without content.
 
     Raises:
@@ -185,7 +186,7 @@ def read_ratings(path: Path, variant: str) -> raw.RawTable:
 
 
 def _read_columns(
-    path: str | Path, separator: str, types: Mapping[str, pa.DataType], optional: str = ""
+    path: str | AnyPath, separator: str, types: Mapping[str, pa.DataType], optional: str = ""
 ) -> dict[str, pa.ChunkedArray]:
     """Reads a text file without a header, in ASCII or Latin-1.
 

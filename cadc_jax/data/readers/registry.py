@@ -2,7 +2,6 @@
 
 import dataclasses
 import fnmatch
-import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -11,13 +10,16 @@ from cadc_jax.data import raw
 from cadc_jax.data.raw import SPLITS, TEST, TRAIN, VALIDATION
 from cadc_jax.data.readers import criteo, movielens, tabular, tfds_reader
 from cadc_jax.errors import ConfigError, DataError
+from cadc_jax.runtime import storage
+from cadc_jax.runtime.storage import AnyPath
 
 _NO_TABLES = (".", "_", "readme", "license")  # how names begin
 _TABLES = (".csv", ".tsv", ".txt", ".dat", ".data", ".parquet", ".arrow")  # ends of names
+Place = TypeVar("Place", bound=AnyPath)
 T = TypeVar("T", tabular.ColumnNames, tabular.ContentFile)
 
 
-def open_raw_data(reader: str, path: pathlib.Path, settings: Mapping[str, Any]) -> raw.RawData:
+def open_raw_data(reader: str, path: AnyPath, settings: Mapping[str, Any]) -> raw.RawData:
     """Opens a raw data set, to be read in chunks.
 
     Args:
@@ -58,7 +60,7 @@ def open_raw_data(reader: str, path: pathlib.Path, settings: Mapping[str, Any]) 
     return tabular.open_rows(path, files, columns, settings["block_bytes"])
 
 
-def raw_files(reader: str, path: pathlib.Path, settings: Mapping[str, Any]) -> list[pathlib.Path]:
+def raw_files(reader: str, path: AnyPath, settings: Mapping[str, Any]) -> list[AnyPath]:
     """Returns the raw files, for the reader and for the fingerprint of the data.
 
     Args:
@@ -70,7 +72,7 @@ def raw_files(reader: str, path: pathlib.Path, settings: Mapping[str, Any]) -> l
     if reader == "tabular":
         return _table_files(path, settings)
     if reader == "tfds":
-        return tfds_reader.stored_files(settings["tfds_name"], settings["path"] or None)
+        return [*tfds_reader.stored_files(settings["tfds_name"], settings["path"] or None)]
     if path.is_dir():
         entries = [entry for entry in path.iterdir() if entry.name[0] != "."]
         files = [entry for entry in entries if entry.is_file()]
@@ -89,7 +91,7 @@ def raw_files(reader: str, path: pathlib.Path, settings: Mapping[str, Any]) -> l
     return [path]
 
 
-def added_files(reader: str, path: pathlib.Path, settings: Mapping[str, Any]) -> list[pathlib.Path]:
+def added_files(reader: str, path: AnyPath, settings: Mapping[str, Any]) -> list[AnyPath]:
     """The files of rows that are added to a data set.
 
     Args:
@@ -114,9 +116,7 @@ def added_files(reader: str, path: pathlib.Path, settings: Mapping[str, Any]) ->
     return raw_files("criteo", path, settings) if reader == "criteo" else [path]
 
 
-def open_added(
-    reader: str, paths: Sequence[pathlib.Path], settings: Mapping[str, Any]
-) -> raw.RawData:
+def open_added(reader: str, paths: Sequence[AnyPath], settings: Mapping[str, Any]) -> raw.RawData:
     """Opens files of rows that are added to a data set; none of them is held out.
 
     Args:
@@ -147,7 +147,7 @@ def content_files(reader: str, settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def read_content(
-    reader: str, kind: str, path: pathlib.Path, settings: Mapping[str, Any]
+    reader: str, kind: str, path: AnyPath, settings: Mapping[str, Any]
 ) -> raw.EntityTable:
     """Reads the content of all users or items.
 
@@ -165,7 +165,7 @@ def read_content(
     return tabular.read_content(path, format, kind)
 
 
-def _table_files(path: pathlib.Path, settings: Mapping[str, Any]) -> list[pathlib.Path]:
+def _table_files(path: AnyPath, settings: Mapping[str, Any]) -> list[AnyPath]:
     names = [name for of_split in _row_files(path, settings) for name in of_split]
     names.append(settings["negatives_file"])
     names += [settings["user_content"]["file"], settings["item_content"]["file"]]
@@ -176,7 +176,7 @@ def _table_files(path: pathlib.Path, settings: Mapping[str, Any]) -> list[pathli
     return files
 
 
-def _row_files(path: pathlib.Path, settings: Mapping[str, Any]) -> list[list[str]]:
+def _row_files(path: AnyPath, settings: Mapping[str, Any]) -> list[list[str]]:
     """Files of training, validation and test rows, relative to the folder `path`.
 
     A validation or test file is no training file, even if the pattern of these matches it.
@@ -187,7 +187,7 @@ def _row_files(path: pathlib.Path, settings: Mapping[str, Any]) -> list[list[str
     return [[name for name in train if name not in others] or train, *held_out]
 
 
-def _matching(path: pathlib.Path, name: str) -> list[str]:
+def _matching(path: AnyPath, name: str) -> list[str]:
     """The files in the folder `path` that a name means: a file, a folder of files, or a pattern.
 
     Raises:
@@ -209,10 +209,10 @@ def _matching(path: pathlib.Path, name: str) -> list[str]:
         files = [file for file in path.glob(name) if file.is_file() and file.name[0] != "."]
     if not files:
         raise DataError(f"{place}: no such file of rows; check data.path and the name")
-    return [str(file.relative_to(path)) for file in in_natural_order(files)]
+    return [storage.relative(file, path) for file in in_natural_order(files)]
 
 
-def in_natural_order(files: Iterable[pathlib.Path]) -> list[pathlib.Path]:
+def in_natural_order(files: Iterable[Place]) -> list[Place]:
     """Files by their names, in which numbers count by value: day_2 comes before day_10."""
     return sorted(files, key=_natural_order)
 
@@ -229,7 +229,7 @@ def split_of(name: str) -> str | None:
     return found[1].lower() if found else None
 
 
-def _folds(paths: Sequence[pathlib.Path], settings: Mapping[str, Any]) -> list[int]:
+def _folds(paths: Sequence[AnyPath], settings: Mapping[str, Any]) -> list[int]:
     """The split of each file, by the names of the validation and test files."""
     folds = dict.fromkeys(paths, TRAIN)
     for split, fold in (("validation", VALIDATION), ("test", TEST)):
@@ -244,7 +244,7 @@ def _folds(paths: Sequence[pathlib.Path], settings: Mapping[str, Any]) -> list[i
     return list(folds.values())
 
 
-def _natural_order(file: pathlib.Path) -> list:
+def _natural_order(file: AnyPath) -> list:
     """Sort key that puts day_2 before day_10: numbers in names count by value."""
     parts = re.split(r"(\d+)", file.name)
     return [int(part) if part.isdigit() else part for part in parts]

@@ -15,7 +15,6 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +37,8 @@ from cadc_jax.data.readers.tabular_parquet import ParquetFile
 from cadc_jax.data.readers.tabular_rows import Field
 from cadc_jax.data.readers.tabular_text import TextFile
 from cadc_jax.errors import ConfigError, DataError
+from cadc_jax.runtime import storage
+from cadc_jax.runtime.storage import AnyPath
 
 TableFile = TextFile | ParquetFile | ArrowFile | AdjacencyFile
 _MOST_NEGATIVES = 1 << 28  # of all test rows, in memory
@@ -139,7 +140,7 @@ class TableFiles:
 
 
 def open_rows(
-    folder: str | Path, table_files: TableFiles, columns: ColumnNames, block_bytes: int = 1 << 23
+    folder: str | AnyPath, table_files: TableFiles, columns: ColumnNames, block_bytes: int = 1 << 23
 ) -> raw.RawData:
     """Opens a data set of table files.
 
@@ -167,7 +168,7 @@ def open_rows(
         negatives are too large for memory.
     """
     _check_arguments(table_files, columns)
-    folder = Path(folder)
+    folder = storage.path_of(folder)
     paths = [folder / file for file, _ in table_files.row_files]
     confirm = files.unchanged_since_now(paths + [folder / file for file in table_files.other_files])
     opened: Sequence[TableFile]
@@ -207,7 +208,7 @@ def open_rows(
 
 
 def read_rows(
-    folder: str | Path,
+    folder: str | AnyPath,
     train: str | Sequence[str],
     columns: ColumnNames,
     *,
@@ -314,7 +315,7 @@ def _features(
 
 
 def _open(
-    path: Path, columns: ColumnNames | ContentFile, names: Sequence[str] | None = None
+    path: AnyPath, columns: ColumnNames | ContentFile, names: Sequence[str] | None = None
 ) -> TextFile | ParquetFile | ArrowFile:
     """Opens a file, and checks that it has rows and these columns (None: any)."""
     if path.suffix == ".parquet":
@@ -372,7 +373,7 @@ def _text_bytes(column: pa.ChunkedArray) -> int:
     )
 
 
-def read_content(path: Path, content: ContentFile, kind: str) -> raw.EntityTable:
+def read_content(path: AnyPath, content: ContentFile, kind: str) -> raw.EntityTable:
     """Reads the content of users or items.
 
     Args:
@@ -408,7 +409,7 @@ def read_content(path: Path, content: ContentFile, kind: str) -> raw.EntityTable
     )
 
 
-def _read_negatives(path: Path, columns: ColumnNames, test: Iterator[raw.Task]) -> raw.Negatives:
+def _read_negatives(path: AnyPath, columns: ColumnNames, test: Iterator[raw.Task]) -> raw.Negatives:
     """The negatives of each test row, K columns of items."""
     file = _open(path, dataclasses.replace(columns, header=()))
     user_column, *item_columns = file.types

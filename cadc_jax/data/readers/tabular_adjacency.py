@@ -6,7 +6,6 @@ several lines, and a line of a user alone has no row.
 
 import functools
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +14,7 @@ import pyarrow.compute as pc
 
 from cadc_jax.data.readers import files
 from cadc_jax.data.readers.tabular_rows import EXAMPLES, FileRows
+from cadc_jax.runtime.storage import AnyPath
 
 USER, ITEM = "user", "item"  # names of the columns
 _HEAD_BYTES = 1 << 23  # a line may have as many
@@ -23,11 +23,11 @@ _HEAD_BYTES = 1 << 23  # a line may have as many
 class AdjacencyFile(NamedTuple):
     """A file of a user's items in each line."""
 
-    path: Path
+    path: AnyPath
     types: dict[str, pa.DataType]
 
 
-def open_file(path: Path) -> AdjacencyFile:
+def open_file(path: AnyPath) -> AdjacencyFile:
     """Opens a file, and checks that it has a row.
 
     Raises:

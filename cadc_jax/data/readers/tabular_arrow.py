@@ -6,7 +6,6 @@ whole, and small ones are joined.
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -16,6 +15,7 @@ from cadc_jax.data.readers import files
 from cadc_jax.data.readers.tabular_parquet import column_types
 from cadc_jax.data.readers.tabular_rows import FileRows
 from cadc_jax.errors import DataError
+from cadc_jax.runtime.storage import AnyPath
 from cadc_jax.runtime.text import one_line
 
 _ROWS = 1 << 16  # of the small batches that are joined, at most
@@ -26,11 +26,11 @@ _FILE_MAGIC = b"ARROW1"  # a stream begins with the length of its schema
 class ArrowFile(NamedTuple):
     """An Arrow file that exists and has the wanted columns."""
 
-    path: Path
+    path: AnyPath
     types: dict[str, pa.DataType]  # of the columns to read
 
 
-def schema_of(path: Path) -> pa.Schema:
+def schema_of(path: AnyPath) -> pa.Schema:
     """The schema of an Arrow file.
 
     Raises:
@@ -40,7 +40,7 @@ def schema_of(path: Path) -> pa.Schema:
     return schema
 
 
-def open_file(path: Path, names: Sequence[str] | None) -> ArrowFile:
+def open_file(path: AnyPath, names: Sequence[str] | None) -> ArrowFile:
     """Reads the schema of an Arrow file, and checks its columns.
 
     Args:
@@ -74,7 +74,7 @@ def read_arrow_rows(file: ArrowFile) -> Iterator[tuple[int, Callable[[], FileRow
         yield consumed, functools.partial(_joined, file, waiting, first)
 
 
-def _batches(path: Path) -> Iterator[tuple[pa.Schema, pa.RecordBatch | None, int]]:
+def _batches(path: AnyPath) -> Iterator[tuple[pa.Schema, pa.RecordBatch | None, int]]:
     """Yields the schema, and then with it each batch and the bytes that were read for it."""
     with files.open_stream(path) as source:
         is_file = source.read(len(_FILE_MAGIC)) == _FILE_MAGIC

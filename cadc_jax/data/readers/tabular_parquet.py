@@ -7,7 +7,6 @@ by the sizes that the file states. Only a page, of at most 2 GiB, is unpacked as
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -17,6 +16,7 @@ import pyarrow.parquet
 from cadc_jax.data.readers import files
 from cadc_jax.data.readers.tabular_rows import FileRows
 from cadc_jax.errors import DataError
+from cadc_jax.runtime.storage import AnyPath
 from cadc_jax.runtime.text import one_line
 
 _GROUP_BYTES = 1 << 27  # a row group of more decoded bytes is read in batches
@@ -28,12 +28,12 @@ _BUFFER_BYTES = 1 << 20  # of each column that are read from the file at once
 class ParquetFile(NamedTuple):
     """A Parquet file that exists and has the wanted columns."""
 
-    path: Path
+    path: AnyPath
     types: dict[str, pa.DataType]  # of the columns to read
     metadata: pyarrow.parquet.FileMetaData
 
 
-def open_file(path: Path, names: Sequence[str] | None) -> ParquetFile:
+def open_file(path: AnyPath, names: Sequence[str] | None) -> ParquetFile:
     """Reads the metadata of a Parquet file, and checks its columns.
 
     Args:
@@ -44,9 +44,11 @@ def open_file(path: Path, names: Sequence[str] | None) -> ParquetFile:
       DataError: the file is missing or damaged, lacks a column, has no rows, or holds lists or
         other nested values in a column to read.
     """
-    files.open_stream(path).close()
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with (
+            files.open_stream(path, ahead=False) as source,
+            pyarrow.parquet.ParquetFile(source) as file,
+        ):
             metadata, schema = file.metadata, file.schema_arrow
         groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
     except (pa.ArrowException, OSError) as error:
@@ -57,7 +59,7 @@ def open_file(path: Path, names: Sequence[str] | None) -> ParquetFile:
 
 
 def column_types(
-    path: Path, schema: pa.Schema, names: Sequence[str] | None, has_rows: bool
+    path: AnyPath, schema: pa.Schema, names: Sequence[str] | None, has_rows: bool
 ) -> dict[str, pa.DataType]:
     """The type of the values of each column to read; of a dictionary, that of its values.
 
@@ -135,13 +137,17 @@ def _read_batches(file: ParquetFile, group: int, rows: int) -> Iterator[pa.Table
     types = {name: kind for name, kind in file.types.items() if name not in texts}
     found = 0
     try:
-        with pyarrow.parquet.ParquetFile(
-            file.path,
-            metadata=file.metadata,
-            read_dictionary=texts,
-            page_checksum_verification=True,
-            buffer_size=_BUFFER_BYTES,
-        ) as opened:
+        source = files.open_stream(file.path, ahead=False)
+        with (
+            source,
+            pyarrow.parquet.ParquetFile(
+                source,
+                metadata=file.metadata,
+                read_dictionary=texts,
+                page_checksum_verification=True,
+                buffer_size=_BUFFER_BYTES,
+            ) as opened,
+        ):
             for batch in opened.iter_batches(rows, [group], list(file.types), use_threads=False):
                 # The cast replaces dictionaries of numbers by their values.
                 columns = {name: pc.cast(batch[name], kind) for name, kind in types.items()}
@@ -168,5 +174,5 @@ def _is_text(kind: pa.DataType) -> bool:
     return any(test(kind) for test in tests)
 
 
-def _damaged_error(path: Path, error: object) -> DataError:
+def _damaged_error(path: AnyPath, error: object) -> DataError:
     return DataError(f"{path}: not a whole Parquet file ({one_line(error)}); {files.HINT}")

@@ -6,7 +6,6 @@ A file's parser yields `FileRows`. `chunk` converts them field by field with one
 
 import functools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ import pyarrow.compute as pc
 from cadc_jax.data import raw
 from cadc_jax.data.readers import files
 from cadc_jax.errors import DataError
+from cadc_jax.runtime.storage import AnyPath
 
 EXAMPLES = 5  # malformed rows quoted in the report of a chunk
 
@@ -58,7 +58,7 @@ class Field(NamedTuple):
     convert: Convert
 
 
-def chunk(path: Path, rows: FileRows, fields: Sequence[Field], fold: int | None) -> raw.Chunk:
+def chunk(path: AnyPath, rows: FileRows, fields: Sequence[Field], fold: int | None) -> raw.Chunk:
     """Converts the rows, and leaves out those with a malformed value.
 
     Args:
@@ -90,7 +90,7 @@ def chunk(path: Path, rows: FileRows, fields: Sequence[Field], fold: int | None)
     return raw.Chunk(table, raw.ReadReport(len(table), malformed=malformed, examples=tuple(quoted)))
 
 
-def _convert(path: Path, column: pa.ChunkedArray, field: Field) -> tuple[pa.Array, list[_Fault]]:
+def _convert(path: AnyPath, column: pa.ChunkedArray, field: Field) -> tuple[pa.Array, list[_Fault]]:
     encoded = pa.types.is_dictionary(column.type)
     try:
         if encoded:

@@ -10,7 +10,6 @@ import functools
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -19,6 +18,7 @@ import pyarrow.csv
 from cadc_jax.data.readers import files
 from cadc_jax.data.readers.tabular_rows import EXAMPLES, FileRows
 from cadc_jax.errors import ConfigError, DataError
+from cadc_jax.runtime.storage import AnyPath
 
 WIDE, _CUT = "::", "\x1f"  # a separator of two characters, and the one that is read in its place
 HEAD_BYTES = 1 << 20  # bytes at the start of a file that are searched for the header
@@ -27,7 +27,7 @@ HEAD_BYTES = 1 << 20  # bytes at the start of a file that are searched for the h
 class TextFile(NamedTuple):
     """A CSV or TSV file that exists and has the wanted columns."""
 
-    path: Path
+    path: AnyPath
     types: dict[str, pa.DataType]  # of the columns to read
     separator: str
     names: list[str]  # of all columns
@@ -35,7 +35,7 @@ class TextFile(NamedTuple):
 
 
 def open_file(
-    path: Path, separator: str, header: Sequence[str], names: Sequence[str] | None
+    path: AnyPath, separator: str, header: Sequence[str], names: Sequence[str] | None
 ) -> TextFile:
     """Reads the header of a text file, and checks its columns.
 
@@ -77,7 +77,7 @@ def read_text_rows(
         yield consumed, functools.partial(_parse_block, file, line, text)
 
 
-def _parse_header(path: Path, separator: str, row: bytes) -> list[str]:
+def _parse_header(path: AnyPath, separator: str, row: bytes) -> list[str]:
     if not row:
         raise files.no_rows_error(path)
     if not files.is_utf8(row):
@@ -186,7 +186,7 @@ def _rows(text: bytes, separator: str) -> Iterator[re.Match[bytes]]:
     return (row for row in _grammar(separator).row.finditer(text) if len(row.group()) > 1)
 
 
-def _blocks_of_rows(path: Path, separator: str, block_bytes: int) -> Iterator[files.Block]:
+def _blocks_of_rows(path: AnyPath, separator: str, block_bytes: int) -> Iterator[files.Block]:
     """Yields blocks as `files.read_blocks`, but of whole rows, which may have several lines."""
     line, rest, consumed = 1, b"", 0
     for block in files.read_blocks(path, block_bytes):
