@@ -15,6 +15,7 @@ from cadc_jax.factorization.interactions import (
     make_layout,
     pack,
     scaled_values,
+    share_of_rows,
 )
 from tests.factorization import reference
 
@@ -90,6 +91,59 @@ def test_chunks_hold_every_entry_once(users, items, entries, chunk, devices, see
         assert len(set(layout.position)) == len(layout.position)
         assert layout.position.max() < layout.table_rows
         assert layout.table_rows % devices == 0
+
+
+@settings(max_examples=60)
+@given(
+    rows=st.integers(1, 12),
+    entries=st.integers(0, 120),
+    chunk=st.sampled_from([2, 5, 16, 64]),
+    overhead=st.sampled_from([1, 4, 64]),
+    own=st.sampled_from([[0], [3], [1, 2], [0, 2], [0, 1, 2, 3]]),
+    seed=st.integers(0, 99),
+)
+def test_the_chunks_of_some_devices_are_those_of_all_devices(
+    rows, entries, chunk, overhead, own, seed
+):
+    rng = np.random.default_rng(seed)
+    row, column = rng.integers(0, rows, entries), rng.integers(0, 30, entries)
+    value = rng.integers(1, 3, entries).astype(np.float32)
+    x = Interactions.from_rows(row, column, rows, 30, value).by_user
+    layout = make_layout(x.counts, Chunking(chunk, None, overhead), devices=4)
+    position = rng.permutation(30).astype(np.int32)
+    wholes = pack(x, layout, position)
+    for whole, part in zip(wholes, pack(x, layout, position, own), strict=True):
+        for name in ("index", "row", "length", "value"):
+            expected, found = getattr(whole, name), getattr(part, name)
+            if expected is None:
+                assert found is None
+                continue
+            by_device = np.split(expected, 4)
+            np.testing.assert_array_equal(found, np.concatenate([by_device[d] for d in own]))
+
+
+def test_a_device_needs_no_rows_but_its_own():
+    x = Interactions.from_rows(np.arange(40).repeat(3), np.tile(np.arange(3), 40), 40, 3).by_user
+    layout = make_layout(x.counts, Chunking(8), devices=4)
+    taken = []
+
+    class Watched(SparseRows):
+        def take(self, rows):
+            taken.append(rows)
+            return super().take(rows)
+
+    for device in range(4):
+        pack(
+            Watched(x.offsets, x.columns, x.values), layout, np.arange(3, dtype=np.int32), [device]
+        )
+    np.testing.assert_array_equal(np.sort(np.concatenate(taken)), np.arange(40))
+
+
+def test_shares_of_rows_have_about_as_many_entries():
+    counts = np.array([5, 1, 1, 1, 1, 1, 5, 5])
+    shares = [share_of_rows(counts, process, 4) for process in range(4)]
+    np.testing.assert_array_equal(np.concatenate(shares), np.arange(8))
+    assert max(counts[share].sum() for share in shares) <= 10
 
 
 def test_each_device_stores_the_short_rows_that_it_solves():
