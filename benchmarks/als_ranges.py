@@ -52,7 +52,7 @@ def main() -> None:
             ratio = None if before is None else before / (peak - base)
             print(
                 f"{processes:9d}  {peak:7.0f}  {base:7.0f}  {peak - base:9.0f}  "
-                f"{ratio or 0:19.2f}  {seconds:7.1f}  {difference:18.1e}",
+                f"{ratio or 0:17.2f}  {seconds:7.1f}  {difference:18.1e}",
                 flush=True,
             )
             if ratio is not None:
