@@ -392,7 +392,7 @@ def pack(
       of each.
     """
     segments, width = layout.segments, layout.segment
-    pieces = _pieces(layout, range(layout.devices) if devices is None else devices)
+    pieces = pieces_of(layout, range(layout.devices) if devices is None else devices)
     at = _ranges(pieces.place, pieces.need)
     row = np.full(pieces.chunks * segments, max(0, layout.chunk_rows - 1), np.int32)
     row[pieces.short_chunks * segments :] = max(0, layout.long_rows - 1)
@@ -424,7 +424,7 @@ def pack(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Pieces:
+class Pieces:
     """The rows of some devices. A long row may continue on other devices: then it is a part."""
 
     whole: bool  # whether these are all devices; `row` then has each row once, in order
@@ -436,22 +436,23 @@ class _Pieces:
     chunks: int  # of these devices
 
 
-def _pieces(layout: Layout, devices: Sequence[int]) -> _Pieces:
+def pieces_of(layout: Layout, devices: Sequence[int]) -> Pieces:
     """Which segments the chunks of some devices hold."""
+    chunk = layout.chunk.astype(np.int64)  # segments may be more than int32 counts
     need = -(-layout.counts // layout.segment)
     order = np.lexsort((layout.slot, layout.chunk))
     before = np.zeros_like(need)  # segments of all rows that come earlier in this order
     before[order] = np.cumsum(need[order]) - need[order]
     load = np.bincount(layout.chunk, need, layout.chunks + 1).astype(np.int64)
     # First segment of each row. Long rows follow each other without regard to chunks.
-    first = layout.chunk * layout.segments + before - (np.cumsum(load) - load)[layout.chunk]
+    first = chunk * layout.segments + before - (np.cumsum(load) - load)[chunk]
     short = layout.chunks // layout.devices * layout.segments  # segments of a device
     long = -(-load[-1] // (layout.segments * layout.devices)) * layout.segments
     count = len(devices)
     chunks = count * short // layout.segments, count * (short + long) // layout.segments
     if count == layout.devices:
         everywhere = np.arange(len(need))
-        return _Pieces(True, everywhere, np.zeros_like(need), need, first, *chunks)
+        return Pieces(True, everywhere, np.zeros_like(need), need, first, *chunks)
 
     parts = []
     begin = np.where(layout.chunk < layout.chunks, first, -1)
@@ -469,11 +470,11 @@ def _pieces(layout: Layout, devices: Sequence[int]) -> _Pieces:
         place = count * short + nth * long + start - low
         parts.append((is_long[at], start - begin[at], np.minimum(end[at], high) - start, place))
     row, skip, own, place = map(np.concatenate, zip(*parts, strict=True))
-    return _Pieces(False, row, skip, own, place, *chunks)
+    return Pieces(False, row, skip, own, place, *chunks)
 
 
 def _entries_of(
-    rows: Rows, pieces: _Pieces, width: int, counts: np.ndarray
+    rows: Rows, pieces: Pieces, width: int, counts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Columns and values of the entries of pieces, `counts` [n] of each."""
     if pieces.whole:

@@ -14,6 +14,7 @@ from cadc_jax.factorization.interactions import (
     check_places,
     make_layout,
     pack,
+    pieces_of,
     scaled_values,
     share_of_rows,
 )
@@ -220,6 +221,38 @@ def test_places_are_counted_in_int32():
     check_places(2**31 - 1)
     with pytest.raises(DataError, match="at most 2,147,483,647 users or items"):
         check_places(2**31)
+
+
+def test_more_than_two_to_the_31_entries_have_places():
+    """Rows of 2^29 entries in a chunk of each device, and one row that goes on on four devices."""
+    layout = Layout(
+        counts=np.array([2**29] * 8 + [2**33]),
+        position=np.arange(9, dtype=np.int32),
+        chunk=np.arange(9, dtype=np.int32),
+        slot=np.zeros(9, np.int32),
+        devices=8,
+        chunks=8,
+        chunk_rows=1,
+        long_rows=8,
+        segments=2**29,
+        segment=1,
+    )
+    found = pieces_of(layout, range(8))
+    np.testing.assert_array_equal(found.place, 2**29 * np.arange(9))
+    assert found.chunks == 8 + 2**33 // 2**29
+    last = pieces_of(layout, [6, 7])
+    np.testing.assert_array_equal(last.row, [6, 7, 8, 8])
+    np.testing.assert_array_equal(last.skip, [0, 0, 6 * 2**30, 7 * 2**30])
+    np.testing.assert_array_equal(last.need, [2**29, 2**29, 2**30, 2**30])
+    np.testing.assert_array_equal(last.place, [0, 2**29, 2**30, 2**31])
+
+
+def test_a_layout_of_more_than_two_to_the_31_entries_holds_all():
+    counts = np.array([2**32, 5, 2**31, 3])
+    layout = make_layout(counts, Chunking(2**20), devices=4)
+    own = [pieces_of(layout, [device]) for device in range(4)]
+    need = sum(np.bincount(x.row, x.need, 4) for x in own)
+    np.testing.assert_array_equal(need, -(-counts // layout.segment))
 
 
 def test_dear_segments_are_long():
