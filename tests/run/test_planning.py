@@ -45,7 +45,7 @@ def test_the_memory_of_a_host_falls_with_their_number(tmp_path):
         planning.plan(run, 4, "v5e", {"rows": 4_000_000_000}, hosts)
     entries = ["160.00 GB", "40.00 GB", "20.00 GB"]
     for text, size in zip(said, entries, strict=True):
-        assert f"entries that it packs                 {size:>10}" in text
+        assert f"{'entries that it packs':36} {size:>10}" in text
     assert " on 4 x v5e. A" in said[0] and " on 4 x v5e of 2 hosts. A" in said[1]
 
 
