@@ -235,7 +235,8 @@ def _place(
     weight = np.zeros(interactions.num_users)
     if interactions.num_entries:
         weight = _power(interactions.by_user.counts, -2 * config.user_exponent)
-    squares = _squares(interactions, weight)
+    shared = mesh is not None and len(sharding.own_parts(mesh)) < mesh.size
+    squares = _squares(interactions, weight, shared)
     if not squares.any():
         raise ConfigError(
             "there are no interactions to factorise: give more rows, or, with "
@@ -253,15 +254,18 @@ def _place(
     return placed, Items(**{name: placed.table(x) for name, x in numbers.items()})
 
 
-def _squares(interactions: Interactions, weight: np.ndarray) -> np.ndarray:
-    """[I] float64, the diagonal of G. Each process sums the entries of a share of the items."""
+def _squares(interactions: Interactions, weight: np.ndarray, shared: bool) -> np.ndarray:
+    """[I] float64, the diagonal of G; if `shared`, each process sums those of a share of items."""
     items = interactions.by_item
-    own = share_of_rows(items.counts, jax.process_index(), jax.process_count())
+    place = (jax.process_index(), jax.process_count()) if shared else (0, 1)
+    own = share_of_rows(items.counts, *place)
     part = items.take(own)
     of_rows = np.repeat(np.arange(len(own)), part.counts)
     values = weight[part.columns] * np.square(part.values, dtype=np.float64)
     squares = np.zeros(interactions.num_items)
     squares[own] = np.bincount(of_rows, values, len(own))
+    if not shared:
+        return squares
     return sharding.sum_over_processes(squares.view(np.int64)).view(np.float64)
 
 
