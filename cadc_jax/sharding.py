@@ -30,6 +30,7 @@ TABLE = P(EVERYWHERE)  # rows of a split embedding table
 
 RESIDENT_SHARE = 1 / 4  # of a device's memory for the rows of a split, unless asked for more
 _LOCAL_BYTES = 1 << 28  # bytes of an array that `local` replicates at a time
+_SUMMED_ROWS = 1 << 20  # numbers that `sum_over_processes` sums at a time
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -120,6 +121,68 @@ def _put(array: Any, where: Sharding) -> jax.Array:
         return jax.random.wrap_key_data(_put(jax.random.key_data(array), where))
     array = np.asarray(array)
     return jax.make_array_from_callback(array.shape, where, lambda part: array[part])
+
+
+def own_parts(mesh: Mesh) -> list[int]:
+    """Which parts of an array that is split over the whole mesh this process has, in order."""
+    return [
+        part
+        for part, device in enumerate(mesh.devices.flat)
+        if device.process_index == jax.process_index()
+    ]
+
+
+def put_own(tree: Any, mesh: Mesh) -> Any:
+    """Places a tree of arrays, split over the whole mesh by their leading axis.
+
+    All processes call it, and each gives nothing but its `own_parts` of the arrays, end to end.
+    """
+    where = named(mesh, P(mesh.axis_names))
+    if jax.process_count() == 1:
+        return jax.device_put(tree, where)
+    own = own_parts(mesh)
+
+    def put_one(array: np.ndarray) -> jax.Array:
+        rows = len(array) // len(own)
+
+        def part(at: tuple[slice, ...] | None) -> np.ndarray:
+            assert at is not None
+            first = own.index((at[0].start or 0) // rows) * rows if rows else 0
+            return array[first : first + rows]
+
+        shape = (rows * mesh.size, *array.shape[1:])
+        return jax.make_array_from_callback(shape, where, part)
+
+    return jax.tree.map(put_one, tree)
+
+
+def sum_over_processes(array: np.ndarray) -> np.ndarray:
+    """The sums [N] int64 of the arrays [N] int64 of all processes, which all call it.
+
+    Floats can be shared as well, in disjoint places: the sum of their bits and of zeros is exact.
+    """
+    if jax.process_count() == 1:
+        return array
+    # Devices add 32 bits. Sums of 16 bits of up to 65,536 processes fit.
+    parts = np.ascontiguousarray(array, np.int64).view(np.uint16).reshape(-1, 4)
+    total = np.zeros(len(parts), np.uint64)
+    firsts = {device.process_index: device for device in reversed(jax.devices())}
+    mesh = Mesh(np.array([firsts[process] for process in sorted(firsts)]), ("process",))
+    spread = named(mesh, P("process"))
+    for start in range(0, len(parts), _SUMMED_ROWS):
+        block = parts[start : start + _SUMMED_ROWS].astype(np.uint32)[None]
+        shape = (mesh.size, *block.shape[1:])
+        whole = jax.make_array_from_process_local_data(spread, block, shape)
+        summed = np.asarray(_sum_of_first_axis(whole, mesh)).astype(np.uint64)
+        total[start : start + len(summed)] = np.sum(
+            summed << np.array([0, 16, 32, 48], np.uint64), axis=1, dtype=np.uint64
+        )
+    return total.view(np.int64)
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
+def _sum_of_first_axis(array: jax.Array, mesh: Mesh) -> jax.Array:
+    return jax.lax.with_sharding_constraint(jnp.sum(array, 0), named(mesh, REPLICATED))
 
 
 def local(array: jax.Array | np.ndarray) -> jax.Array | np.ndarray:

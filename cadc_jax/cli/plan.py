@@ -15,6 +15,9 @@ _DEVICES = flags.DEFINE_integer(
     "Number of devices; they share batches, and tables that are split.",
     lower_bound=1,
 )
+_HOSTS = flags.DEFINE_integer(
+    "hosts", 1, "Number of hosts, each with as many of the devices.", lower_bound=1
+)
 _HARDWARE = flags.DEFINE_string("hardware", "v5e", "v5e, v5p, v6e, h100, h200 or cpu.")
 _NUM_USERS = flags.DEFINE_integer(
     "num_users", None, "Number of users, if no table is prepared.", lower_bound=1
@@ -44,4 +47,4 @@ def main() -> None:
         "feature_rows": _FEATURE_ROWS.value,
     }
     given = {name: size for name, size in sizes.items() if size is not None}
-    planning.plan(run_of(settings), _DEVICES.value, _HARDWARE.value, given)
+    planning.plan(run_of(settings), _DEVICES.value, _HARDWARE.value, given, _HOSTS.value)

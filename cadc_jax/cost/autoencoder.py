@@ -4,7 +4,7 @@ import dataclasses
 
 from cadc_jax.cost.arithmetic import GPU, all_reduce
 from cadc_jax.cost.model import Cost, Sizes
-from cadc_jax.cost.sides import Side, both_sides
+from cadc_jax.cost.sides import Side, both_sides, host_memory
 from cadc_jax.factorization import gram
 from cadc_jax.factorization.autoencoder import EXTRA, AutoencoderConfig
 from cadc_jax.tables.packed import stored_width
@@ -15,7 +15,7 @@ _ROUND, _SOLVE, _STEP = 10, 20, 30
 
 
 def autoencoder(
-    sizes: Sizes, config: AutoencoderConfig, devices: int = 1, platform: str = GPU
+    sizes: Sizes, config: AutoencoderConfig, devices: int = 1, platform: str = GPU, hosts: int = 1
 ) -> Cost:
     """The cost of a fit: the start, the passes, and the factors of users.
 
@@ -24,6 +24,7 @@ def autoencoder(
       config: settings of the factorisation.
       devices: number of devices.
       platform: what they are: 'cpu', 'gpu' or 'tpu'.
+      hosts: number of hosts that have them.
     """
     fit = _fit(sizes, config, devices, platform)
     host = 2 * config.start_rounds, 2 * config.passes - 1
@@ -42,6 +43,7 @@ def autoencoder(
             f"not counted: the host decomposes {host[0]} matrices of {fit.wide} x {fit.wide} and "
             f"{host[1]} of {config.factors} x {config.factors}",
         ),
+        host=host_memory(sizes, config.factors, hosts),
     )
 
 

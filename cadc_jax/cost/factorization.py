@@ -21,7 +21,7 @@ from cadc_jax.cost.arithmetic import (
     up,
 )
 from cadc_jax.cost.model import Cost, Sizes
-from cadc_jax.cost.sides import Side, both_sides
+from cadc_jax.cost.sides import Side, both_sides, host_memory
 from cadc_jax.cost.trace import launches
 from cadc_jax.factorization import als_solver, sgd
 from cadc_jax.factorization.als import ALSConfig, chunking
@@ -34,7 +34,9 @@ from cadc_jax.tables.packed import stored_width
 _SGD_KERNELS = 31
 
 
-def als(sizes: Sizes, config: ALSConfig, devices: int = 1, platform: str = GPU) -> Cost:
+def als(
+    sizes: Sizes, config: ALSConfig, devices: int = 1, platform: str = GPU, hosts: int = 1
+) -> Cost:
     """The cost of an ALS iteration, which is two half-steps.
 
     Args:
@@ -42,6 +44,7 @@ def als(sizes: Sizes, config: ALSConfig, devices: int = 1, platform: str = GPU) 
       config: settings of the factorisation.
       devices: number of devices.
       platform: what they are: 'cpu', 'gpu' or 'tpu'.
+      hosts: number of hosts that have them.
     """
     sides = both_sides(sizes, chunking(config, devices, platform), devices)
     halves = [_HalfStep(*half, config, devices, platform) for half in (sides, sides[::-1])]
@@ -65,6 +68,7 @@ def als(sizes: Sizes, config: ALSConfig, devices: int = 1, platform: str = GPU) 
         launches=sum(half.launches for half in halves),
         units=config.iterations,
         whole="factorisation",
+        host=host_memory(sizes, config.width, hosts),
     )
 
 

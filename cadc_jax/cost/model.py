@@ -112,6 +112,7 @@ class Cost:
       units: number of units in `whole`.
       whole: name of the whole work, such as 'epoch'; not shown if it is a single unit.
       notes: lines for the reader.
+      host: purpose -> bytes in the memory of a host, where they are counted.
     """
 
     name: str
@@ -125,6 +126,7 @@ class Cost:
     units: int
     whole: str
     notes: tuple[str, ...] = ()
+    host: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def seconds(self, hardware: Hardware) -> dict[str, float]:
         """Seconds of a unit: 'products', 'memory', 'receiving', 'launches', and their sum 'total'.
@@ -185,6 +187,10 @@ def _table(cost: Cost, device: Hardware) -> str:
     lines = [cost.name, "  memory of a device"]
     lines += [f"    {what:36} {_bytes(size):>10}" for what, size in cost.memory.items() if size]
     lines.append(f"    {'in all':36} {_bytes(total):>10}{room}")
+    if cost.host:
+        lines.append("  memory of a host")
+        lines += [f"    {what:36} {_bytes(size):>10}" for what, size in cost.host.items()]
+        lines.append(f"    {'in all':36} {_bytes(sum(cost.host.values())):>10}")
     lines.append(f"  {'for each ' + cost.unit:47} {'about':>10}")
     received = sum(cost.received.values())
     for what, amount, part in (

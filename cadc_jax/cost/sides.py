@@ -10,6 +10,9 @@ from cadc_jax.factorization import interactions
 from cadc_jax.factorization.interactions import Chunking
 
 _CELL = 8  # an index and a value; programs leave values out if every one of them is 1
+# Bytes on the host: of an entry of the whole matrix by one host, of an entry of the side that one
+# of several hosts packs (as read, and by rows), and of the counts and places of a row.
+_WHOLE_ENTRY, _OWN_ENTRY, _ROW = 40, 20, 64
 
 
 class Side(NamedTuple):
@@ -39,6 +42,23 @@ class Side(NamedTuple):
         """Bytes of the entries."""
         segments = (self.chunks + self.long_chunks) * self.segments
         return self.entries * _CELL + segments * 8
+
+
+def host_memory(sizes: Sizes, width: int, hosts: int) -> dict[str, float]:
+    """Purpose -> bytes that a host holds while it packs entries, as docs/scale.md derives them.
+
+    Args:
+      sizes: sizes of the data.
+      width: of a table of users or items.
+      hosts: number of hosts.
+    """
+    rows = sizes.num_users + sizes.num_items
+    entries = _WHOLE_ENTRY * sizes.entries if hosts == 1 else _OWN_ENTRY * sizes.entries / hosts
+    return {
+        "entries that it packs": entries,
+        "numbers and places of all rows": _ROW * rows,
+        "factors of all rows": 2 * 4 * width * rows,
+    }
 
 
 def both_sides(sizes: Sizes, chunking: Chunking, devices: int) -> tuple[Side, Side]:

@@ -6,6 +6,7 @@ asked, every value with what the folder is to hold.
 """
 
 import math
+import mmap
 import pathlib
 import stat
 from collections.abc import Mapping, Sequence
@@ -74,6 +75,19 @@ def open_array(file: pathlib.Path) -> np.ndarray:
         return np.memmap(file, dtype, "r", start, shape)
     except _HEADER_FAULTS as error:
         raise ArtifactError(f"{file}: not an array of numbers ({error}); {ADVICE}") from None
+
+
+def read_part(column: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """A copy of some rows. Of a mapped file it is read, so that its pages do not stay in memory."""
+    stop = min(stop, len(column))
+    base: object = column.base
+    if not (isinstance(column, np.memmap) and isinstance(base, mmap.mmap)):  # or a part of it
+        return np.array(column[start:stop])
+    assert column.filename is not None
+    row = column[:1].nbytes
+    size = (stop - start) * row // column.itemsize
+    found = np.fromfile(column.filename, column.dtype, size, offset=column.offset + start * row)
+    return found.reshape(-1, *column.shape[1:])
 
 
 def check_columns(

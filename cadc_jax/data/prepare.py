@@ -58,7 +58,7 @@ from cadc_jax.data.table import (
     write_schema,
     write_text,
 )
-from cadc_jax.data.vocabulary import Vocabulary
+from cadc_jax.data.vocabulary import MOST_IDS, Vocabulary
 from cadc_jax.errors import (
     ConfigError,
     DataError,
@@ -126,6 +126,10 @@ class PrepareConfig:
         counts = ("min_user_rows", "min_item_rows", "min_count", "max_vocabulary", "num_negatives")
         for name in counts:
             check_at_least(f"data.{name}", getattr(self, name), 0)
+        if self.max_vocabulary >= MOST_IDS:
+            raise ConfigError(
+                f"data.max_vocabulary={self.max_vocabulary}: must be below {MOST_IDS}"
+            )
         if not 0 <= self.max_malformed <= 1:
             raise ConfigError(
                 f"data.max_malformed={self.max_malformed}: must be in [0, 1], a share of the rows"

@@ -17,11 +17,15 @@ import pyarrow.compute as pc
 
 from cadc_jax.data import raw, sampling
 from cadc_jax.data.raw import Values
+from cadc_jax.errors import DataError
 
 # Columns of counted values; text or numbers.
 COUNTED = tuple(
     pa.schema([("value", kind), ("count", pa.int64())]) for kind in (pa.int64(), pa.string())
 )
+# Ids and rows of tables are int32. The difference to 2**31 is for rows that fill up the parts of a
+# table that is split over devices, and for the id past the last one.
+MOST_IDS = 2**31 - 2**16
 _LEAST_PENDING = 1 << 16  # counted values that may wait before they are merged
 _HASHED_AT_ONCE = 1 << 14  # texts: the arrays of so many stay in the cache
 
@@ -33,6 +37,9 @@ class Vocabulary:
     Attributes:
       values: [n] distinct values, sorted but for those that `grown` added; empty if ids are hashed.
       hashed: number of ids that values are hashed to, or 0 if `values` have the ids.
+
+    Raises:
+      DataError: if there are more ids than MOST_IDS.
     """
 
     values: Values
@@ -41,6 +48,11 @@ class Vocabulary:
     _order: np.ndarray | None = dataclasses.field(init=False, repr=False)  # None: they are sorted
 
     def __post_init__(self):
+        if self.size > MOST_IDS:
+            raise DataError(
+                f"a column has {self.size:,} ids: at most {MOST_IDS:,} are possible; hash it to "
+                "fewer by data.max_vocabulary"
+            )
         values, texts, order = raw.as_values(self.values), None, None
         if isinstance(values, np.ndarray):
             values = values.astype(np.int64, copy=False)

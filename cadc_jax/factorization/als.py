@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from cadc_jax import sharding
@@ -28,7 +28,7 @@ from cadc_jax.factorization.interactions import (
     Extent,
     Interactions,
     Layout,
-    SparseRows,
+    Rows,
     make_layout,
     pack,
 )
@@ -157,7 +157,8 @@ def fit(
       key: PRNG key of the initial item factors. They do not depend on the mesh.
       mesh: devices to spread both sides over (all its axes); None for one device of this process.
         If it has devices of several processes, all of them call this with the same arguments, and
-        each sends its own devices their parts of the entries.
+        each sends its own devices their parts of the entries. It need not have the others in its
+        memory: see `log_matrix`.
       progress: called after each iteration with its number (from 1), the objective, and the
         seconds since `fit` was called.
       saved: checkpoints to resume from, and to save to between iterations. A resumed fit gives bit
@@ -315,18 +316,19 @@ def prepare(
     extent = extent or interactions.extent
     if mesh is None:
         mesh = Mesh(np.array(jax.local_devices()[:1]), (sharding.EVERYWHERE,))
-    spread = NamedSharding(mesh, P(mesh.axis_names))
+    own = sharding.own_parts(mesh)
     both = (interactions.by_user, interactions.by_item)
     chunks = chunking(config, mesh.size, sharding.platform(mesh))
     users, items = (make_layout(rows.counts, chunks, mesh.size) for rows in both)
 
     weights = regularization(interactions, config, extent)
 
-    def side(rows: SparseRows, layout: Layout, fixed: Layout, weight: np.ndarray) -> Side:
+    def side(rows: Rows, layout: Layout, fixed: Layout, weight: np.ndarray) -> Side:
         table = np.ones(layout.table_rows, np.float32)  # unused places: any value but 0
         table[layout.position] = weight
-        arrays = table, *pack(rows, layout, fixed.position)
-        return Side(layout, SideData(*sharding.put(arrays, spread)), config)
+        weights = sharding.put(table, sharding.named(mesh, P(mesh.axis_names)))
+        chunks = sharding.put_own(pack(rows, layout, fixed.position, own), mesh)
+        return Side(layout, SideData(weights, *chunks), config)
 
     return side(both[0], users, items, weights[0]), side(both[1], items, users, weights[1])
 
@@ -465,7 +467,7 @@ def _mean(interactions: Interactions, config: ALSConfig) -> float:
     """Mean rating; 0 for implicit feedback, which does not use it."""
     if config.feedback == "implicit":
         return 0.0
-    return float(interactions.by_user.values.mean(dtype=np.float64))
+    return interactions.by_user.total / interactions.num_entries
 
 
 def _biases(factors: Factors) -> tuple[Array, Array, Array]:

@@ -27,7 +27,7 @@ from cadc_jax.factorization import gram
 from cadc_jax.factorization.autoencoder_solver import Encoder, Items
 from cadc_jax.factorization.factors import Array, Factors, check_finite
 from cadc_jax.factorization.gram import Placed
-from cadc_jax.factorization.interactions import Interactions
+from cadc_jax.factorization.interactions import Interactions, share_of_rows
 from cadc_jax.runtime import checkpoints
 from cadc_jax.runtime.checkpoints import Checkpoints, Facts
 
@@ -232,16 +232,16 @@ def _place(
     interactions: Interactions, config: AutoencoderConfig, mesh: Mesh | None
 ) -> tuple[Placed, Items]:
     """The interactions and the items' numbers on the devices."""
-    if not interactions.by_user.values.any():
+    weight = np.zeros(interactions.num_users)
+    if interactions.num_entries:
+        weight = _power(interactions.by_user.counts, -2 * config.user_exponent)
+    shared = mesh is not None and len(sharding.own_parts(mesh)) < mesh.size
+    squares = _squares(interactions, weight, shared)
+    if not squares.any():
         raise ConfigError(
             "there are no interactions to factorise: give more rows, or, with "
             "factor_rows='unsampled', lower the rate"
         )
-    users, items = interactions.by_user, interactions.by_item
-    weight = _power(users.counts, -2 * config.user_exponent)
-    of_rows = np.repeat(np.arange(len(items.counts)), items.counts)
-    values = weight[items.columns] * np.square(items.values, dtype=np.float64)
-    squares = np.bincount(of_rows, values, len(items.counts))
     placed = gram.place(interactions, weight, config.factors, mesh)
     ratio = config.dropout / (1 - config.dropout)
     unit = interactions.extent.noise**2 * squares.sum() / interactions.num_entries
@@ -252,6 +252,21 @@ def _place(
         "scale": _power(squares, -config.start_exponent),
     }
     return placed, Items(**{name: placed.table(x) for name, x in numbers.items()})
+
+
+def _squares(interactions: Interactions, weight: np.ndarray, shared: bool) -> np.ndarray:
+    """[I] float64, the diagonal of G; if `shared`, each process sums those of a share of items."""
+    items = interactions.by_item
+    place = (jax.process_index(), jax.process_count()) if shared else (0, 1)
+    own = share_of_rows(items.counts, *place)
+    part = items.take(own)
+    of_rows = np.repeat(np.arange(len(own)), part.counts)
+    values = weight[part.columns] * np.square(part.values, dtype=np.float64)
+    squares = np.zeros(interactions.num_items)
+    squares[own] = np.bincount(of_rows, values, len(own))
+    if not shared:
+        return squares
+    return sharding.sum_over_processes(squares.view(np.int64)).view(np.float64)
 
 
 def _power(frequency: np.ndarray, exponent: float) -> np.ndarray:

@@ -108,9 +108,10 @@ def place(
     chunks = chunking(width, sharding.platform(mesh))
     both = interactions.by_user, interactions.by_item
     users, items = (make_layout(side.counts, chunks, mesh.size) for side in both)
+    own = sharding.own_parts(mesh)
 
     def packed(side, layout, other):
-        short, long = sharding.put(pack(side, layout, other.position), _split(mesh))
+        short, long = sharding.put_own(pack(side, layout, other.position, own), mesh)
         return Packed(
             short=short, long=long, chunk_rows=layout.chunk_rows, long_rows=layout.long_rows
         )

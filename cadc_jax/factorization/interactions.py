@@ -3,9 +3,14 @@
 `Interactions.from_rows` builds the sparse matrix of a log, by user and by item. `make_layout`
 assigns the rows of one side to chunks of equal size, and `pack` fills the chunks with entries.
 All of it is NumPy on the host, without a Python loop over rows or entries.
+
+Layouts follow from the numbers of entries alone. A process packs nothing but the chunks of its own
+devices, so a matrix need not be in its memory (`log_matrix`).
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Generic, Protocol, TypeVar
 
 import flax.struct
 import jax
@@ -34,6 +39,25 @@ def scaled_values(value: np.ndarray, scale: str) -> np.ndarray | None:
     return value if scale == "linear" else np.copysign(np.log1p(np.abs(value)), value)
 
 
+class Rows(Protocol):
+    """One side of a matrix, as factorisations read it."""
+
+    @property
+    def counts(self) -> np.ndarray:
+        """[N] int64: entries of each row."""
+
+    @property
+    def total(self) -> float:
+        """The sum of all values."""
+
+    @property
+    def all_ones(self) -> bool:
+        """Whether every value is 1."""
+
+    def take(self, rows: np.ndarray) -> "SparseRows":
+        """Some of the rows [n], whose ids are distinct and ascend."""
+
+
 @dataclasses.dataclass(frozen=True)
 class SparseRows:
     """A sparse matrix by rows (CSR). Column ids are distinct and ascend within a row."""
@@ -46,6 +70,25 @@ class SparseRows:
     def counts(self) -> np.ndarray:
         """[N] int64: entries of each row."""
         return np.diff(self.offsets)
+
+    @property
+    def total(self) -> float:
+        """The sum of all values."""
+        return float(self.values.sum(dtype=np.float64))
+
+    @property
+    def all_ones(self) -> bool:
+        """Whether every value is 1."""
+        return not np.any(self.values != 1)
+
+    def take(self, rows: np.ndarray) -> "SparseRows":
+        """Some of the rows [n], whose ids are distinct and ascend; all of them are not copied."""
+        if len(rows) == len(self.offsets) - 1:
+            return self
+        counts = self.counts[rows]
+        at = _ranges(self.offsets[rows], counts)
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+        return SparseRows(offsets, self.columns[at], self.values[at])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,27 +121,30 @@ class Extent:
         return float(np.sqrt(self.user_mean) + np.sqrt(self.item_mean))
 
 
+R = TypeVar("R", bound=Rows, covariant=True)
+
+
 @dataclasses.dataclass(frozen=True)
-class Interactions:
+class Interactions(Generic[R]):
     """The interaction matrix, by user and by item."""
 
-    by_user: SparseRows  # U rows
-    by_item: SparseRows  # I rows
+    by_user: R  # U rows
+    by_item: R  # I rows
 
     @property
     def num_users(self) -> int:
         """U."""
-        return len(self.by_user.offsets) - 1
+        return len(self.by_user.counts)
 
     @property
     def num_items(self) -> int:
         """I."""
-        return len(self.by_item.offsets) - 1
+        return len(self.by_item.counts)
 
     @property
     def num_entries(self) -> int:
         """Distinct (user, item) pairs."""
-        return len(self.by_user.columns)
+        return int(self.by_user.counts.sum())
 
     @property
     def extent(self) -> Extent:
@@ -106,15 +152,14 @@ class Interactions:
         users, items = (int(np.count_nonzero(x.counts)) for x in (self.by_user, self.by_item))
         return Extent(users, items, self.num_entries)
 
-    @classmethod
+    @staticmethod
     def from_rows(
-        cls,
         user: np.ndarray,
         item: np.ndarray,
         num_users: int,
         num_items: int,
         value: np.ndarray | None = None,
-    ) -> "Interactions":
+    ) -> "Interactions[SparseRows]":
         """Builds the matrix from the rows of a log. The values of a repeated pair are added.
 
         Args:
@@ -133,20 +178,33 @@ class Interactions:
             raise DataError(
                 f"user, item and value have {len(user)}, {len(item)} and {len(value)} rows"
             )
-        for name, ids, size in (("user", user, num_users), ("item", item, num_items)):
-            if len(ids) and not (0 <= ids.min() and ids.max() < size):
-                raise DataError(
-                    f"{name} ids run from {ids.min()} to {ids.max()}, outside [0, {size})"
-                )
-        if not np.isfinite(value).all():
-            raise DataError(f"{np.sum(~np.isfinite(value))} values are not finite numbers")
-        matrix = scipy.sparse.coo_matrix((value, (user, item)), shape=(num_users, num_items))
-        matrix = matrix.tocsr()  # adds repeats
-        matrix.sort_indices()
-        return cls(_sparse_rows(matrix), _sparse_rows(matrix.T.tocsr()))
+        check_rows(user, item, value, num_users, num_items)
+        matrix = csr_matrix(user, item, value, (num_users, num_items))
+        return Interactions(sparse_rows(matrix), sparse_rows(matrix.T.tocsr()))
 
 
-def _sparse_rows(matrix: scipy.sparse.csr_matrix) -> SparseRows:
+def check_rows(
+    user: np.ndarray, item: np.ndarray, value: np.ndarray | None, num_users: int, num_items: int
+) -> None:
+    """Raises DataError if an id of rows of a log is out of range, or a value is not finite."""
+    for name, ids, size in (("user", user, num_users), ("item", item, num_items)):
+        if len(ids) and not (0 <= ids.min() and ids.max() < size):
+            raise DataError(f"{name} ids run from {ids.min()} to {ids.max()}, outside [0, {size})")
+    if value is not None and not np.isfinite(value).all():
+        raise DataError(f"{np.sum(~np.isfinite(value))} values are not finite numbers")
+
+
+def csr_matrix(
+    row: np.ndarray, column: np.ndarray, value: np.ndarray, shape: tuple[int, int]
+) -> scipy.sparse.csr_matrix:
+    """The matrix of entries in any order, with columns that ascend; repeated ones are added."""
+    matrix = scipy.sparse.coo_matrix((value, (row, column)), shape=shape).tocsr()
+    matrix.sort_indices()
+    return matrix
+
+
+def sparse_rows(matrix: scipy.sparse.csr_matrix) -> SparseRows:
+    """The rows of a matrix whose columns ascend."""
     values = matrix.data
     if np.all(values == 1):
         values = np.broadcast_to(np.float32(1), values.shape)  # takes no memory
@@ -313,55 +371,133 @@ def _segment_length(counts: np.ndarray, overhead: int) -> int:
     return min(lengths, key=lambda length: (length + overhead) * (-(-counts // length)).sum())
 
 
-def pack(rows: SparseRows, layout: Layout, fixed_position: np.ndarray) -> tuple[Chunks, Chunks]:
-    """Fills the chunks of a layout with the entries of `rows`.
+def pack(
+    rows: Rows,
+    layout: Layout,
+    fixed_position: np.ndarray,
+    devices: Sequence[int] | None = None,
+) -> tuple[Chunks, Chunks]:
+    """Fills chunks of a layout with the entries of `rows`.
 
     Args:
       rows: the side to solve, N rows.
       layout: `make_layout(rows.counts, ...)`.
       fixed_position: [number of columns] int32, `position` of the other side's layout.
+      devices: whose chunks to fill, in ascending order; no rows but those in them are taken of
+        `rows`. None: all.
 
     Returns:
-      The C chunks of the short rows, with `row` numbered within the chunk, and the chunks of the
-      long rows, with `row` numbered over all long rows. Both numbers of chunks are multiples of
-      `devices`.
+      The chunks of the short rows, with `row` numbered within the chunk, and the chunks of the
+      long rows, with `row` numbered over all long rows: those of one device after another, as many
+      of each.
     """
     segments, width = layout.segments, layout.segment
-    need = -(-layout.counts // width)
+    pieces = pieces_of(layout, range(layout.devices) if devices is None else devices)
+    at = _ranges(pieces.place, pieces.need)
+    row = np.full(pieces.chunks * segments, max(0, layout.chunk_rows - 1), np.int32)
+    row[pieces.short_chunks * segments :] = max(0, layout.long_rows - 1)
+    row[at] = np.repeat(layout.slot[pieces.row], pieces.need)
+    counts = layout.counts[pieces.row] - pieces.skip * width
+    counts = np.minimum(counts, pieces.need * width)
+    length = np.zeros(pieces.chunks * segments, np.int32)
+    nth = at - np.repeat(pieces.place, pieces.need)
+    length[at] = np.minimum(np.repeat(counts, pieces.need) - nth * width, width)
+
+    columns, values = _entries_of(rows, pieces, width, counts)
+    at = _ranges(pieces.place * width, counts)
+    index = np.zeros(pieces.chunks * segments * width, np.int32)
+    index[at] = fixed_position[columns]
+    value = None
+    if not rows.all_ones:
+        value = np.zeros(pieces.chunks * segments * width, np.float32)
+        value[at] = values
+
+    def cut(part: slice) -> Chunks:
+        return Chunks(
+            index=index.reshape(-1, segments, width)[part],
+            row=row.reshape(-1, segments)[part],
+            length=length.reshape(-1, segments)[part],
+            value=None if value is None else value.reshape(-1, segments, width)[part],
+        )
+
+    return cut(slice(pieces.short_chunks)), cut(slice(pieces.short_chunks, None))
+
+
+@dataclasses.dataclass(frozen=True)
+class Pieces:
+    """The rows of some devices. A long row may continue on other devices: then it is a part."""
+
+    whole: bool  # whether these are all devices; `row` then has each row once, in order
+    row: np.ndarray  # [n] ids
+    skip: np.ndarray  # [n] segments of the row that are before this part
+    need: np.ndarray  # [n] segments of the part
+    place: np.ndarray  # [n] of its first segment among those of the devices' chunks
+    short_chunks: int  # of these devices; they come first
+    chunks: int  # of these devices
+
+
+def pieces_of(layout: Layout, devices: Sequence[int]) -> Pieces:
+    """Which segments the chunks of some devices hold."""
+    chunk = layout.chunk.astype(np.int64)  # segments may be more than int32 counts
+    need = -(-layout.counts // layout.segment)
     order = np.lexsort((layout.slot, layout.chunk))
     before = np.zeros_like(need)  # segments of all rows that come earlier in this order
     before[order] = np.cumsum(need[order]) - need[order]
     load = np.bincount(layout.chunk, need, layout.chunks + 1).astype(np.int64)
-    long_chunks = -(-load[-1] // (segments * layout.devices)) * layout.devices
     # First segment of each row. Long rows follow each other without regard to chunks.
-    first = layout.chunk * segments + before - (np.cumsum(load) - load)[layout.chunk]
+    first = chunk * layout.segments + before - (np.cumsum(load) - load)[chunk]
+    short = layout.chunks // layout.devices * layout.segments  # segments of a device
+    long = -(-load[-1] // (layout.segments * layout.devices)) * layout.segments
+    count = len(devices)
+    chunks = count * short // layout.segments, count * (short + long) // layout.segments
+    if count == layout.devices:
+        everywhere = np.arange(len(need))
+        return Pieces(True, everywhere, np.zeros_like(need), need, first, *chunks)
 
-    total = layout.chunks + long_chunks
-    at = _ranges(first, need)
-    row = np.full(total * segments, max(0, layout.chunk_rows - 1), np.int32)
-    row[layout.chunks * segments :] = max(0, layout.long_rows - 1)
-    row[at] = np.repeat(layout.slot, need)
-    length = np.zeros(total * segments, np.int32)
-    nth = at - np.repeat(first, need)
-    length[at] = np.minimum(np.repeat(layout.counts, need) - nth * width, width)
+    parts = []
+    begin = np.where(layout.chunk < layout.chunks, first, -1)
+    for nth, device in enumerate(devices):
+        row = np.flatnonzero((begin >= device * short) & (begin < (device + 1) * short))
+        row = row[need[row] > 0]
+        parts.append((row, np.zeros_like(row), need[row], first[row] + (nth - device) * short))
+    is_long = np.flatnonzero(layout.chunk == layout.chunks)
+    begin = first[is_long] - layout.devices * short
+    end = begin + need[is_long]
+    for nth, device in enumerate(devices):
+        low, high = device * long, (device + 1) * long
+        at = np.flatnonzero((begin < high) & (end > low))
+        start = np.maximum(begin[at], low)
+        place = count * short + nth * long + start - low
+        parts.append((is_long[at], start - begin[at], np.minimum(end[at], high) - start, place))
+    row, skip, own, place = map(np.concatenate, zip(*parts, strict=True))
+    return Pieces(False, row, skip, own, place, *chunks)
 
-    at = _ranges(first * width, layout.counts)
-    index = np.zeros(total * segments * width, np.int32)
-    index[at] = fixed_position[rows.columns]
-    value = None
-    if np.any(rows.values != 1):
-        value = np.zeros(total * segments * width, np.float32)
-        value[at] = rows.values
 
-    def cut(part: slice) -> Chunks:
-        return Chunks(
-            index=index.reshape(total, segments, width)[part],
-            row=row.reshape(total, segments)[part],
-            length=length.reshape(total, segments)[part],
-            value=None if value is None else value.reshape(total, segments, width)[part],
-        )
+def _entries_of(
+    rows: Rows, pieces: Pieces, width: int, counts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Columns and values of the entries of pieces, `counts` [n] of each."""
+    if pieces.whole:
+        found = rows.take(pieces.row)
+        return found.columns, found.values
+    ids, which = np.unique(pieces.row, return_inverse=True)
+    found = rows.take(ids)
+    at = _ranges(found.offsets[which] + pieces.skip * width, counts)
+    return found.columns[at], found.values[at]
 
-    return cut(slice(layout.chunks)), cut(slice(layout.chunks, None))
+
+def share_of_rows(counts: np.ndarray, process: int, processes: int) -> np.ndarray:
+    """Ids of the share of rows that a process reads for all: a range, with about as many entries.
+
+    Args:
+      counts: [N] entries of each row.
+      process: index of the process.
+      processes: their number.
+    """
+    equal = counts.sum() / processes
+    ends = np.searchsorted(np.cumsum(counts), np.arange(1, processes) * equal)
+    ends = np.concatenate([[0], ends, [len(counts)]])
+    return np.arange(ends[process], ends[process + 1])
 
 
 def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:

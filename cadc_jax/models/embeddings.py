@@ -17,6 +17,8 @@ import numpy as np
 from flax import struct
 
 from cadc_jax.data.table import Table
+from cadc_jax.data.vocabulary import MOST_IDS
+from cadc_jax.errors import DataError
 from cadc_jax.resident import likely
 from cadc_jax.resident.likely import LikelyTables
 from cadc_jax.tables import exchange
@@ -90,7 +92,17 @@ class Inputs:
 
 
 def stacked_offsets(vocabulary_sizes: Sequence[int]) -> np.ndarray:
-    """First row of each vocabulary in the stacked table: [C] sizes -> [C] int32."""
+    """First row of each vocabulary in the stacked table: [C] sizes -> [C] int32.
+
+    Raises:
+      DataError: if the table has more rows than MOST_IDS.
+    """
+    rows = sum(map(int, vocabulary_sizes))
+    if rows > MOST_IDS:
+        raise DataError(
+            f"the categorical features have {rows:,} values together, and their table at most "
+            f"{MOST_IDS:,} rows: lower data.max_vocabulary"
+        )
     return np.concatenate([[0], np.cumsum(vocabulary_sizes)[:-1]]).astype(np.int32)
 
 

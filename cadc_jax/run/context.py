@@ -119,7 +119,9 @@ def als_mesh(run: Run, largest_side: int, factors: int) -> Mesh:
     """
     devices = jax.devices()
     if run.on_cores:
-        devices = devices[: max(1, COPIES_BYTES // (4 * factors * largest_side))]
+        most = max(1, COPIES_BYTES // (4 * factors * largest_side))
+        processes = range(jax.process_count())
+        devices = [x for process in processes for x in jax.local_devices(process)[:most]]
     return sharding.make_mesh(devices=devices)
 
 

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from cadc_jax import configuration
-from cadc_jax.data import pipeline
+from cadc_jax.data import pipeline, sampling
 from cadc_jax.data.raw import SPLITS, TRAIN
 from cadc_jax.data.table import open_table, read_columns
 from cadc_jax.evaluation import resident, scorers
@@ -34,6 +34,8 @@ from cadc_jax.run import tune
 from cadc_jax.run.context import Run, als_mesh, make_long_stage, make_stage, training_mesh
 from cadc_jax.run.factor_files import UNSAMPLED, open_factors, write_factors
 from cadc_jax.run.fitted_rows import (
+    Choice,
+    ids_of,
     matrix_of,
     positives,
     training_rows,
@@ -194,7 +196,7 @@ def _one(
         return found
 
     def write(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:
-        rows = slice(None) if of_all else _unsampled_rows(job, sample)
+        rows = None if of_all else _unsampled(job, sample)
         if before is None:
             factors, losses, extent = _factorize(job, rows, saved)
             factors = _turned(factors)
@@ -213,7 +215,7 @@ def _one(
     def refresh(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:
         start = open_factors(first.path)
         passes = dataclasses.replace(job, config=job.config.refreshing(REFRESH_PASSES))
-        factors, losses, extent = _factorize(passes, slice(None), saved, start)
+        factors, losses, extent = _factorize(passes, None, saved, start)
         if start.encoder is not None:  # a compressed data set has no more than this either
             factors = dataclasses.replace(factors, user=_with_kept_rows(job, sample, start))
         write_factors(folder, factors, run.config.factor_bits)
@@ -265,11 +267,20 @@ def _kept_rows(job: _Job, sample: Artifact | None) -> np.ndarray:
     return pipeline.sampled_ids(len(rows), job.run.config.rate, job.run.config.seed)
 
 
-def _unsampled_rows(job: _Job, sample: Artifact | None) -> np.ndarray:
-    """Ids of the training rows that are not kept."""
-    left = np.ones(len(open_table(job.prepared.path).splits["train"]["user"]), bool)
-    left[_kept_rows(job, sample)] = False
-    return np.flatnonzero(left)
+def _unsampled(job: _Job, sample: Artifact | None) -> Choice:
+    """Which training rows are not kept."""
+    if sample is None:
+        rate, seed = job.run.config.rate, job.run.config.seed
+        return lambda start, stop: ~sampling.keep(np.arange(start, stop), rate, seed)
+    kept = read_columns(sample.path)["row"]  # in ascending order
+
+    def left(start: int, stop: int) -> np.ndarray:
+        first, last = np.searchsorted(kept, (start, stop))
+        left = np.ones(stop - start, bool)
+        left[kept[first:last] - start] = False
+        return left
+
+    return left
 
 
 def _with_kept_rows(job: _Job, sample: Artifact | None, unsampled: Factors) -> np.ndarray:
@@ -283,7 +294,7 @@ def _with_kept_rows(job: _Job, sample: Artifact | None, unsampled: Factors) -> n
 
 def _factorize(
     job: _Job,
-    rows: slice | np.ndarray,
+    rows: Choice | None,
     saved: Checkpoints | None,
     init: Factors | None = None,
 ) -> tuple[Factors, np.ndarray, list[int] | None]:
@@ -302,7 +313,7 @@ def _factorize(
 
     try:
         if isinstance(config, sgd.SGDConfig):
-            chosen = training_rows(table, rows)
+            chosen = training_rows(table, ids_of(table, rows))
             return *sgd.fit(chosen, config, job.key, progress=show, saved=saved, init=init), None
         matrix = matrix_of(table, config, _value_scale(job), rows)
         mesh = als_mesh(job.run, max(matrix.num_users, matrix.num_items), config.factors)

@@ -1,17 +1,23 @@
 """What a factorisation is fitted to: rows of a prepared table, and users without such rows."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 from jax.sharding import Mesh
 
 from cadc_jax.configuration import Factorization
+from cadc_jax.data.columns import read_part
 from cadc_jax.data.raw import FOLD_IN, PARTS, SPLITS, TRAIN
 from cadc_jax.data.table import Table
-from cadc_jax.factorization import fold_in, sgd
+from cadc_jax.factorization import fold_in, log_matrix, sgd
 from cadc_jax.factorization.als import ALSConfig
 from cadc_jax.factorization.factors import Factors
 from cadc_jax.factorization.interactions import Extent, Interactions, scaled_values
+from cadc_jax.runtime import distributed
+
+# (from, to) -> [to - from] bool: which of the training rows from, ..., to - 1 are chosen.
+Choice = Callable[[int, int], np.ndarray]
 
 
 def is_explicit(config: Factorization) -> bool:
@@ -84,20 +90,57 @@ def values_of(
     return scaled_values(values[rows], "linear" if is_explicit(config) else value_scale)
 
 
-def matrix_of(
-    table: Table,
-    config: Factorization,
-    value_scale: str,
-    rows: slice | np.ndarray = slice(None),
-) -> Interactions:
-    """The matrix of some of the training rows; `value_scale` is that of `data`.
+def ids_of(table: Table, choice: Choice | None) -> slice | np.ndarray:
+    """The training rows of a choice; None: all."""
+    if choice is None:
+        return slice(None)
+    size, block = len(table.splits[SPLITS[TRAIN]]["user"]), log_matrix.BLOCK_ROWS
+    starts = range(0, size, block)
+    ids = [x + np.flatnonzero(choice(x, min(x + block, size))) for x in starts]
+    return np.concatenate(ids) if ids else np.zeros(0, np.int64)
 
-    Of clicks, an impression without a click is no preference.
+
+def matrix_of(
+    table: Table, config: Factorization, value_scale: str, choice: Choice | None = None
+) -> Interactions:
+    """The matrix of some of the training rows, which all processes of a run ask for together.
+
+    Of several processes each reads what its devices solve. Of clicks, an impression without a click
+    is no preference.
+
+    Args:
+      table: the prepared table.
+      config: the settings of the fit.
+      value_scale: `data.value_scale`.
+      choice: which rows; None for all.
     """
+    if distributed.count() > 1:
+        return log_matrix.read(log_of(table, config, value_scale, choice))
+    rows = ids_of(table, choice)
     chosen = training_rows(table, rows)
     value = values_of(table, SPLITS[TRAIN], config, value_scale, rows)
     users, items = positives(chosen.user, chosen.item, chosen.label)
     return Interactions.from_rows(users, items, chosen.num_users, chosen.num_items, value)
+
+
+def log_of(
+    table: Table, config: Factorization, value_scale: str, choice: Choice | None = None
+) -> log_matrix.Log:
+    """The rows of `matrix_of` as a log that is read in blocks."""
+    schema, train = table.schema, table.splits[SPLITS[TRAIN]]
+    scale = "linear" if is_explicit(config) else value_scale
+    names = [name for name in ("user", "item", "label", "value") if name in train]
+
+    def read(start: int, stop: int) -> log_matrix.Block:
+        block = {name: read_part(train[name], start, stop) for name in names}
+        if choice is not None:
+            chosen = choice(start, stop)
+            block = {name: x[chosen] for name, x in block.items()}
+        value = block.get("value")
+        user, item = positives(block["user"], block["item"], block.get("label"))
+        return user, item, None if value is None else scaled_values(value, scale)
+
+    return log_matrix.Log(len(train["user"]), schema.num_users, schema.num_items, read)
 
 
 def positives(

@@ -20,7 +20,7 @@ from cadc_jax.run.stages import prepare_settings
 from cadc_jax.runtime import artifacts, manifest
 
 
-def plan(this: Run, devices: int, hardware: str, given: Mapping[str, int]) -> None:
+def plan(this: Run, devices: int, hardware: str, given: Mapping[str, int], hosts: int = 1) -> None:
     """Shows the memory, traffic and time that a run would need; see `cost`. It runs nothing.
 
     Args:
@@ -28,12 +28,16 @@ def plan(this: Run, devices: int, hardware: str, given: Mapping[str, int]) -> No
       devices: number of devices.
       hardware: a key of `cost.HARDWARE`.
       given: sizes to use instead: `rows`, `num_users`, `num_items`, `feature_rows`.
+      hosts: number of hosts that have the devices.
 
     Raises:
-      ConfigError: if a setting is wrong or a size is not known.
+      ConfigError: if a setting is wrong, a size is not known, or the hosts cannot have as many
+        devices each.
     """
     config = this.config
     configuration.validate(config)
+    if devices % hosts:
+        raise ConfigError(f"--hosts={hosts}: --devices={devices} is not a multiple of it")
     device, found = cost.hardware(hardware), _prepared_before(this)
     if found is None:
         sizes = _sizes_of_config(config, given)
@@ -45,13 +49,14 @@ def plan(this: Run, devices: int, hardware: str, given: Mapping[str, int]) -> No
             sizes = dataclasses.replace(sizes, **changed)
         origin = f"{found}{', changed by options' if given else ''}"
     costs = [
-        _factorization_cost(config, method, sizes, devices, device.platform)
+        _factorization_cost(config, method, sizes, devices, device.platform, hosts)
         for method in configuration.methods(config)
     ]
     costs += _training_costs(config, sizes, devices, device)
+    of_hosts = f" of {hosts} hosts" if hosts > 1 else ""
     other = "" if hardware == cost.MEASURED else f"; of {hardware} none was measured"
     this.say(
-        f"{config.name} on {devices} x {hardware}. A model, not a measurement: see "
+        f"{config.name} on {devices} x {hardware}{of_hosts}. A model, not a measurement: see "
         "docs/scale.md.\nSeconds are within a factor of 2 of those measured on one "
         f"{cost.MEASURED.upper()}{other}.\nSizes ({origin}): {sizes.rows:,} training rows, "
         f"{sizes.num_users:,} users, {sizes.num_items:,} items, {sizes.feature_rows:,} other "
@@ -120,13 +125,13 @@ def _sizes_of_config(config: ConfigDict, given: Mapping[str, int]) -> cost.Sizes
 
 
 def _factorization_cost(
-    config: ConfigDict, method: str, sizes: cost.Sizes, devices: int, platform: str
+    config: ConfigDict, method: str, sizes: cost.Sizes, devices: int, platform: str, hosts: int
 ) -> cost.Cost:
     settings = configuration.factorization_config(config, method)
     if isinstance(settings, ALSConfig):
-        return cost.als(sizes, settings, devices, platform)
+        return cost.als(sizes, settings, devices, platform, hosts)
     if isinstance(settings, AutoencoderConfig):
-        return cost.autoencoder(sizes, settings, devices, platform)
+        return cost.autoencoder(sizes, settings, devices, platform, hosts)
     return cost.sgd_factorization(sizes, settings, platform)
 
 

@@ -6,6 +6,7 @@ import pytest
 from benchmarks import plan
 from cadc_jax import cost
 from cadc_jax.factorization.als import ALSConfig
+from cadc_jax.factorization.autoencoder import AutoencoderConfig
 from cadc_jax.factorization.sgd import SGDConfig
 from tests.cost.compiled import CLICKS, PAIRS, assert_near
 
@@ -49,6 +50,15 @@ def test_more_devices_need_less_memory_and_less_arithmetic_each():
     costs = [cost.als(PAIRS, ALSConfig(fixed_side="sharded"), devices) for devices in (1, 2, 4)]
     for figures in ([sum(x.memory.values()) for x in costs], [x.flops for x in costs]):
         assert figures[0] > figures[1] > figures[2]
+
+
+@pytest.mark.parametrize("fit", [cost.als, cost.autoencoder])
+def test_twice_the_hosts_hold_half_of_the_entries_each(fit):
+    config = ALSConfig() if fit is cost.als else AutoencoderConfig()
+    one, two, four = (fit(PAIRS, config, 4, hosts=hosts).host for hosts in (1, 2, 4))
+    entries, *of_rows = one
+    assert one[entries] >= 2 * two[entries] == 4 * four[entries]
+    assert [one[name] for name in of_rows] == [four[name] for name in of_rows]
 
 
 def test_one_device_receives_nothing():

@@ -51,6 +51,12 @@ def test_the_text_leaves_out_memory_of_unbounded_devices_and_parts_of_size_0():
     assert text.count("memory of a device") == 2
 
 
+def test_the_text_has_the_memory_of_a_host_where_it_is_counted():
+    text = model.text([COST, dataclasses.replace(COST, host={"x": 2e9, "y": 1e9})], DEVICE)
+    assert text.count("memory of a host") == 1
+    assert "3.00 GB\n" in text
+
+
 def test_an_unknown_device_is_rejected_with_the_known_ones():
     assert model.hardware("v5e") is HARDWARE["v5e"]
     with pytest.raises(

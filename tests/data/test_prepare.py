@@ -51,6 +51,7 @@ def files(path, folders):
         ({"min_count": -1}, "data.min_count=-1: must be at least 0"),
         ({"num_negatives": -1}, "data.num_negatives=-1: must be at least 0"),
         ({"max_vocabulary": -1}, "data.max_vocabulary=-1: must be at least 0"),
+        ({"max_vocabulary": 2**31}, "data.max_vocabulary=2147483648: must be below 2147418112"),
         ({"max_malformed": 5}, r"data.max_malformed=5: must be in \[0, 1\], a share of the rows"),
         ({"max_malformed": -0.1}, r"data.max_malformed=-0.1: must be in \[0, 1\]"),
         ({"max_malformed": float("nan")}, r"data.max_malformed=nan: must be in \[0, 1\]"),

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cadc_jax.data import raw, vocabulary
-from cadc_jax.data.vocabulary import Counter, Vocabulary
+from cadc_jax.data.vocabulary import MOST_IDS, Counter, Vocabulary
+from cadc_jax.errors import DataError
 from tests.data.tables import peak_growth
 
 # Vocabularies.
@@ -19,6 +20,18 @@ def test_ids_are_places_in_the_vocabulary_and_0_is_every_other_value():
     assert numbers.ids(np.array([7, 3, 9, 100, -1])).tolist() == [2, 1, 0, 0, 0]
     text = vocabulary.of(np.array(["b", "a", "b"]))
     assert text.ids(np.array(["b", "zebra", "a"])).tolist() == [2, 0, 1]
+
+
+def test_more_ids_than_tables_have_rows_are_refused():
+    assert Vocabulary(np.zeros(0, np.int64), MOST_IDS - 1).size == MOST_IDS
+    with pytest.raises(DataError, match="2,147,418,113 ids: at most .* by data.max_vocabulary"):
+        Vocabulary(np.zeros(0, np.int64), MOST_IDS)
+
+
+def test_hashed_ids_are_in_range_up_to_the_most():
+    most = Vocabulary(np.zeros(0, np.int64), MOST_IDS - 1)
+    ids = most.ids(np.arange(1000))
+    assert ids.min() > 0 and ids.max() > 2**30
 
 
 def two_columns(values):

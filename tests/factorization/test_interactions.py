@@ -14,7 +14,9 @@ from cadc_jax.factorization.interactions import (
     check_places,
     make_layout,
     pack,
+    pieces_of,
     scaled_values,
+    share_of_rows,
 )
 from tests.factorization import reference
 
@@ -92,6 +94,59 @@ def test_chunks_hold_every_entry_once(users, items, entries, chunk, devices, see
         assert layout.table_rows % devices == 0
 
 
+@settings(max_examples=60)
+@given(
+    rows=st.integers(1, 12),
+    entries=st.integers(0, 120),
+    chunk=st.sampled_from([2, 5, 16, 64]),
+    overhead=st.sampled_from([1, 4, 64]),
+    own=st.sampled_from([[0], [3], [1, 2], [0, 2], [0, 1, 2, 3]]),
+    seed=st.integers(0, 99),
+)
+def test_the_chunks_of_some_devices_are_those_of_all_devices(
+    rows, entries, chunk, overhead, own, seed
+):
+    rng = np.random.default_rng(seed)
+    row, column = rng.integers(0, rows, entries), rng.integers(0, 30, entries)
+    value = rng.integers(1, 3, entries).astype(np.float32)
+    x = Interactions.from_rows(row, column, rows, 30, value).by_user
+    layout = make_layout(x.counts, Chunking(chunk, None, overhead), devices=4)
+    position = rng.permutation(30).astype(np.int32)
+    wholes = pack(x, layout, position)
+    for whole, part in zip(wholes, pack(x, layout, position, own), strict=True):
+        for name in ("index", "row", "length", "value"):
+            expected, found = getattr(whole, name), getattr(part, name)
+            if expected is None:
+                assert found is None
+                continue
+            by_device = np.split(expected, 4)
+            np.testing.assert_array_equal(found, np.concatenate([by_device[d] for d in own]))
+
+
+def test_a_device_needs_no_rows_but_its_own():
+    x = Interactions.from_rows(np.arange(40).repeat(3), np.tile(np.arange(3), 40), 40, 3).by_user
+    layout = make_layout(x.counts, Chunking(8), devices=4)
+    taken = []
+
+    class Watched(SparseRows):
+        def take(self, rows):
+            taken.append(rows)
+            return super().take(rows)
+
+    for device in range(4):
+        pack(
+            Watched(x.offsets, x.columns, x.values), layout, np.arange(3, dtype=np.int32), [device]
+        )
+    np.testing.assert_array_equal(np.sort(np.concatenate(taken)), np.arange(40))
+
+
+def test_shares_of_rows_have_about_as_many_entries():
+    counts = np.array([5, 1, 1, 1, 1, 1, 5, 5])
+    shares = [share_of_rows(counts, process, 4) for process in range(4)]
+    np.testing.assert_array_equal(np.concatenate(shares), np.arange(8))
+    assert max(counts[share].sum() for share in shares) <= 10
+
+
 def test_each_device_stores_the_short_rows_that_it_solves():
     counts = np.random.default_rng(0).integers(0, 60, 200)
     layout = make_layout(counts, Chunking(100), devices=4)
@@ -166,6 +221,38 @@ def test_places_are_counted_in_int32():
     check_places(2**31 - 1)
     with pytest.raises(DataError, match="at most 2,147,483,647 users or items"):
         check_places(2**31)
+
+
+def test_more_than_two_to_the_31_entries_have_places():
+    """Rows of 2^29 entries in a chunk of each device, and one row that goes on on four devices."""
+    layout = Layout(
+        counts=np.array([2**29] * 8 + [2**33]),
+        position=np.arange(9, dtype=np.int32),
+        chunk=np.arange(9, dtype=np.int32),
+        slot=np.zeros(9, np.int32),
+        devices=8,
+        chunks=8,
+        chunk_rows=1,
+        long_rows=8,
+        segments=2**29,
+        segment=1,
+    )
+    found = pieces_of(layout, range(8))
+    np.testing.assert_array_equal(found.place, 2**29 * np.arange(9))
+    assert found.chunks == 8 + 2**33 // 2**29
+    last = pieces_of(layout, [6, 7])
+    np.testing.assert_array_equal(last.row, [6, 7, 8, 8])
+    np.testing.assert_array_equal(last.skip, [0, 0, 6 * 2**30, 7 * 2**30])
+    np.testing.assert_array_equal(last.need, [2**29, 2**29, 2**30, 2**30])
+    np.testing.assert_array_equal(last.place, [0, 2**29, 2**30, 2**31])
+
+
+def test_a_layout_of_more_than_two_to_the_31_entries_holds_all():
+    counts = np.array([2**32, 5, 2**31, 3])
+    layout = make_layout(counts, Chunking(2**20), devices=4)
+    own = [pieces_of(layout, [device]) for device in range(4)]
+    need = sum(np.bincount(x.row, x.need, 4) for x in own)
+    np.testing.assert_array_equal(need, -(-counts // layout.segment))
 
 
 def test_dear_segments_are_long():

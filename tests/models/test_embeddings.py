@@ -5,9 +5,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from cadc_jax.data.likely import LikelyItems
 from cadc_jax.data.table import Features, Schema, Table
+from cadc_jax.data.vocabulary import MOST_IDS
+from cadc_jax.errors import DataError
 from cadc_jax.models import embeddings
 from cadc_jax.models.embeddings import Content, Inputs
 from cadc_jax.resident import likely
@@ -61,6 +64,13 @@ def batch():
 
 def test_each_vocabulary_starts_after_the_one_before():
     np.testing.assert_array_equal(embeddings.stacked_offsets([3, 4, 2]), [0, 3, 7])
+
+
+def test_a_stacked_table_of_more_rows_than_ids_is_refused():
+    sizes = [MOST_IDS - 10, 10]
+    np.testing.assert_array_equal(embeddings.stacked_offsets(sizes), [0, MOST_IDS - 10])
+    with pytest.raises(DataError, match="2,147,418,113 values together.*lower data.max_vocabulary"):
+        embeddings.stacked_offsets([*sizes, 1])
 
 
 def test_the_rows_of_the_stacked_table_are_all_values_of_all_features():

@@ -37,6 +37,24 @@ def test_rows_that_are_too_many_for_the_device_stream(tmp_path):
     assert "rows stream from the host" not in few and "    training rows" in few
 
 
+def test_the_memory_of_a_host_falls_with_their_number(tmp_path):
+    said, config = [], bundled_configs.config("criteo_terabyte")
+    config.factorization = "als"
+    for hosts in (1, 2, 4):
+        run = Run(config, tmp_path, said.append)
+        planning.plan(run, 4, "v5e", {"rows": 4_000_000_000}, hosts)
+    entries = ["160.00 GB", "40.00 GB", "20.00 GB"]
+    for text, size in zip(said, entries, strict=True):
+        assert f"{'entries that it packs':36} {size:>10}" in text
+    assert " on 4 x v5e. A" in said[0] and " on 4 x v5e of 2 hosts. A" in said[1]
+
+
+def test_hosts_have_as_many_devices_each(tmp_path):
+    run = Run(bundled_configs.config("criteo_terabyte"), tmp_path, print)
+    with pytest.raises(ConfigError, match="--hosts=3: --devices=4 is not a multiple of it"):
+        planning.plan(run, 4, "v5e", {"rows": 4_000_000_000}, 3)
+
+
 @pytest.mark.parametrize("method", ["als", "autoencoder", "sgd"])
 def test_every_factorisation_is_planned(tmp_path, method):
     said, config = [], bundled_configs.config("criteo_terabyte")
