@@ -66,7 +66,7 @@ def phases(grids: Sequence[Grid], tuned: bool = False) -> list[list[Cell]]:
         for grid, variant, seed in seeded
         if MF_ALONE.name in grid.rivals
     ]
-    second += [
+    rivals = [
         Cell(grid.data, rival, variant=variant)
         for grid, variant in pairs
         for rival in SEARCHED
@@ -77,7 +77,7 @@ def phases(grids: Sequence[Grid], tuned: bool = False) -> list[list[Cell]]:
         for grid, variant, seed in seeded
         for cell in _trained(grid)
     ]
-    found = [first, second, list(dict.fromkeys(third))]
+    found = [first, second, [*rivals, *dict.fromkeys(third)]]
     if not tuned:
         return found
     split = ([[x for x in cells if not x.seed], [x for x in cells if x.seed]] for cells in found)
