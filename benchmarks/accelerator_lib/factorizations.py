@@ -128,7 +128,7 @@ def _sgd_rows(
     seconds = np.diff(ends)  # the first epoch compiles; a permutation on the host is included
     task = "click" if labelled else "ranking"
     sizes = cost.Sizes(task, log.entries, log.users, log.items, entries=log.entries)
-    plan = cost.sgd_factorization(sizes, config, jax.devices()[0].platform)
+    plan = cost.sgd_factorization(sizes, config, platform=jax.devices()[0].platform)
     steps = plan.units / config.epochs
     touched = config.batch_rows * (2 if labelled else 2 + config.negatives)
     gathered = touched * (config.factors + 1) * 4

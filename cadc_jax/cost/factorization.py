@@ -23,15 +23,14 @@ from cadc_jax.cost.arithmetic import (
 from cadc_jax.cost.model import Cost, Sizes
 from cadc_jax.cost.sides import Side, both_sides, host_memory
 from cadc_jax.cost.trace import launches
-from cadc_jax.factorization import als_solver, sgd
+from cadc_jax.factorization import als_solver, sgd_rows, sgd_step
 from cadc_jax.factorization.als import ALSConfig, chunking
 from cadc_jax.factorization.als_solver import ELIMINATION_BLOCK, HalfStepConfig, SideData
 from cadc_jax.factorization.interactions import Chunks
 from cadc_jax.factorization.sgd import SGDConfig
+from cadc_jax.factorization.sgd_rows import Block
+from cadc_jax.factorization.sgd_step import State, StepConfig
 from cadc_jax.tables.packed import stored_width
-
-# Kernels of a step of logistic SGD outside of its loops, as its trace has them.
-_SGD_KERNELS = 31
 
 
 def als(
@@ -225,50 +224,95 @@ class _HalfStep:
         return received if devices > 1 else dict.fromkeys(received, 0.0)
 
 
-def sgd_factorization(sizes: Sizes, config: SGDConfig, platform: str = GPU) -> Cost:
-    """The cost of a step of logistic SGD, which runs on one device.
+def sgd_factorization(
+    sizes: Sizes, config: SGDConfig, devices: int = 1, platform: str = GPU
+) -> Cost:
+    """The cost of a step of logistic SGD on each device, if all have the same share of the rows.
 
     Args:
       sizes: sizes of the data.
       config: settings of the factorisation.
-      platform: what the device is: 'cpu', 'gpu' or 'tpu'.
+      devices: number of devices.
+      platform: what they are: 'cpu', 'gpu' or 'tpu'.
     """
     width = config.factors + 1
     labelled = sizes.task == "click"
     items = 1 if labelled else 1 + config.negatives
-    tables = [f32(rows, width) for rows in (sizes.num_users, sizes.num_items)]
+    users = up(sizes.num_users, devices)
+    tables = [f32(rows, width) for rows in (users, up(sizes.num_items, devices))]
     slots = [
         jax.eval_shape(functools.partial(sparse_optimizers.init, config.optimizer), x)
         for x in tables
     ]
-    block = min(sizes.rows, sgd.BLOCK_ROWS) if labelled else sizes.rows
+    block = min(sizes.rows, sgd_rows.BLOCK_ROWS) if labelled else sizes.rows
     batch = min(config.batch_rows, block)
-    known = 0 if labelled else 4 * (sizes.entries + sizes.num_users)
-    touched = batch * (1 + items)
+    own_block, own_batch = up(block, devices), up(batch, devices)
+    known = 0 if labelled else 4 * (up(sizes.entries, devices) + users)
+    touched = own_batch * (1 + items)
     row = stored_width(width, platform) * 4
     plain = config.optimizer == "sgd"
     # Rows are read, written for the gradients, and updated; gradients are written, read and summed.
-    moves = 6 if plain else 6 + sums_of_equal_ids(batch, platform)
-    loops = 0 if plain else 2 * doublings(batch)  # of users and of items
-    if not labelled:
-        loops += max(1, sizes.entries).bit_length()  # looks for a negative among known items
+    moves = 6 if plain else 6 + sums_of_equal_ids(own_batch, platform)
+    counts = sizes.item_counts
+    shares = 1 / sizes.num_items if counts is None else counts / max(1, counts.sum())
+    capacity = sgd_rows.item_capacity(batch, items - 1, sizes.num_items, devices, shares)
     return Cost(
-        name=f"factorize, sgd: {config.factors} factors, always on one device",
+        name=f"factorize, sgd: {config.factors} factors",
         memory={
             "tables of users and items": sum(_padded(x, platform) for x in tables),
             "their optimizer's state": sum(_padded(x, platform) for x in jax.tree.leaves(slots)),
-            "rows on the device": block * (12 if labelled else 8) * 2 + known + 4 * block,
+            "rows on the device": own_block * (12 if labelled else 8) * 2 + known + 4 * own_block,
             "rows of the batch and gradients": 4 * touched * row,
+            "rows to and from their owners": 4 * devices * capacity * row,
         },
         unit="step",
-        flops=3 * 2 * batch * items * width,
+        flops=3 * 2 * own_batch * items * width,
         precision="float32",
-        traffic=touched * (moves * row + 2 * 8),
-        received={},
-        launches=_SGD_KERNELS + 2 * loops,
+        traffic=touched * (moves * row + 2 * 8) + 4 * devices * capacity * row,
+        received=_sgd_received(width, capacity, devices),
+        launches=_sgd_launches(sizes, config, devices, capacity, platform),
         units=up(sizes.rows, batch) * config.epochs,
         whole=f"{config.epochs} epochs",
     )
+
+
+def _sgd_received(width: int, capacity: int, devices: int) -> dict[str, float]:
+    """Purpose -> bytes from other devices in a step."""
+    if devices == 1:
+        return {}
+    others = devices - 1
+    rounds = 2 * 4 * others  # an all-reduce of the last row of each owner
+    one_way = others * capacity * (4 + 4 * width) + rounds
+    sums = all_reduce(2 * 4, devices)  # of the gradient of the bias, and of weights
+    return {"item rows": one_way, "their gradients": one_way, "global bias": sums}
+
+
+def _sgd_launches(
+    sizes: Sizes, config: SGDConfig, devices: int, capacity: int, platform: str
+) -> int:
+    """Kernels of the traced step."""
+    labelled = sizes.task == "click"
+    batch = up(config.batch_rows, devices)
+    users, rows = up(sizes.num_users, devices), up(sizes.rows, devices)
+    mesh = AbstractMesh((devices,), (sharding.EVERYWHERE,))
+    static = StepConfig(
+        *(config.optimizer, 0 if labelled else config.negatives, sizes.num_items, capacity, mesh)
+    )
+    width, items = config.factors + 1, up(sizes.num_items, devices)
+    tables: list[Any] = [f32(n * devices, width) for n in (users, items)]
+    init = functools.partial(sparse_optimizers.init, config.optimizer)
+    slots = [jax.eval_shape(init, table) for table in tables]
+    bias: Any = f32()
+    state = State(tables[0], tables[1], bias, slots[0], slots[1])
+    ids: Any = i32(rows * devices)
+    label: Any = f32(rows * devices) if labelled else None
+    offsets: Any = None if labelled else i32((users + 1) * devices)
+    known: Any = None if labelled else i32(up(max(1, sizes.entries), devices) * devices)
+    block = Block(ids, ids, label, ids if not labelled and devices > 1 else None, offsets, known)
+    traced = jax.make_jaxpr(functools.partial(sgd_step.train_block, config=static))(
+        *(state, block, i32(1, batch * devices), f32(), f32(), jax.random.key(0))
+    )
+    return launches(traced.jaxpr, doublings(batch), platform)
 
 
 def _padded(x: jax.ShapeDtypeStruct, platform: str) -> int:

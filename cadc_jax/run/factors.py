@@ -26,7 +26,7 @@ from cadc_jax.data import pipeline, sampling
 from cadc_jax.data.raw import SPLITS, TRAIN
 from cadc_jax.data.table import open_table, read_columns
 from cadc_jax.evaluation import resident, scorers
-from cadc_jax.factorization import als, autoencoder, blend, sgd
+from cadc_jax.factorization import als, autoencoder, blend, sgd, sgd_step
 from cadc_jax.factorization.als import ALSConfig
 from cadc_jax.factorization.autoencoder import AutoencoderConfig
 from cadc_jax.factorization.factors import Factors, balanced_axes, grown, principal_axes
@@ -185,7 +185,6 @@ def _one(
         "seed": run.config.seed,
         "bits": run.config.factor_bits,
     }
-    together = run.config.factorization != "sgd"  # that is the first process's work alone
     of_all = run.config.factor_rows == "all"
     if not of_all:
         settings |= {"unsampled_at": run.config.rate if sample is None else sample.fingerprint}
@@ -195,8 +194,13 @@ def _one(
     elif (found := find_updated(run, "factorize", settings | last)) is not None:
         return found
 
+<<<<<<< HEAD
     def write(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:
         rows = None if of_all else _unsampled(job, sample)
+=======
+    def write(folder: pathlib.Path, saved: Checkpoints) -> Mapping[str, Any]:
+        rows = slice(None) if of_all else _unsampled_rows(job, sample)
+>>>>>>> 32fc4f1 (Logistic SGD runs over the mesh: rows are with the owner of their user, item rows by exchange)
         if before is None:
             factors, losses, extent = _factorize(job, rows, saved)
             factors = _turned(factors)
@@ -207,12 +211,12 @@ def _one(
         return {"losses": losses.tolist(), EXTENT: extent}
 
     stage = "factorize" if of_all else UNSAMPLED
-    first = make_long_stage(run, stage, settings, write, together=together)
+    first = make_long_stage(run, stage, settings, write)
     if of_all:
         return first
     settings |= last
 
-    def refresh(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:
+    def refresh(folder: pathlib.Path, saved: Checkpoints) -> Mapping[str, Any]:
         start = open_factors(first.path)
         passes = dataclasses.replace(job, config=job.config.refreshing(REFRESH_PASSES))
         factors, losses, extent = _factorize(passes, None, saved, start)
@@ -224,7 +228,7 @@ def _one(
             shutil.copytree(first.path, folder / UNSAMPLED, ignore=no_manifest)
         return {"losses": losses.tolist(), EXTENT: extent, "seconds_before": first.seconds}
 
-    return make_long_stage(run, "factorize", settings, refresh, together=together)
+    return make_long_stage(run, "factorize", settings, refresh)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,7 +259,7 @@ def _start_from(job: _Job, folder: pathlib.Path) -> Factors:
     """
     schema, scale = open_table(job.prepared.path).schema, 0.0
     if isinstance(job.config, sgd.SGDConfig):
-        scale = sgd.START_SCALE
+        scale = sgd_step.START_SCALE
     return grown(open_factors(folder), schema.num_users, schema.num_items, job.key, scale)
 
 
@@ -294,8 +298,13 @@ def _with_kept_rows(job: _Job, sample: Artifact | None, unsampled: Factors) -> n
 
 def _factorize(
     job: _Job,
+<<<<<<< HEAD
     rows: Choice | None,
     saved: Checkpoints | None,
+=======
+    rows: slice | np.ndarray,
+    saved: Checkpoints,
+>>>>>>> 32fc4f1 (Logistic SGD runs over the mesh: rows are with the owner of their user, item rows by exchange)
     init: Factors | None = None,
 ) -> tuple[Factors, np.ndarray, list[int] | None]:
     """Factorises some of the training rows; see `als.fit`, `autoencoder.fit` and `sgd.fit`.
@@ -313,11 +322,18 @@ def _factorize(
 
     try:
         if isinstance(config, sgd.SGDConfig):
+<<<<<<< HEAD
             chosen = training_rows(table, ids_of(table, rows))
             return *sgd.fit(chosen, config, job.key, progress=show, saved=saved, init=init), None
+=======
+            chosen = training_rows(table, rows)
+            options: dict[str, Any] = {"progress": show, "saved": saved, "init": init}
+            mesh = training_mesh(job.run)
+            return *sgd.fit(chosen, config, job.key, mesh=mesh, **options), None
+>>>>>>> 32fc4f1 (Logistic SGD runs over the mesh: rows are with the owner of their user, item rows by exchange)
         matrix = matrix_of(table, config, _value_scale(job), rows)
         mesh = als_mesh(job.run, max(matrix.num_users, matrix.num_items), config.factors)
-        options: dict[str, Any] = {"mesh": mesh, "progress": show, "saved": saved, "init": init}
+        options = {"mesh": mesh, "progress": show, "saved": saved, "init": init}
         if isinstance(config, AutoencoderConfig):
             found, losses = autoencoder.fit(matrix, config, job.key, **options)
         else:

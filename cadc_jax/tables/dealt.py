@@ -86,6 +86,18 @@ def part_of(table: np.ndarray, nth: int, parts: int, size: int) -> np.ndarray:
     return np.pad(own, ((0, size - len(own)),) + ((0, 0),) * (own.ndim - 1))
 
 
+def put(table: np.ndarray, mesh: Mesh) -> jax.Array:
+    """A table [V, D] of the host in the order of places: [d * m, D], each part on its device."""
+    parts = mesh.size
+    size = -(-len(table) // parts)
+
+    def part(index: Any) -> np.ndarray:
+        return part_of(table, (index[0].start or 0) // max(size, 1), parts, size)
+
+    shape = parts * size, *table.shape[1:]
+    return jax.make_array_from_callback(shape, sharding.named(mesh, sharding.TABLE), part)
+
+
 def in_order(x: jax.Array, mesh: AnyMesh) -> jax.Array:
     """An array [d * m, ...] in the order of places as one in the order of ids, with more rows.
 

@@ -4,7 +4,7 @@ A table is replicated, or its rows are dealt out to all devices (see `tables.dea
 split over the devices. Devices exchange the ids and rows of a batch, never a table:
 
   split table: each device asks the owners for the rows of its own ids, and sends them the
-    gradients (see `tables.exchange` and `training.owners`).
+    gradients (see `tables.exchange` and `tables.owners`).
   replicated table, by rows: each device collects the ids and row gradients of all devices.
   replicated table, by table: gradients are first summed in the shape of the table. This is cheaper
     for a table with fewer rows than a batch has ids.
@@ -30,9 +30,8 @@ from cadc_jax import sharding, sparse_optimizers
 from cadc_jax.errors import ConfigError, check_at_least
 from cadc_jax.models import embeddings
 from cadc_jax.models.embeddings import Batch, Content, Tables
-from cadc_jax.tables import dealt, exchange, packed
+from cadc_jax.tables import dealt, exchange, owners, packed
 from cadc_jax.tables.packed import AnyTable
-from cadc_jax.training import owners
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Costs of the factorisations against compiled programs, and by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -87,7 +89,7 @@ def test_a_tpu_pads_tables_and_gathered_rows_to_whole_lanes():
         assert tpu.memory[name] == 2 * gpu.memory[name]
     assert tpu.traffic == pytest.approx(2 * gpu.traffic, rel=0.01)
     assert tpu.flops == gpu.flops and tpu.launches == gpu.launches
-    one = cost.sgd_factorization(PAIRS, SGDConfig(factors=63), "tpu")
+    one = cost.sgd_factorization(PAIRS, SGDConfig(factors=63), platform="tpu")
     assert one.memory["tables of users and items"] == 24_000 * 128 * 4
 
 
@@ -121,3 +123,24 @@ def test_negatives_of_positive_rows_cost_arithmetic_and_their_known_items_memory
     saved = 10**6 * 4 * 2  # no labels
     name = "rows on the device"
     assert positive.memory[name] == labelled.memory[name] + known - saved
+
+
+def test_devices_share_the_rows_of_logistic_sgd_and_exchange_those_of_items():
+    one, eight = (cost.sgd_factorization(PAIRS, SGDConfig(), devices) for devices in (1, 8))
+    assert eight.flops == one.flops / 8
+    for name in ("tables of users and items", "their optimizer's state", "rows on the device"):
+        assert eight.memory[name] == pytest.approx(one.memory[name] / 8, rel=0.01), name
+    # 4,096 / 8 rows with 4 negatives each ask an eighth of 8,000 items for nearly as many rows.
+    one_way = 7 / 8 * 5 * 4096 / 8 * (4 + 4 * 65)
+    assert one_way / 2 < eight.received["item rows"] < one_way * 1.3
+    assert eight.received["their gradients"] == eight.received["item rows"]
+    assert eight.launches > one.launches
+
+
+def test_popular_items_are_asked_for_once():
+    count = np.full(8_000, 1)
+    count[:10] = 10**6
+    popular = dataclasses.replace(PAIRS, item_counts=count)
+    config = SGDConfig(batch_rows=65_536, negatives=1)
+    even, few = (cost.sgd_factorization(x, config, 64) for x in (PAIRS, popular))
+    assert few.received["item rows"] < 0.8 * even.received["item rows"]

@@ -1,19 +1,13 @@
 """FLOPs and kernels of traced programs."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from cadc_jax import cost, sharding
+from cadc_jax import sharding
 from cadc_jax.cost import trace
-from cadc_jax.cost.arithmetic import doublings
-from cadc_jax.factorization import sgd
-from cadc_jax.factorization.sgd import SGDConfig, TrainingRows
-from tests.cost.compiled import CLICKS, PAIRS
 
 MATRIX = np.zeros((4, 4), np.float32)
 
@@ -69,21 +63,3 @@ def test_of_branches_for_platforms_one_counts(platform, count):
         )
 
     assert trace.launches(traced(either, MATRIX), 0, platform) == count
-
-
-@pytest.mark.parametrize("sizes", [CLICKS, PAIRS], ids=["clicks", "positives"])
-@pytest.mark.parametrize("batch", [512, 4096])
-def test_the_kernels_of_logistic_sgd_are_those_of_its_traced_step(sizes, batch):
-    entries, users, items = sizes.entries, sizes.num_users, sizes.num_items
-    config = SGDConfig(batch_rows=batch)
-    rows = TrainingRows(np.zeros(0), np.zeros(0), users, items)
-    key = jax.random.key(0)
-    state = jax.eval_shape(lambda key: sgd._random_state(rows, config, 0.5, key), key)
-    ids, label = (jax.ShapeDtypeStruct((entries,), x) for x in (jnp.int32, jnp.float32))
-    offsets = jax.ShapeDtypeStruct((users + 1,), jnp.int32)
-    known = (label, None, None) if sizes.task == "click" else (None, offsets, ids)
-    step = functools.partial(sgd._train_block, optimizer="adagrad", negatives=config.negatives)
-    order = jax.ShapeDtypeStruct((1, batch), jnp.int32)
-    jaxpr = traced(step, state, sgd._Block(ids, ids, *known), order, 0.1, 0.0, key)
-    found = trace.launches(jaxpr, doublings(batch))
-    assert cost.sgd_factorization(sizes, config).launches == pytest.approx(found, abs=5)

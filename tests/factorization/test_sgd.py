@@ -1,6 +1,7 @@
 """Logistic factorisation against automatic differentiation and a dense float64 loop."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -9,10 +10,10 @@ import numpy as np
 import optax
 import pytest
 
+from cadc_jax import sharding
 from cadc_jax.errors import ConfigError, DataError
-from cadc_jax.factorization import sgd
+from cadc_jax.factorization import sgd, sgd_rows, sgd_step
 from cadc_jax.factorization.factors import Factors, scores
-from cadc_jax.factorization.interactions import Interactions
 from cadc_jax.factorization.sgd import SGDConfig, TrainingRows
 from cadc_jax.runtime.checkpoints import Checkpoints
 from cadc_jax.runtime.interrupts import Stopped
@@ -61,7 +62,7 @@ def test_gradients_equal_automatic_differentiation():
         return (arguments[4] * (log_loss + 0.05 * norms)).sum()
 
     want = jax.grad(loss, argnums=(0, 1, 2))(*arguments[:3])
-    got, plain = sgd._gradients(*arguments, 0.1)
+    got, plain = sgd_step._gradients(*arguments, 0.1)
     jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-4, atol=1e-5), got, want)
     norms = (arguments[0] ** 2).sum(-1)[:, None] + (arguments[1] ** 2).sum(-1)
     penalty = 0.05 * (arguments[4] * norms).sum()
@@ -115,11 +116,10 @@ def test_the_binary_search_finds_exactly_the_known_items():
     rng = np.random.default_rng(0)
     seen = rng.random((U, I)) < 0.3
     seen[3], seen[4], seen[-1] = False, True, False
-    known = Interactions.from_rows(*np.nonzero(seen), U, I).by_user
-    offsets, items = jnp.asarray(known.offsets, jnp.int32), jnp.asarray(known.columns)
-    block = sgd._Block(None, None, None, offsets, items)
+    rows = TrainingRows(*np.nonzero(seen), U, I)
+    block = sgd_rows.Blocks(rows, 16, sharding.make_mesh(jax.devices()[:1])).on_devices(0)
     every = jnp.broadcast_to(jnp.arange(I), (U, I))
-    np.testing.assert_array_equal(sgd._contains(block, jnp.arange(U)[:, None], every), seen)
+    np.testing.assert_array_equal(sgd_rows.contains(block, jnp.arange(U)[:, None], every), seen)
 
 
 def test_a_known_positive_is_never_a_negative():
@@ -145,15 +145,15 @@ def test_rows_that_do_not_fill_a_batch_count_once_each():
 def test_blocks_of_rows_have_the_loss_of_all_rows_and_share_a_program(monkeypatch):
     config = dataclasses.replace(CONFIG, optimizer="sgd", epochs=1, learning_rate=1e-6)
     _, whole = sgd.fit(clicks(2000), config, KEY)
-    monkeypatch.setattr(sgd, "BLOCK_ROWS", 300)  # six blocks and a part of one
-    sgd._train_block.clear_cache()
+    monkeypatch.setattr(sgd_rows, "BLOCK_ROWS", 300)  # six blocks and a part of one
+    sgd_step.train_block.clear_cache()
     _, blocks = sgd.fit(clicks(2000), config, KEY)
-    assert sgd._train_block._cache_size() == 1
+    assert sgd_step.train_block._cache_size() == 1
     np.testing.assert_allclose(blocks, whole, rtol=1e-4)
 
 
 def test_planted_taste_is_learnt_from_blocks_of_rows(monkeypatch):
-    monkeypatch.setattr(sgd, "BLOCK_ROWS", 300)
+    monkeypatch.setattr(sgd_rows, "BLOCK_ROWS", 300)
     config = dataclasses.replace(CONFIG, epochs=15, learning_rate=0.2)
     factors, losses = sgd.fit(clicks(2000), config, KEY)
     assert losses[-1] < 0.8 * losses[0]
@@ -202,24 +202,27 @@ def test_a_fit_does_not_start_from_factors_without_biases():
 
 
 def test_one_program_serves_all_epochs_and_a_second_fit():
-    sgd._train_block.clear_cache()
+    sgd_step.train_block.clear_cache()
     sgd.fit(clicks(333), CONFIG, KEY)
     other = dataclasses.replace(CONFIG, learning_rate=0.3, regularization=0.0, epochs=5)
     sgd.fit(clicks(333), other, jax.random.key(1))
-    assert sgd._train_block._cache_size() == 1
+    assert sgd_step.train_block._cache_size() == 1
 
 
 def test_the_cost_of_a_step_does_not_depend_on_the_size_of_the_tables():
     def flops_and_temporaries(size):
         ids = jax.ShapeDtypeStruct((64,), jnp.int32)
         label = jax.ShapeDtypeStruct((64,), jnp.float32)
-        rows = TrainingRows(ids, ids, size, size, label)
-        state = jax.eval_shape(lambda key: sgd._random_state(rows, CONFIG, 0.5, key), KEY)
-        block = sgd._Block(ids, ids, label, None, None)
+        step = sgd_step.StepConfig("adagrad", 0, size, 0, sharding.make_mesh(jax.devices()[:1]))
+        sizes = {"num_users": size, "num_items": size, "factors": D}
+        random = functools.partial(
+            sgd_step.random_state, **sizes, optimizer="adagrad", mesh=step.mesh
+        )
+        state = jax.eval_shape(random, KEY, 0.5)
+        block = sgd_rows.Block(ids, ids, label)
         order = jax.ShapeDtypeStruct((4, 16), jnp.int32)
-        compiled = sgd._train_block.lower(
-            state, block, order, 0.1, 0.01, KEY, optimizer="adagrad", negatives=4
-        ).compile()
+        arguments = state, block, order, 0.1, 0.01, KEY
+        compiled = sgd_step.train_block.lower(*arguments, config=step).compile()
         memory = compiled.memory_analysis()
         return compiled.cost_analysis()["flops"], memory.temp_size_in_bytes
 
@@ -254,7 +257,7 @@ def test_a_config_that_cannot_work_is_rejected(change, message):
     [
         ([0, 1], [1.0, 2.0], "labels must be 0 or 1"),
         ([0, 3], [1.0, 0.0], r"item ids must be in \[0, 3\); they go from 0 to 3"),
-        ([0, 3], None, r"item ids run from 0 to 3, outside \[0, 3\)"),
+        ([0, 3], None, r"item ids must be in \[0, 3\); they go from 0 to 3"),
     ],
 )
 def test_rows_that_cannot_be_right_are_rejected(item, label, message):
@@ -273,7 +276,7 @@ def test_a_fit_without_rows_is_rejected():
 def test_a_fit_resumed_after_any_block_gives_the_same_bits(
     labelled, optimizer, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(sgd, "BLOCK_ROWS", 64)  # of 200 rows: four blocks, the last of 8
+    monkeypatch.setattr(sgd_rows, "BLOCK_ROWS", 64)  # of 200 rows: four blocks, the last of 8
     rows = clicks() if labelled else positives()
     config = dataclasses.replace(CONFIG, optimizer=optimizer)
     want, want_losses = sgd.fit(rows, config, KEY)

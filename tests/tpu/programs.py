@@ -15,15 +15,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
+from jax.sharding import PartitionSpec as P
 
-from cadc_jax import cost, sharding
+from cadc_jax import cost, sharding, sparse_optimizers
 from cadc_jax.cost import hlo
 from cadc_jax.cost.sides import both_sides
-from cadc_jax.factorization import als, als_solver, sgd, topk
+from cadc_jax.factorization import als, als_solver, sgd_rows, sgd_step, topk
 from cadc_jax.factorization.als import ALSConfig
 from cadc_jax.factorization.als_solver import HalfStepConfig, SideData
 from cadc_jax.factorization.interactions import Chunks
 from cadc_jax.factorization.sgd import SGDConfig
+from cadc_jax.factorization.sgd_rows import Block
+from cadc_jax.factorization.sgd_step import State, StepConfig
 from cadc_jax.models import embeddings, scoring
 from cadc_jax.models.dlrm import DLRM
 from cadc_jax.resident import records
@@ -234,21 +237,27 @@ def half_step(mesh, width, solver):
 
 
 def logistic(mesh, width):
-    """Logistic SGD on a block of 1,024 batches of 8,192 rows, with row-wise Adagrad."""
-    config = SGDConfig(factors=width - 1, batch_rows=8192)  # and a bias
-    sizes = [NUMBERS // width // 2] * 2
-    tables = [jax.ShapeDtypeStruct((rows, width), jnp.float32) for rows in sizes]
+    """Logistic SGD on a block of 1,024 batches of 8,192 rows a chip, with row-wise Adagrad."""
+    chips, config = mesh.size, SGDConfig(factors=width - 1, batch_rows=8192 * mesh.size)  # a bias
+    rows = NUMBERS * chips // width // 2
+    sizes = cost.Sizes("click", 1 << 23, rows, rows, 0, entries=1 << 23)
+    capacity = sgd_rows.item_capacity(config.batch_rows, 0, rows, chips, 1 / rows)
+    static = StepConfig(config.optimizer, 0, rows, capacity, mesh)
     number = jax.ShapeDtypeStruct((), jnp.float32)
-    row, label = (jax.ShapeDtypeStruct((1 << 23,), x) for x in (jnp.int32, jnp.float32))
-    arguments = (
-        jax.eval_shape(functools.partial(sgd._new_state, config=config), *tables, number),
-        sgd._Block(user=row, item=row, label=label, offsets=None, items=None),
-        jax.ShapeDtypeStruct((1 << 10, 1 << 13), jnp.int32),
-        *(number, number, jax.eval_shape(lambda: jax.random.key(0))),
+    tables = [jax.ShapeDtypeStruct((rows, width), jnp.float32)] * 2
+    init = functools.partial(sparse_optimizers.init, config.optimizer)
+    state = State(*tables, number, *(jax.eval_shape(init, table) for table in tables))
+    row, label = (jax.ShapeDtypeStruct((chips << 23,), x) for x in (jnp.int32, jnp.float32))
+    state = jax.tree.map(lambda x: on(mesh, x, sharding.TABLE if x.ndim else P()), state)
+    order = jax.ShapeDtypeStruct((1 << 10, config.batch_rows), jnp.int32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    lowered = sgd_step.train_block.lower(
+        *(state, on(mesh, Block(row, row, label), sharding.TABLE)),
+        *(on(mesh, order, sharding.BATCHES), *on(mesh, (number, number, key))),
+        config=static,
     )
-    arguments = on(mesh, arguments)
-    lowered = sgd._train_block.lower(*arguments, optimizer=config.optimizer, negatives=1)
-    return Program(lowered, bytes_of(mesh, on(mesh, tables)), 0)
+    expected = sum(cost.sgd_factorization(sizes, config, chips, "tpu").received.values())
+    return Program(lowered, bytes_of(mesh, (state.user, state.item)), expected)
 
 
 def predict(mesh, width):

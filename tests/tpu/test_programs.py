@@ -24,6 +24,7 @@ PROGRAMS = {
     ("sgd", "v5e", 1, 64): 1.01,
     ("sgd", "v5e", 1, 128): 0.1,
     ("sgd", "v5p", 1, 128): 0.1,
+    ("sgd", "v5p", 4, 128): 0.1,
     # 16,384 rows at a time, twice those of a step, in full float32.
     ("scoring", "v5e", 1, 64): 0.23,
     ("scoring", "v5p", 4, 64): 0.1,

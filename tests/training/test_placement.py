@@ -13,7 +13,8 @@ import pytest
 from cadc_jax import sharding, sparse_optimizers
 from cadc_jax.cost import hlo
 from cadc_jax.errors import ConfigError
-from cadc_jax.training import owners, placement
+from cadc_jax.tables import owners
+from cadc_jax.training import placement
 
 V, D, N = 21, 4, 16
 
