@@ -3,8 +3,8 @@
 The mesh has one axis. It splits training batches, the rows that ALS solves, and the rows of
 embedding tables that are too large for one device. Everything small is replicated.
 
-With several processes a mesh has the devices of all of them, and the devices of one process are
-next to each other. All processes together create an array on such a mesh and compute with it. A
+With several processes a mesh has the devices of all of them, and the devices of one process follow
+one another. All processes together create an array on such a mesh and compute with it. A
 process can only read an array as a whole if it is replicated. `put` places arrays on the mesh, and
 `local` reads them back.
 """
@@ -34,10 +34,48 @@ _SUMMED_ROWS = 1 << 20  # numbers that `sum_over_processes` sums at a time
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of the devices; None for all of them."""
+    """A mesh of the devices; None for all of them.
+
+    Slices follow one another, in a slice processes, and in a process its devices. On a TPU most of
+    those that follow one another are neighbours on the torus.
+    """
     devices = jax.devices() if devices is None else list(devices)
-    devices.sort(key=lambda device: device.process_index)  # each process makes one part of a batch
-    return Mesh(np.array(devices), (EVERYWHERE,))
+    # Each process makes one part of a batch, so its devices stay together.
+    groups = [[getattr(device, "slice_index", 0), device.process_index] for device in devices]
+    keys = np.array(groups)
+    if devices[0].platform == "tpu":
+        keys = _along_the_torus(keys, np.array([device.coords for device in devices]))
+    order = np.lexsort(keys.T[::-1])  # stable: where nothing else decides, as they were given
+    return Mesh(np.array(devices)[order], (EVERYWHERE,))
+
+
+def _along_the_torus(groups: np.ndarray, coords: np.ndarray) -> np.ndarray:
+    """Keys [n, k] that sort chips into a path over the torus.
+
+    The path goes from process to process in rows along x, to and fro. Within a process it begins at
+    the side that it comes from, and ends at the one that it leaves by.
+
+    Args:
+      groups: [n, 2] slice and process of each chip.
+      coords: [n, 3] its x, y and z in the slice.
+    """
+    corner = np.empty_like(coords)
+    for group in np.unique(groups, axis=0):
+        own = (groups == group).all(axis=1)
+        corner[own] = coords[own].min(axis=0)
+    places = [np.unique(axis, return_inverse=True)[1] for axis in corner.T[::-1]]
+    process = _to_and_fro(np.stack(places, axis=1))  # z, y, x
+    inside = coords - corner
+    backwards = process[:, -1] < 0
+    backwards |= (process[:, -1] == 0) & (np.sum(places[:-1], axis=0) % 2 == 1)
+    inside[:, 0] = np.where(backwards, -inside[:, 0] + inside[:, 0].max(), inside[:, 0])
+    return np.concatenate([groups[:, :1], process, groups[:, 1:], _to_and_fro(inside)], axis=1)
+
+
+def _to_and_fro(places: np.ndarray) -> np.ndarray:
+    """Keys that sort the cells [n, k] of a grid into a path of single steps, the last axis first."""
+    slower = np.cumsum(places, axis=1) - places
+    return np.where(slower % 2, -places, places)
 
 
 @functools.cache  # later calls return the result of the first call

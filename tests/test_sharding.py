@@ -17,13 +17,62 @@ def test_a_mesh_has_one_axis_of_all_devices_that_are_given():
     assert dict(sharding.make_mesh(jax.devices()[:3]).shape) == {"data": 3}
 
 
-def test_a_mesh_keeps_the_devices_of_a_process_together():
-    class Device:  # of two processes whose devices alternate
-        def __init__(self, number):
-            self.id, self.process_index = number, number % 2
+class Device:
+    def __init__(self, process, coords=None, slice_index=0):
+        self.process_index, self.coords, self.slice_index = process, coords, slice_index
+        self.platform = "cpu" if coords is None else "tpu"
 
-    mesh = sharding.make_mesh([Device(k) for k in range(4)])
+
+def slice_of(shape, host=(2, 2, 1), slice_index=0):
+    """Chips of a slice in the order of their numbers, with a process for each box of them."""
+    hosts = -(-np.array(shape) // host)
+    found = []
+    for z, y, x in np.ndindex(shape[::-1]):
+        box = np.array([x, y, z]) // host
+        process = box[0] + hosts[0] * (box[1] + hosts[1] * box[2])
+        found.append(Device(slice_index * hosts.prod() + process, (x, y, z), slice_index))
+    return found
+
+
+def hops(devices):
+    coords = np.array([device.coords for device in devices])
+    return np.abs(np.diff(coords, axis=0)).sum(axis=1)
+
+
+def stretches(values):
+    return 1 + np.count_nonzero(np.diff(values))
+
+
+def test_a_mesh_keeps_the_devices_of_a_process_together():
+    mesh = sharding.make_mesh([Device(k % 2) for k in range(4)])  # they alternate
     assert [device.process_index for device in mesh.devices.flat] == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (2, 2, 1), (2, 4, 1), (4, 4, 1), (16, 16, 1), (2, 2, 2), (4, 4, 8)]
+)
+def test_a_mesh_follows_the_torus_of_a_slice_from_process_to_process(shape):
+    """By their numbers alone, chips that follow one another are up to 16 hops apart."""
+    chips = slice_of(shape)
+    found = list(sharding.make_mesh(chips).devices.flat)
+    assert set(found) == set(chips)
+    processes = [chip.process_index for chip in found]
+    assert stretches(processes) == len(set(processes))
+    assert hops(found).max(initial=0) <= 2
+    assert len(found) == 1 or hops(found).mean() < 1.15
+
+
+def test_chips_of_a_slice_stay_together_on_a_mesh():
+    chips = [chip for nth in range(2) for chip in slice_of((4, 4, 1), slice_index=nth)]
+    found = list(sharding.make_mesh(chips[::-1]).devices.flat)
+    assert stretches([chip.slice_index for chip in found]) == 2
+    assert stretches([chip.process_index for chip in found]) == 8
+    assert hops(found[:16]).max() <= 2
+
+
+def test_any_chips_of_a_slice_make_a_mesh():
+    chips = slice_of((4, 4, 1))[1:12:2]
+    assert set(sharding.make_mesh(chips).devices.flat) == set(chips)
 
 
 def test_arrays_and_keys_that_are_put_on_a_mesh_are_read_back_whole():
