@@ -73,7 +73,7 @@ def _along_the_torus(groups: np.ndarray, coords: np.ndarray) -> np.ndarray:
 
 
 def _to_and_fro(places: np.ndarray) -> np.ndarray:
-    """Keys that sort the cells [n, k] of a grid into a path of single steps, the last axis first."""
+    """Keys that sort cells [n, k] of a grid into a path of single steps, the last axis first."""
     slower = np.cumsum(places, axis=1) - places
     return np.where(slower % 2, -places, places)
 

@@ -185,6 +185,7 @@ def _one(
         "seed": run.config.seed,
         "bits": run.config.factor_bits,
     }
+    together = run.config.factorization != "sgd"  # that is the first process's work alone
     of_all = run.config.factor_rows == "all"
     if not of_all:
         settings |= {"unsampled_at": run.config.rate if sample is None else sample.fingerprint}
@@ -194,13 +195,8 @@ def _one(
     elif (found := find_updated(run, "factorize", settings | last)) is not None:
         return found
 
-<<<<<<< HEAD
     def write(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:
         rows = None if of_all else _unsampled(job, sample)
-=======
-    def write(folder: pathlib.Path, saved: Checkpoints) -> Mapping[str, Any]:
-        rows = slice(None) if of_all else _unsampled_rows(job, sample)
->>>>>>> 32fc4f1 (Logistic SGD runs over the mesh: rows are with the owner of their user, item rows by exchange)
         if before is None:
             factors, losses, extent = _factorize(job, rows, saved)
             factors = _turned(factors)
@@ -211,12 +207,12 @@ def _one(
         return {"losses": losses.tolist(), EXTENT: extent}
 
     stage = "factorize" if of_all else UNSAMPLED
-    first = make_long_stage(run, stage, settings, write)
+    first = make_long_stage(run, stage, settings, write, together=together)
     if of_all:
         return first
     settings |= last
 
-    def refresh(folder: pathlib.Path, saved: Checkpoints) -> Mapping[str, Any]:
+    def refresh(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:
         start = open_factors(first.path)
         passes = dataclasses.replace(job, config=job.config.refreshing(REFRESH_PASSES))
         factors, losses, extent = _factorize(passes, None, saved, start)
@@ -228,7 +224,7 @@ def _one(
             shutil.copytree(first.path, folder / UNSAMPLED, ignore=no_manifest)
         return {"losses": losses.tolist(), EXTENT: extent, "seconds_before": first.seconds}
 
-    return make_long_stage(run, "factorize", settings, refresh)
+    return make_long_stage(run, "factorize", settings, refresh, together=together)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,13 +294,8 @@ def _with_kept_rows(job: _Job, sample: Artifact | None, unsampled: Factors) -> n
 
 def _factorize(
     job: _Job,
-<<<<<<< HEAD
     rows: Choice | None,
     saved: Checkpoints | None,
-=======
-    rows: slice | np.ndarray,
-    saved: Checkpoints,
->>>>>>> 32fc4f1 (Logistic SGD runs over the mesh: rows are with the owner of their user, item rows by exchange)
     init: Factors | None = None,
 ) -> tuple[Factors, np.ndarray, list[int] | None]:
     """Factorises some of the training rows; see `als.fit`, `autoencoder.fit` and `sgd.fit`.
@@ -322,15 +313,11 @@ def _factorize(
 
     try:
         if isinstance(config, sgd.SGDConfig):
-<<<<<<< HEAD
             chosen = training_rows(table, ids_of(table, rows))
-            return *sgd.fit(chosen, config, job.key, progress=show, saved=saved, init=init), None
-=======
-            chosen = training_rows(table, rows)
+            # Of several processes the first one fits alone.
+            mesh = training_mesh(job.run) if distributed.count() == 1 else None
             options: dict[str, Any] = {"progress": show, "saved": saved, "init": init}
-            mesh = training_mesh(job.run)
             return *sgd.fit(chosen, config, job.key, mesh=mesh, **options), None
->>>>>>> 32fc4f1 (Logistic SGD runs over the mesh: rows are with the owner of their user, item rows by exchange)
         matrix = matrix_of(table, config, _value_scale(job), rows)
         mesh = als_mesh(job.run, max(matrix.num_users, matrix.num_items), config.factors)
         options = {"mesh": mesh, "progress": show, "saved": saved, "init": init}

@@ -131,13 +131,9 @@ def _factorization_cost(
     if isinstance(settings, ALSConfig):
         return cost.als(sizes, settings, devices, platform, hosts)
     if isinstance(settings, AutoencoderConfig):
-<<<<<<< HEAD
         return cost.autoencoder(sizes, settings, devices, platform, hosts)
-    return cost.sgd_factorization(sizes, settings, platform)
-=======
-        return cost.autoencoder(sizes, settings, devices, platform)
-    return cost.sgd_factorization(sizes, settings, devices, platform)
->>>>>>> 32fc4f1 (Logistic SGD runs over the mesh: rows are with the owner of their user, item rows by exchange)
+    alone = hosts > 1  # the first process then fits on one device
+    return cost.sgd_factorization(sizes, settings, 1 if alone else devices, platform)
 
 
 def _training_costs(

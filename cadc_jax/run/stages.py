@@ -218,7 +218,7 @@ def train_stage(run: Run, inputs: Inputs, model_name: str, arm: Arm) -> Artifact
         **train_settings(run.config, model_name),
     }
 
-    def write(folder: pathlib.Path, saved: Checkpoints) -> Mapping[str, Any]:
+    def write(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:
         table = open_table(prepared.path)
         # A sample arm opens the kept rows alone.
         kept = arm.takes_sample
@@ -275,7 +275,7 @@ def _fit(
     start: EmbeddingStart,
     model_name: str,
     arm: Arm,
-    saved: Checkpoints,
+    saved: Checkpoints | None,
 ) -> Fitted:
     config = run.config
     evaluation, mesh = configuration.evaluation_config(config), training_mesh(run)
