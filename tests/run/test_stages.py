@@ -116,8 +116,9 @@ def test_training_reads_no_pairs_but_those_of_its_rows(made, tmp_path, monkeypat
 
     monkeypatch.setattr(Table, "known_pairs", refuse)
     run, inputs = made
-    run = Run(run.config, tmp_path, quiet)
-    trained = stages.train_stage(run, inputs, "two_tower", TRAINED[arm])
+    config = run.config.copy_and_resolve_references()
+    config.evaluation.ranking = "sampled"
+    trained = stages.train_stage(Run(config, tmp_path, quiet), inputs, "two_tower", TRAINED[arm])
     assert len(trained.facts["history"]) == 2
 
 
