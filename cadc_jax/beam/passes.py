@@ -1,7 +1,7 @@
 """What the workers of the pipelines do: read, stage, count and encode chunks of rows.
 
-All of it is done by the functions that prepare a table on one machine. An error that a user can mend
-is a result like another, so that the first one in the order of the rows can be told.
+All of it is done by the functions that prepare a table on one machine. An error that a user can
+mend is a result like another, so that the first one in the order of the rows can be told.
 """
 
 import dataclasses

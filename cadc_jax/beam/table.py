@@ -53,7 +53,7 @@ class BeamConfig:
     options: Sequence[str] = ()
 
     def __post_init__(self):
-        check_choice("--runner: data.source", self.source, SOURCES)
+        check_choice("data.source (with --runner)", self.source, SOURCES)
         known = PipelineOptions([]).get_all_options()
         for option in self.options:
             if (name := option.partition("=")[0]) not in known:
@@ -97,7 +97,7 @@ def write_table(
     parent = path / "staging"
     if how.scratch is None:
         parent.mkdir()
-    folder = scratch.new_folder(how.scratch or str(parent.resolve()))
+    folder = scratch.new_folder(how.scratch or str(parent.resolve()))  # workers start elsewhere
     try:
         facts = _write(path, source, Job(open_source, config, folder), how)
     finally:
@@ -178,7 +178,7 @@ def _count(chunks: Sequence[Chunk], fold_of: FoldOf, job: Job, how: BeamConfig) 
             )
         )
         values = counted["values"] | beam.CombinePerKey(passes.CountValues(most))
-        _ = values | beam.MapTuple(_write_counter, job.folder) | "values" >> _Results(of_values)
+        _ = values | beam.Map(_write_counter, job.folder) | "values" >> _Results(of_values)
         _ = counted[passes.SUMMARIES] | "chunks" >> _Results(of_chunks)
     summaries = sorted(scratch.read_results(of_chunks), key=lambda x: x["number"])
     files = {name: (file, full) for name, file, full in scratch.read_results(of_values)}
@@ -195,8 +195,9 @@ def _count(chunks: Sequence[Chunk], fold_of: FoldOf, job: Job, how: BeamConfig) 
     return Counts(counters, dense, moments.reshape(len(summaries), len(dense), 4), rows.sum(axis=0))
 
 
-def _write_counter(name: str, counter: Counter, folder: str) -> tuple[str, str, bool]:
+def _write_counter(counted: tuple[str, Counter], folder: str) -> tuple[str, str, bool]:
     """A column, the file of its counts ('' if there are none), and whether it overflowed."""
+    name, counter = counted
     file = "" if counter.merged is None else scratch.write_rows(folder, counter.merged)
     return name, file, counter.overflowed
 

@@ -1,10 +1,9 @@
-"""Prepares the table alone, as the first stage of a run; with --runner on a cluster, by Apache Beam.
+"""Prepares the table alone, the first stage of a run; with --runner by Apache Beam.
 
 Examples:
 
     cadc prepare --config=configs/criteo.py
-    cadc prepare --config=configs/criteo.py --runner=DirectRunner \
-        --beam=direct_running_mode=multi_processing --beam=direct_num_workers=8
+    cadc prepare --config=configs/criteo.py --runner=DirectRunner --beam=direct_num_workers=1
 
 The table is the same in each case, and 'cadc run' with the same --workdir goes on from it. All
 workers need this package and have to reach the raw files and --scratch under the same names.
