@@ -64,7 +64,7 @@ setuptools.setup(
         "tpu": ["jax[tpu]>=0.8"],
         "aot": ["libtpu==0.0.42.1"],  # compiles for TPUs without one; made for jax 0.10.2
         # Prepares what one machine cannot. It holds back pyarrow and protobuf: see docs/data.md.
-        "beam": ["apache-beam>=2.70"],
+        "beam": ["apache-beam>=2.77"],
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
         "bench": [
             "cmfrec>=3.5",
