@@ -44,7 +44,9 @@ def read_rows(file: str) -> pa.Table:
 def write_encoded(folder: str, rows: EncodedRows) -> str:
     """Writes encoded rows to a new file in the folder, and returns the file."""
     file, columns = _new_file(folder, "npz"), io.BytesIO()
-    flat = {f"{part}/{name}": x for part, of_part in rows.items() for name, x in of_part.items()}
+    flat: dict[str, Any] = {
+        f"{part}/{name}": x for part, of_part in rows.items() for name, x in of_part.items()
+    }
     np.savez(columns, **flat)
     with FileSystems.create(file) as out:
         out.write(columns.getbuffer())
