@@ -47,6 +47,16 @@ def run(this: Run, last: str = "report") -> None:
             compare(this, inputs, last)
 
 
+def prepare(this: Run, engine: stages.Engine) -> None:
+    """Makes the prepared table with another engine; `run` finds it finished.
+
+    Raises:
+      CadcError: an error that the user can fix.
+    """
+    with begin(this):
+        stages.prepare_stage(this, stages.raw_data(this), engine)
+
+
 def prepared_table(this: Run) -> Artifact:
     """The table that an update left in the work folder, or else that of the raw log."""
     updated = lineage.find_updated(this, "prepare", stages.prepare_settings(this.config))

@@ -35,6 +35,7 @@ from cadc_jax.cli import (
     init,
     parse,
     plan,
+    prepare,
     recommend,
     run,
     similar,
@@ -51,6 +52,7 @@ from cadc_jax.runtime.text import nearest
 COMMANDS = {
     "run": run,
     "init": init,
+    "prepare": prepare,
     "compress": compress,
     "train": train,
     "unpack": unpack,

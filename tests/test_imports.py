@@ -18,7 +18,7 @@ LAYERS = (  # each may import itself and the ones before it
     ("runtime",),
     ("metrics", "sharding", "sparse_optimizers", "tables"),
     ("data",),
-    ("resident",),
+    ("beam", "resident"),
     ("factorization",),
     ("models",),
     ("evaluation",),
@@ -168,6 +168,12 @@ def test_configurations_stop_above_training():
     for file in FILES:
         if LAYER_OF.get(module_of(file).split(".")[0], 99) < LAYER_OF["configuration"]:
             assert "ml_collections" not in file.read_text(), file
+
+
+def test_one_package_imports_beam():
+    users = {file.parent.name for file in FILES if "import apache_beam" in file.read_text()}
+    users |= {file.parent.name for file in FILES if "from apache_beam" in file.read_text()}
+    assert users == {"beam"}
 
 
 def test_at_most_ten_modules_stand_in_the_root():

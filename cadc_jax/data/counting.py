@@ -5,7 +5,7 @@ counted over training rows only; users also over fold-in rows, as held-out users
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -111,21 +111,25 @@ def count_chunks(
     moments = []
     rows = np.zeros(len(PARTS), np.int64)
 
-    def count(chunk: StagedChunk) -> _ChunkCounts:
-        return _count_chunk(chunk, fold_of, flag)
+    def count(chunk: StagedChunk) -> ChunkCounts:
+        rows = chunk.read()
+        return count_rows(rows, fold_of(rows, chunk), flag)
 
     for values, statistics, chunk_rows in map_chunks("prepare: count", count, chunks):
         for name, (dictionary, counts) in values.items():
             counters.setdefault(name, Counter(max_vocabulary)).add(dictionary, counts)
-        moments.append(
-            np.array([dataclasses.astuple(part) for part in statistics.values()], np.float64)
-        )
+        moments.append(moments_of(statistics))
         rows += chunk_rows
     for counter in counters.values():
         counter.merge_pending()
     dense = list(statistics)
     all_moments = np.array(moments, np.float64).reshape(len(chunks), len(dense), 4)
     return Counts(counters, dense, all_moments, rows)
+
+
+def moments_of(statistics: Mapping[str, Statistics]) -> np.ndarray:
+    """The statistics of the F dense features of a chunk, as in `Counts.moments`: [F, 4] float64."""
+    return np.array([dataclasses.astuple(part) for part in statistics.values()], np.float64)
 
 
 def total(counts: Iterable[Counts]) -> Totals:
@@ -147,7 +151,7 @@ def total(counts: Iterable[Counts]) -> Totals:
     return Totals(counters, statistics, np.stack(rows))
 
 
-class _ChunkCounts(NamedTuple):
+class ChunkCounts(NamedTuple):
     """Counts of one chunk.
 
     Attributes:
@@ -161,9 +165,14 @@ class _ChunkCounts(NamedTuple):
     rows: list[int]
 
 
-def _count_chunk(chunk: StagedChunk, fold_of: FoldOf, flag: float) -> _ChunkCounts:
-    rows = chunk.read()
-    fold = fold_of(rows, chunk)
+def count_rows(rows: pa.Table, fold: np.ndarray, flag: float) -> ChunkCounts:
+    """Counts the rows of a chunk.
+
+    Args:
+      rows: N rows.
+      fold: [N] int8, the place of each row in PARTS, or -1 for none.
+      flag: as for `count_chunks`.
+    """
     train = fold == TRAIN
     selected = slice(None) if train.all() else train  # a slice copies nothing
     has_user = selected if isinstance(selected, slice) else train | (fold == FOLD_IN)
@@ -177,4 +186,4 @@ def _count_chunk(chunk: StagedChunk, fold_of: FoldOf, flag: float) -> _ChunkCoun
             codes = column.indices.to_numpy()[has_user if name == "user" else selected]
             values[name] = column.dictionary, np.bincount(codes, minlength=len(column.dictionary))
     split_rows = [int(np.count_nonzero(fold == part)) for part in range(len(PARTS))]
-    return _ChunkCounts(values, statistics, split_rows)
+    return ChunkCounts(values, statistics, split_rows)

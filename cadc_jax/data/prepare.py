@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import pathlib
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -185,16 +185,7 @@ def write_table(
         items.
       DataError: if the source cannot be read or a split is empty.
     """
-    if source.negatives is not None and config.split != "given":
-        raise ConfigError(
-            "the data's own evaluation negatives belong to its own split: set data.split='given' "
-            "or leave the negatives out"
-        )
-    if source.negatives is not None and (config.min_value or config.cuts):
-        raise ConfigError(
-            "data.negatives_file goes with all rows of its test file: it cannot be used with "
-            "data.min_value, data.min_user_rows or data.min_item_rows"
-        )
+    check_negatives(source, config)
     if config.cuts and hosts.count > 1:
         raise ConfigError(
             "data.min_user_rows, data.min_item_rows: one process has to prepare such a table; "
@@ -214,42 +205,76 @@ def write_table(
         return counting.count_chunks(own, assignment.fold_of, config.max_vocabulary, config.flag)
 
     totals = counting.total(exchange(hosts, folder, "count", count, counting.COUNTS))
-    part_rows = dict(zip(PARTS, totals.rows_by_host.sum(axis=0).tolist(), strict=True))
-    if config.split != "users":
-        del part_rows[PARTS[FOLD_IN]]
-    _check_splits(part_rows, report.rows, config.split)
-    encoder = _make_encoder(totals, config)
-    extents = _extents(part_rows, totals.rows_by_host, hosts)
+    counted = of_totals(totals, report, assignment, config)
+    own_extents = extents(counted.part_rows, totals.rows_by_host, hosts)
 
     def encode() -> Mapping[str, np.ndarray]:
-        return _write_rows(path, own, assignment, encoder, extents)
+        def encode_chunk(chunk: StagedChunk) -> EncodedRows:
+            return _encode_chunk(chunk, assignment, counted.encoder)
 
-    items = _item_counts_form(encoder.item.size, clicks=assignment.value is None)
+        encoded = staging.map_chunks("prepare: encode", encode_chunk, own)
+        return write_rows(path, encoded, counted, own_extents)
+
+    items = _item_counts_form(counted.encoder.item.size, clicks=assignment.value is None)
     item_counts = exchange(hosts, folder, "encode", encode, items)
 
     def finish() -> Mapping[str, Any]:
         if hosts.index:
             return {}  # all hosts return the facts of the first one
-        counts = _sum(item_counts)
-        _check_classes(counts)
-        schema = _write_rest(path, source, assignment, encoder, counts, config)
-        found = [*assignment.traps, *traps.of_test_rows(read_columns(path / SPLITS[TEST]))]
-        return {
-            **({"traps": found} if found else {}),
-            **({} if left_out is None else {"core": left_out._asdict()}),
-            "rows": dict.fromkeys(PARTS, 0) | part_rows,
-            "num_users": schema.num_users - 1,
-            "num_items": schema.num_items - 1,
-            "hashed": list(schema.hashed),
-            "merged_repeats": assignment.merged,
-            "reader": dataclasses.asdict(report),
-        }
+        facts = write_rest(path, source, counted, _sum(item_counts), config)
+        return facts if left_out is None else {**facts, "core": left_out._asdict()}
 
     facts = next(exchange(hosts, folder, "finish", finish, _FACTS_FORM))
     hosts.wait("prepare/end")
     if hosts.index == 0:
         shutil.rmtree(folder)
     return facts
+
+
+class Counted(NamedTuple):
+    """What the second pass starts from.
+
+    Attributes:
+      report: what the reader found.
+      assignment: the split of every row.
+      part_rows: name of each part of the table -> its rows.
+      encoder: made from the counts of the first pass.
+    """
+
+    report: ReadReport
+    assignment: "Assignment"
+    part_rows: dict[str, int]
+    encoder: Encoder
+
+
+def of_totals(
+    totals: counting.Totals, report: ReadReport, assignment: "Assignment", config: PrepareConfig
+) -> Counted:
+    """What follows from the counts of all chunks.
+
+    Raises:
+      ConfigError: if held-out users would share ids.
+      DataError: if a split is empty, or no user or no item has enough training rows.
+    """
+    part_rows = dict(zip(PARTS, totals.rows_by_host.sum(axis=0).tolist(), strict=True))
+    if config.split != "users":
+        del part_rows[PARTS[FOLD_IN]]
+    _check_splits(part_rows, report.rows, config.split)
+    return Counted(report, assignment, part_rows, _make_encoder(totals, config))
+
+
+def check_negatives(source: raw.RawData, config: PrepareConfig) -> None:
+    """Raises ConfigError if the settings contradict the negatives that the data brings."""
+    if source.negatives is not None and config.split != "given":
+        raise ConfigError(
+            "the data's own evaluation negatives belong to its own split: set data.split='given' "
+            "or leave the negatives out"
+        )
+    if source.negatives is not None and (config.min_value or config.cuts):
+        raise ConfigError(
+            "data.negatives_file goes with all rows of its test file: it cannot be used with "
+            "data.min_value, data.min_user_rows or data.min_item_rows"
+        )
 
 
 def _unpack_facts(message: Message) -> Mapping[str, Any]:
@@ -308,7 +333,7 @@ def _by_value(rows: pa.Table, config: PrepareConfig) -> pa.Table:
     return rows.drop_columns(["value"]).append_column("label", labels)
 
 
-class _Assignment(NamedTuple):
+class Assignment(NamedTuple):
     """The split of every row.
 
     Attributes:
@@ -331,29 +356,52 @@ def _assign(
     report: ReadReport,
     given_negatives: raw.Negatives | None,
     config: PrepareConfig,
-) -> _Assignment:
+) -> Assignment:
     """Assigns rows to splits, chunk by chunk if the split allows that."""
-    if config.task == "click" and config.split in splits.BY_PLACE:
-
-        def by_place(rows: pa.Table, chunk: StagedChunk) -> np.ndarray:
-            places = np.arange(chunk.start, chunk.start + chunk.rows)
-            shares = (config.validation, config.test)
-            return splits.by_place(places, report.rows, config.split, *shares, config.seed)
-
-        return _Assignment(by_place)
-    if config.task == "click" and config.split == "given" and _has_validation(chunks):
-        return _Assignment(lambda rows, chunk: rows["fold"].to_numpy())
+    apart = assign_apart(report.rows, config, lambda: _has_validation(chunks))
+    if apart is not None:
+        return apart
     keys = read_keys(chunks, report, config)
     return _assign_all(dataclasses.replace(keys, negatives=given_negatives), config)
 
 
+def assign_apart(
+    rows: int, config: PrepareConfig, any_validates: Callable[[], bool]
+) -> Assignment | None:
+    """Assigns each row by itself. None if the split has to compare rows.
+
+    Args:
+      rows: number of all rows.
+      config: the settings.
+      any_validates: whether the data's own split has validation rows.
+    """
+    if config.task == "click" and config.split in splits.BY_PLACE:
+        return Assignment(functools.partial(_fold_by_place, rows, config))
+    if config.task == "click" and config.split == "given" and any_validates():
+        return Assignment(_given_fold)
+    return None
+
+
+def _fold_by_place(
+    all_rows: int, config: PrepareConfig, rows: pa.Table, chunk: StagedChunk
+) -> np.ndarray:
+    places = np.arange(chunk.start, chunk.start + chunk.rows)
+    shares = (config.validation, config.test)
+    return splits.by_place(places, all_rows, config.split, *shares, config.seed)
+
+
+def _given_fold(rows: pa.Table, chunk: StagedChunk) -> np.ndarray:
+    return rows["fold"].to_numpy()
+
+
+def validates(rows: pa.Table) -> bool:
+    """Whether some rows of a chunk are validation rows of the data's own split."""
+    return "fold" in rows.column_names and bool(np.any(rows["fold"].to_numpy() == VALIDATION))
+
+
 def _has_validation(chunks: Sequence[StagedChunk]) -> bool:
     """Whether the data's own split has validation rows."""
-    tables = (chunk.read(["fold"]) for chunk in chunks)
-    return any(
-        "fold" in rows.column_names and np.any(rows["fold"].to_numpy() == VALIDATION)
-        for rows in tables
-    )
+    return any(validates(chunk.read(["fold"])) for chunk in chunks)
 
 
 def read_keys(chunks: Sequence[StagedChunk], report: ReadReport, config: PrepareConfig) -> RawTable:
@@ -380,7 +428,7 @@ def read_keys(chunks: Sequence[StagedChunk], report: ReadReport, config: Prepare
     return RawTable(report, **columns, categorical={"place": np.arange(report.rows)})
 
 
-def _assign_all(keys: RawTable, config: PrepareConfig) -> _Assignment:
+def _assign_all(keys: RawTable, config: PrepareConfig) -> Assignment:
     """Assigns all rows at once; rows of the ranking task are merged first."""
     rows = keys.report.rows
     if config.task == "ranking":
@@ -396,7 +444,7 @@ def _assign_all(keys: RawTable, config: PrepareConfig) -> _Assignment:
         if keys.value is not None:
             value[kept] = keys.value
     found = traps.of_split(keys, own, config.split)
-    return _Assignment(
+    return Assignment(
         lambda rows, chunk: fold[chunk.places], value, rows - len(kept), keys.negatives, found
     )
 
@@ -444,7 +492,7 @@ def _make_encoder(totals: counting.Totals, config: PrepareConfig) -> Encoder:
     )
 
 
-class _Extent(NamedTuple):
+class Extent(NamedTuple):
     """Which rows of a part of the table a host writes.
 
     Attributes:
@@ -456,45 +504,44 @@ class _Extent(NamedTuple):
     own: tuple[int, int] | None
 
 
-def _extents(
+def extents(
     part_rows: Mapping[str, int], rows_by_host: np.ndarray, hosts: Hosts
-) -> dict[str, _Extent]:
+) -> dict[str, Extent]:
     """The extent of each part for this host, from the rows [hosts, 4] of all hosts."""
     if hosts.count == 1:
-        return {name: _Extent(rows, None) for name, rows in part_rows.items()}
+        return {name: Extent(rows, None) for name, rows in part_rows.items()}
     ends = rows_by_host.cumsum(axis=0)[hosts.index]
     own = zip((ends - rows_by_host[hosts.index]).tolist(), ends.tolist(), strict=True)
     of_part = dict(zip(PARTS, own, strict=True))
-    return {name: _Extent(rows, of_part[name]) for name, rows in part_rows.items()}
+    return {name: Extent(rows, of_part[name]) for name, rows in part_rows.items()}
 
 
-def _write_rows(
+# name of a part -> name of a column -> the rows of a chunk that belong there
+EncodedRows = Mapping[str, Mapping[str, np.ndarray]]
+
+
+def write_rows(
     path: pathlib.Path,
-    chunks: Sequence[StagedChunk],
-    assignment: _Assignment,
-    encoder: Encoder,
-    extents: Mapping[str, _Extent],
+    chunks: Iterable[EncodedRows],
+    counted: Counted,
+    of_parts: Mapping[str, Extent],
 ) -> Mapping[str, np.ndarray]:
-    """Encodes chunks, writes their rows into all parts, and deletes the chunks.
+    """Writes encoded chunks, in their order, into all parts of the table.
 
     Returns:
       `count` [I] int64, training rows of each item; for clicks, `clicks` [I] int64, those with
       label 1.
     """
-    clicks = assignment.value is None
+    clicks = counted.assignment.value is None
     writers = {
-        name: _open_writers(path / name, encoder, "label" if clicks else "value", extent)
-        for name, extent in extents.items()
+        name: _open_writers(path / name, counted.encoder, "label" if clicks else "value", extent)
+        for name, extent in of_parts.items()
     }
-    size = encoder.item.size
+    size = counted.encoder.item.size
     counts = {"count": np.zeros(size, np.int64)}
     if clicks:
         counts["clicks"] = np.zeros(size, np.int64)
-
-    def encode(chunk: StagedChunk) -> dict[str, dict[str, np.ndarray]]:
-        return _encode_chunk(chunk, assignment, encoder)
-
-    for encoded in staging.map_chunks("prepare: encode", encode, chunks):
+    for encoded in chunks:
         for part, part_writers in writers.items():
             for name, writer in part_writers.items():
                 writer.append(encoded[part][name])
@@ -510,7 +557,7 @@ def _write_rows(
 
 
 def _open_writers(
-    folder: pathlib.Path, encoder: Encoder, target: str, extent: _Extent
+    folder: pathlib.Path, encoder: Encoder, target: str, extent: Extent
 ) -> dict[str, ColumnWriter]:
     """Opens the files of a part: name -> writer. `target` is 'label' or 'value'."""
     layout: dict[str, tuple[type, tuple[int, ...]]] = {
@@ -527,9 +574,7 @@ def _open_writers(
     }
 
 
-def _encode_chunk(
-    chunk: StagedChunk, assignment: _Assignment, encoder: Encoder
-) -> dict[str, dict[str, np.ndarray]]:
+def _encode_chunk(chunk: StagedChunk, assignment: Assignment, encoder: Encoder) -> EncodedRows:
     """The encoded rows of each of PARTS, name -> column. Deletes the chunk."""
     rows = chunk.read()
     fold = assignment.fold_of(rows, chunk)
@@ -537,6 +582,11 @@ def _encode_chunk(
     if assignment.value is not None:
         columns["value"] = assignment.value[chunk.places]
     chunk.path.unlink()
+    return by_part(columns, fold)
+
+
+def by_part(columns: Mapping[str, np.ndarray], fold: np.ndarray) -> EncodedRows:
+    """The rows of each of PARTS, from the columns of a chunk and the part of each of its rows."""
     encoded = {}
     for number, part in enumerate(PARTS):
         here = fold == number
@@ -565,15 +615,50 @@ def _check_classes(item_counts: Mapping[str, np.ndarray]) -> None:
         )
 
 
+def write_rest(
+    path: pathlib.Path,
+    source: raw.RawData,
+    counted: Counted,
+    item_counts: dict[str, np.ndarray],
+    config: PrepareConfig,
+) -> dict[str, Any]:
+    """Writes everything of a table but its rows.
+
+    Args:
+      path: the folder, with the rows.
+      source: of the rows; its content is written.
+      counted: the first pass.
+      item_counts: of `write_rows`, for all rows.
+      config: the settings.
+
+    Returns:
+      The facts that `write_table` returns.
+
+    Raises:
+      ConfigError, DataError: as `write_table`.
+    """
+    _check_classes(item_counts)
+    assignment, schema = counted.assignment, _write_rest(path, source, counted, item_counts, config)
+    found = [*assignment.traps, *traps.of_test_rows(read_columns(path / SPLITS[TEST]))]
+    return {
+        **({"traps": found} if found else {}),
+        "rows": dict.fromkeys(PARTS, 0) | counted.part_rows,
+        "num_users": schema.num_users - 1,
+        "num_items": schema.num_items - 1,
+        "hashed": list(schema.hashed),
+        "merged_repeats": assignment.merged,
+        "reader": dataclasses.asdict(counted.report),
+    }
+
+
 def _write_rest(
     path: pathlib.Path,
     source: raw.RawData,
-    assignment: _Assignment,
-    encoder: Encoder,
+    counted: Counted,
     item_counts: dict[str, np.ndarray],
     config: PrepareConfig,
 ) -> Schema:
-    """Writes everything of a table but its rows."""
+    assignment, encoder = counted.assignment, counted.encoder
     users = encode_content("user", source.users, encoder.user)
     items = encode_content("item", source.items, encoder.item)
     write_columns(path / "users", users.columns)

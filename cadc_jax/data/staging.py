@@ -109,13 +109,21 @@ def stage_rows(
     folder.mkdir(parents=True, exist_ok=True)
     reader = _ShareReader(folder, source, max_malformed, change, hosts)
     shares = list(exchange(hosts, folder, "read", reader.read, _SHARE))
-    report = _check_shares(source.name, shares, max_malformed)
+    report = check_shares(source.name, shares, max_malformed)
     staged, start = [], 0
     for host, share in enumerate(shares):
         for part, number, rows in share.chunks:
             staged.append(StagedChunk(folder / _file_name(part, number), start, rows, host))
             start += rows
     return staged, report
+
+
+def decoded(task: raw.Task, change: Callable[[pa.Table], pa.Table]) -> tuple[pa.Table, ReadReport]:
+    """The changed rows of a task, and the report on them; `change` as for `stage_rows`."""
+    chunk = task.decode()
+    rows = change(chunk.rows)
+    below = chunk.report.rows - len(rows)
+    return rows, dataclasses.replace(chunk.report, rows=len(rows), below=below)
 
 
 def map_chunks(
@@ -143,7 +151,7 @@ def ordered_map(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
             yield future.result()
 
 
-class _Share(NamedTuple):
+class Share(NamedTuple):
     """One host's share of a source, decoded.
 
     Attributes:
@@ -175,7 +183,7 @@ _KIND: manifest.Kind = {
 }
 
 
-def _pack_share(share: _Share) -> Message:
+def _pack_share(share: Share) -> Message:
     told = {
         "report": dataclasses.asdict(share.report),
         "changed": told_error(share.changed),
@@ -184,10 +192,10 @@ def _pack_share(share: _Share) -> Message:
     return Message(share._asdict() | told)
 
 
-def _unpack_share(message: Message) -> _Share:
+def _unpack_share(message: Message) -> Share:
     told = message.plain
     manifest.check(told, _KIND, "the share")
-    return _Share(
+    return Share(
         chunks=[(part, number, rows) for part, number, rows in told["chunks"]],
         report=report_of(told["report"]),
         changed=error_of(told["changed"]),
@@ -204,8 +212,12 @@ def _file_name(part: int, number: int) -> str:
     return f"{part}.{number}.arrow"
 
 
-def _check_shares(name: str, shares: Sequence[_Share], max_malformed: float) -> ReadReport:
-    """Raises the first fault of all shares, or returns the report of the whole source `name`."""
+def check_shares(name: str, shares: Sequence[Share], max_malformed: float) -> ReadReport:
+    """Raises the first fault of all shares, or returns the report of the whole source `name`.
+
+    Raises:
+      DataError: as `stage_rows`.
+    """
     if any(share.sizes != shares[0].sizes for share in shares):
         raise DataError(
             f"{name}: not of the same size on every host; give all hosts the same raw files"
@@ -250,7 +262,7 @@ class _ShareReader:
         self.progress = Progress("prepare: read", source.size // hosts.count, "bytes")
         self.bytes_done, self.rows_done = 0, 0
 
-    def read(self) -> _Share:
+    def read(self) -> Share:
         """Decodes the share; called once."""
         parts = range(len(self.source.parts))
         with (
@@ -268,7 +280,7 @@ class _ShareReader:
             changed = error
         report = raw.total([report for _, _, report in chunks])
         places = [(part, number, report.rows) for part, number, report in chunks]
-        return _Share(places, report, changed, failed, self.sizes)
+        return Share(places, report, changed, failed, self.sizes)
 
     def _read_part(self, part: int, decoders: ThreadPoolExecutor) -> list[Future]:
         """Hands the tasks of a part that are in the share to the decoders."""
@@ -299,8 +311,7 @@ class _ShareReader:
     def _decode(self, part: int, number: int, task: raw.Task) -> tuple[int, int, ReadReport]:
         """Writes the rows of a task to a file."""
         try:
-            chunk = task.decode()
-            rows = self.change(chunk.rows)
+            rows, report = decoded(task, self.change)
             with pa.OSFile(str(self.folder / _file_name(part, number)), "wb") as file:
                 with pa.ipc.new_file(file, rows.schema) as out:
                     out.write_table(rows)
@@ -309,14 +320,13 @@ class _ShareReader:
             raise
         finally:
             self.room.release()
-        if chunk.report.malformed and not self.max_malformed:
+        if report.malformed and not self.max_malformed:
             self._stop()  # no later row can change that this is a fault
-        below = chunk.report.rows - len(rows)
         with self.lock:
             self.bytes_done += task.consumed
             self.rows_done += len(rows)
             self.progress.update(self.bytes_done, f"{self.rows_done:,} rows")
-        return part, number, dataclasses.replace(chunk.report, rows=len(rows), below=below)
+        return part, number, report
 
     def _stop(self) -> None:
         self.stop.set()

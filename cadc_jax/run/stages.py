@@ -5,6 +5,7 @@ done by all processes together.
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from cadc_jax import configuration
 from cadc_jax.data import pipeline, prepare
 from cadc_jax.data.facts import describe_rows
 from cadc_jax.data.hosts import Hosts
+from cadc_jax.data.raw import RawData
 from cadc_jax.data.readers import registry, synthetic
 from cadc_jax.data.table import (
     Columns,
@@ -97,8 +99,20 @@ def _cut_into_days(log: pathlib.Path, folder: pathlib.Path, names: Sequence[str]
     log.unlink()
 
 
-def prepare_stage(run: Run, raw: AnyPath) -> Artifact:
-    """Turns raw rows into the prepared table."""
+# Writes the prepared table of the source that a function opens into a folder; returns the facts.
+Engine = Callable[[pathlib.Path, Callable[[], RawData], prepare.PrepareConfig], Mapping[str, Any]]
+
+
+def _write_together(
+    folder: pathlib.Path, open_source: Callable[[], RawData], config: prepare.PrepareConfig
+) -> Mapping[str, Any]:
+    """The engine of all processes of the run."""
+    hosts = Hosts(distributed.index(), distributed.count(), distributed.barrier)
+    return prepare.write_table(folder, open_source(), config, hosts)
+
+
+def prepare_stage(run: Run, raw: AnyPath, engine: Engine = _write_together) -> Artifact:
+    """Turns raw rows into the prepared table, which does not depend on the engine."""
     data = run.config.data.to_dict()
     _check_row_features(data)
 
@@ -108,9 +122,8 @@ def prepare_stage(run: Run, raw: AnyPath) -> Artifact:
     settings = prepare_settings(run.config) | {"files": distributed.on_first(identity)}
 
     def write(folder: pathlib.Path) -> Mapping[str, Any]:
-        source = registry.open_raw_data(data["source"], raw, data)
-        hosts = Hosts(distributed.index(), distributed.count(), distributed.barrier)
-        return prepare.write_table(folder, source, configuration.prepare_config(run.config), hosts)
+        open_source = functools.partial(registry.open_raw_data, data["source"], raw, data)
+        return engine(folder, open_source, configuration.prepare_config(run.config))
 
     made = make_stage(run, "prepare", settings, write, together=True)
     facts = made.facts

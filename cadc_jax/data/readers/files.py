@@ -39,12 +39,16 @@ class Block(NamedTuple):
     consumed: int  # bytes of the stored file that were read since the previous block
 
 
+def _no_lines() -> int:
+    return 0
+
+
 class Piece(NamedTuple):
-    """A part of a text file: the lines that end in it."""
+    """A part of a text file: the lines that end in it. It can be pickled."""
 
     start: int = 0  # in bytes
     stop: int | None = None  # in bytes; None: the end of the file
-    lines_before: Callable[[], int] = lambda: 0  # counts the lines before `start`
+    lines_before: Callable[[], int] = _no_lines  # counts the lines before `start`
 
 
 WHOLE = Piece()
@@ -96,17 +100,32 @@ def pieces(path: str | AnyPath, size: int) -> list[Piece]:
     if not plain or len(starts) < 2:
         return [WHOLE]
 
-    @functools.cache  # because every later piece asks for it
-    def lines_from(start: int) -> int:
-        with _open(path) as file:
-            file.seek(start)
-            return sum(file.read(size).count(b"\n") for _ in range(_PIECE_BLOCKS))
+    lines = _LineCounts(path, size)
 
     def piece(start: int) -> Piece:
         stop = None if start == starts[-1] else start + length
-        return Piece(start, stop, lambda: sum(map(lines_from, range(0, start, length))))
+        return Piece(start, stop, functools.partial(lines.before, start))
 
     return [piece(start) for start in starts]
+
+
+class _LineCounts:
+    """Counts the lines of a file before its pieces. Counts are kept: every later piece asks."""
+
+    def __init__(self, path: str | AnyPath, size: int):
+        self.path, self.size = path, size
+        self.counts: dict[int, int] = {}
+
+    def before(self, start: int) -> int:
+        return sum(map(self._lines_of, range(0, start, self.size * _PIECE_BLOCKS)))
+
+    def _lines_of(self, start: int) -> int:
+        if start not in self.counts:
+            with _open(self.path) as file:
+                file.seek(start)
+                blocks = (file.read(self.size) for _ in range(_PIECE_BLOCKS))
+                self.counts[start] = sum(block.count(b"\n") for block in blocks)
+        return self.counts[start]
 
 
 def read_blocks(
