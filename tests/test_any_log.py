@@ -143,7 +143,8 @@ def outcome(job: Job) -> str:
             assert re.fullmatch(r".{20,}", str(error)), "an error is one line that says why"
             return str(error)
         left_out = job.rule == "users" and not TRAINED[job.arm].scores_held_out_users
-        assert_sound_report(run.workdir, arms=3 - left_out)
+        refreshed = job.factor_rows == "unsampled"
+        assert_sound_report(run.workdir, arms=3 - left_out + refreshed)
         if job.is_ranking:
             assert_nothing_leaks(run.workdir)
         return "report"
@@ -154,7 +155,7 @@ def assert_sound_report(workdir: pathlib.Path, arms: int) -> None:
         raise AssertionError(f"{text} is no JSON")
 
     results = json.loads((workdir / "results.json").read_text(), parse_constant=refuse)
-    assert len(results["rows"]) == arms  # popularity, the factors, the network
+    assert len(results["rows"]) == arms  # popularity, factors, the network
     for row in results["rows"]:
         assert all(map(math.isfinite, row["metrics"].values()))
         assert all(value >= 0 for value in row["seconds"].values())

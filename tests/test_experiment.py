@@ -43,7 +43,7 @@ def test_an_arm_pays_for_the_stages_that_it_needs(ranking_run):
 
 @pytest.mark.parametrize(
     ("finished", "metric", "sign"),
-    [("ranking_run", "ndcg@10/1+20", 1), ("click_run", "logloss", -1)],
+    [("ranking_run", "ndcg@10", 1), ("click_run", "logloss", -1)],
 )
 def test_a_row_has_the_validation_that_chose_the_best_step_beside_its_test(
     finished, metric, sign, request
