@@ -3,7 +3,8 @@
 Reads `ml-100k/` in $CADC_DATA_DIR. The rows have labels, so that no negatives are drawn, and users
 and films have content. The last rows of each user, by time, validate and test.
 
-The settings are not searched beyond a few trials on the validation split of seed 0.
+Settings are those of a few trials on the validation split of seed 0. A study with --trials searches
+them for each arm (docs/results.md).
 
     python -m cadc_jax.main --config=configs/movielens_100k_ctr.py
 """

@@ -4,7 +4,8 @@ Reads `ml-1m/` in $CADC_DATA_DIR. The rows have labels, so that no negatives are
 and films have content. Rows are split at random, as the ratings may come without
 timestamps.
 
-The settings are not searched beyond a few trials on the validation split of seed 0.
+Settings are those of a few trials on the validation split of seed 0. A study with --trials searches
+them for each arm (docs/results.md).
 
     python -m cadc_jax.main --config=configs/movielens_1m_ctr.py
 """
