@@ -113,7 +113,7 @@ def test_a_sweep_of_an_own_log_has_its_choice_in_all_reports(tmp_path, capsys):
         "als.regularization=0.01",
         "als.regularization=100",
     }
-    assert all(row["validation_metric"] == "ndcg@10/1+20" and row["validation"] for row in rows)
+    assert all(row["validation_metric"] == "ndcg@10" and row["validation"] for row in rows)
     made = json.loads((tmp_path / "out/results.json").read_text())
     best = max(made["choices"], key=lambda choice: choice["validation"])
     assert best["best_of_all"]
