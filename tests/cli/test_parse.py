@@ -26,7 +26,7 @@ COMMANDS = (
         (["train", "--from=/nowhere"], "/nowhere: no such folder; make one with 'cadc compress'"),
         (
             ["cook"],
-            "commands are run, init, prepare, compress, train, unpack, update, tune, study, candidates,",
+            "commands are run, init, prepare, compress, train, unpack, update, tune, study,",
         ),
         (["recomend"], "'recomend', did you mean 'recommend'?"),
         (["interactions"], "the command 'interactions' is now called 'candidates'"),

@@ -14,6 +14,9 @@ class Study:
 
     out: pathlib.Path
 
+    def copy(self):
+        """There is no store to copy to."""
+
     def settings(self, cell):
         del cell
         return "settings"
