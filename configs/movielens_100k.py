@@ -27,7 +27,7 @@ def get_config():
     config.als.alpha = 0.1296
     config.als.iterations = 15
 
-    # The one loss by which a network from kept rows is better than these factors (docs/method.md).
+    # Validates better than the factors, but in tests it is not told apart (docs/results.md).
     config.train.loss = "all_items"
     config.two_tower.hidden = ()
     config.two_tower.gate = 32
