@@ -33,7 +33,7 @@ FILES = {TRAIN: "train.csv", VALIDATION: "validation.csv", TEST: "test.csv"}
 FEW_EXAMPLES = hypothesis.settings(
     max_examples=8, deadline=None, derandomize=True, database=None, phases=["generate"]
 )
-MANY_EXAMPLES = hypothesis.settings(FEW_EXAMPLES, max_examples=80)
+MANY_EXAMPLES = hypothesis.settings(FEW_EXAMPLES, max_examples=40)
 
 
 @dataclasses.dataclass(frozen=True)
