@@ -40,7 +40,6 @@ from cadc_jax.tuning.trials import Log, Trial
 
 TRIALS_FILE = "trials.csv"
 LEAST_USERS = 2000  # that are ranked, however many items there are
-FIRST = 0.6  # of the trials of `cadc tune`, drawn at random; the others lie beside the best ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,8 +247,8 @@ class _Search:
         if not self.plan.whole:
             return space.grid(self._axes())
         configured = tuple(float(getattr(self.config, name)) for name in self.names)
-        number = max(0, round(FIRST * self.plan.trials) - 1)
-        return [configured, *space.drawn(self._axes(), number, self.this.config.seed)]
+        seed = self.this.config.seed
+        return space.first_trials(self._axes(), configured, self.plan.trials, seed)
 
     def _named(self, trial: Trial) -> dict[str, float]:
         named: dict[str, float] = dict(zip(self.names, trial, strict=True))

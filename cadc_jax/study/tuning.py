@@ -29,7 +29,6 @@ from cadc_jax.tuning.space import Axis
 from cadc_jax.tuning.trials import Log, Trial
 
 SEED = 1_000_003  # of all trials
-FIRST = 0.6  # of the trials, drawn at random; the others lie beside the best ones
 SOFTMAX_ITEMS = 12_000  # with more a softmax over all items is too slow to search
 
 
@@ -147,9 +146,8 @@ def first_trials(config: ConfigDict, searched: Sequence[Knob], number: int) -> l
     """The configured settings, and others drawn at random."""
     axes = [knob.axis for knob in searched]
     places = [knob.place(config) for knob in searched]
-    start = [axis.grid[0] if x is None else x for axis, x in zip(axes, places, strict=True)]
-    drawn = space.drawn(axes, max(0, round(FIRST * number) - 1), SEED)
-    return list(dict.fromkeys([tuple(start), *drawn]))
+    start = (axis.grid[0] if x is None else x for axis, x in zip(axes, places, strict=True))
+    return space.first_trials(axes, tuple(start), number, SEED)
 
 
 def with_factorization(study: Study, run: Run, prepared: Artifact) -> tuple[Run, dict[str, Any]]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from cadc_jax.tuning.trials import Trial
 
+FIRST = 0.6  # of a search's trials, drawn at random; the others lie beside the best ones
 _SAME = 0.02  # settings this close are not worth two trials
 
 
@@ -71,6 +72,11 @@ def drawn(axes: Sequence[Axis], number: int, seed: int) -> list[Trial]:
     """So many trials, drawn at random; more of them begin with the same ones."""
     shares = np.random.default_rng(seed).random((number, len(axes)))
     return [tuple(map(Axis.at, axes, row)) for row in shares.tolist()]
+
+
+def first_trials(axes: Sequence[Axis], start: Trial, number: int, seed: int) -> list[Trial]:
+    """The trials of the first rung of a search of so many: `start`, and others drawn at random."""
+    return list(dict.fromkeys([start, *drawn(axes, max(0, round(FIRST * number) - 1), seed)]))
 
 
 def beside(axes: Sequence[Axis], trial: Trial, known: Collection[Trial]) -> list[Trial]:

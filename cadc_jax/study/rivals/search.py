@@ -11,7 +11,6 @@ import numpy as np
 
 from cadc_jax.errors import TrainingError
 from cadc_jax.evaluation.resident import Quality
-from cadc_jax.run.tune import FIRST
 from cadc_jax.study.rivals.given import Fit
 from cadc_jax.study.rivals.registry import Rival
 from cadc_jax.tuning import halving, space
@@ -87,8 +86,7 @@ def best(
         return space.beside(rival.axes, trial, known)
 
     middle = tuple(float(axis.grid[0]) for axis in rival.axes)
-    drawn = space.drawn(rival.axes, max(0, round(FIRST * trials) - 1), _SEED)
-    start = list(dict.fromkeys([middle, *drawn]))
+    start = space.first_trials(rival.axes, middle, trials, _SEED)
     found = halving.search(start, _WHOLE, evaluate, log, extend=extend, most=trials)
     if not np.isfinite(found.score):
         raise TrainingError("no setting gives finite scores")
