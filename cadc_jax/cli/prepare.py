@@ -5,7 +5,7 @@ Examples:
     cadc prepare --config=configs/criteo.py
     cadc prepare --config=configs/criteo.py --runner=DirectRunner --beam=direct_num_workers=1
 
-The table is the same in each case, and 'cadc run' with the same --workdir goes on from it. All
+The table is the same in each case, and 'cadc run' with the same --workdir starts from it. All
 workers need this package and have to reach the raw files and --beam_scratch under the same names.
 """
 

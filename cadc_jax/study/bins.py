@@ -23,15 +23,12 @@ NAMES = ("cold", "rare", "warm")
 
 def item_table(report: DataReport) -> Table:
     """By the training rows of the item, for each test row."""
-    size = np.asarray(report.table.items["count"])[report.test_column("item")]
-    return _table(report, size, by_row=True)
+    return _table(report, report.rows_of_items, by_row=True)
 
 
 def user_table(report: DataReport) -> Table:
     """By the training rows of the user."""
-    train = np.asarray(report.table.splits["train"]["user"])
-    rows_of_user = np.bincount(train, minlength=report.table.schema.num_users)
-    return _table(report, rows_of_user[report.users], by_row=False)
+    return _table(report, report.rows_of_users, by_row=False)
 
 
 def bins(size: np.ndarray) -> list[np.ndarray]:

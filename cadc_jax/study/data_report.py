@@ -132,6 +132,17 @@ class DataReport:
         """[N], a column of the scored test rows."""
         return np.asarray(self.table.splits["test"][name])[self.places]
 
+    @property
+    def rows_of_users(self) -> np.ndarray:
+        """[N], training rows of the user of each value."""
+        train = np.asarray(self.table.splits["train"]["user"])
+        return np.bincount(train, minlength=self.table.schema.num_users)[self.users]
+
+    @property
+    def rows_of_items(self) -> np.ndarray:
+        """[M], training rows of the item of each scored test row."""
+        return np.asarray(self.table.items["count"])[self.test_column("item")]
+
     def baseline(self, arm: str, model: str = "") -> Group | None:
         """The group of an arm on all rows."""
         return self.groups.get((arm, model, "", 1.0))

@@ -129,15 +129,12 @@ def settings_table(report: DataReport) -> Table:
 
 def activity_table(report: DataReport) -> Table:
     """Quality by the number of training rows of the user."""
-    train = np.asarray(report.table.splits["train"]["user"])
-    rows_of_user = np.bincount(train, minlength=report.table.schema.num_users)
-    return _by_size(report, rows_of_user[report.users], report.quality)
+    return _by_size(report, report.rows_of_users, report.quality)
 
 
 def popularity_table(report: DataReport) -> Table:
     """Quality by the number of training rows of the item, a value for each test row."""
-    size = np.asarray(report.table.items["count"])[report.test_column("item")]
-    return _by_size(report, size, report.quality_of_rows)
+    return _by_size(report, report.rows_of_items, report.quality_of_rows)
 
 
 def fold_in_table(report: DataReport) -> Table:
