@@ -121,11 +121,12 @@ def knobs(config: ConfigDict, arm: Arm, model: str, num_items: int) -> list[Knob
       num_items: of the table; with many the softmax over all items is left out.
     """
     found = [_LEARNING_RATE, *_TABLES, *_NETWORKS[model]]
+    if model == "two_tower":
+        found.append(_number("two_tower.scale", 0.3, 6.0, 1.0))
     if config.data.task == "ranking":
         if model == "two_tower":
             few = num_items <= SOFTMAX_ITEMS
             found.append(Knob.of("train.loss", *_LOSSES[0 if few else 1 :]))
-            found.append(_number("two_tower.scale", 0.3, 6.0, 1.0))
         if not arm.takes_factors and "+" not in config.factorization:
             width = f"{config.factorization}.factors"  # of the random tables
             found.append(Knob.among(width, 32, 64, 128))
