@@ -237,6 +237,7 @@ def _arms(this: Run) -> list[Arm]:
 
 def arm_row(run: Run, inputs: Inputs, model_name: str, arm: Arm) -> dict[str, Any]:
     """Trains and evaluates one arm: a row of the results."""
+    run = stages.for_arm(run, arm)
     trained = stages.train_stage(run, inputs, model_name, arm)
 
     def make_scorer(table: Table) -> Scorer:

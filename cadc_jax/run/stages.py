@@ -219,8 +219,16 @@ def train_settings(config: ConfigDict, model_name: str) -> dict[str, Any]:
     }
 
 
+def for_arm(run: Run, arm: Arm) -> Run:
+    """The run with the settings of an arm: embeddings that start at random have some of their own."""
+    if arm.takes_factors:
+        return run
+    return dataclasses.replace(run, config=configuration.of_random_start(run.config))
+
+
 def train_stage(run: Run, inputs: Inputs, model_name: str, arm: Arm) -> Artifact:
     """Trains one model in one arm; the artefact holds the state with the best validation result."""
+    run = for_arm(run, arm)
     prepared, factors, sample = inputs.prepared, inputs.factors, inputs.sample
     settings = {
         "prepared": prepared.fingerprint,
