@@ -1,4 +1,4 @@
-"""Douban film ratings as clicks: a rating of 4 and more is a click, a lower one an impression without.
+"""Douban film ratings as clicks: one of 4 and more is a click, a lower one an impression without.
 
 Reads `douban/` in $CADC_DATA_DIR, in the split of Distill-CF (arXiv 2206.02626). The rows have
 labels, so that no negatives are drawn; neither users nor films have content.
@@ -38,7 +38,9 @@ def get_config():
 
     config.dlrm.embedding_dim = 32  # the factors and two columns of biases
     config.two_tower.hidden = (64,)
+    config.two_tower.gate = 32
 
+    config.train.learning_rate = 3e-4
     config.train.negatives = 0
     config.train.batch_rows = 1024
     config.train.table_optimizer = "adagrad"

@@ -220,7 +220,7 @@ def train_settings(config: ConfigDict, model_name: str) -> dict[str, Any]:
 
 
 def for_arm(run: Run, arm: Arm) -> Run:
-    """The run with the settings of an arm: embeddings that start at random have some of their own."""
+    """The run with the settings of an arm: one whose embeddings start at random has its own."""
     if arm.takes_factors:
         return run
     return dataclasses.replace(run, config=configuration.of_random_start(run.config))
