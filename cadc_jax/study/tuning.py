@@ -130,15 +130,15 @@ def knobs(config: ConfigDict, arm: Arm, model: str, num_items: int) -> list[Knob
     """
     *tables, scale = _SGD_TABLES if config.train.table_optimizer == "sgd" else _TABLES
     found = [_LEARNING_RATE, *tables, *_NETWORKS[model]]
+    ranking = config.data.task == "ranking"
     if model == "two_tower":
-        found.append(scale)
-    if config.data.task == "ranking":
-        if model == "two_tower":
+        if ranking:
             few = num_items <= SOFTMAX_ITEMS
             found.append(Knob.of("train.loss", *_LOSSES[0 if few else 1 :]))
-        if not arm.takes_factors and "+" not in config.factorization:
-            width = f"{config.factorization}.factors"  # of the random tables
-            found.append(Knob.among(width, 32, 64, 128))
+        found.append(scale)
+    if ranking and not arm.takes_factors and "+" not in config.factorization:
+        width = f"{config.factorization}.factors"  # of the random tables
+        found.append(Knob.among(width, 32, 64, 128))
     if arm.frozen and config.rate < 1:
         found.append(Knob.among("factor_rows", "all", "unsampled"))
     return found
