@@ -63,7 +63,7 @@ class Batches:
             asked = [one for one, _ in batch]
             try:
                 scores, ids = await loop.run_in_executor(self.pool, self.recommender.best, asked)
-            except Exception as error:  # goes to those who asked; the service goes on
+            except Exception as error:  # goes to those who asked; the service continues
                 for _, answer in batch:
                     if not answer.done():
                         answer.set_exception(error)

@@ -66,7 +66,7 @@ def run(
     command: str = "",
     cache: pathlib.Path | None = None,
 ) -> None:
-    """Runs a study, or goes on with one that was stopped, and writes its report.
+    """Runs a study, or resumes one that was stopped, and writes its report.
 
     Args:
       configs: configurations by name.

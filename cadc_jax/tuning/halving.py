@@ -20,7 +20,7 @@ class Rung(NamedTuple):
 
     Attributes:
       resource: what each of its trials has been given in all; larger than in the rung before.
-      keep: number of trials that go on to the next rung.
+      keep: number of trials that reach the next rung.
     """
 
     resource: int

@@ -20,7 +20,7 @@ class Result(NamedTuple):
       trial: the settings.
       resource: what it was given, such as a number of iterations.
       score: on the validation split, higher is better; -inf if it failed.
-      seconds: wall time, less that of the lower resource it went on from.
+      seconds: wall time, less that of the lower resource it resumed from.
     """
 
     trial: Trial
