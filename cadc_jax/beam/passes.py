@@ -57,6 +57,11 @@ class Chunk(NamedTuple):
         return StagedChunk(pathlib.Path(self.file), self.start, self.rows)
 
 
+def read_chunks(file: str) -> list[Chunk]:
+    """The chunks of a file that `scratch.write_results` wrote."""
+    return [Chunk(*fields) for fields in scratch.read_results(file)]
+
+
 class StagePart(beam.DoFn):
     """Number of a part -> for each of its blocks, the file of its rows and the report on them.
 

@@ -162,7 +162,7 @@ def _count(chunks: Sequence[Chunk], fold_of: FoldOf, job: Job, how: BeamConfig) 
     """The second pipeline: counts the values of training rows."""
     of_values, of_chunks = f"{job.folder}/values", f"{job.folder}/chunks"
     with how.pipeline() as pipeline:
-        created = pipeline | beam.Create(chunks, reshuffle=True)
+        created = pipeline | _Chunks(chunks, f"{job.folder}/to_count")
         count = beam.ParDo(passes.CountChunks(job, fold_of))
         counted = created | count.with_outputs(passes.SUMMARIES, main="values")
         values = counted["values"] | beam.GroupByKey() | beam.Map(passes.add_up, job)
@@ -187,12 +187,29 @@ def _encode(
     encoder = scratch.write_object(job.folder, counted.encoder)
     encode = passes.EncodeChunk(job, counted.assignment.fold_of, encoder)
     with how.pipeline() as pipeline:
-        created = pipeline | beam.Create(chunks, reshuffle=True)
+        created = pipeline | _Chunks(chunks, f"{job.folder}/to_encode")
         _ = created | beam.ParDo(encode) | _Results(file)
     scratch.delete(*(chunk.file for chunk in chunks))
     for _number, encoded in sorted(scratch.read_results(file)):
         yield scratch.read_encoded(encoded)
         scratch.delete(encoded)
+
+
+class _Chunks(beam.PTransform):
+    """The chunks as the first elements of a pipeline.
+
+    They are read from a file: a runner takes a graph of some megabytes only, which the chunks of a
+    terabyte would fill.
+    """
+
+    def __init__(self, chunks: Sequence[Chunk], file: str):
+        super().__init__()
+        self.file = file
+        scratch.write_results(list(chunks), file)
+
+    def expand(self, pipeline: beam.Pipeline) -> beam.PCollection:
+        file = pipeline | beam.Create([self.file])
+        return file | beam.FlatMap(passes.read_chunks) | beam.Reshuffle()
 
 
 class _Results(beam.PTransform):
