@@ -43,4 +43,12 @@ def get_config():
     config.train.table_optimizer = "adagrad"
     config.train.table_learning_rate = 0.05
     config.train.l2 = 0.003
+    config.random_start = (  # the best of an earlier study of MovieLens 1M
+        ("train.learning_rate", 0.01),
+        ("train.table_learning_rate", 0.05),
+        ("train.l2", 7e-4),
+        ("two_tower.hidden", ()),
+        ("two_tower.dropout", 0.3),
+        ("two_tower.gate", 0),
+    )
     return config
