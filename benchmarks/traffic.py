@@ -20,8 +20,8 @@ batch, 4 D bytes for each id, repeated or not.
 
 import argparse
 import functools
-import itertools
 import importlib.util
+import itertools
 import json
 import os
 import pathlib
