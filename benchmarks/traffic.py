@@ -152,7 +152,8 @@ def figures(
     mesh: jax.sharding.Mesh, batch_rows: int, ids: str, distinct: float
 ) -> dict[str, tuple[float, float]]:
     """Figure -> (its size, the least that there could be)."""
-    compiled, room = compiled_exchange(mesh, batch_rows * COLUMNS, distinct)
+    lowered, room = lowered_exchange(mesh, batch_rows * COLUMNS, distinct)
+    compiled = lowered.compile()
     counts = asked(ids, batch_rows, mesh.size)
     kinds = hlo.received_bytes(compiled.as_text())
     ragged, rounds = kinds.pop("ragged-all-to-all"), rounds_of(counts, room)
@@ -166,9 +167,9 @@ def figures(
     }
 
 
-def compiled_exchange(
+def lowered_exchange(
     mesh: jax.sharding.Mesh, ids_a_device: int, distinct: float
-) -> tuple[jax.stages.Compiled, Capacity]:
+) -> tuple[jax.stages.Lowered, Capacity]:
     """The lookup and the update of a table that is split over all devices, and their room."""
     table = jax.ShapeDtypeStruct((V, D), jnp.float32)
     ids = ids_a_device * mesh.size
@@ -190,7 +191,7 @@ def compiled_exchange(
         *(placement.like(placed, "t", tree) for tree in (stored, slots)),
         *(jax.ShapeDtypeStruct((ids,), kind, sharding=split) for kind in (jnp.int32, jnp.float32)),
     )
-    return lowered.compile(), placed["t"].capacity
+    return lowered, placed["t"].capacity
 
 
 if __name__ == "__main__":
