@@ -9,8 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 _SIZES = {"pred": 1, "bf16": 2, "f16": 2, "s64": 8, "u64": 8, "f64": 8}
 _SIZES |= {f"{kind}{bits}": bits // 8 for kind in "su" for bits in (8, 16)}
-_KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_KINDS += ("ragged-all-to-all",)
+_KINDS = (
+    *("all-gather", "all-reduce", "reduce-scatter", "collective-permute"),
+    *("all-to-all", "ragged-all-to-all"),
+)
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\) -> .* \{$")
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
