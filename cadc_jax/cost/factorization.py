@@ -293,8 +293,8 @@ def _sgd_launches(
     """Kernels of the traced step."""
     labelled = sizes.task == "click"
     batch = up(config.batch_rows, devices)
-    block = min(sizes.rows, sgd_rows.BLOCK_ROWS) if labelled else sizes.rows
-    users, rows = up(sizes.num_users, devices), up(block, devices)
+    held = min(sizes.rows, sgd_rows.BLOCK_ROWS) if labelled else sizes.rows
+    users, rows = up(sizes.num_users, devices), up(held, devices)
     mesh = AbstractMesh((devices,), (sharding.EVERYWHERE,))
     static = StepConfig(
         *(config.optimizer, 0 if labelled else config.negatives, sizes.num_items, room, mesh)
