@@ -29,6 +29,7 @@ from cadc_jax.run.arms import TRAINED
 from cadc_jax.runtime import storage
 from cadc_jax.runtime.checkpoints import CheckpointConfig
 from cadc_jax.runtime.storage import AnyPath, Remote
+from cadc_jax.runtime.text import one_line
 from cadc_jax.training.placement import DeviceConfig
 from cadc_jax.training.step import DRAWN, TrainConfig
 
@@ -40,6 +41,7 @@ MODELS: Mapping[str, type[DLRM] | type[DCN] | type[TwoTower]] = {
     "two_tower": TwoTower,
 }
 FACTOR_ROWS = ("all", "unsampled")
+RANDOM_START = ("train", "dlrm", "dcn", "two_tower")
 Factorization = ALSConfig | AutoencoderConfig | SGDConfig
 METHODS: Mapping[str, type[Factorization]] = {
     "als": ALSConfig,
@@ -143,6 +145,9 @@ def default_config() -> ConfigDict:
     config.dlrm = ConfigDict(_fields_of(DLRM))  # its embedding_dim holds for all models' features
     config.dcn = ConfigDict(_fields_of(DCN))
     config.two_tower = ConfigDict(_fields_of(TwoTower))
+    # Other values of fields of RANDOM_START, (name, value) pairs, for the arms whose embeddings
+    # start at random: what suits factors rarely suits these. They win over the command line's.
+    config.random_start = ()
 
     config.devices = ConfigDict(_fields_of(DeviceConfig))
     config.checkpoints = ConfigDict(_fields_of(CheckpointConfig))
@@ -203,6 +208,33 @@ def validate(config: ConfigDict) -> None:
     checkpoint_config(config)
     device_config(config)
     _check_task(config)
+    if config.random_start:
+        validate(of_random_start(config))
+
+
+def of_random_start(config: ConfigDict) -> ConfigDict:
+    """The configuration of the arms whose embeddings start at random.
+
+    Raises:
+      ConfigError: if `random_start` names a field that it cannot set.
+    """
+    if not config.random_start:
+        return config
+    own = config.copy_and_resolve_references()
+    own.random_start = ()
+    try:
+        changes = dict(config.random_start)
+        if wrong := [name for name in changes if name.split(".")[0] not in RANDOM_START]:
+            raise ConfigError(
+                f"random_start: {wrong[0]!r} is no field of {', '.join(RANDOM_START)}"
+            )
+        own.update_from_flattened_dict(changes)
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"random_start={config.random_start!r}: must be pairs of a field and a value, such as "
+            f"(('train.l2', 0.001),) ({one_line(error)})"
+        ) from None
+    return own
 
 
 def _check_factorization(config: ConfigDict) -> None:

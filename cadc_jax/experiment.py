@@ -19,7 +19,7 @@ from cadc_jax.run.compressed import Compressed
 from cadc_jax.run.context import COMPILING, EVALUATING, begin, training_mesh
 from cadc_jax.run.context import Inputs as Inputs
 from cadc_jax.run.context import Run as Run
-from cadc_jax.run.factor_files import factor_tables, is_crossed
+from cadc_jax.run.factor_files import are_logits, factor_tables, is_crossed
 from cadc_jax.run.factors import factorize_stage, plain_factors
 from cadc_jax.runtime import artifacts, distributed, durable, manifest, mirror
 from cadc_jax.runtime.artifacts import Artifact
@@ -237,6 +237,7 @@ def _arms(this: Run) -> list[Arm]:
 
 def arm_row(run: Run, inputs: Inputs, model_name: str, arm: Arm) -> dict[str, Any]:
     """Trains and evaluates one arm: a row of the results."""
+    run = stages.for_arm(run, arm)
     trained = stages.train_stage(run, inputs, model_name, arm)
 
     def make_scorer(table: Table) -> Scorer:
@@ -269,7 +270,7 @@ def _network_scorer(
 
 def baseline_row(run: Run, inputs: Inputs, arm: Arm) -> dict[str, Any]:
     """Evaluates a scorer without a network: popularity, or the factors alone."""
-    factors, logits = inputs.factors, run.config.factorization == "sgd"
+    factors, logits = inputs.factors, are_logits(run.config)
 
     def make_scorer(table: Table) -> Scorer:
         if arm.takes_factors:

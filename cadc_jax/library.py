@@ -396,7 +396,8 @@ def _with_users(model: Model | Factors, new: NewUsers) -> Model | Factors:
         )
     if np.shape(model.factors.item) != np.shape(new.factors.item):
         raise ConfigError("users: were folded in by other factors than those of the model")
-    scale = assemble.root_mean_square(np.asarray(dot_tables(model.factors)[0]))
+    user, item = map(np.asarray, dot_tables(model.factors))
+    scale = assemble.divisors((user, item))[0]
     vectors = jnp.asarray(np.asarray(dot_tables(new.factors)[0]) / scale, jnp.float32)
     tables, content = with_users(model.tables, model.content, vectors, np.zeros(len(new), int))
     return dataclasses.replace(model, tables=tables, content=content)

@@ -35,7 +35,9 @@ def get_config():
 
     config.dlrm.embedding_dim = 32  # the factors and two columns of biases
     config.two_tower.hidden = (64,)
+    config.two_tower.gate = 32
 
+    config.train.learning_rate = 3e-4
     config.train.negatives = 0
     config.train.batch_rows = 512
     config.train.table_optimizer = "adagrad"

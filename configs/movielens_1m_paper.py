@@ -21,6 +21,7 @@ def get_config():
     config.sgd.epochs = 20
     config.sgd.learning_rate = 0.1
     config.sgd.regularization = 0.03
+    config.sgd.frequency_exponent = 1.0
     config.factor_rows = "all"
 
     config.two_tower.hidden = (128,)

@@ -86,6 +86,10 @@ def test_a_rate_outside_its_range_is_named(rate):
         ({"two_tower__hidden": (64, 0)}, r"two_tower.hidden=\(64, 0\): must be at least 1"),
         ({"dlrm__embedding_dim": 0}, "dlrm.embedding_dim=0: must be at least 1"),
         ({"dcn__dropout": 1.0}, r"dcn.dropout=1.0: must be in \[0, 1\)"),
+        ({"random_start": (("rate", 0.5),)}, "random_start: 'rate' is no field of train, dlrm"),
+        ({"random_start": (("train.l3", 0.5),)}, "random_start=.*: must be pairs of a field"),
+        ({"random_start": ("train.l2", 0.5)}, "random_start=.*: must be pairs of a field"),
+        ({"random_start": (("train.l2", -0.5),)}, "train.l2=-0.5: must be at least 0"),
     ],
 )
 def test_a_value_that_cannot_work_is_named(fields, message):

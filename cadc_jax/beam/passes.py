@@ -1,7 +1,9 @@
 """What the workers of the pipelines do: read, stage, count and encode chunks of rows.
 
-All of it is done by the functions that prepare a table on one machine. An error that a user can
-mend is a result like another, so that the first one in the order of the rows can be told.
+All of it is done by the functions that prepare a table on one machine. Rows and counts stay in
+files; what travels between workers names them, since a runner may hold all that travels in memory.
+An error that a user can mend is a result like another, so that the first one in the order of the
+rows can be told.
 """
 
 import dataclasses
@@ -11,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import apache_beam as beam
-import numpy as np
-import pyarrow as pa
+from apache_beam.transforms.window import GlobalWindows
+from apache_beam.utils.windowed_value import WindowedValue
 
 from cadc_jax.beam import scratch
 from cadc_jax.data import counting, prepare, staging
@@ -24,7 +26,7 @@ from cadc_jax.data.staging import StagedChunk
 from cadc_jax.data.vocabulary import Counter
 from cadc_jax.errors import CadcError
 
-SUMMARIES = "summaries"  # tag of the second output of `CountChunk`
+SUMMARIES = "summaries"  # tag of the second output of `CountChunks`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,15 +44,6 @@ class Job:
     folder: str
 
 
-class Block(NamedTuple):
-    """A block of a part of the source, or the error that ends the part."""
-
-    part: int
-    number: int  # in the part
-    task: Task | None
-    failed: dict[str, str] | None = None
-
-
 class Chunk(NamedTuple):
     """A staged chunk, in its place among all rows."""
 
@@ -64,8 +57,12 @@ class Chunk(NamedTuple):
         return StagedChunk(pathlib.Path(self.file), self.start, self.rows)
 
 
-class ReadPart(beam.DoFn):
-    """Number of a part -> its `Block`s, which are read but not decoded."""
+class StagePart(beam.DoFn):
+    """Number of a part -> for each of its blocks, the file of its rows and the report on them.
+
+    Blocks are decoded where they are read, so their text does not travel. A fault is told like a
+    block, and ends the part.
+    """
 
     def __init__(self, job: Job):
         self.job = job
@@ -73,66 +70,45 @@ class ReadPart(beam.DoFn):
     def setup(self):
         self.open = functools.cache(self.job.open)
 
-    def process(self, part: int) -> Iterator[Block]:
+    def process(self, part: int) -> Iterator[dict[str, Any]]:
         number = 0
         try:
             for task in self.open().parts[part]():
-                yield Block(part, number, task)
+                yield {"part": part, "number": number, **self._staged(task), "failed": None}
                 number += 1
         except CadcError as error:
-            yield Block(part, number, None, told_error(error))
+            yield {"part": part, "number": number, **_NO_ROWS, "failed": told_error(error)}
 
-
-class StageBlock(beam.DoFn):
-    """A `Block` -> where its rows are, and the report on them."""
-
-    def __init__(self, job: Job):
-        self.job = job
-
-    def process(self, block: Block) -> Iterator[dict[str, Any]]:
+    def _staged(self, task: Task) -> dict[str, Any]:
         change = functools.partial(prepare.clean, config=self.job.config)
-        file, report, validates, failed = "", ReadReport(0), False, block.failed
-        if block.task is not None:
-            try:
-                rows, report = staging.decoded(block.task, change)
-                validates = prepare.validates(rows)
-                file = scratch.write_rows(self.job.folder, rows)
-            except CadcError as error:
-                failed = told_error(error)
-        yield {
-            "part": block.part,
-            "number": block.number,
-            "file": file,
+        rows, report = staging.decoded(task, change)
+        return {
+            "file": scratch.write_rows(self.job.folder, rows),
             "report": dataclasses.asdict(report),
-            "validates": validates,
-            "failed": failed,
+            "validates": prepare.validates(rows),
         }
 
 
-class ReadAndStage(beam.DoFn):
-    """Number of a part -> what `StageBlock` yields for its blocks; they do not travel."""
-
-    def __init__(self, job: Job):
-        self.read, self.stage = ReadPart(job), StageBlock(job)
-
-    def setup(self):
-        self.read.setup()
-
-    def process(self, part: int) -> Iterator[dict[str, Any]]:
-        for block in self.read.process(part):
-            yield from self.stage.process(block)
+_NO_ROWS = {"file": "", "report": dataclasses.asdict(ReadReport(0)), "validates": False}
 
 
-class CountChunk(beam.DoFn):
-    """A `Chunk` -> (column, (values, counts)), and a summary under the tag SUMMARIES."""
+class CountChunks(beam.DoFn):
+    """`Chunk`s -> (column, the file of its counts) for a bundle of them; see `write_counter`.
+
+    For each chunk there is a summary under the tag SUMMARIES.
+    """
 
     def __init__(self, job: Job, fold_of: FoldOf):
-        self.flag, self.fold_of = job.config.flag, fold_of
+        self.job, self.fold_of = job, fold_of
+
+    def start_bundle(self):
+        self.counters: dict[str, Counter] = {}
 
     def process(self, chunk: Chunk) -> Iterator[Any]:
-        rows = scratch.read_rows(chunk.file)
-        counts = counting.count_rows(rows, self.fold_of(rows, chunk.staged()), self.flag)
-        yield from counts.values.items()
+        rows, config = scratch.read_rows(chunk.file), self.job.config
+        counts = counting.count_rows(rows, self.fold_of(rows, chunk.staged()), config.flag)
+        for name, counted in counts.values.items():
+            self.counters.setdefault(name, Counter(config.max_vocabulary)).add(*counted)
         summary = {
             "number": chunk.number,
             "columns": list(counts.values),
@@ -142,32 +118,19 @@ class CountChunk(beam.DoFn):
         }
         yield beam.pvalue.TaggedOutput(SUMMARIES, summary)
 
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        for name, counter in self.counters.items():
+            file = scratch.write_counter(self.job.folder, counter)
+            yield GlobalWindows.windowed_value((name, file))
 
-class CountValues(beam.CombineFn):
-    """Adds up the counts of a column's values; the sum does not depend on their order."""
 
-    def __init__(self, max_values: int):
-        self.max_values = max_values
-
-    def create_accumulator(self) -> Counter:
-        return Counter(self.max_values)
-
-    def add_input(self, counter: Counter, counted: tuple[pa.Array, np.ndarray]) -> Counter:
-        counter.add(*counted)
-        return counter
-
-    def merge_accumulators(self, counters: Iterable[Counter]) -> Counter:
-        merged = Counter(self.max_values)
-        for counter in counters:
-            merged.merge(counter)
-        return merged
-
-    def compact(self, counter: Counter) -> Counter:
-        counter.merge_pending()
-        return counter
-
-    def extract_output(self, counter: Counter) -> Counter:
-        return self.compact(counter)
+def add_up(counted: tuple[str, Iterable[str | None]], job: Job) -> tuple[str, str | None]:
+    """Adds up the counts of a column, in any order: (column, files) -> (column, file)."""
+    column, files = counted
+    total = Counter(job.config.max_vocabulary)
+    for file in files:
+        total.merge(scratch.read_counter(file, job.config.max_vocabulary))
+    return column, scratch.write_counter(job.folder, total)
 
 
 class EncodeChunk(beam.DoFn):

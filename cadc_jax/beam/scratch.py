@@ -15,6 +15,7 @@ import pyarrow as pa
 from apache_beam.io.filesystems import FileSystems
 
 from cadc_jax.data.prepare import EncodedRows
+from cadc_jax.data.vocabulary import Counter
 
 
 def new_folder(parent: str) -> str:
@@ -39,6 +40,17 @@ def write_rows(folder: str, rows: pa.Table) -> str:
 def read_rows(file: str) -> pa.Table:
     """Reads what `write_rows` wrote."""
     return pa.ipc.open_file(pa.py_buffer(_read(file))).read_all()
+
+
+def write_counter(folder: str, counter: Counter) -> str | None:
+    """Writes the counts of a column to a new file, and returns it; None if there are too many."""
+    counter.merge_pending()
+    return None if counter.merged is None else write_rows(folder, counter.merged)
+
+
+def read_counter(file: str | None, max_values: int) -> Counter:
+    """Reads what `write_counter` wrote."""
+    return Counter.of_counts(max_values, None if file is None else read_rows(file))
 
 
 def write_encoded(folder: str, rows: EncodedRows) -> str:

@@ -23,7 +23,6 @@ from cadc_jax.data.counting import Counts, FoldOf
 from cadc_jax.data.hosts import SINGLE_HOST, error_of
 from cadc_jax.data.prepare import EncodedRows, PrepareConfig
 from cadc_jax.data.raw import RawData, ReadReport
-from cadc_jax.data.vocabulary import Counter
 from cadc_jax.errors import ConfigError, DataError, check_choice
 from cadc_jax.runtime.text import nearest, one_line
 
@@ -36,9 +35,7 @@ class BeamConfig:
 
     Attributes:
       runner: 'DirectRunner', or the name of another runner of Beam.
-      source: reader of the raw rows, one of SOURCES. Blocks of 'criteo' are decoded by all workers,
-        wherever they were read: a compressed file has a single reader. Files of 'tabular' are
-        decoded where they are read.
+      source: reader of the raw rows, one of SOURCES.
       scratch: folder or URL for the files of the pipelines, which this process and all workers
         reach; None for a folder beside the table. It is left empty.
       options: further options of Beam, as 'name=value' or 'name'.
@@ -134,11 +131,7 @@ def _stage(source: RawData, job: Job, how: BeamConfig) -> tuple[list[Chunk], Rea
     file = f"{job.folder}/staged"
     with how.pipeline() as pipeline:
         parts = pipeline | beam.Create(range(len(source.parts)), reshuffle=True)
-        if how.source == "criteo":
-            blocks = parts | beam.ParDo(passes.ReadPart(job)) | beam.Reshuffle()
-            staged = blocks | beam.ParDo(passes.StageBlock(job))
-        else:
-            staged = parts | beam.ParDo(passes.ReadAndStage(job))
+        staged = parts | beam.ParDo(passes.StagePart(job))
         _ = staged | _Results(file)
     found = scratch.read_results(file)
     found.sort(key=lambda x: (x["part"], x["number"]))
@@ -167,39 +160,23 @@ def _stage(source: RawData, job: Job, how: BeamConfig) -> tuple[list[Chunk], Rea
 
 def _count(chunks: Sequence[Chunk], fold_of: FoldOf, job: Job, how: BeamConfig) -> Counts:
     """The second pipeline: counts the values of training rows."""
-    most = job.config.max_vocabulary
     of_values, of_chunks = f"{job.folder}/values", f"{job.folder}/chunks"
     with how.pipeline() as pipeline:
-        counted = (
-            pipeline
-            | beam.Create(chunks, reshuffle=True)
-            | beam.ParDo(passes.CountChunk(job, fold_of)).with_outputs(
-                passes.SUMMARIES, main="values"
-            )
-        )
-        values = counted["values"] | beam.CombinePerKey(passes.CountValues(most))
-        _ = values | beam.Map(_write_counter, job.folder) | "values" >> _Results(of_values)
+        created = pipeline | beam.Create(chunks, reshuffle=True)
+        count = beam.ParDo(passes.CountChunks(job, fold_of))
+        counted = created | count.with_outputs(passes.SUMMARIES, main="values")
+        values = counted["values"] | beam.GroupByKey() | beam.Map(passes.add_up, job)
+        _ = values | "values" >> _Results(of_values)
         _ = counted[passes.SUMMARIES] | "chunks" >> _Results(of_chunks)
     summaries = sorted(scratch.read_results(of_chunks), key=lambda x: x["number"])
-    files = {name: (file, full) for name, file, full in scratch.read_results(of_values)}
-    counters = {}
-    for name in dict.fromkeys(name for x in summaries for name in x["columns"]):
-        file, overflowed = files[name]
-        counters[name] = Counter(most)
-        if file or overflowed:
-            counts = None if overflowed else scratch.read_rows(file)
-            counters[name] = Counter.of_counts(most, counts)
+    files = dict(scratch.read_results(of_values))
+    names = dict.fromkeys(name for x in summaries for name in x["columns"])
+    most = job.config.max_vocabulary
+    counters = {name: scratch.read_counter(files[name], most) for name in names}
     dense = summaries[0]["dense"]
     moments = np.array([x["moments"] for x in summaries], np.float64)
     rows = np.array([x["rows"] for x in summaries], np.int64)
     return Counts(counters, dense, moments.reshape(len(summaries), len(dense), 4), rows.sum(axis=0))
-
-
-def _write_counter(counted: tuple[str, Counter], folder: str) -> tuple[str, str, bool]:
-    """A column, the file of its counts ('' if there are none), and whether it overflowed."""
-    name, counter = counted
-    file = "" if counter.merged is None else scratch.write_rows(folder, counter.merged)
-    return name, file, counter.overflowed
 
 
 def _encode(

@@ -28,7 +28,7 @@ from cadc_jax.factorization.als import ALSConfig, chunking
 from cadc_jax.factorization.als_solver import ELIMINATION_BLOCK, HalfStepConfig, SideData
 from cadc_jax.factorization.interactions import Chunks
 from cadc_jax.factorization.sgd import SGDConfig
-from cadc_jax.factorization.sgd_rows import Block
+from cadc_jax.factorization.sgd_rows import Block, Penalties
 from cadc_jax.factorization.sgd_step import State, StepConfig
 from cadc_jax.tables import rounds
 from cadc_jax.tables.packed import stored_width
@@ -263,6 +263,7 @@ def sgd_factorization(
         memory={
             "tables of users and items": sum(_padded(x, platform) for x in tables),
             "their optimizer's state": sum(_padded(x, platform) for x in jax.tree.leaves(slots)),
+            "penalties": 4 * (users + sizes.num_items),
             "rows on the device": own_block * (12 if labelled else 8) * 2 + known + 4 * own_block,
             "rows of the batch and gradients": 4 * touched * row,
             "rows to and from their owners": 4 * devices * room.pair * row,
@@ -310,8 +311,9 @@ def _sgd_launches(
     offsets: Any = None if labelled else i32((users + 1) * devices)
     known: Any = None if labelled else i32(up(max(1, sizes.entries), devices) * devices)
     block = Block(ids, ids, label, ids if not labelled and devices > 1 else None, offsets, known)
+    each: Any = (f32(users * devices), f32(sizes.num_items))
     traced = jax.make_jaxpr(functools.partial(sgd_step.train_block, config=static))(
-        *(state, block, i32(1, batch * devices), f32(), f32(), jax.random.key(0))
+        *(state, block, i32(1, batch * devices), Penalties(*each), f32(), jax.random.key(0))
     )
     return launches(traced.jaxpr, doublings(batch), platform)
 

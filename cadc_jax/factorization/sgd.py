@@ -34,6 +34,9 @@ class SGDConfig:
       factors: D, the rank.
       regularization: L2 penalty on the factors and biases of each row's user and item. It is paid
         for each row, beside the row's loss, so it means the same on logs of any size.
+      frequency_exponent: nu. A user or item with n rows pays in an epoch for n^nu rows, and those
+        with the mean number of rows as many as they have. With 1 each row pays the same; with 0
+        each user and item does, whatever n is (a Gaussian prior).
       learning_rate: of `optimizer`. The global bias is updated by plain SGD at the same rate.
       learning_rate_decay: share of the learning rate that is lost by the last epoch, linearly.
       optimizer: 'adagrad' (row-wise), 'adam' (lazy) or 'sgd'.
@@ -44,6 +47,7 @@ class SGDConfig:
 
     factors: int = 64
     regularization: float = 0.0
+    frequency_exponent: float = 0.5
     learning_rate: float = 0.05
     learning_rate_decay: float = 0.9
     optimizer: str = "adagrad"
@@ -55,6 +59,7 @@ class SGDConfig:
         for name in ("factors", "learning_rate", "batch_rows", "negatives", "epochs"):
             check_above(f"sgd.{name}", getattr(self, name), 0)
         check_at_least("sgd.regularization", self.regularization, 0)
+        check_at_least("sgd.frequency_exponent", self.frequency_exponent, 0)
         if not 0 <= self.learning_rate_decay <= 1:
             decay = self.learning_rate_decay
             raise ConfigError(f"sgd.learning_rate_decay={decay}: must be in [0, 1]")
@@ -124,6 +129,7 @@ def fit(
     capacity = blocks.capacity(negatives)
     step = StepConfig(config.optimizer, negatives, rows.num_items, capacity, mesh)
     everywhere = sharding.named(mesh, sharding.REPLICATED)
+    penalties = blocks.penalties(config.regularization, config.frequency_exponent, negatives)
 
     def snapshot() -> tuple[State, Facts]:
         # Gloo would mix its exchange up with those of the next block.
@@ -133,16 +139,16 @@ def fit(
         done.start_epoch(blocks.starts)
         blocks_before = epoch * len(blocks.starts)
         decay = 1 - config.learning_rate_decay * epoch / config.epochs
-        rates = np.float32(config.learning_rate * decay), np.float32(config.regularization)
+        rate = np.float32(config.learning_rate * decay)
         for first in done.blocks[done.count :]:
             if saved is not None:
                 saved.maybe_save(blocks_before + done.count, snapshot)
             order, count = blocks.order(first, done.shuffle)
             own_key = jax.random.fold_in(key, blocks_before + first // blocks.size)
             block = blocks.on_devices(first)
-            rate, penalty, own_key = sharding.put((*rates, own_key), everywhere)
+            arguments = sharding.put((rate, own_key), everywhere)
             state, loss = sgd_step.train_block(
-                state, block, order, rate, penalty, own_key, config=step
+                state, block, order, penalties, *arguments, config=step
             )
             done.add_block(float(loss) * count)
         done.end_epoch(len(rows))

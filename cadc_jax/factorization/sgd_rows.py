@@ -10,6 +10,7 @@ each device. All get as many slots as the largest number in the epoch.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -76,6 +77,19 @@ class Block:
     items: jax.Array | None = None
 
 
+@flax.struct.dataclass
+class Penalties:
+    """Weights of the squared norms of rows of the tables, each time that they are used.
+
+    Attributes:
+      user: [d * m] f32, in the order of places.
+      item: [I] f32, on each device.
+    """
+
+    user: jax.Array
+    item: jax.Array
+
+
 class Blocks:
     """The training rows as blocks of one size. All blocks share a program.
 
@@ -98,7 +112,7 @@ class Blocks:
         self._rows, self._mesh = rows, mesh
         self._batch = min(batch_rows, self.size)
         self._loaded: tuple[int, _Dealing, Block] | None = None
-        self._items = np.zeros(rows.num_items if mesh.size > 1 else 0)  # rows that have each
+        self._users, self._items = np.zeros(rows.num_users), np.zeros(rows.num_items)  # their rows
         self._room, self.clicks = self._check()
 
     def _check(self) -> tuple[int, float]:
@@ -121,17 +135,48 @@ class Blocks:
                 clicks += float(np.sum(label, dtype=np.float64))
             if self._mesh.size > 1:
                 room = max(room, np.bincount(rows.user[part] % self._mesh.size).max())
-                self._items += np.bincount(rows.item[part], minlength=rows.num_items)
+            self._users += np.bincount(rows.user[part], minlength=rows.num_users)
+            self._items += np.bincount(rows.item[part], minlength=rows.num_items)
         return int(room) or self.size, 1.0 if rows.label is None else clicks / len(rows)
 
     def capacity(self, negatives: int) -> Capacity:
         """`item_capacity` for the items of the rows."""
         rows, devices = self._rows, self._mesh.size
-        shares = self._items / len(rows) if devices > 1 else 0.0
+        shares = self._items / len(rows)
         ragged = trips.can_be_ragged(self._mesh)
         return item_capacity(
             *(self._batch, negatives, rows.num_items, devices, shares), ragged=ragged
         )
+
+    def penalties(self, regularization: float, exponent: float, negatives: int) -> Penalties:
+        """The penalties of all users and items, on the devices.
+
+        The n uses of a row in an epoch cost `regularization` n (n / mean)^(exponent - 1). The mean
+        is the geometric one of those of users and of items.
+
+        Args:
+          regularization: of a user or an item of the mean number of uses.
+          exponent: see `SGDConfig.frequency_exponent`.
+          negatives: drawn for each row; each is a use of its item.
+        """
+        rows, devices = self._rows, self._mesh.size
+        uses = (
+            self._users * (1 + negatives),
+            self._items + len(rows) * negatives / rows.num_items,
+        )
+        mean = math.prod(x.sum() / max(1, np.count_nonzero(x)) for x in uses) ** 0.5
+        user, item = (
+            (regularization * (np.maximum(x, 1) / mean) ** (exponent - 1)).astype(np.float32)
+            for x in uses
+        )
+        size = -(-rows.num_users // devices)
+
+        def of_device(nth: int) -> np.ndarray:
+            own = user[nth::devices]
+            return np.pad(own, (0, size - len(own)))
+
+        everywhere = sharding.named(self._mesh, sharding.REPLICATED)
+        return Penalties(self._by_device(size, of_device), sharding.put(item, everywhere))
 
     def order(self, first: int, shuffle: np.random.Generator) -> tuple[jax.Array, int]:
         """A random order of the block from row `first` on, and its number of rows.

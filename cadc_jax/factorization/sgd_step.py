@@ -20,7 +20,7 @@ from jax.sharding import AbstractMesh, Mesh
 from cadc_jax import sharding, sparse_optimizers
 from cadc_jax.factorization import sgd_rows
 from cadc_jax.factorization.factors import Factors
-from cadc_jax.factorization.sgd_rows import Block
+from cadc_jax.factorization.sgd_rows import Block, Penalties
 from cadc_jax.runtime.checkpoints import Checkpoints, Facts
 from cadc_jax.tables import dealt, exchange, owners
 from cadc_jax.tables.rounds import Capacity
@@ -63,8 +63,8 @@ def train_block(
     state: State,
     rows: Block,
     order: jax.Array,
+    penalties: Penalties,
     learning_rate: jax.Array,
-    regularization: jax.Array,
     key: jax.Array,
     *,
     config: StepConfig,
@@ -75,8 +75,8 @@ def train_block(
       state: its memory is given up.
       rows: the block.
       order: [steps, d * slots] numbers of rows on their device; -1 for none.
+      penalties: of users and items.
       learning_rate: [].
-      regularization: [].
       key: of the negatives.
       config: see `StepConfig`.
 
@@ -87,14 +87,18 @@ def train_block(
     if config.mesh.size > 1:
         everywhere = sharding.REPLICATED
         states = _specs(state)
+        where_penalties: Any = sharding.TABLE, everywhere
         one_pass = jax.shard_map(
             one_pass,
             mesh=config.mesh,
-            in_specs=(states, sharding.TABLE, sharding.BATCHES, *[everywhere] * 3),
+            in_specs=(
+                *(states, sharding.TABLE, sharding.BATCHES),
+                *(Penalties(*where_penalties), everywhere, everywhere),
+            ),
             out_specs=(states, everywhere),
             check_vma=False,
         )
-    return one_pass(state, rows, order, learning_rate, regularization, key)
+    return one_pass(state, rows, order, penalties, learning_rate, key)
 
 
 def _pass(
@@ -102,8 +106,8 @@ def _pass(
     state: State,
     rows: Block,
     order: jax.Array,
+    penalties: Penalties,
     learning_rate: jax.Array,
-    regularization: jax.Array,
     key: jax.Array,
 ) -> tuple[State, jax.Array]:
     """`train_block` on one device of the mesh."""
@@ -116,7 +120,7 @@ def _pass(
             state.bias,
             label,
             weight,
-            regularization,
+            (penalties.user[user], penalties.item[item]),
         )
         state = _update(config, state, user, item, weight, gradients, learning_rate)
         return state, (loss, weight.sum())
@@ -168,7 +172,7 @@ def _gradients(
     bias: jax.Array,
     label: jax.Array,
     weight: jax.Array,
-    regularization: jax.Array,
+    penalties: tuple[jax.Array, jax.Array],
 ) -> tuple[_Gradients, jax.Array]:
     """Gradients of the penalised log loss, summed over a batch.
 
@@ -178,7 +182,7 @@ def _gradients(
       bias: [].
       label: [B, G] in {0, 1}.
       weight: [B, G], 0 for pairs that do not count.
-      regularization: [].
+      penalties: [B] of the user rows and [B, G] of the item rows.
 
     Returns:
       Gradients of the user rows, the item rows and the bias; and the loss without the penalty.
@@ -188,9 +192,10 @@ def _gradients(
     logits = jnp.einsum("bd,bgd->bg", ones, item) + user[:, -1:] + bias
     loss = jnp.sum(weight * optax.sigmoid_binary_cross_entropy(logits, label))
     error = weight * (jax.nn.sigmoid(logits) - label)
-    item_grads = error[..., None] * ones[:, None] + regularization * weight[..., None] * item
+    user_penalty, item_penalty = penalties
+    item_grads = error[..., None] * ones[:, None] + (item_penalty * weight)[..., None] * item
     user_grads = jnp.where(is_bias, error.sum(1)[:, None], jnp.einsum("bg,bgd->bd", error, item))
-    user_grads += regularization * weight.sum(1)[:, None] * user
+    user_grads += (user_penalty * weight.sum(1))[:, None] * user
     return (user_grads, item_grads, error.sum()), loss
 
 

@@ -47,6 +47,11 @@ def has_biases(config: ConfigDict) -> bool:
     return config.factorization == "sgd" or explicit
 
 
+def are_logits(config: ConfigDict) -> bool:
+    """Whether the scores of the factorisation of a configuration are logits."""
+    return config.factorization == "sgd"
+
+
 def is_crossed(factors: Artifact) -> bool:
     """Whether there are factors of the unsampled rows too."""
     return (factors.path / UNSAMPLED).exists()

@@ -219,8 +219,16 @@ def train_settings(config: ConfigDict, model_name: str) -> dict[str, Any]:
     }
 
 
+def for_arm(run: Run, arm: Arm) -> Run:
+    """The run with the settings of an arm: one whose embeddings start at random has its own."""
+    if arm.takes_factors:
+        return run
+    return dataclasses.replace(run, config=configuration.of_random_start(run.config))
+
+
 def train_stage(run: Run, inputs: Inputs, model_name: str, arm: Arm) -> Artifact:
     """Trains one model in one arm; the artefact holds the state with the best validation result."""
+    run = for_arm(run, arm)
     prepared, factors, sample = inputs.prepared, inputs.factors, inputs.sample
     settings = {
         "prepared": prepared.fingerprint,
@@ -230,6 +238,8 @@ def train_stage(run: Run, inputs: Inputs, model_name: str, arm: Arm) -> Artifact
         "embeddings": arm.embeddings,
         **train_settings(run.config, model_name),
     }
+    if arm.takes_factors and factor_files.are_logits(run.config):
+        settings["logits"] = True
 
     def write(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:
         table = open_table(prepared.path)
@@ -319,8 +329,19 @@ def _embedding_start(run: Run, factors: Artifact, arm: Arm) -> EmbeddingStart:
         predict_with = factor_files.tables_to_predict_with(factors)
     elif arm.takes_factors:
         given = factor_files.factor_tables(factors.path)
-    width = run.config.dlrm.embedding_dim
-    return EmbeddingStart(factor_files.width_of(factors), width, given, arm.frozen, predict_with)
+    return EmbeddingStart(
+        factor_files.width_of(factors),
+        run.config.dlrm.embedding_dim,
+        given,
+        arm.frozen,
+        predict_with,
+        factor_files.are_logits(run.config),
+    )
+
+
+def starts_from_logits(trained: Artifact) -> bool:
+    """Whether the factors that a model was trained with are logits; see `assemble.divisors`."""
+    return bool(trained.settings.get("logits"))
 
 
 def restore(
@@ -343,7 +364,7 @@ def restore(
         assert factors is not None  # such an arm was trained with some
         trained_on = factor_files.tables_to_train_on(factors)
         predict_with = factor_files.tables_to_predict_with(factors) or trained_on
-        frozen = assemble.scaled(predict_with, like=trained_on)
+        frozen = assemble.scaled(predict_with, trained_on, starts_from_logits(trained))
     try:
         with quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
             metadata = checkpointer.metadata(path).item_metadata

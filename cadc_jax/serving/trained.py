@@ -238,12 +238,12 @@ def _load(index: WorkfolderIndex, made: Artifact) -> Trained:
         params=params,
         tables=tables,
         factors=factors if arm.frozen else None,
-        user_scale=_user_scale(factors) if arm.frozen and factors is not None else 1.0,
+        user_scale=_user_scale(made, factors) if arm.frozen and factors is not None else 1.0,
     )
 
 
-def _user_scale(factors: Artifact) -> float:
-    return float(assemble.root_mean_square(tables_to_train_on(factors)[0]))
+def _user_scale(made: Artifact, factors: Artifact) -> float:
+    return assemble.divisors(tables_to_train_on(factors), stages.starts_from_logits(made))[0]
 
 
 def network_of(made: Artifact) -> tuple[Arm, nn.Module]:

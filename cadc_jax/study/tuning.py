@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from cadc_jax import configuration
 from cadc_jax.errors import ConfigError, TrainingError
 from cadc_jax.run import arms
 from cadc_jax.run.arms import Arm
@@ -87,6 +88,13 @@ _LEARNING_RATE = _number("train.learning_rate", 1e-4, 1e-2, 1e-3)
 _TABLES = (
     _number("train.table_learning_rate", 1e-3, 1e-1, 1e-2),
     _number("train.l2", 1e-4, 1e-1, 3e-3),
+    _number("two_tower.scale", 0.3, 6.0, 1.0),
+)
+# Steps of plain SGD have the size of the gradient of a batch's mean loss, and of the score's scale.
+_SGD_TABLES = (
+    _number("train.table_learning_rate", 10.0, 300.0, 60.0),
+    _number("train.l2", 3e-5, 3e-3, 3e-4),
+    _number("two_tower.scale", 4.0, 40.0, 14.0),
 )
 _LOSSES = (
     {"train.loss": "all_items", "train.negatives": 0},
@@ -120,12 +128,14 @@ def knobs(config: ConfigDict, arm: Arm, model: str, num_items: int) -> list[Knob
       model: the network.
       num_items: of the table; with many the softmax over all items is left out.
     """
-    found = [_LEARNING_RATE, *_TABLES, *_NETWORKS[model]]
+    *tables, scale = _SGD_TABLES if config.train.table_optimizer == "sgd" else _TABLES
+    found = [_LEARNING_RATE, *tables, *_NETWORKS[model]]
+    if model == "two_tower":
+        found.append(scale)
     if config.data.task == "ranking":
         if model == "two_tower":
             few = num_items <= SOFTMAX_ITEMS
             found.append(Knob.of("train.loss", *_LOSSES[0 if few else 1 :]))
-            found.append(_number("two_tower.scale", 0.3, 6.0, 1.0))
         if not arm.takes_factors and "+" not in config.factorization:
             width = f"{config.factorization}.factors"  # of the random tables
             found.append(Knob.among(width, 32, 64, 128))
@@ -180,6 +190,8 @@ def tuned(study: Study, cell: Cell, run: Run, prepared: Artifact) -> tuple[Run, 
     settings: dict[str, Any] = {}
     if arms.ARMS[cell.arm].takes_factors:
         run, settings = with_factorization(study, run, prepared)
+    elif cell.model:
+        run = dataclasses.replace(run, config=configuration.of_random_start(run.config))
     if cell.model:
         # The same file for any number of trials: a larger search begins with those of a smaller.
         base = dataclasses.replace(study, trials=0).settings(cell)

@@ -76,6 +76,7 @@ class EmbeddingStart:
       frozen: names of the tables that training does not change, among 'user' and 'item'.
       predict_with: factors that replace frozen ones in validation and in the result; None: the
         same ones. They are put on the scale of `factors`.
+      logits: whether the dot products of `factors` are logits; see `divisors`.
     """
 
     rank: int
@@ -83,6 +84,7 @@ class EmbeddingStart:
     factors: Pair | None = None
     frozen: frozenset[str] = frozenset()
     predict_with: Pair | None = None
+    logits: bool = False
 
 
 def train(
@@ -119,7 +121,7 @@ def train(
     tables = initial_tables(data.num_users, data.num_items, data.num_features, start, tables_key)
     predict_with: Mapping[str, np.ndarray] = {}
     if start.predict_with is not None:
-        predict_with = scaled(start.predict_with, like=start.factors)
+        predict_with = scaled(start.predict_with, start.factors, start.logits)
 
     def validate(params: Any, tables: Tables) -> float:
         return quality(scorers.network(network, params, tables, content, mesh))
@@ -194,32 +196,42 @@ def initial_tables(
     shape = max(num_features, 1), start.feature_width
     features = RandomTable(shape, feature_key, START_SCALE)
     if start.factors is not None:
-        return {**scaled(start.factors), "features": features}
+        own = scaled(start.factors, logits=start.logits)
+        return {**own, "features": features}
     user = RandomTable((num_users, start.rank), user_key, START_SCALE)
     item = RandomTable((num_items, start.rank), item_key, START_SCALE)
     return {"user": user, "item": item, "features": features}
 
 
-def scaled(factors: Pair, like: Pair | None = None) -> dict[str, np.ndarray]:
-    """User and item tables of factors, each scaled to a root mean square of 1.
-
-    The scale of a factorisation's result says nothing about a good start of a network. Factors that
-    are all 0 (the autoencoder's, if no user has two items) have none, and stay.
+def scaled(factors: Pair, like: Pair | None = None, logits: bool = False) -> dict[str, np.ndarray]:
+    """User and item tables of factors, on a scale that a network can start from.
 
     Args:
       factors: user [U, D] and item [I, D] factors.
       like: other factors of the same users and items, whose scale is used instead. A model that was
         trained on `like` can then take `factors`.
+      logits: whether dot products of the factors are logits.
     """
-    return {
-        name: table / root_mean_square(measured)
-        for name, table, measured in zip(("user", "item"), factors, like or factors, strict=True)
-    }
+    names = "user", "item"
+    by = divisors(like or factors, logits)
+    return {name: table / each for name, table, each in zip(names, factors, by, strict=True)}
 
 
-def root_mean_square(table: np.ndarray) -> np.floating | int:
-    """What `scaled` divides a table of factors by: 1 of a table of zeros."""
-    return np.sqrt(np.mean(np.square(table))) or 1
+def divisors(factors: Pair, logits: bool = False) -> tuple[float, float]:
+    """What `scaled` divides the user and the item table of factors by.
+
+    The scale of most factorisations says nothing about a good start of a network: both tables get a
+    root mean square of 1. Factors that are all 0 (the autoencoder's, if no user has two items) have
+    none, and stay.
+
+    That of logistic factors does: the dot product over sqrt(D), with which `TwoTower` starts, is
+    then their own logit. Both tables get the same root mean square.
+    """
+    user, item = (float(np.sqrt(np.mean(np.square(x)))) or 1.0 for x in factors)
+    if not logits:
+        return user, item
+    both = (user * item * factors[0].shape[1] ** 0.5) ** 0.5
+    return user / both, item / both
 
 
 def _feed(data: TrainingData, config: TrainConfig, seed: int, mesh: Mesh, label: str) -> Feed:

@@ -57,6 +57,7 @@ _SGD = {
     axis.name: axis
     for axis in (
         Axis("regularization", (0.03, 0.01, 0.1), 3.0, 1e-5, 1e2, (0.003, 0.3)),
+        Axis("frequency_exponent", (0.5, 0.0, 1.0), 0.25, 0.0, 1.5, (0.0, 1.0), linear=True),
         Axis("learning_rate", (0.05, 0.2), 4.0, 1e-3, 10.0, (0.02, 0.5)),
     )
 }

@@ -5,6 +5,7 @@ import functools
 import gzip
 import json
 import pathlib
+import pickle
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import time
 
 import pytest
 
-pytest.importorskip("apache_beam")
+beam = pytest.importorskip("apache_beam")
 
 from cadc_jax.beam.table import BeamConfig, write_table  # noqa: E402
 from cadc_jax.data import prepare  # noqa: E402
@@ -109,6 +110,41 @@ def test_tables_with_names_of_columns_go_the_same_way(logs, tmp_path):
     config = PrepareConfig("click", "order", 0.2, 0.2)
     alone, beam = both(tmp_path, of_events(logs), config, BeamConfig("DirectRunner", "tabular"))
     assert beam == alone
+
+
+class Weighed(beam.Pipeline):
+    """A pipeline that fails if any of its steps yields an element of more than MOST bytes."""
+
+    MOST = 1 << 14
+    weighing = False
+
+    def apply(self, transform, pvalueish=None, label=None):
+        outputs = super().apply(transform, pvalueish, label)
+        named = label is not None  # Beam calls again without the name
+        if isinstance(transform, beam.ParDo) and not (named or self.weighing):
+            self.weighing = True
+            several = not isinstance(outputs, beam.PCollection)
+            for place, output in enumerate(outputs if several else [outputs]):
+                _ = output | f"weigh {transform.label} {place}" >> beam.Map(weigh)
+            self.weighing = False
+        return outputs
+
+
+def weigh(element):
+    assert len(pickle.dumps(element)) <= Weighed.MOST, type(element)
+
+
+class WeighedConfig(BeamConfig):
+    def pipeline(self):
+        return Weighed(super().pipeline().runner)
+
+
+def test_neither_text_nor_rows_nor_counts_travel_between_workers(logs, tmp_path):
+    """A runner may hold all that travels in memory. The whole log is one block here."""
+    log = functools.partial(criteo.open_logs, [logs / "log"])
+    assert (logs / "log").stat().st_size > 30 * Weighed.MOST
+    write_table(tmp_path, log, ORDER, WeighedConfig("DirectRunner", "criteo"))
+    assert files_of(tmp_path)
 
 
 @pytest.mark.parametrize("names", [["truncated.gz"], ["malformed.gz"], [DAYS[0], "none.gz"]])

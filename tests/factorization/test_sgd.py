@@ -52,27 +52,49 @@ def test_gradients_equal_automatic_differentiation():
     user, item = rng.normal(size=(6, D + 1)), rng.normal(size=(6, 3, D + 1))
     label, weight = rng.integers(0, 2, (6, 3)), rng.integers(0, 2, (6, 3))
     arguments = [jnp.asarray(a, jnp.float32) for a in (user, item, 0.3, label, weight)]
+    of_user, of_item = rng.random(6).astype(np.float32), rng.random((6, 3)).astype(np.float32)
 
     def loss(user, item, bias):
         # sigma(u . v + b_u + b_v + b), as the paper writes it
         dots = jnp.einsum("bd,bgd->bg", user[:, :D], item[..., :D])
         logits = dots + user[:, D:] + item[..., D] + bias
         log_loss = optax.sigmoid_binary_cross_entropy(logits, arguments[3])
-        norms = (user**2).sum(-1)[:, None] + (item**2).sum(-1)
-        return (arguments[4] * (log_loss + 0.05 * norms)).sum()
+        return (arguments[4] * (log_loss + penalty(user, item))).sum()
+
+    def penalty(user, item):
+        return (of_user[:, None] * (user**2).sum(-1)[:, None] + of_item * (item**2).sum(-1)) / 2
 
     want = jax.grad(loss, argnums=(0, 1, 2))(*arguments[:3])
-    got, plain = sgd_step._gradients(*arguments, 0.1)
+    got, plain = sgd_step._gradients(*arguments, (of_user, of_item))
     jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-4, atol=1e-5), got, want)
-    norms = (arguments[0] ** 2).sum(-1)[:, None] + (arguments[1] ** 2).sum(-1)
-    penalty = 0.05 * (arguments[4] * norms).sum()
-    np.testing.assert_allclose(plain + penalty, loss(*arguments[:3]), rtol=1e-4)
+    penalties = (arguments[4] * penalty(*arguments[:2])).sum()
+    np.testing.assert_allclose(plain + penalties, loss(*arguments[:3]), rtol=1e-4)
+
+
+@pytest.mark.parametrize("negatives", [0, 3])
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
+def test_a_row_pays_in_an_epoch_by_a_power_of_its_number_of_uses(exponent, negatives):
+    user, item = np.array([0, 0, 0, 0, 1, 1, 3]), np.array([0, 1, 2, 2, 2, 2, 2])
+    rows = TrainingRows(user, item, 4, 3, np.ones(7) if not negatives else None)
+    blocks = sgd_rows.Blocks(rows, 4, sharding.make_mesh(jax.devices()[:1]))
+    found = blocks.penalties(0.1, exponent, negatives)
+    users = np.array([4, 2, 1]) * (1 + negatives)
+    items = np.array([1, 1, 5]) + 7 * negatives / 3
+    mean = np.sqrt(users.mean() * items.mean())
+    for got, uses in ((np.asarray(found.user)[[0, 1, 3]], users), (found.item, items)):
+        want = 0.1 * mean * (uses / mean) ** exponent
+        np.testing.assert_allclose(got * uses, want, rtol=1e-5)
 
 
 def test_one_batch_of_all_rows_equals_a_plain_loop():
     rows, start = clicks(12), random_factors()
     config = dataclasses.replace(
-        CONFIG, optimizer="sgd", batch_rows=12, epochs=1, learning_rate_decay=0.0
+        CONFIG,
+        optimizer="sgd",
+        batch_rows=12,
+        epochs=1,
+        learning_rate_decay=0.0,
+        frequency_exponent=1.0,
     )
     factors, losses = sgd.fit(rows, config, KEY, init=start)
 
@@ -221,7 +243,8 @@ def test_the_cost_of_a_step_does_not_depend_on_the_size_of_the_tables():
         state = jax.eval_shape(random, KEY, 0.5)
         block = sgd_rows.Block(ids, ids, label)
         order = jax.ShapeDtypeStruct((4, 16), jnp.int32)
-        arguments = state, block, order, 0.1, 0.01, KEY
+        penalty = jax.ShapeDtypeStruct((size,), jnp.float32)
+        arguments = state, block, order, sgd_rows.Penalties(penalty, penalty), 0.1, KEY
         compiled = sgd_step.train_block.lower(*arguments, config=step).compile()
         memory = compiled.memory_analysis()
         return compiled.cost_analysis()["flops"], memory.temp_size_in_bytes

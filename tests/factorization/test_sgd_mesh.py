@@ -186,7 +186,11 @@ def compiled(devices, users=800_000, items=400_000, batch=256 * 8):
         on(jax.ShapeDtypeStruct((1 << 16,), x), sharding.TABLE) for x in (jnp.int32, jnp.float32)
     )
     order = on(jax.ShapeDtypeStruct((16, batch), jnp.int32), sharding.BATCHES)
-    arguments = state, sgd_rows.Block(ids, ids, label), order, 0.1, 0.0, KEY
+    penalties = sgd_rows.Penalties(
+        on(jax.ShapeDtypeStruct((users,), jnp.float32), sharding.TABLE),
+        on(jax.ShapeDtypeStruct((items,), jnp.float32), sharding.REPLICATED),
+    )
+    arguments = state, sgd_rows.Block(ids, ids, label), order, penalties, 0.1, KEY
     return sgd_step.train_block.lower(*arguments, config=step).compile()
 
 

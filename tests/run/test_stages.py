@@ -91,6 +91,16 @@ def test_the_best_step_is_chosen_by_the_configured_ranking(made, ranking):
     assert trained.facts["history"][0]["validation"] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(("arm", "own"), [("sample", True), ("cadc_trainable", False)])
+def test_arms_whose_embeddings_start_at_random_have_settings_of_their_own(made, arm, own):
+    run, inputs = made
+    config = run.config.copy_and_resolve_references()
+    config.random_start = (("train.table_optimizer", "sgd"), ("two_tower.scale", 3.0))
+    trained = stages.train_stage(Run(config, run.workdir, quiet), inputs, "two_tower", TRAINED[arm])
+    assert (trained.settings["train"]["table_optimizer"] == "sgd") == own
+    assert (trained.settings["model"][1]["scale"] == 3.0) == own
+
+
 @pytest.mark.parametrize("arm", ["sample", "cadc_frozen", "cadc_trainable"])
 def test_a_restored_model_validates_as_it_did_when_it_was_saved(made, arm):
     run, inputs = made

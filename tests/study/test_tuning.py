@@ -56,6 +56,16 @@ def test_frozen_arms_choose_the_rows_of_their_factors_and_random_ones_a_width():
     assert "als.factors" not in names(config, "cadc_trainable")
 
 
+def test_plain_sgd_has_rates_of_its_own():
+    config = bundled_configs.config("movielens_100k")
+    ranges = []
+    for optimizer in ("adam", "sgd"):
+        config.train.table_optimizer = optimizer
+        found = tuning.knobs(config, TRAINED["full"], "two_tower", 100)
+        ranges += [x.axis.draws for x in found if x.axis.name == "train.table_learning_rate"]
+    assert ranges[0][1] < ranges[1][0]
+
+
 def test_losses_are_searched_for_rankings_and_over_all_items_if_these_are_few():
     ranking, clicks = map(bundled_configs.config, ("movielens_100k", "movielens_100k_ctr"))
     assert "train.loss" in names(ranking, "full") and "train.loss" not in names(clicks, "full")

@@ -26,7 +26,7 @@ from cadc_jax.factorization.als import ALSConfig
 from cadc_jax.factorization.als_solver import HalfStepConfig, SideData
 from cadc_jax.factorization.interactions import Chunks
 from cadc_jax.factorization.sgd import SGDConfig
-from cadc_jax.factorization.sgd_rows import Block
+from cadc_jax.factorization.sgd_rows import Block, Penalties
 from cadc_jax.factorization.sgd_step import State, StepConfig
 from cadc_jax.models import embeddings, scoring
 from cadc_jax.models.dlrm import DLRM
@@ -259,9 +259,12 @@ def logistic(mesh, width):
     state = jax.tree.map(lambda x: on(mesh, x, sharding.TABLE if x.ndim else P()), state)
     order = jax.ShapeDtypeStruct((1 << 10, config.batch_rows), jnp.int32)
     key = jax.eval_shape(lambda: jax.random.key(0))
+    penalty = jax.ShapeDtypeStruct((rows,), jnp.float32)
     lowered = sgd_step.train_block.lower(
         *(state, on(mesh, Block(row, row, label), sharding.TABLE)),
-        *(on(mesh, order, sharding.BATCHES), *on(mesh, (number, number, key))),
+        on(mesh, order, sharding.BATCHES),
+        Penalties(on(mesh, penalty, sharding.TABLE), on(mesh, penalty)),
+        *on(mesh, (number, key)),
         config=static,
     )
     expected = sum(cost.sgd_factorization(sizes, config, chips, "tpu").received.values())

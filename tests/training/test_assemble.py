@@ -7,6 +7,7 @@ import pytest
 from cadc_jax.data import negatives
 from cadc_jax.data.negatives import NegativeSampling
 from cadc_jax.evaluation import evaluate
+from cadc_jax.models.embeddings import pair_batch
 from cadc_jax.models.two_tower import TwoTower
 from cadc_jax.training import assemble, step
 from cadc_jax.training.assemble import EmbeddingStart, TrainingData
@@ -26,6 +27,24 @@ def test_factors_are_scaled_to_a_root_mean_square_of_one():
     np.testing.assert_allclose(made["user"], 1, rtol=1e-6)
     np.testing.assert_allclose(made["item"], -1, rtol=1e-6)
     assert made["features"].shape == (7, 16)
+
+
+def test_logistic_factors_start_a_two_tower_network_at_their_own_logits():
+    rng = np.random.default_rng(0)
+    user = rng.normal(0, 0.2, (USERS, 4)).astype(np.float32)
+    item = rng.normal(0, 0.6, (ITEMS, 4)).astype(np.float32)
+    start = EmbeddingStart(4, 4, (user, item), BOTH, logits=True)
+    found = []
+
+    def quality(scorer):
+        users = pair_batch(np.arange(USERS), np.tile(np.arange(ITEMS), (USERS, 1)))
+        found.append(np.asarray(scorer.score(users)))
+        return 0.0
+
+    fitted = assemble.train(TwoTower(()), CONFIG, data(), start, quality, seed=0)
+    np.testing.assert_allclose(found[0], user @ item.T, atol=1e-5)
+    square = {name: np.mean(np.square(fitted.tables[name])) for name in ("user", "item")}
+    np.testing.assert_allclose(square["user"], square["item"], rtol=1e-5)
 
 
 def test_without_factors_all_tables_are_random_and_independent():
