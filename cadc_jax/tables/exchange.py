@@ -67,8 +67,8 @@ def lookup(part: AnyTable, ids: jax.Array, capacity: Capacity) -> jax.Array:
 
     def fetch(turn: Round, rows: jax.Array) -> jax.Array:
         trip = trips.ask(wants, turn, capacity, size, words)
-        found = trip.to_askers(_as_words(packed.read(part, trip.rows)))
-        slot = trips.slot_by_id(wants, turn, trip.asks, ids % devices)
+        found = trip.to_askers(lambda rows: _as_words(packed.read(part, rows)))
+        slot = trips.slot_by_id(wants, turn, trip, ids % devices)
         own = found.at[jnp.maximum(slot, 0)].get(mode="clip")
         return jnp.where((slot >= 0)[:, None], own, rows)
 

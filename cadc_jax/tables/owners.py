@@ -50,8 +50,9 @@ def update(
     def apply(turn: Round, state: _State) -> _State:
         part, slots = state
         trip = trips.ask(wants, turn, capacity, size, total.shape[1])
-        sums = total.at[trips.wanted_by_slot(wants, turn, trip.asks)].get(mode="clip")
-        sums = trip.to_owners(jnp.where(trip.asks.used[:, None], sums, 0))
+        wanted = trips.wanted_by_slot(wants, turn, trip.asks)
+        wanted = jnp.where(trip.asks.used, wanted, len(total))
+        sums = trip.to_owners(lambda rows: total.at[rows].get(mode="fill", fill_value=0), wanted)
         own_key = None if key is None else jax.random.fold_in(key, turn.number)
         return sparse_optimizers.update(
             *(optimizer, part, slots | before, trip.rows, sums, learning_rate), key=own_key

@@ -9,6 +9,7 @@ which are far smaller than rows, always in buffers that are filled up.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -50,12 +51,15 @@ def can_be_ragged(mesh: Mesh | AbstractMesh) -> bool:
     return True
 
 
+_Read = Callable[[jax.Array], jax.Array]
+
+
 class Slots(NamedTuple):
     """Where in a buffer of R rows those of each device lie.
 
     Attributes:
-      begins: [d] first slot of each device.
-      rows: [d] slots of each device that are used.
+      begins: [d] first slot of each device; first wide row, if rows travel side by side.
+      rows: [d] rows of each device.
       other: [R] whose each slot is.
       nth: [R] which one of that device it is.
     """
@@ -86,13 +90,18 @@ class Trip(NamedTuple):
     rows: jax.Array
     together: int
 
-    def to_owners(self, x: jax.Array) -> jax.Array:
-        """A buffer [R, W] of 32-bit numbers, in the slots `asks`, as the owners get it: [R, W]."""
-        return _travel(x, self.asks, self.asked, self.together)
+    def to_owners(self, read: _Read, rows: jax.Array) -> jax.Array:
+        """Rows [R, W] of 32-bit numbers, in the slots `asks`, as the owners get them: [R, W].
 
-    def to_askers(self, x: jax.Array) -> jax.Array:
-        """The same from the slots `asked` to those of `asks`."""
-        return _travel(x, self.asked, self.asks, self.together)
+        Args:
+          read: makes rows [k, W] of some of `rows` [k].
+          rows: [R].
+        """
+        return _travel(read, rows, self.asks, self.asked, self.together)
+
+    def to_askers(self, read: _Read) -> jax.Array:
+        """The same for `rows` from the slots `asked` to those of `asks`."""
+        return _travel(read, self.rows, self.asked, self.asks, self.together)
 
 
 def ask(wants: Wants, turn: Round, capacity: Capacity, size: int, width: int) -> Trip:
@@ -112,8 +121,7 @@ def ask(wants: Wants, turn: Round, capacity: Capacity, size: int, width: int) ->
         slots = _filled_up(turn.rows, capacity.pair)
         return Trip(slots, slots, wanted.reshape(-1), 0)
     together = LANES // width if LANES % width == 0 else 1
-    room = capacity.total + len(wanted) * (together - 1)
-    room += -room % together
+    room = -(-capacity.total // together) + len(wanted) * (together > 1)
     asks = _one_after_another(turn.rows, room, together)
     count = jnp.sum(wanted < size, axis=1, dtype=jnp.int32)
     asked = _one_after_another(count, room, together)
@@ -129,13 +137,19 @@ def _filled_up(rows: jax.Array, pair: int) -> Slots:
 
 
 def _one_after_another(rows: jax.Array, room: int, together: int) -> Slots:
-    """Slots of which every device has as many as it needs, up to a multiple of `together`."""
-    rounded = rows + -rows % together
-    ends = jnp.cumsum(rounded, dtype=jnp.int32)
-    slot = jnp.arange(room, dtype=jnp.int32)
-    other = jnp.searchsorted(ends, slot, side="right", method="compare_all").astype(jnp.int32)
+    """Slots of `room` wide rows, of which every device has as many as it needs.
+
+    The first parts of all wide rows come first, then all second ones: cutting and joining them so
+    moves no number to another lane row, which a TPU would do through padded copies of the buffer.
+    """
+    wide = -(-rows // together)
+    ends = jnp.cumsum(wide, dtype=jnp.int32)
+    row = jnp.arange(room, dtype=jnp.int32)
+    other = jnp.searchsorted(ends, row, side="right", method="compare_all").astype(jnp.int32)
     other = jnp.minimum(other, len(rows) - 1)
-    return Slots(ends - rounded, rows, other, slot - (ends - rounded)[other])
+    part = jnp.arange(together, dtype=jnp.int32)[:, None]
+    nth = (row - (ends - wide)[other]) * together + part
+    return Slots(ends - wide, rows, jnp.tile(other, together), nth.reshape(-1))
 
 
 def wanted_by_slot(wants: Wants, turn: Round, slots: Slots) -> jax.Array:
@@ -143,24 +157,30 @@ def wanted_by_slot(wants: Wants, turn: Round, slots: Slots) -> jax.Array:
     return (wants.starts[:-1] + turn.sent)[slots.other] + slots.nth
 
 
-def slot_by_id(wants: Wants, turn: Round, slots: Slots, owner: jax.Array) -> jax.Array:
+def slot_by_id(wants: Wants, turn: Round, trip: Trip, owner: jax.Array) -> jax.Array:
     """Slot of `Trip.asks` of each id [n], whose owners are `owner` [n]; -1 outside of the round."""
     nth = wants.rank - (wants.starts[:-1] + turn.sent)[owner]
     here = (wants.rank < len(owner)) & (nth >= 0) & (nth < turn.rows[owner])
-    return jnp.where(here, slots.begins[owner] + nth, -1)
+    together = max(1, trip.together)
+    room = len(trip.asks.nth) // together
+    slot = nth % together * room + trip.asks.begins[owner] + nth // together
+    return jnp.where(here, slot, -1)
 
 
-def _travel(x: jax.Array, here: Slots, there: Slots, together: int) -> jax.Array:
+def _travel(read: _Read, rows: jax.Array, here: Slots, there: Slots, together: int) -> jax.Array:
     """Sends rows in the slots `here` to their devices, where they arrive in the slots `there`."""
     if not together:
+        x = read(rows)
         return _all_to_all(x.reshape(len(here.rows), -1, x.shape[1])).reshape(x.shape)
-    wide = x.reshape(len(x) // together, -1)
+    # One part after the other: rows of 64 numbers take the memory of 128 until they are joined.
+    wide = jnp.concatenate([read(part) for part in jnp.split(rows, together)], axis=1)
     sent, received = (-(-slots.rows // together) for slots in (here, there))
-    begins = _all_to_all(there.begins // together)  # where the others want them
-    return lax.ragged_all_to_all(
-        *(wide, jnp.zeros_like(wide), here.begins // together, sent, begins, received),
+    begins = _all_to_all(there.begins)  # where the others want them
+    wide = lax.ragged_all_to_all(
+        *(wide, jnp.zeros_like(wide), here.begins, sent, begins, received),
         axis_name=sharding.EVERYWHERE,
-    ).reshape(x.shape)
+    )
+    return jnp.concatenate(jnp.split(wide, together, axis=1))
 
 
 def _all_to_all(x: jax.Array) -> jax.Array:

@@ -8,28 +8,45 @@ import pytest
 from cadc_jax import sharding
 from cadc_jax.tables import trips
 
+ROWS = [[3, 0, 4, 1], [0, 0, 0, 8], [0, 0, 0, 0], [8, 0, 0, 0]]
+
 
 def used(slots):
-    """(device, which of its rows) of each slot that is used."""
+    """(device, which of its rows) -> slot, for each slot that is used."""
     pairs = np.stack([slots.other, slots.nth], axis=1)
-    return [tuple(pair) for pair in pairs[np.asarray(slots.used)].tolist()]
+    slot = np.flatnonzero(slots.used)
+    return dict(zip(map(tuple, pairs[slot].tolist()), slot.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_every_device_has_a_buffer_that_is_filled_up(rows):
+    found = used(trips._filled_up(jnp.asarray(rows, jnp.int32), 8))
+    assert found == {(d, nth): 8 * d + nth for d, n in enumerate(rows) for nth in range(n)}
 
 
 @pytest.mark.parametrize("together", [1, 2, 4])
-@pytest.mark.parametrize("rows", [[3, 0, 4, 1], [0, 0, 0, 8], [0, 0, 0, 0], [8, 0, 0, 0]])
-def test_each_row_has_a_slot(rows, together):
-    rows = jnp.asarray(rows, jnp.int32)
-    expected = [(device, nth) for device, n in enumerate(rows.tolist()) for nth in range(n)]
-    forms = trips._filled_up(rows, 8), trips._one_after_another(rows, 20, together)
-    for slots in forms:
-        assert used(slots) == expected
-        for device, nth in expected:
-            slot = int(slots.begins[device]) + nth
-            assert (int(slots.other[slot]), int(slots.nth[slot])) == (device, nth)
-    assert not np.any(forms[1].begins % together)
-    assert np.flatnonzero(forms[1].used).max(initial=-1) < 8 + 4 * (together - 1)
+@pytest.mark.parametrize("rows", ROWS)
+def test_the_wide_rows_of_the_devices_lie_one_after_another(rows, together):
+    """Each row is a part of a wide row; the first parts of all wide rows come first."""
+    slots, expected, begin = trips._one_after_another(jnp.asarray(rows), 8, together), {}, 0
+    for device, n in enumerate(rows):
+        assert slots.begins[device] == begin
+        for nth in range(n):
+            expected[device, nth] = nth % together * 8 + begin + nth // together
+        begin += -(-n // together)
+    assert used(slots) == expected
 
 
-def test_exchanges_between_cpus_are_not_ragged():
-    assert not trips.can_be_ragged(sharding.make_mesh())
-    assert not trips.can_be_ragged(jax.sharding.AbstractMesh((8,), (sharding.EVERYWHERE,)))
+def test_nothing_is_compiled_to_find_out_where_there_are_no_tpus(monkeypatch):
+    monkeypatch.setattr(jax, "jit", None)
+    assert not trips.can_be_ragged.__wrapped__(sharding.make_mesh())
+    assert not trips.can_be_ragged.__wrapped__(
+        jax.sharding.AbstractMesh((8,), (sharding.EVERYWHERE,))
+    )
+
+
+def test_a_compiler_that_cannot_do_it_is_asked_quietly(monkeypatch, capfd):
+    """That of CPUs cannot."""
+    monkeypatch.setattr(sharding, "is_tpu", lambda mesh: True)
+    assert not trips.can_be_ragged.__wrapped__(sharding.make_mesh())
+    assert capfd.readouterr() == ("", "")
