@@ -121,7 +121,7 @@ def ask(wants: Wants, turn: Round, capacity: Capacity, size: int, width: int) ->
         slots = _filled_up(turn.rows, capacity.pair)
         return Trip(slots, slots, wanted.reshape(-1), 0)
     together = LANES // width if LANES % width == 0 else 1
-    room = -(-capacity.total // together) + len(wanted) * (together > 1)
+    room = -(-(capacity.total + len(wanted) * (together - 1)) // together)
     asks = _one_after_another(turn.rows, room, together)
     count = jnp.sum(wanted < size, axis=1, dtype=jnp.int32)
     asked = _one_after_another(count, room, together)

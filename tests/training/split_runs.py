@@ -83,6 +83,7 @@ def room_to_split_all(mesh, optimizer, frozen):
 
 def main():
     port, processes, process, file = sys.argv[1:]
+    jax.config.update("jax_disable_most_optimizations", True)  # a third less time, for compiling
     distributed.initialize(f"localhost:{port}", int(processes), int(process))
     mesh = sharding.make_mesh()
     found = {name: losses(name, mesh) for name in RUNS}
