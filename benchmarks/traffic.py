@@ -4,13 +4,16 @@
 
 Nothing is run: bytes are counted in compiled programs of the lookup and the update (Adagrad) of a
 table of 100 million rows x 64, for 2 to 32 virtual CPU devices, and ahead of time for slices of
-16, 64 and 256 chips of TPU v5e if libtpu is installed. A device has 8,192 rows of 24 features. Ids
-are drawn uniformly from the whole table ('uniform'), or from columns of the sizes of Criteo 1 TB
-with a long tail ('clicks').
+8 to 256 chips of TPU v5e and v6e if libtpu is installed. A device has 8,192 rows of 24 features.
+Ids are drawn uniformly from the whole table ('uniform'), or from columns of the sizes of Criteo
+1 TB with a long tail ('clicks').
 
 A ratio is received / 2 (n / d) (4 + 4 D): n distinct ids of d devices, each once as an id and a row
-of width D, to its owner and back. Padding counts as received. Temporaries are compared with the
-rows of a device's part of the batch, 4 D bytes for each id, repeated or not.
+of width D, to its owner and back. Padding counts as received. A program does not say how many rows
+cross in a ragged exchange: these are counted in ids that are drawn for all devices, as is how many
+steps of STEPS need a second round, in which all bytes but those of ragged rows count again. The
+rows of a buffer are compared with n / d, and temporaries with the rows of a device's part of the
+batch, 4 D bytes for each id, repeated or not.
 
 --quick: 2 and 8 devices, and 1,024 rows.
 """
@@ -18,6 +21,7 @@ rows of a device's part of the batch, 4 D bytes for each id, repeated or not.
 import argparse
 import functools
 import importlib.util
+import itertools
 import json
 import os
 import pathlib
@@ -30,6 +34,8 @@ from jax.experimental import topologies
 
 from cadc_jax import sharding
 from cadc_jax.cost import hlo
+from cadc_jax.tables import packed
+from cadc_jax.tables.rounds import Capacity
 from cadc_jax.training import placement
 
 COLUMNS = 24
@@ -38,9 +44,18 @@ CARDINALITIES = (  # of Criteo 1 TB without the two columns that are users and i
     *(11_938, 155, 4, 976, 14, 4_194_305, 4_194_305, 4_194_305, 590_152, 12_973, 108, 36),
 )
 V, D = COLUMNS * 4_194_305, 64
-PARTS = 4  # devices whose ids are drawn; those of all others are alike
-SLICES = {16: "v5e:4x4", 64: "v5e:8x8", 256: "v5e:16x16"}
+PARTS = 4  # devices whose ids are drawn to count distinct ones; those of all others are alike
+STEPS = 2  # whose ids are drawn for all devices
+SLICES = {
+    "16 v5e": "v5e:4x4",
+    "64 v5e": "v5e:8x8",
+    "256 v5e": "v5e:16x16",
+    "8 v6e": "v6e:2x4",
+    "64 v6e": "v6e:8x8",
+    "256 v6e": "v6e:16x16",
+}
 RECEIVED, TEMPORARIES = "bytes received a device and step", "bytes of temporaries of a device"
+BUFFER, ROUNDS = "bytes of rows in a buffer of a device", "rounds of a step"
 
 
 def main() -> None:
@@ -60,17 +75,15 @@ def main() -> None:
     if arguments.quick or importlib.util.find_spec("libtpu") is None:
         print("No programs for TPUs: --quick, or libtpu is not installed.")
     else:
-        meshes |= {f"{chips} v5e": slice_of(name) for chips, name in SLICES.items()}
+        meshes |= {name: slice_of(topology) for name, topology in SLICES.items()}
     rows = []
-    print(f"{'ids':8} {'devices':16} {'distinct':>9} {'figure':34} {'MB':>9} {'ratio':>6}")
+    print(f"{'ids':8} {'devices':16} {'distinct':>9} {'figure':37} {'MB':>9} {'ratio':>6}")
     for ids in ("uniform", "clicks"):
         distinct = distinct_ids(ids, batch_rows)
         for name, mesh in meshes.items():
-            for metric, (size, least) in figures(mesh, batch_rows, distinct).items():
-                ratio = size / least
-                print(
-                    f"{ids:8} {name:16} {distinct:9,.0f} {metric:34} {size / 1e6:9.2f} {ratio:6.3f}"
-                )
+            for metric, (size, least) in figures(mesh, batch_rows, ids, distinct).items():
+                ratio, amount = size / least, size if metric == ROUNDS else size / 1e6
+                print(f"{ids:8} {name:16} {distinct:9,.0f} {metric:37} {amount:9.2f} {ratio:6.3f}")
                 rows.append(
                     {
                         "case": f"{ids}, {name}",
@@ -108,24 +121,56 @@ def draw(ids: str, batch_rows: int, rng: np.random.Generator) -> np.ndarray:
     return (offsets + sizes ** rng.random((batch_rows, COLUMNS)) - 1).astype(np.int64).reshape(-1)
 
 
+@functools.cache
+def asked(ids: str, batch_rows: int, devices: int) -> np.ndarray:
+    """Rows [STEPS, d, d] that each device asks of each owner."""
+    rng = np.random.default_rng(1)
+    counts = np.zeros((STEPS, devices, devices), np.int64)
+    for step, device in itertools.product(range(STEPS), range(devices)):
+        own = np.unique(draw(ids, batch_rows, rng)) % devices
+        counts[step, device] = np.bincount(own, minlength=devices)
+    return counts
+
+
+def rounds_of(counts: np.ndarray, room: Capacity) -> float:
+    """Rounds of a step, the mean: two if one does not do, as what is left is little."""
+    more = (counts > room.pair).any(axis=(1, 2))
+    if room.ragged:
+        more |= np.maximum(counts.sum(axis=1), counts.sum(axis=2)).max(axis=1) > room.total
+    return float(1 + np.mean(more))
+
+
+def ragged_bytes(counts: np.ndarray) -> float:
+    """Bytes of rows that a device receives in a lookup and an update, in the mean."""
+    together = packed.rows_together(D)
+    rows = -(-counts // together) * together
+    others = rows.sum(axis=(1, 2)) - np.trace(rows, axis1=1, axis2=2)
+    return float(np.mean(others) / counts.shape[1] * 2 * 4 * D)
+
+
 def figures(
-    mesh: jax.sharding.Mesh, batch_rows: int, distinct: float
+    mesh: jax.sharding.Mesh, batch_rows: int, ids: str, distinct: float
 ) -> dict[str, tuple[float, float]]:
-    """Figure -> (bytes in the compiled program, the least that there could be)."""
-    compiled = compiled_exchange(mesh, batch_rows * COLUMNS, distinct)
+    """Figure -> (its size, the least that there could be)."""
+    lowered, room = lowered_exchange(mesh, batch_rows * COLUMNS, distinct)
+    compiled = lowered.compile()
+    counts = asked(ids, batch_rows, mesh.size)
+    kinds = hlo.received_bytes(compiled.as_text())
+    ragged, rounds = kinds.pop("ragged-all-to-all"), rounds_of(counts, room)
+    received = rounds * sum(kinds.values()) + (ragged_bytes(counts) if ragged else 0)
+    held = room.total if room.ragged else mesh.size * room.pair
     return {
-        RECEIVED: (
-            sum(hlo.received_bytes(compiled.as_text()).values()),
-            2 * distinct * (4 + 4 * D),
-        ),
+        RECEIVED: (received, 2 * distinct * (4 + 4 * D)),
+        ROUNDS: (rounds, 1),
+        BUFFER: (held * 4 * D, distinct * 4 * D),
         TEMPORARIES: (compiled.memory_analysis().temp_size_in_bytes, batch_rows * COLUMNS * 4 * D),
     }
 
 
-def compiled_exchange(
+def lowered_exchange(
     mesh: jax.sharding.Mesh, ids_a_device: int, distinct: float
-) -> jax.stages.Compiled:
-    """The lookup and the update of a table that is split over all devices."""
+) -> tuple[jax.stages.Lowered, Capacity]:
+    """The lookup and the update of a table that is split over all devices, and their room."""
     table = jax.ShapeDtypeStruct((V, D), jnp.float32)
     ids = ids_a_device * mesh.size
     placed = placement.plan_placement(
@@ -142,10 +187,11 @@ def compiled_exchange(
         grads = rows * scale[:, None]
         return placement.update(placed, "adagrad", "t", table, slots, ids, grads, 0.1)
 
-    return step.lower(
+    lowered = step.lower(
         *(placement.like(placed, "t", tree) for tree in (stored, slots)),
         *(jax.ShapeDtypeStruct((ids,), kind, sharding=split) for kind in (jnp.int32, jnp.float32)),
-    ).compile()
+    )
+    return lowered, placed["t"].capacity
 
 
 if __name__ == "__main__":

@@ -42,6 +42,14 @@ def few_programs():
 
 
 @pytest.fixture
+def ragged_on_cpus(monkeypatch):
+    """Ragged exchanges work on the CPU; whether there are any is for the test to say."""
+    from tests.ragged import ragged_all_to_all
+
+    monkeypatch.setattr("jax.lax.ragged_all_to_all", ragged_all_to_all)
+
+
+@pytest.fixture
 def small_disk(tmp_path):
     """A file system of 2 MB."""
     path = tmp_path / "disk"

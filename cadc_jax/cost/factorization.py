@@ -30,7 +30,9 @@ from cadc_jax.factorization.interactions import Chunks
 from cadc_jax.factorization.sgd import SGDConfig
 from cadc_jax.factorization.sgd_rows import Block, Penalties
 from cadc_jax.factorization.sgd_step import State, StepConfig
+from cadc_jax.tables import rounds
 from cadc_jax.tables.packed import stored_width
+from cadc_jax.tables.rounds import Capacity
 
 
 def als(
@@ -255,7 +257,7 @@ def sgd_factorization(
     moves = 6 if plain else 6 + sums_of_equal_ids(own_batch, platform)
     counts = sizes.item_counts
     shares = 1 / sizes.num_items if counts is None else counts / max(1, counts.sum())
-    capacity = sgd_rows.item_capacity(batch, items - 1, sizes.num_items, devices, shares)
+    room = sgd_rows.item_capacity(batch, items - 1, sizes.num_items, devices, shares)
     return Cost(
         name=f"factorize, sgd: {config.factors} factors",
         memory={
@@ -264,40 +266,39 @@ def sgd_factorization(
             "penalties": 4 * (users + sizes.num_items),
             "rows on the device": own_block * (12 if labelled else 8) * 2 + known + 4 * own_block,
             "rows of the batch and gradients": 4 * touched * row,
-            "rows to and from their owners": 4 * devices * capacity * row,
+            "rows to and from their owners": 4 * devices * room.pair * row,
         },
         unit="step",
         flops=3 * 2 * own_batch * items * width,
         precision="float32",
-        traffic=touched * (moves * row + 2 * 8) + 4 * devices * capacity * row,
-        received=_sgd_received(width, capacity, devices),
-        launches=_sgd_launches(sizes, config, devices, capacity, platform),
+        traffic=touched * (moves * row + 2 * 8) + 4 * devices * room.pair * row,
+        received=_sgd_received(width, room, devices),
+        launches=_sgd_launches(sizes, config, devices, room, platform),
         units=up(sizes.rows, batch) * config.epochs,
         whole=f"{config.epochs} epochs",
     )
 
 
-def _sgd_received(width: int, capacity: int, devices: int) -> dict[str, float]:
+def _sgd_received(width: int, room: Capacity, devices: int) -> dict[str, float]:
     """Purpose -> bytes from other devices in a step."""
     if devices == 1:
         return {}
-    others = devices - 1
-    rounds = 2 * 4 * others  # an all-reduce of the last row of each owner
-    one_way = others * capacity * (4 + 4 * width) + rounds
+    one_way = rounds.received_bytes(room, devices, 4 * width)
     sums = all_reduce(2 * 4, devices)  # of the gradient of the bias, and of weights
     return {"item rows": one_way, "their gradients": one_way, "global bias": sums}
 
 
 def _sgd_launches(
-    sizes: Sizes, config: SGDConfig, devices: int, capacity: int, platform: str
+    sizes: Sizes, config: SGDConfig, devices: int, room: Capacity, platform: str
 ) -> int:
     """Kernels of the traced step."""
     labelled = sizes.task == "click"
     batch = up(config.batch_rows, devices)
-    users, rows = up(sizes.num_users, devices), up(sizes.rows, devices)
+    held = min(sizes.rows, sgd_rows.BLOCK_ROWS) if labelled else sizes.rows
+    users, rows = up(sizes.num_users, devices), up(held, devices)
     mesh = AbstractMesh((devices,), (sharding.EVERYWHERE,))
     static = StepConfig(
-        *(config.optimizer, 0 if labelled else config.negatives, sizes.num_items, capacity, mesh)
+        *(config.optimizer, 0 if labelled else config.negatives, sizes.num_items, room, mesh)
     )
     width, items = config.factors + 1, up(sizes.num_items, devices)
     tables: list[Any] = [f32(n * devices, width) for n in (users, items)]

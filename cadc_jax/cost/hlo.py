@@ -9,7 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 _SIZES = {"pred": 1, "bf16": 2, "f16": 2, "s64": 8, "u64": 8, "f64": 8}
 _SIZES |= {f"{kind}{bits}": bits // 8 for kind in "su" for bits in (8, 16)}
-_KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_KINDS = (
+    *("all-gather", "all-reduce", "reduce-scatter", "collective-permute"),
+    *("all-to-all", "ragged-all-to-all"),
+)
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\) -> .* \{$")
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
@@ -21,7 +24,8 @@ def received_bytes(text: str) -> dict[str, float]:
     """Bytes that a device receives in one run of a program, by kind of collective.
 
     Args:
-      text: `compiled.as_text()`. A loop without a known trip count counts once.
+      text: `compiled.as_text()`. A loop without a known trip count counts once, and a ragged
+        all-to-all as if its buffer were filled.
     """
     found = dict.fromkeys(_KINDS, 0.0)
     chains = set()
@@ -45,6 +49,7 @@ def received_bytes(text: str) -> dict[str, float]:
             "all-reduce": 2 * (devices - 1) / devices,
             "reduce-scatter": devices - 1,
             "all-to-all": (devices - 1) / devices,
+            "ragged-all-to-all": (devices - 1) / devices,
             "collective-permute": 1,
         }[kind]
         found[kind] += times * share * size

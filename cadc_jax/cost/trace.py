@@ -7,7 +7,7 @@ from typing import Any
 # Beginnings of the names of operations that are kernels of their own. The arithmetic around them is
 # fused into them, or into one another.
 _KERNELS = ("dot_general", "gather", "scatter", "sort", "cum", "reduce_", "cholesky", "triangular")
-_COLLECTIVES = ("all_gather", "psum", "pmin", "all_to_all")
+_COLLECTIVES = ("all_gather", "psum", "pmin", "all_to_all", "ragged_")
 
 
 def product_flops(jaxpr: Any) -> float:

@@ -260,7 +260,7 @@ class _TableStep:
     @property
     def exchanged(self) -> int:
         """Rows that it asks of others, and that are asked of it, in a step; room for them."""
-        return self.devices * self.plan.capacity
+        return self.devices * self.plan.capacity.pair
 
     @property
     def held(self) -> jax.ShapeDtypeStruct:

@@ -23,7 +23,8 @@ from jax.sharding import Mesh
 
 from cadc_jax import sharding
 from cadc_jax.errors import DataError
-from cadc_jax.tables import exchange
+from cadc_jax.tables import rounds, trips
+from cadc_jax.tables.rounds import Capacity
 
 BLOCK_ROWS = 1 << 24  # labelled rows that are on the devices at a time
 _STEPS_AT_A_TIME = 256  # of an order, for which slots are found
@@ -138,11 +139,14 @@ class Blocks:
             self._items += np.bincount(rows.item[part], minlength=rows.num_items)
         return int(room) or self.size, 1.0 if rows.label is None else clicks / len(rows)
 
-    def capacity(self, negatives: int) -> int:
+    def capacity(self, negatives: int) -> Capacity:
         """`item_capacity` for the items of the rows."""
         rows, devices = self._rows, self._mesh.size
         shares = self._items / len(rows)
-        return item_capacity(self._batch, negatives, rows.num_items, devices, shares)
+        ragged = trips.can_be_ragged(self._mesh)
+        return item_capacity(
+            *(self._batch, negatives, rows.num_items, devices, shares), ragged=ragged
+        )
 
     def penalties(self, regularization: float, exponent: float, negatives: int) -> Penalties:
         """The penalties of all users and items, on the devices.
@@ -257,9 +261,15 @@ class Blocks:
 
 
 def item_capacity(
-    batch: int, negatives: int, num_items: int, devices: int, shares: np.ndarray | float
-) -> int:
-    """Item rows that a device asks of an owner at a time (see `tables.exchange`).
+    batch: int,
+    negatives: int,
+    num_items: int,
+    devices: int,
+    shares: np.ndarray | float,
+    *,
+    ragged: bool = False,
+) -> Capacity:
+    """Room for the item rows of a round of an exchange (see `tables.rounds`).
 
     It follows from the distinct items that are expected among a device's rows of a batch and their
     negatives. More than these are exchanged as well, but take longer.
@@ -268,15 +278,16 @@ def item_capacity(
       batch: rows of a batch on all devices.
       negatives: drawn for each row.
       num_items: I.
-      devices: d; one has all rows and asks for 0.
+      devices: d; one has all rows and needs no room.
       shares: [I] of the rows that have each item, or the share of each if all have the same.
+      ragged: whether the exchange is.
     """
     if devices == 1:
-        return 0
+        return rounds.NO_ROOM
     own = batch / devices
     times = np.broadcast_to(own * shares + own * negatives / num_items, num_items)
     distinct = float(-np.expm1(-times).sum())  # Poisson: an item is there once or more
-    return exchange.capacity(distinct, devices, num_items)
+    return rounds.capacity(distinct, devices, num_items, ragged=ragged)
 
 
 def _known(

@@ -23,6 +23,7 @@ from cadc_jax.factorization.factors import Factors
 from cadc_jax.factorization.sgd_rows import Block, Penalties
 from cadc_jax.runtime.checkpoints import Checkpoints, Facts
 from cadc_jax.tables import dealt, exchange, owners
+from cadc_jax.tables.rounds import Capacity
 
 START_SCALE = 0.1  # standard deviation of factors at the start
 
@@ -46,14 +47,14 @@ class StepConfig:
       optimizer: of the tables.
       negatives: drawn for each row, if the rows have no labels.
       num_items: I.
-      capacity: item rows to ask of an owner at a time; of no use on one device.
+      capacity: room for the item rows of a round of an exchange; of no use on one device.
       mesh: the devices.
     """
 
     optimizer: str
     negatives: int
     num_items: int
-    capacity: int
+    capacity: Capacity
     mesh: Mesh | AbstractMesh
 
 

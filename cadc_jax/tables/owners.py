@@ -1,19 +1,19 @@
 """Updates of a dealt table: gradients travel to the owners of their rows, which apply them.
 
-It runs inside `jax.shard_map`, in the rounds of `tables.exchange`. The gradients of equal ids are
+It runs inside `jax.shard_map`, in the rounds of `tables.rounds`. The gradients of equal ids are
 summed before they travel.
 """
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from cadc_jax import sharding, sparse_optimizers
-from cadc_jax.tables import exchange
-from cadc_jax.tables.exchange import Round, Wants
+from cadc_jax.tables import rounds, trips
 from cadc_jax.tables.packed import AnyTable
+from cadc_jax.tables.rounds import Capacity, Round, Wants
+
+_State = tuple[AnyTable, sparse_optimizers.Slots]
 
 
 def update(
@@ -24,7 +24,7 @@ def update(
     grads: jax.Array,
     learning_rate: float | jax.Array,
     key: jax.Array | None,
-    capacity: int,
+    capacity: Capacity,
 ) -> tuple[AnyTable, sparse_optimizers.Slots]:
     """`sparse_optimizers.update` of a device's part of a table by the gradients of all devices.
 
@@ -36,10 +36,10 @@ def update(
       grads: [n, D] gradients with respect to their rows.
       learning_rate: scalar.
       key: of stochastic rounding, the same on all devices; None rounds to nearest.
-      capacity: rows to send an owner in a round.
+      capacity: room for the rows of a round.
     """
     devices, size = lax.axis_size(sharding.EVERYWHERE), len(part)
-    wants = exchange.sort_ids(ids, devices, size)
+    wants = rounds.sort_ids(ids, devices, size)
     total = lax.platform_dependent(
         *(wants, grads.astype(jnp.float32)), cpu=_totals_by_scatter, default=_totals_by_sort
     )
@@ -47,22 +47,18 @@ def update(
         key = jax.random.fold_in(key, lax.axis_index(sharding.EVERYWHERE))
     before = {name: slots[name] for name in ("count",) if name in slots}
 
-    def apply(turn: Round, state: Any) -> Any:
+    def apply(turn: Round, state: _State) -> _State:
         part, slots = state
-        wanted = exchange.rows_to_ask(wants, turn, capacity, size)
-        sums = total.at[exchange.in_slots(wants, turn, capacity)].get(mode="clip")
-        sums = jnp.where((wanted < size)[..., None], sums, 0)
-        rows, sums = exchange.all_to_all(wanted), exchange.all_to_all(sums)
+        trip = trips.ask(wants, turn, capacity, size, total.shape[1])
+        wanted = trips.wanted_by_slot(wants, turn, trip.asks)
+        wanted = jnp.where(trip.asks.used, wanted, len(total))
+        sums = trip.to_owners(lambda rows: total.at[rows].get(mode="fill", fill_value=0), wanted)
         own_key = None if key is None else jax.random.fold_in(key, turn.number)
         return sparse_optimizers.update(
-            *(optimizer, part, slots | before, rows.reshape(-1), sums.reshape(-1, sums.shape[-1])),
-            learning_rate,
-            key=own_key,
+            *(optimizer, part, slots | before, trip.rows, sums, learning_rate), key=own_key
         )
 
-    state: tuple[AnyTable, sparse_optimizers.Slots] = exchange.in_rounds(
-        wants, capacity, size, apply, (part, slots)
-    )
+    state: _State = rounds.in_rounds(wants, capacity, size, apply, (part, slots))
     return state
 
 

@@ -30,8 +30,9 @@ from cadc_jax import sharding, sparse_optimizers
 from cadc_jax.errors import ConfigError, check_at_least
 from cadc_jax.models import embeddings
 from cadc_jax.models.embeddings import Batch, Content, Tables
-from cadc_jax.tables import dealt, exchange, owners, packed
+from cadc_jax.tables import dealt, exchange, owners, packed, rounds, trips
 from cadc_jax.tables.packed import AnyTable
+from cadc_jax.tables.rounds import Capacity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +84,9 @@ class TablePlan:
       split: whether its rows are dealt out to the devices.
       by_table: whether gradients are summed in the shape of the table instead of sent as rows.
       packed: whether its rows lie side by side.
-      capacity: of a split table, rows that a device asks of an owner at a time; else 0.
+      capacity: of a split table, room for the rows of a round of an exchange; else none.
       device_bytes: memory on each device, optimizer state included.
-      sent_bytes: bytes that a device receives in a training step for lookups and updates.
+      sent_bytes: bytes that a device receives in a training step for lookups and updates, at most.
     """
 
     name: str
@@ -94,7 +95,7 @@ class TablePlan:
     split: bool
     by_table: bool
     packed: bool
-    capacity: int
+    capacity: Capacity
     device_bytes: int
     sent_bytes: int
 
@@ -151,6 +152,7 @@ def plan_placement(
         name: jax.ShapeDtypeStruct(table.shape, table.dtype) for name, table in tables.items()
     }
     pack = sharding.is_tpu(mesh) if pack is None else pack
+    make_room = functools.partial(rounds.capacity, ragged=trips.can_be_ragged(mesh))
 
     def entry(name: str, split: bool) -> TablePlan:
         shape, ids, parts = shapes[name], batch_ids[name], mesh.size if split else 1
@@ -159,7 +161,7 @@ def plan_placement(
         stored = _stored_rows(shape, parts, packs)
         held = jax.ShapeDtypeStruct((stored // parts, *width), shape.dtype)
         asked = min(ids / mesh.size, rows) if distinct is None else distinct[name]
-        room = exchange.capacity(asked, mesh.size, rows) if split else 0
+        room = make_room(asked, mesh.size, rows) if split else rounds.NO_ROOM
         sent, by_table = _sent_bytes(mesh, shape, is_trained, room, ids)
         size = _device_bytes(held, optimizer if is_trained else None)
         return TablePlan(name, rows, stored, split, by_table, packs, room, size, sent)
@@ -195,15 +197,18 @@ def _device_bytes(held: jax.ShapeDtypeStruct, optimizer: str | None) -> int:
 
 
 def _sent_bytes(
-    mesh: Mesh | AbstractMesh, table: jax.ShapeDtypeStruct, trained: bool, capacity: int, ids: int
+    mesh: Mesh | AbstractMesh,
+    table: jax.ShapeDtypeStruct,
+    trained: bool,
+    capacity: Capacity,
+    ids: int,
 ) -> tuple[int, bool]:
     """Bytes that a device receives in a step, and whether to sum gradients by table."""
     others, (rows, *width) = mesh.size - 1, table.shape
     row = 4 * math.prod(width)  # gradients are float32
-    if capacity:
-        rounds = 2 * 4 * others  # an all-reduce of the last row of each owner
-        lookup = others * capacity * (4 + table.dtype.itemsize * math.prod(width)) + rounds
-        return lookup + trained * (others * capacity * (4 + row) + rounds), False
+    if capacity.pair:
+        both = [table.dtype.itemsize * math.prod(width), *[row] * trained]
+        return sum(rounds.received_bytes(capacity, mesh.size, x) for x in both), False
     by_rows = others * ids // mesh.size * (4 + row)
     by_table = 2 * others * rows * (4 + row) // mesh.size
     if not trained:

@@ -69,3 +69,14 @@ def test_a_loop_counts_as_often_as_it_runs():
 
     x = jax.ShapeDtypeStruct((64, 64), jnp.float32)
     assert hlo.product_flops(jax.jit(products).lower(x).compile().as_text()) == 5 * 2 * 64**3
+
+
+def test_a_ragged_exchange_counts_as_if_its_buffer_were_filled():
+    """Of 8 rows of 128 numbers a quarter is the device's own. Programs for CPUs have none."""
+    text = """
+ENTRY %main (p: u32[8,1,128]) -> u32[8,1,128] {
+  ROOT %r = u32[8,1,128]{2,1,0} ragged-all-to-all(%p, %p, %a, %b), replica_groups={{0,1,2,3}}
+}
+"""
+    found = hlo.received_bytes(text)
+    assert found["ragged-all-to-all"] == sum(found.values()) == 3 / 4 * 8 * 128 * 4

@@ -14,6 +14,8 @@ from cadc_jax.factorization import sgd, sgd_rows, sgd_step
 from cadc_jax.factorization.sgd import SGDConfig, TrainingRows
 from cadc_jax.runtime.checkpoints import Checkpoints
 from cadc_jax.runtime.interrupts import Stopped
+from cadc_jax.tables import rounds
+from cadc_jax.tables.rounds import Capacity
 
 U, I, D = 83, 45, 4  # noqa: E741 (the letters of the package); neither divides
 KEY = jax.random.key(0)
@@ -74,8 +76,12 @@ def test_devices_without_users_or_rows_take_part():
     assert_same(sgd.fit(rows, CONFIG, KEY, mesh=mesh_of(8)), sgd.fit(rows, CONFIG, KEY))
 
 
-def test_an_exchange_in_many_rounds_gives_the_same(monkeypatch, on_one_device):
-    monkeypatch.setattr(sgd_rows.Blocks, "capacity", lambda self, negatives: 1)
+@pytest.mark.usefixtures("ragged_on_cpus")
+@pytest.mark.parametrize("room", [Capacity(1), Capacity(1, 8), Capacity(100, 800)], ids=str)
+def test_an_exchange_in_many_rounds_or_a_ragged_one_gives_the_same(
+    room, monkeypatch, on_one_device
+):
+    monkeypatch.setattr(sgd_rows.Blocks, "capacity", lambda self, negatives: room)
     found = sgd.fit(log(labelled=False), CONFIG, KEY, mesh=mesh_of(8))
     assert_same(found, on_one_device(False, "adagrad"))
 
@@ -155,15 +161,15 @@ def test_room_for_item_rows_follows_from_how_often_items_are_in_the_log():
     """All rows have one item: a device asks for it and for its negatives."""
     rows = TrainingRows(np.arange(8000), np.zeros(8000, int), 8000, 10**6, np.ones(8000))
     blocks = sgd_rows.Blocks(rows, 800, mesh_of(8))
-    assert blocks.capacity(0) == 1
-    assert 4 * 100 / 8 < blocks.capacity(4) < 3 * 4 * 100 / 8
-    assert sgd_rows.Blocks(rows, 800, mesh_of(1)).capacity(4) == 0
+    assert blocks.capacity(0) == Capacity(1)
+    assert 4 * 100 / 8 < blocks.capacity(4).pair < 3 * 4 * 100 / 8
+    assert sgd_rows.Blocks(rows, 800, mesh_of(1)).capacity(4) == rounds.NO_ROOM
 
 
 def compiled(devices, users=800_000, items=400_000, batch=256 * 8):
     """A pass over 16 batches, and what is the same of any mesh."""
     mesh = mesh_of(devices)
-    capacity = 8 * 256 // devices
+    capacity = Capacity(8 * 256 // devices)
     step = sgd_step.StepConfig("adagrad", 0, items, capacity, mesh)
     sizes = {"num_users": users, "num_items": items, "factors": 15}
 

@@ -1,4 +1,4 @@
-"""Rows that are asked of their owners: room for them, and reading outside of a step."""
+"""Rows that are asked of their owners."""
 
 import jax
 import jax.numpy as jnp
@@ -8,30 +8,9 @@ import pytest
 from cadc_jax import sharding
 from cadc_jax.tables import dealt, exchange
 from cadc_jax.tables.dealt import Dealt
+from cadc_jax.tables.rounds import Capacity
 
 V, D = 50, 4
-
-
-@pytest.mark.parametrize("devices", [4, 32])
-@pytest.mark.parametrize("distinct", [100, 20_000])
-def test_few_steps_need_more_than_one_round(devices, distinct):
-    """Distinct ids of a table that is much larger, in 30 steps."""
-    rng = np.random.default_rng(0)
-    room = exchange.capacity(distinct, devices, 10**9)
-    asked = rng.multinomial(distinct, np.full(devices, 1 / devices), (30, devices))
-    assert (asked.max(axis=(1, 2)) > room).mean() <= 0.1
-    assert room < 1.3 * asked.max() + 8  # nor is there much room that is never used
-
-
-def test_room_is_bounded_by_the_ids_and_by_the_rows_of_an_owner():
-    assert exchange.capacity(3, 8, 10**9) == 3
-    assert exchange.capacity(10**6, 8, 80) == 10
-    assert exchange.capacity(0, 8, 80) == 1
-
-
-def test_the_padding_of_a_large_batch_is_small():
-    for devices, most in ((8, 1.03), (64, 1.1), (256, 1.2)):
-        assert devices * exchange.capacity(8192 * 24, devices, 10**9) < most * 8192 * 24
 
 
 def test_distinct_ids_are_counted_on_each_device_without_those_of_no_row():
@@ -59,3 +38,27 @@ def test_a_dealt_table_is_read_as_the_whole_one(n):
     rows = np.asarray(jax.jit(exchange.read)(form, ids))
     np.testing.assert_array_equal(rows[ids >= 0], table[ids[ids >= 0]])
     assert rows.shape == (n, D) and np.isfinite(rows).all()
+
+
+@pytest.mark.usefixtures("ragged_on_cpus")
+@pytest.mark.parametrize("room", [Capacity(2), Capacity(8, 64)], ids=["filled up", "ragged"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("width", [3, 5, 64, 128])
+def test_rows_of_any_width_and_type_come_as_they_are(width, dtype, room):
+    """Two numbers of 16 bits travel as one of 32, and narrow rows of a ragged exchange together."""
+    mesh = sharding.make_mesh()
+    table = jax.random.normal(jax.random.key(0), (64, width), dtype)
+    form = Dealt(dealt.put(np.asarray(table), mesh), mesh)
+    ids = jax.random.randint(jax.random.key(1), (64,), 0, 64)
+    ids = jax.device_put(ids, sharding.named(mesh, sharding.BATCH))
+    rows = jax.jit(exchange.on_owners, static_argnums=2)(form, ids, room)
+    assert rows.dtype == dtype
+    np.testing.assert_array_equal(rows, table[ids])
+
+
+def test_an_even_row_of_16_bits_takes_half_of_the_words():
+    for width, words in ((4, 2), (5, 3), (1, 1)):
+        rows = jnp.arange(2 * width, dtype=jnp.bfloat16).reshape(2, width)
+        packed = exchange._as_words(rows)
+        assert packed.shape == (2, words) and packed.dtype == jnp.uint32
+        np.testing.assert_array_equal(exchange._numbers(packed, width, rows.dtype), rows)

@@ -17,6 +17,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import PartitionSpec as P
 
+from benchmarks import traffic
 from cadc_jax import cost, sharding, sparse_optimizers
 from cadc_jax.cost import hlo
 from cadc_jax.cost.sides import both_sides
@@ -31,12 +32,16 @@ from cadc_jax.models import embeddings, scoring
 from cadc_jax.models.dlrm import DLRM
 from cadc_jax.resident import records
 from cadc_jax.resident.batches import ResidentRows
-from cadc_jax.tables import packed
+from cadc_jax.tables import packed, rounds, trips
 from cadc_jax.training import placement, step
 from cadc_jax.training.placement import DeviceConfig
 from cadc_jax.training.step import TrainConfig
 
-SLICES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1"}
+SLICES = {
+    "v5e": {1: "v5e:2x2", 4: "v5e:2x2", 64: "v5e:8x8"},
+    "v5p": {1: "v5p:2x2x1", 4: "v5p:2x2x1"},
+    "v6e": {256: "v6e:16x16"},
+}
 NUMBERS = 1 << 29  # of the tables of a chip: 2.1 GB
 STEPS = 64  # in a program of resident rows
 CONFIG = TrainConfig(batch_rows=8192, table_optimizer="adagrad")
@@ -60,7 +65,7 @@ class Program(NamedTuple):
 
 def main():
     name, chip, chips, width = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-    described = topologies.get_topology_desc(platform="tpu", topology_name=SLICES[chip])
+    described = topologies.get_topology_desc(platform="tpu", topology_name=SLICES[chip][chips])
     mesh = sharding.make_mesh(described.devices[:chips])
     settings = dict(x.split("=") for x in sys.argv[5:])  # of TrainConfig, strings
     kind, _, variant = name.partition("-")
@@ -70,6 +75,7 @@ def main():
         made = half_step(mesh, width, variant)
     else:
         programs = {"sgd": logistic, "scoring": predict, "ranking": rank, "topk": retrieve}
+        programs["exchange"] = exchange
         made = programs[kind](mesh, width)
     compiled = made.lowered.compile()
     text = compiled.as_text()
@@ -79,6 +85,7 @@ def main():
         "temporaries": compiled.memory_analysis().temp_size_in_bytes,
         "moved_tables": moved(text, max(made.tables) // 8),
         "received": sum(hlo.received_bytes(text).values()),
+        "ragged": hlo.received_bytes(text)["ragged-all-to-all"],
         "expected": made.expected,
         "bodies": made.bodies,
         "sorts": [numbers(x) for x in re.findall(r"= \(?\w+\[([\d,]*)\][^=]* sort\(", text)],
@@ -241,7 +248,8 @@ def logistic(mesh, width):
     chips, config = mesh.size, SGDConfig(factors=width - 1, batch_rows=8192 * mesh.size)  # a bias
     rows = NUMBERS * chips // width // 2
     sizes = cost.Sizes("click", 1 << 23, rows, rows, 0, entries=1 << 23)
-    capacity = sgd_rows.item_capacity(config.batch_rows, 0, rows, chips, 1 / rows)
+    ragged = trips.can_be_ragged(mesh)
+    capacity = sgd_rows.item_capacity(config.batch_rows, 0, rows, chips, 1 / rows, ragged=ragged)
     static = StepConfig(config.optimizer, 0, rows, capacity, mesh)
     number = jax.ShapeDtypeStruct((), jnp.float32)
     tables = [jax.ShapeDtypeStruct((rows, width), jnp.float32)] * 2
@@ -261,6 +269,15 @@ def logistic(mesh, width):
     )
     expected = sum(cost.sgd_factorization(sizes, config, chips, "tpu").received.values())
     return Program(lowered, bytes_of(mesh, (state.user, state.item)), expected)
+
+
+def exchange(mesh, width):
+    """The lookup and the update of a split table, for 8,192 rows a chip of 24 distinct ids."""
+    assert width == traffic.D
+    ids = 8192 * traffic.COLUMNS
+    lowered, room = traffic.lowered_exchange(mesh, ids, ids)
+    expected = 2 * rounds.received_bytes(room, mesh.size, 4 * width)
+    return Program(lowered, [4 * width * traffic.V // mesh.size], expected)
 
 
 def predict(mesh, width):

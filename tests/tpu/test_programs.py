@@ -83,6 +83,25 @@ def test_a_chip_receives_what_the_cost_model_says(compiled, words):
     assert (found["received"] > 0) == (chips > 1)
 
 
+@pytest.mark.parametrize(
+    ("words", "ragged"),
+    [
+        (("exchange", "v5p", 4, 64), True),
+        (("exchange", "v6e", 256, 64), True),
+        (("exchange", "v5e", 64, 64), False),
+    ],
+    ids=lambda x: name(x) if isinstance(x, tuple) else None,
+)
+def test_rows_cross_ragged_where_the_compiler_can_do_it(compiled, words, ragged):
+    """Else in buffers that are filled up: the larger slices of v5e cannot. Temporaries are about
+    three times the rows of the batch, of which a TPU fills up each to 128 numbers."""
+    found, ids = compiled(*words), 8192 * 24
+    assert found["temporaries"] < 3.5 * ids * 4 * 128
+    assert (found["ragged"] > 0) == ragged
+    assert found["received"] == pytest.approx(found["expected"], rel=0.01)
+    assert found["received"] < (1.06 if ragged else 1.1) * 2 * ids * (4 + 4 * 64)
+
+
 @pytest.mark.parametrize("words", HALF_STEPS, ids=name)
 def test_a_half_step_of_als_gathers_what_it_may_in_few_loop_bodies(compiled, words):
     found = compiled(*words)
