@@ -87,9 +87,9 @@ def write_report(
         markdown += [*map(_markdown, body), ""]
     markdown += ["![quality of the arms](report.png)", ""]
     durable.write_text(folder / "report.md", "\n".join(markdown))
-    for name in FILES:
-        with durable.replacing(workdir / name) as temporary:
-            shutil.copyfile(folder / name, temporary)
+    for file in FILES:
+        with durable.replacing(workdir / file) as temporary:
+            shutil.copyfile(folder / file, temporary)
     text = [heading, *notes, ""]
     for lines in tables:
         names, *others = aligned(lines, right=range(2, len(lines[0])))

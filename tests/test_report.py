@@ -266,10 +266,12 @@ def test_an_arm_without_the_figure_that_choices_are_made_by_has_none_in_its_colu
 
 def test_runs_with_other_settings_keep_their_own_reports(tmp_path):
     facts = {"rows": of_rows(1000), "num_users": 3, "num_items": 4}
+    texts = {}
 
     def write(rate):
         config = CONFIG | {"rate": rate, "seed": 7}
-        report.write_report(tmp_path, {"config": config, "seed": 7, "rows": ROWS}, facts)
+        results = {"config": config, "seed": 7, "rows": ROWS}
+        texts[rate] = report.write_report(tmp_path, results, facts)
         return json.loads((tmp_path / "results.json").read_text())["config"]["rate"]
 
     assert [write(0.1), write(0.02), write(0.02)] == [0.1, 0.02, 0.02]  # the newest, at its place
@@ -279,6 +281,7 @@ def test_runs_with_other_settings_keep_their_own_reports(tmp_path):
         assert json.loads((folder / "results.json").read_text())["config"]["rate"] == rate
         assert f"rate {rate:g}" in (folder / "report.md").read_text()
         assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
+        assert texts[rate].splitlines()[-1] == f"This run's own copies stay in {folder}."
 
 
 def test_bars_have_their_intervals_and_the_axis_says_so():
