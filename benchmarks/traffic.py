@@ -44,7 +44,7 @@ CARDINALITIES = (  # of Criteo 1 TB without the two columns that are users and i
     *(11_938, 155, 4, 976, 14, 4_194_305, 4_194_305, 4_194_305, 590_152, 12_973, 108, 36),
 )
 V, D = COLUMNS * 4_194_305, 64
-PARTS = 4  # devices whose ids are drawn to count distinct ones; those of all others are alike
+PARTS = 4  # devices whose ids are drawn to count the distinct ones of each; all devices are alike
 STEPS = 2  # whose ids are drawn for all devices
 SLICES = {
     "16 v5e": "v5e:4x4",
@@ -133,7 +133,7 @@ def asked(ids: str, batch_rows: int, devices: int) -> np.ndarray:
 
 
 def rounds_of(counts: np.ndarray, room: Capacity) -> float:
-    """Rounds of a step, the mean: two if one does not do, as what is left is little."""
+    """Mean rounds of a step: one, or two if some device has too many rows for one."""
     more = (counts > room.pair).any(axis=(1, 2))
     if room.ragged:
         more |= np.maximum(counts.sum(axis=1), counts.sum(axis=2)).max(axis=1) > room.total

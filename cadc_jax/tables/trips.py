@@ -100,7 +100,7 @@ class Trip(NamedTuple):
         return _travel(read, rows, self.asks, self.asked, self.together)
 
     def to_askers(self, read: _Read) -> jax.Array:
-        """The same for `rows` from the slots `asked` to those of `asks`."""
+        """Rows `rows` [R, W], in the slots `asked`, as the askers get them: [R, W] in `asks`."""
         return _travel(read, self.rows, self.asked, self.asks, self.together)
 
 
@@ -130,7 +130,7 @@ def ask(wants: Wants, turn: Round, capacity: Capacity, size: int, width: int) ->
 
 
 def _filled_up(rows: jax.Array, pair: int) -> Slots:
-    """Slots of which every device has `pair`."""
+    """Slots of buffers that are filled up: `pair` for each device."""
     slot = jnp.arange(len(rows) * pair, dtype=jnp.int32)
     begins = pair * jnp.arange(len(rows), dtype=jnp.int32)
     return Slots(begins, rows, slot // pair, slot % pair)
