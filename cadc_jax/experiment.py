@@ -16,7 +16,7 @@ from cadc_jax.run import compressed, compressed_sizes, lineage, stages, tune, up
 from cadc_jax.run.arms import MF_ALONE, MF_REFRESHED, POPULARITY, TRAINED, Arm
 from cadc_jax.run.budget import choose
 from cadc_jax.run.compressed import Compressed
-from cadc_jax.run.context import COMPILING, EVALUATING, begin, training_mesh
+from cadc_jax.run.context import COMPILING, EVALUATING, begin, for_arm, training_mesh
 from cadc_jax.run.context import Inputs as Inputs
 from cadc_jax.run.context import Run as Run
 from cadc_jax.run.factor_files import are_logits, factor_tables, is_crossed
@@ -237,7 +237,7 @@ def _arms(this: Run) -> list[Arm]:
 
 def arm_row(run: Run, inputs: Inputs, model_name: str, arm: Arm) -> dict[str, Any]:
     """Trains and evaluates one arm: a row of the results."""
-    run = stages.for_arm(run, arm)
+    run = for_arm(run, arm)
     trained = stages.train_stage(run, inputs, model_name, arm)
 
     def make_scorer(table: Table) -> Scorer:

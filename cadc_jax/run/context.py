@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from cadc_jax import configuration, sharding
 from cadc_jax.errors import StorageError
+from cadc_jax.run.arms import Arm
 from cadc_jax.runtime import artifacts, compilation, distributed, durable, lease
 from cadc_jax.runtime.artifacts import Artifact
 from cadc_jax.runtime.checkpoints import Checkpoints
@@ -75,6 +76,13 @@ class Run:
     def on_cores(self) -> bool:
         """Whether the devices in use are the cores of one CPU."""
         return self.cores and jax.default_backend() == "cpu"
+
+
+def for_arm(run: Run, arm: Arm) -> Run:
+    """The run with the settings of an arm: one whose embeddings start at random has its own."""
+    if arm.takes_factors:
+        return run
+    return dataclasses.replace(run, config=configuration.of_random_start(run.config))
 
 
 @dataclasses.dataclass(frozen=True)

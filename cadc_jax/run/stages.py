@@ -37,7 +37,15 @@ from cadc_jax.evaluation.scorers import Scorer
 from cadc_jax.models import embeddings, scoring
 from cadc_jax.run import factor_files
 from cadc_jax.run.arms import Arm
-from cadc_jax.run.context import EVALUATING, Inputs, Run, make_long_stage, make_stage, training_mesh
+from cadc_jax.run.context import (
+    EVALUATING,
+    Inputs,
+    Run,
+    for_arm,
+    make_long_stage,
+    make_stage,
+    training_mesh,
+)
 from cadc_jax.runtime import artifacts, distributed
 from cadc_jax.runtime.artifacts import Artifact
 from cadc_jax.runtime.checkpoints import Checkpoints, quiet_orbax
@@ -217,13 +225,6 @@ def train_settings(config: ConfigDict, model_name: str) -> dict[str, Any]:
         "max_rows": options.max_rows,
         "seed": config.seed,
     }
-
-
-def for_arm(run: Run, arm: Arm) -> Run:
-    """The run with the settings of an arm: one whose embeddings start at random has its own."""
-    if arm.takes_factors:
-        return run
-    return dataclasses.replace(run, config=configuration.of_random_start(run.config))
 
 
 def train_stage(run: Run, inputs: Inputs, model_name: str, arm: Arm) -> Artifact:

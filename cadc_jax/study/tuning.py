@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from cadc_jax import configuration
 from cadc_jax.errors import ConfigError, TrainingError
 from cadc_jax.run import arms
 from cadc_jax.run.arms import Arm
 from cadc_jax.run.compressed import Inputs
-from cadc_jax.run.context import Run
+from cadc_jax.run.context import Run, for_arm
 from cadc_jax.runtime.artifacts import Artifact
 from cadc_jax.study import adapter
 from cadc_jax.study.cells import OF_SAMPLES, Cell
@@ -191,7 +190,7 @@ def tuned(study: Study, cell: Cell, run: Run, prepared: Artifact) -> tuple[Run, 
     if arms.ARMS[cell.arm].takes_factors:
         run, settings = with_factorization(study, run, prepared)
     elif cell.model:
-        run = dataclasses.replace(run, config=configuration.of_random_start(run.config))
+        run = for_arm(run, arms.TRAINED[cell.arm])
     if cell.model:
         # The same file for any number of trials: a larger search begins with those of a smaller.
         base = dataclasses.replace(study, trials=0).settings(cell)
