@@ -8,7 +8,11 @@ saves, and raises `Stopped` itself.
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Iterator
+
+_AGAIN = 0.01  # seconds
+_KEPT = "finished stages are kept"
 
 
 class Stopped(BaseException):
@@ -37,6 +41,8 @@ class Stop:
         """Handles SIGTERM, SIGINT and SIGHUP; call it in the main thread of a program."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._handle)
+        signal.signal(signal.SIGALRM, self._handle_again)
+        self._report_unraisable, sys.unraisablehook = sys.unraisablehook, self._handle_unraisable
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
@@ -59,6 +65,22 @@ class Stop:
         if again or not self._deferred:
             for other in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(other, signal.SIG_IGN)  # one is enough: the program is on its way out
-            raise Stopped("finished stages are kept")
+            raise Stopped(_KEPT)
         text = f"\ncadc: {self.signal.name}: saving after this step; a second signal ends at once\n"
         os.write(2, text.encode())  # `print` is not safe inside a signal handler
+
+    def _handle_unraisable(self, unraisable: "sys.UnraisableHookArgs") -> None:
+        """Raises `Stopped` a little later, if Python has just ignored it.
+
+        Python ignores what is raised in a finalizer or in a callback of the garbage collector, and
+        JAX has such a callback, in which signals are often handled.
+        """
+        if isinstance(unraisable.exc_value, Stopped):
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+        else:
+            self._report_unraisable(unraisable)
+
+    def _handle_again(self, number: int, frame: object) -> None:
+        del number, frame
+        if not self._deferred:  # or else the work asks by itself
+            raise Stopped(_KEPT)
