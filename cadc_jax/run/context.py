@@ -29,7 +29,7 @@ from cadc_jax.runtime.text import printable
 
 Say = Callable[[str], None]
 Write = Callable[[pathlib.Path], Mapping[str, Any]]  # writes into a folder and returns facts
-LongWrite = Callable[[pathlib.Path, Checkpoints | None], Mapping[str, Any]]
+LongWrite = Callable[[pathlib.Path, Checkpoints], Mapping[str, Any]]
 
 COMPILING = "compile_seconds"  # fact of a stage: of its seconds those that compiling took
 EVALUATING = "evaluation_seconds"  # the same of evaluations while training, less their compiling
@@ -173,15 +173,11 @@ def make_long_stage(
     settings: Mapping[str, Any],
     write: LongWrite,
     label: str = "",
-    together: bool = True,
 ) -> Artifact:
-    """`make_stage` for work that resumes from its checkpoints, which `write` is given.
+    """`make_stage` for work of all processes that resumes from checkpoints, which `write` is given.
 
     If the run is asked to end, it saves first. Checkpoints are removed once the artefact is whole.
-    Writing a checkpoint takes all processes: one that works alone gets None.
     """
-    if distributed.count() > 1 and not together:
-        return make_stage(run, stage, settings, lambda out: write(out, None), label)
     folder = run.workdir / "checkpoints" / stage / artifacts.fingerprint(stage, settings)
     options = configuration.checkpoint_config(run.config)
 
@@ -191,7 +187,7 @@ def make_long_stage(
         return {**facts, "seconds_before": facts.get("seconds_before", 0) + saved.seconds_before}
 
     with run.stop.deferred():
-        made = make_stage(run, stage, settings, resume, label, together)
+        made = make_stage(run, stage, settings, resume, label, together=True)
         if distributed.is_first():
             remove_checkpoints(run, folder)
         return made

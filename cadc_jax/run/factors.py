@@ -185,7 +185,6 @@ def _one(
         "seed": run.config.seed,
         "bits": run.config.factor_bits,
     }
-    together = run.config.factorization != "sgd"  # that is the first process's work alone
     of_all = run.config.factor_rows == "all"
     if not of_all:
         settings |= {"unsampled_at": run.config.rate if sample is None else sample.fingerprint}
@@ -195,7 +194,7 @@ def _one(
     elif (found := find_updated(run, "factorize", settings | last)) is not None:
         return found
 
-    def write(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:
+    def write(folder: pathlib.Path, saved: Checkpoints) -> Mapping[str, Any]:
         rows = None if of_all else _unsampled(job, sample)
         if before is None:
             factors, losses, extent = _factorize(job, rows, saved)
@@ -207,12 +206,12 @@ def _one(
         return {"losses": losses.tolist(), EXTENT: extent}
 
     stage = "factorize" if of_all else UNSAMPLED
-    first = make_long_stage(run, stage, settings, write, together=together)
+    first = make_long_stage(run, stage, settings, write)
     if of_all:
         return first
     settings |= last
 
-    def refresh(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:
+    def refresh(folder: pathlib.Path, saved: Checkpoints) -> Mapping[str, Any]:
         start = open_factors(first.path)
         passes = dataclasses.replace(job, config=job.config.refreshing(REFRESH_PASSES))
         factors, losses, extent = _factorize(passes, None, saved, start)
@@ -224,7 +223,7 @@ def _one(
             shutil.copytree(first.path, folder / UNSAMPLED, ignore=no_manifest)
         return {"losses": losses.tolist(), EXTENT: extent, "seconds_before": first.seconds}
 
-    return make_long_stage(run, "factorize", settings, refresh, together=together)
+    return make_long_stage(run, "factorize", settings, refresh)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,7 +294,7 @@ def _with_kept_rows(job: _Job, sample: Artifact | None, unsampled: Factors) -> n
 def _factorize(
     job: _Job,
     rows: Choice | None,
-    saved: Checkpoints | None,
+    saved: Checkpoints,
     init: Factors | None = None,
 ) -> tuple[Factors, np.ndarray, list[int] | None]:
     """Factorises some of the training rows; see `als.fit`, `autoencoder.fit` and `sgd.fit`.
@@ -314,8 +313,7 @@ def _factorize(
     try:
         if isinstance(config, sgd.SGDConfig):
             chosen = training_rows(table, ids_of(table, rows))
-            # Of several processes the first one fits alone.
-            mesh = training_mesh(job.run) if distributed.count() == 1 else None
+            mesh = training_mesh(job.run)
             options: dict[str, Any] = {"progress": show, "saved": saved, "init": init}
             return *sgd.fit(chosen, config, job.key, mesh=mesh, **options), None
         matrix = matrix_of(table, config, _value_scale(job), rows)

@@ -132,8 +132,7 @@ def _factorization_cost(
         return cost.als(sizes, settings, devices, platform, hosts)
     if isinstance(settings, AutoencoderConfig):
         return cost.autoencoder(sizes, settings, devices, platform, hosts)
-    alone = hosts > 1  # the first process then fits on one device
-    return cost.sgd_factorization(sizes, settings, 1 if alone else devices, platform)
+    return cost.sgd_factorization(sizes, settings, devices, platform)
 
 
 def _training_costs(

@@ -242,7 +242,7 @@ def train_stage(run: Run, inputs: Inputs, model_name: str, arm: Arm) -> Artifact
     if arm.takes_factors and factor_files.are_logits(run.config):
         settings["logits"] = True
 
-    def write(folder: pathlib.Path, saved: Checkpoints | None) -> Mapping[str, Any]:
+    def write(folder: pathlib.Path, saved: Checkpoints) -> Mapping[str, Any]:
         table = open_table(prepared.path)
         # A sample arm opens the kept rows alone.
         kept = arm.takes_sample
@@ -251,6 +251,7 @@ def train_stage(run: Run, inputs: Inputs, model_name: str, arm: Arm) -> Artifact
         start = _embedding_start(run, factors, arm)
         data = _training_data(run.config, table, rows, share, start)
         fitted = _fit(run, table, data, start, model_name, arm, saved)
+        saved.wait()
         trained = {name: x for name, x in fitted.tables.items() if name not in arm.frozen}
         with quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
             path = (folder / "state").resolve()
@@ -299,7 +300,7 @@ def _fit(
     start: EmbeddingStart,
     model_name: str,
     arm: Arm,
-    saved: Checkpoints | None,
+    saved: Checkpoints,
 ) -> Fitted:
     config = run.config
     evaluation, mesh = configuration.evaluation_config(config), training_mesh(run)

@@ -181,6 +181,14 @@ class Checkpoints:
             kept = "nothing of this stage" if self.newest is None else f"step {self.newest}"
             raise Stopped(f"{kept} is saved")
 
+    def wait(self) -> None:
+        """Waits until the save under way, if any, is over. All processes have to call it.
+
+        Orbax matches what several processes write by its order, so nothing else may be written by
+        Orbax during a save.
+        """
+        self._wait()
+
     def _steps(self) -> list[int]:
         """Steps that have a checkpoint, here or in the store, in order."""
         here = {path.parent.name for path in self._folder.glob(f"*/{MANIFEST}")}

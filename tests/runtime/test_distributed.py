@@ -36,6 +36,7 @@ CRITEO = (
     f"--config={ROOT / 'configs/criteo.py'}",
     "--config.data.synthetic_rows=6000",
     "--config.sgd.epochs=2",
+    "--config.checkpoints.seconds=0",  # after each block of the factorisation
     "--config.train.batch_rows=256",
     "--config.train.max_evaluations=2",
     "--config.dlrm.bottom=(16,)",
