@@ -34,6 +34,10 @@ from cadc_jax.tables import rounds
 from cadc_jax.tables.packed import stored_width
 from cadc_jax.tables.rounds import Capacity
 
+# Bytes on the host of a row of a block of SGD, at the peak: as measured on one device, and on
+# several, for which rows are sorted by their owner.
+_ORDER, _DEALT_ORDER = 22, 72
+
 
 def als(
     sizes: Sizes, config: ALSConfig, devices: int = 1, platform: str = GPU, hosts: int = 1
@@ -276,7 +280,18 @@ def sgd_factorization(
         launches=_sgd_launches(sizes, config, devices, room, platform),
         units=up(sizes.rows, batch) * config.epochs,
         whole=f"{config.epochs} epochs",
+        host=_sgd_host(sizes, width, block, devices),
     )
+
+
+def _sgd_host(sizes: Sizes, width: int, block: int, devices: int) -> dict[str, float]:
+    """Purpose -> bytes that a host holds, whichever devices are its own."""
+    rows = sizes.num_users + sizes.num_items
+    return {
+        "order of the rows of a block": block * (_ORDER if devices == 1 else _DEALT_ORDER),
+        "counts of users and items": 16 * rows,
+        "factors of all rows": 2 * 4 * width * rows,
+    }
 
 
 def _sgd_received(width: int, room: Capacity, devices: int) -> dict[str, float]:

@@ -137,6 +137,14 @@ def test_devices_share_the_rows_of_logistic_sgd_and_exchange_those_of_items():
     assert eight.launches > one.launches
 
 
+def test_a_host_orders_one_block_of_clicks_at_a_time():
+    long, longer = (
+        cost.sgd_factorization(dataclasses.replace(CLICKS, rows=rows), SGDConfig(), 8).host
+        for rows in (10**9, 2 * 10**9)
+    )
+    assert long == longer and 1e9 < sum(long.values()) < 2e9
+
+
 def test_popular_items_are_asked_for_once():
     count = np.full(8_000, 1)
     count[:10] = 10**6
