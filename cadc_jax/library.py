@@ -227,6 +227,7 @@ def train(
     *,
     factors: Factors | None = None,
     embeddings: str = "frozen",
+    logits: bool = False,
     num_users: int = 0,
     num_items: int = 0,
     vocabulary_sizes: Sequence[int] = (),
@@ -249,6 +250,8 @@ def train(
       config: how to train.
       factors: factors of all training rows; needed unless `embeddings` is 'random'.
       embeddings: 'frozen', 'trainable' (they start from the factors) or 'random'.
+      logits: whether the factors' scores are logits, as those of `SGDConfig` are: a `TwoTower` then
+        starts with just these scores.
       num_users: U, if there are no factors.
       num_items: I, if there are no factors.
       vocabulary_sizes: [C] number of ids of each column of `categorical`.
@@ -288,6 +291,7 @@ def train(
     if not len(validation["user"]):
         raise ConfigError("validation: has no row; it decides when training ends")
     start = _embedding_start(embeddings, factors, embedding_dim)
+    start = dataclasses.replace(start, logits=logits)
     sampler = None
     if not clicks:
         sampler = assemble.negatives_of(config, rows, num_items, rate, start.factors)

@@ -9,6 +9,7 @@ import scipy.sparse
 
 import cadc_jax as cadc
 from cadc_jax.errors import ConfigError
+from cadc_jax.factorization.factors import scores
 
 USERS, ITEMS = 60, 40
 CONFIG = cadc.ALSConfig(factors=4, regularization=1.0, iterations=5)
@@ -54,6 +55,15 @@ def test_frozen_embeddings_are_the_factors_up_to_scale():
     for name in ("user", "item"):
         table, given = np.asarray(model.tables[name]), np.asarray(getattr(factors, name))
         np.testing.assert_allclose(table, given / np.sqrt(np.mean(given**2)), rtol=1e-3, atol=1e-6)
+
+
+def test_a_network_over_logistic_factors_starts_with_their_scores():
+    (user, item), held_out = log()
+    factors = cadc.factorize(user, item, USERS, ITEMS, cadc.SGDConfig(factors=4, epochs=5))
+    still = cadc.TrainConfig(batch_rows=64, negatives=3, learning_rate=0.0, max_evaluations=1)
+    model = trained(factors=factors, config=still, logits=True)
+    expected = scores(factors, held_out["user"], held_out["item"])
+    np.testing.assert_allclose(cadc.score(model, held_out), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_an_autoencoder_factorises_values_and_keeps_its_encoder():
