@@ -82,5 +82,5 @@ class Stop:
 
     def _handle_again(self, number: int, frame: object) -> None:
         del number, frame
-        if not self._deferred:  # or else the work asks by itself
+        if self() and not self._deferred:  # work that can save its state asks by itself
             raise Stopped(_KEPT)
