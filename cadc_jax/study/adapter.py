@@ -54,9 +54,9 @@ def open_run(config: ConfigDict, workdir: pathlib.Path, say: Callable[[str], Non
 
 
 def with_changes(run: Run, **changes: Any) -> Run:
-    """The same run with other values in its configuration."""
+    """The same run with other values in its configuration, by field, such as 'train.l2'."""
     config = run.config.copy_and_resolve_references()
-    config.update(changes)
+    config.update_from_flattened_dict(changes)
     return dataclasses.replace(run, config=config)
 
 

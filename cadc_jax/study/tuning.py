@@ -198,18 +198,12 @@ def tuned(study: Study, cell: Cell, run: Run, prepared: Artifact) -> tuple[Run, 
         own = adapter.with_changes(run, seed=SEED)
         with adapter.alone(run.workdir, ["tune", str(file)]):
             found = _search(study.trials, cell, own, prepared, file)
-        run, settings = _with_fields(run, found), settings | found
+        run, settings = adapter.with_changes(run, **found), settings | found
     return run, {"settings": settings, "trials": study.trials} if settings else {}
 
 
 def _name(cell: Cell) -> str:
     return f"{cell.data}-{cell.arm}-{cell.model}-{cell.rate:g}"
-
-
-def _with_fields(run: Run, fields: Mapping[str, Any]) -> Run:
-    config = run.config.copy_and_resolve_references()
-    config.update_from_flattened_dict(dict(fields))
-    return dataclasses.replace(run, config=config)
 
 
 def _search(
@@ -224,7 +218,7 @@ def _search(
     def evaluate(trial: Trial, resource: int, state: Any) -> tuple[float, Any]:
         del state  # a longer training starts over: its checkpoint is the best step, not the last
         fields = changed(searched, trial)
-        own = _with_fields(run, {**fields, "train.max_evaluations": resource})
+        own = adapter.with_changes(run, **{**fields, "train.max_evaluations": resource})
         score = _validation(own, cell, prepared)
         run.say(f"trial {len(log.results) + 1}, {resource} evaluations: {score:.5f} {fields}")
         return score, None
