@@ -21,7 +21,7 @@ from cadc_jax.cost.arithmetic import (
     up,
 )
 from cadc_jax.cost.model import Cost, Sizes
-from cadc_jax.cost.sides import Side, both_sides, host_memory
+from cadc_jax.cost.sides import Side, asked_rows, both_sides, host_memory
 from cadc_jax.cost.trace import launches
 from cadc_jax.factorization import als_solver, sgd_rows, sgd_step
 from cadc_jax.factorization.als import ALSConfig, chunking
@@ -30,7 +30,7 @@ from cadc_jax.factorization.interactions import Chunks
 from cadc_jax.factorization.sgd import SGDConfig
 from cadc_jax.factorization.sgd_rows import Block, Penalties
 from cadc_jax.factorization.sgd_step import State, StepConfig
-from cadc_jax.tables import rounds
+from cadc_jax.tables import exchange, rounds
 from cadc_jax.tables.packed import stored_width
 from cadc_jax.tables.rounds import Capacity
 
@@ -51,10 +51,10 @@ def als(
       platform: what they are: 'cpu', 'gpu' or 'tpu'.
       hosts: number of hosts that have them.
     """
-    sides = both_sides(sizes, chunking(config, devices, platform), devices)
+    sides = both_sides(sizes, chunking(config, platform), devices)
     halves = [_HalfStep(*half, config, devices, platform) for half in (sides, sides[::-1])]
     held = sum(side.table_rows for side in sides) / devices
-    entries = sum(side.entry_bytes for side in sides)
+    entries = sum(half.solved.entry_bytes + half.asked for half in halves)
     received = [half.received for half in halves]
     return Cost(
         name=f"factorize, als: {config.factors} factors, fixed side {config.fixed_side}",
@@ -135,10 +135,30 @@ class _HalfStep:
             return 0
         return self.fixed.table_rows * self.row
 
+    @functools.cached_property
+    def rooms(self) -> tuple[int, int]:
+        """Rows that a device asks of each device for a chunk of short rows, and for one of long."""
+        if self.config.fixed_side == "gathered":
+            return 0, 0
+        solved = self.solved
+        kinds = (solved.in_short, solved.chunks), (solved.in_long, solved.long_chunks)
+        short, long = (
+            asked_rows(chunk, self.fixed, self.devices, count) if count else 0
+            for chunk, count in kinds
+        )
+        return short, long
+
     @property
-    def exchanged(self) -> int:
-        """Bytes between two devices for a chunk, if the fixed side is split: ids and rows."""
-        return self.places * 4 + self.places * self.config.width * self.itemsize
+    def asked(self) -> int:
+        """Bytes of the lists of these rows, on all devices."""
+        short, long = self.rooms
+        return 4 * self.devices * (self.solved.chunks * short + self.solved.long_chunks * long)
+
+    @property
+    def crossing(self) -> float:
+        """Rows that a device gets for all its chunks, its own and unused ones counted."""
+        solved, (short, long) = self.solved, self.rooms
+        return solved.chunks * short + self.passes * solved.long_chunks * long
 
     @property
     def working(self) -> float:
@@ -147,8 +167,8 @@ class _HalfStep:
         if self.config.solver == "exact":
             systems = 3 * max(self.solved.chunk_rows, 1) + self.solved.segments
             matrices = systems * self.matrix
-        exchange = self.devices * self.exchanged if self.config.fixed_side == "sharded" else 0
-        return (self.rows + 2 * self.places) * self.wide_row + matrices + exchange
+        crossing = 2 * self.devices * max(self.rooms)  # rows as they are sent, and as they come
+        return (self.rows + 2 * self.places + crossing) * self.wide_row + matrices
 
     @property
     def flops(self) -> float:
@@ -170,8 +190,10 @@ class _HalfStep:
     @property
     def traffic(self) -> float:
         """Bytes read from and written to the device's memory."""
-        # Rows of the fixed side are read and written once a fetch.
+        # Rows of the fixed side are read and written once a fetch. If they cross between devices,
+        # they are read and written to be sent, and written as they come.
         moved = self.fetches * self.places * (self.row + self.wide_row) + self.entries * 4
+        moved += 3 * self.crossing * self.row
         rows = self.rows * (4 * self.passes * self.wide_row + 2 * self.row)
         if self.config.solver == "cg":  # each pass reads them for the scores, then for their sums
             return moved + rows + 2 * self.passes * self.entries * self.wide_row
@@ -192,18 +214,19 @@ class _HalfStep:
         solved, width = self.solved, self.config.width
         chunk_rows = max(1, solved.chunk_rows)
 
-        def chunks(count: int) -> Chunks:
+        def chunks(count: int, room: int) -> Chunks:
             row: Any = i32(count, solved.segments)
             index: Any = i32(*row.shape, solved.segment)
-            return Chunks(index, row, row, None)
+            asked: Any = i32(count, self.devices, room) if self.rooms[0] else None
+            return Chunks(index, row, row, None, asked)
 
         table = f32(solved.long_rows + solved.chunks * chunk_rows, width)
         fixed, penalties = f32(self.fixed.table_rows, width), f32(self.fixed.table_rows)
         penalty: Any = f32(table.shape[0])
-        side = SideData(penalty, chunks(solved.chunks), chunks(solved.long_chunks))
+        counts = solved.chunks, solved.long_chunks
+        side = SideData(penalty, *map(chunks, counts, self.rooms))
         static = HalfStepConfig(
-            *(self.config.feedback, self.config.solver, self.config.cg_steps),
-            *(self.config.fixed_side, chunk_rows),
+            self.config.feedback, self.config.solver, self.config.cg_steps, chunk_rows
         )
         mesh = AbstractMesh((self.devices,), (sharding.EVERYWHERE,))
         one = functools.partial(als_solver.half_step, config=static, mesh=mesh)
@@ -217,7 +240,8 @@ class _HalfStep:
         share = (devices - 1) / devices
         fixed = share * self.fixed.table_rows * width * self.itemsize
         if self.config.fixed_side == "sharded":
-            fixed = (devices - 1) * self.fetches * self.exchanged
+            row_bytes = 4 * exchange.words_of(width, self.config.dtype)
+            fixed = share * self.crossing * row_bytes
         implicit, cg = self.config.feedback == "implicit", self.config.solver == "cg"
         # For long rows, each pass gathers the solution and reduce-scatters the sums.
         numbers = 2 if cg else width + 1

@@ -1,12 +1,14 @@
 """Sizes of the packing of users and items (`factorization.interactions`)."""
 
+import math
+import statistics
 from typing import NamedTuple
 
 import numpy as np
 
 from cadc_jax.cost.arithmetic import up
 from cadc_jax.cost.model import Sizes
-from cadc_jax.factorization import interactions
+from cadc_jax.factorization import fixed_rows, interactions
 from cadc_jax.factorization.interactions import Chunking
 
 _CELL = 8  # an index and a value; programs leave values out if every one of them is 1
@@ -15,8 +17,22 @@ _CELL = 8  # an index and a value; programs leave values out if every one of the
 _WHOLE_ENTRY, _OWN_ENTRY, _ROW = 40, 20, 64
 
 
+class Filling(NamedTuple):
+    """What a full chunk holds: rows, and their entries without padding."""
+
+    rows: float
+    entries: float
+
+
 class Side(NamedTuple):
-    """Sizes of the `Layout` and the chunks of users or items, on all devices."""
+    """Sizes of the `Layout` and the chunks of users or items, on all devices.
+
+    Attributes, beside those of `Layout`:
+      long_chunks: chunks of long rows.
+      in_short, in_long: what the fullest chunk of short rows and one of long rows hold.
+      sizes: [k] distinct numbers of entries of a row.
+      owned: [d, k] how many rows of each such number a device has; [1, k] if all have the same.
+    """
 
     rows: int
     table_rows: int
@@ -26,6 +42,10 @@ class Side(NamedTuple):
     segment: int
     long_rows: int
     long_chunks: int
+    in_short: Filling
+    in_long: Filling
+    sizes: np.ndarray
+    owned: np.ndarray
 
     @property
     def places(self) -> int:
@@ -74,7 +94,14 @@ def _side(
         return _even_side(rows, entries, chunking, devices)
     layout = interactions.make_layout(counts, chunking, devices)
     need = -(-counts // layout.segment)
-    long_segments = int(need[layout.chunk == layout.chunks].sum())
+    is_long = layout.chunk == layout.chunks
+    long_segments = int(need[is_long].sum())
+    share = layout.segments / max(1, long_segments)  # of all long rows, in one chunk
+    entries_of = np.bincount(layout.chunk, counts, layout.chunks + 1)[:-1]
+    fullest = int(entries_of.argmax())
+    sizes, size = np.unique(counts, return_inverse=True)
+    owner = layout.position // (layout.table_rows // devices)
+    owned = np.bincount(owner * len(sizes) + size, minlength=devices * len(sizes))
     return Side(
         rows=rows,
         table_rows=layout.table_rows,
@@ -84,6 +111,12 @@ def _side(
         segment=layout.segment,
         long_rows=layout.long_rows,
         long_chunks=up(long_segments, layout.segments * devices) * devices,
+        in_short=Filling(
+            int(np.count_nonzero(counts[layout.chunk == fullest])), float(entries_of[fullest])
+        ),
+        in_long=Filling(share * is_long.sum(), share * int(counts[is_long].sum())),
+        sizes=sizes,
+        owned=owned.reshape(devices, -1),
     )
 
 
@@ -94,12 +127,40 @@ def _even_side(rows: int, entries: int, chunking: Chunking, devices: int) -> Sid
     segment, is_long = single.segment, single.long_rows > 0
     need, target = up(count, segment), max(1, chunking.entries // segment)
     most_rows = min(target, chunking.rows or target)
+    alike = np.array([count]), np.array([[rows / devices]])
     if is_long:
         long_rows = up(rows, devices) * devices
         chunks = up(rows * need, devices) * devices  # of one segment: no short row sets it
         # Each device has a chunk of one row, which is empty.
-        return Side(rows, long_rows + devices, devices, 1, 1, segment, long_rows, chunks)
+        sizes = rows, long_rows + devices, devices, 1, 1, segment, long_rows, chunks
+        return Side(*sizes, Filling(0, 0), Filling(1 / need, count / need), *alike)
     chunks = up(max(up(rows * need, target), up(rows, most_rows)), devices) * devices
     chunk_rows = up(rows, chunks)
     segments = chunk_rows * need
-    return Side(rows, chunks * chunk_rows, chunks, chunk_rows, segments, segment, 0, 0)
+    sizes = rows, chunks * chunk_rows, chunks, chunk_rows, segments, segment, 0, 0
+    return Side(*sizes, Filling(chunk_rows, chunk_rows * count), Filling(0, 0), *alike)
+
+
+def asked_rows(chunk: Filling, fixed: Side, devices: int, chunks: int) -> int:
+    """P of `fixed_rows`: the most rows of the fixed side that a device asks of one of them.
+
+    The columns of a row are taken to be independent of those of other rows. A row of n entries then
+    has a column of a share s of all entries with a probability of n s, and r rows ask for it with
+    1 - (1 - n s)^r. P is the median of the largest over all chunks and owners, taken for normal
+    numbers. What a chunk asks of all d devices hardly varies, so what it asks of one has 1 - 1 / d
+    of the variance.
+
+    Args:
+      chunk: what a chunk of the solved side holds.
+      fixed: the other side.
+      devices: d.
+      chunks: of the solved side, on all devices.
+    """
+    rows = max(1.0, chunk.rows)
+    per_row = fixed.owned.sum(axis=0) / fixed.owned.sum()  # share of the rows with each number
+    share = fixed.sizes / max(1.0, fixed.rows * float(fixed.sizes @ per_row))
+    likely = 1 - (1 - np.minimum(1, chunk.entries / rows * share)) ** rows
+    mean = fixed.owned @ likely
+    variance = (1 - 1 / devices) * (fixed.owned @ (likely * (1 - likely)))
+    z = statistics.NormalDist().inv_cdf(0.5 ** (1 / (chunks * devices)))
+    return fixed_rows.room_for(max(1, math.ceil((mean + z * np.sqrt(variance)).max())))

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from cadc_jax import sharding
 from cadc_jax.errors import ConfigError, check_above, check_choice
-from cadc_jax.factorization import als_solver
+from cadc_jax.factorization import als_solver, fixed_rows
 from cadc_jax.factorization.als_solver import HalfStepConfig, SideData
 from cadc_jax.factorization.factors import Array, Factors, check_finite, check_sizes
 from cadc_jax.factorization.interactions import (
@@ -55,7 +55,7 @@ class ALSConfig:
       tolerance: stop once an iteration improves the objective by less than this share of it.
       dtype: 'float32' or 'bfloat16', of the factor tables. Solves are always in float32.
       fixed_side: on several devices, 'gathered' copies the fixed table to each of them; 'sharded'
-        leaves it split and exchanges the rows that each chunk needs.
+        leaves it split, and each device receives the rows that its own chunks need.
       chunk: entries gathered at once; None chooses by the device, see `chunking`.
 
     For implicit feedback the penalty of a row x with n entries is |x|^2 times
@@ -110,23 +110,21 @@ MATRIX_OVERHEAD = 64
 LEAST_ENTRIES = 256  # gathered at once, however wide the factors are
 
 
-def chunking(config: ALSConfig, devices: int, platform: str) -> Chunking:
+def chunking(config: ALSConfig, platform: str) -> Chunking:
     """How large the chunks of a half-step are.
 
     An accelerator runs one chunk after another, so there should be few. What bounds them is memory:
-    the gathered factors, with a split fixed side what all devices ask for, and with exact solves
-    the matrices of the rows. All are counted as they are stored, with what fills up the lanes of a
-    TPU.
+    the gathered factors, and with exact solves the matrices of the rows. Both are counted as they
+    are stored, with what fills up the lanes of a TPU. With a split fixed side a chunk also holds
+    the distinct rows among the factors twice, as they are sent and as they come: no more than the
+    factors once weighted and once not, on any number of devices.
 
     Args:
       config: see `ALSConfig`.
-      devices: number of devices.
       platform: 'cpu', 'gpu' or 'tpu'.
     """
     on_cpu = platform == "cpu"
     room = CACHED_BYTES if on_cpu else GATHERED_BYTES
-    if config.fixed_side == "sharded" and not on_cpu:
-        room //= devices
     row = stored_width(config.width, platform)
     entries = config.chunk or max(LEAST_ENTRIES, room // (4 * row))
     if config.solver == "cg":
@@ -318,7 +316,7 @@ def prepare(
         mesh = Mesh(np.array(jax.local_devices()[:1]), (sharding.EVERYWHERE,))
     own = sharding.own_parts(mesh)
     both = (interactions.by_user, interactions.by_item)
-    chunks = chunking(config, mesh.size, sharding.platform(mesh))
+    chunks = chunking(config, sharding.platform(mesh))
     users, items = (make_layout(rows.counts, chunks, mesh.size) for rows in both)
 
     weights = regularization(interactions, config, extent)
@@ -327,8 +325,12 @@ def prepare(
         table = np.ones(layout.table_rows, np.float32)  # unused places: any value but 0
         table[layout.position] = weight
         weights = sharding.put(table, sharding.named(mesh, P(mesh.axis_names)))
-        chunks = sharding.put_own(pack(rows, layout, fixed.position, own), mesh)
-        return Side(layout, SideData(weights, *chunks), config)
+        chunks = pack(rows, layout, fixed.position, own)
+        if config.fixed_side == "sharded":
+            short, long = (fixed_rows.place(part, fixed, mesh) for part in chunks)
+        else:
+            short, long = sharding.put_own(chunks, mesh)
+        return Side(layout, SideData(weights, short, long), config)
 
     return side(both[0], users, items, weights[0]), side(both[1], items, users, weights[1])
 
@@ -398,9 +400,7 @@ def _arguments(
 ) -> tuple[Any, ...]:
     """Arguments for `als_solver.half_step`."""
     config = side.config
-    static = HalfStepConfig(
-        config.feedback, config.solver, config.cg_steps, config.fixed_side, side.layout.chunk_rows
-    )
+    static = HalfStepConfig(config.feedback, config.solver, config.cg_steps, side.layout.chunk_rows)
     # Scalars are NumPy's: a JAX scalar would have to be placed on the devices of all processes.
     scalars = np.float32(config.alpha), np.float32(mean)
     return table, side.data, fixed, fixed_side.data.regularization, *scalars, static, side.mesh

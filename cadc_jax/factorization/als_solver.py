@@ -27,7 +27,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from cadc_jax.factorization.factors import Array
+from cadc_jax.factorization import fixed_rows
 from cadc_jax.factorization.interactions import Chunks
 
 # Solves are in full float32 on every backend; the TPU's default would round inputs to bfloat16.
@@ -46,14 +46,12 @@ class HalfStepConfig(NamedTuple):
       feedback: 'implicit' or 'explicit'.
       solver: 'cg' or 'exact'.
       cg_steps: steps of conjugate gradients.
-      fixed_side: 'gathered' or 'sharded'; see `ALSConfig`.
       chunk_rows: R, table rows of each chunk of short rows.
     """
 
     feedback: str
     solver: str
     cg_steps: int
-    fixed_side: str
     chunk_rows: int
 
 
@@ -112,10 +110,10 @@ def _local_half_step(table, side, fixed, fixed_regularization, alpha, mean, *, c
     gram = jnp.zeros((width, width))
     if config.feedback == "implicit":
         gram = lax.psum(_einsum("nk,nl->kl", wide, wide), axes)
-    fetch = _fetcher(fixed, config.fixed_side, axes)
+    fetch = _fetcher(fixed, side, axes)
 
     def read(chunk: Chunks) -> _Entries:
-        return _entries(chunk, fetch(chunk.index), config.feedback, alpha, mean)
+        return _entries(chunk, fetch(chunk), config.feedback, alpha, mean)
 
     solver = _Solver(config, axes, gram, read)
     num_long = len(table) - len(side.short.index) * config.chunk_rows  # stored on this device
@@ -129,21 +127,13 @@ def _local_half_step(table, side, fixed, fixed_regularization, alpha, mean, *, c
 
 
 def _fetcher(
-    fixed: jax.Array, fixed_side: str, axes: tuple[str, ...]
-) -> Callable[[Array], jax.Array]:
-    """A function from places in the whole fixed table to the rows there, in float32."""
-    if fixed_side == "gathered":
-        whole = lax.all_gather(fixed, axes, tiled=True)
-        return lambda index: whole.at[index].get(mode="promise_in_bounds").astype(jnp.float32)
-
-    def fetch(index: Array) -> jax.Array:
-        wanted = lax.all_gather(index, axes)  # [devices, S, L]: the places each device asks for
-        own = wanted - lax.axis_index(axes) * len(fixed)
-        inside = (own >= 0) & (own < len(fixed))
-        found = jnp.where(inside[..., None], fixed.at[own].get(mode="clip"), 0)
-        return lax.psum_scatter(found, axes).astype(jnp.float32)
-
-    return fetch
+    fixed: jax.Array, side: SideData, axes: tuple[str, ...]
+) -> Callable[[Chunks], jax.Array]:
+    """A function from a chunk to the fixed rows of its entries, in float32."""
+    if side.short.asked is not None:
+        return lambda chunk: fixed_rows.fetch(fixed, chunk, axes)
+    whole = lax.all_gather(fixed, axes, tiled=True)
+    return lambda chunk: whole.at[chunk.index].get(mode="promise_in_bounds").astype(jnp.float32)
 
 
 class _Entries(NamedTuple):

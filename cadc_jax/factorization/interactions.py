@@ -18,6 +18,7 @@ import numpy as np
 import scipy.sparse
 
 from cadc_jax.errors import DataError
+from cadc_jax.tables import dealt
 
 VALUE_SCALES = ("linear", "log", "none")
 
@@ -227,10 +228,13 @@ class Chunks:
         2    1       n . . .
     """
 
-    index: jax.Array | np.ndarray  # [C, S, L] int32
+    index: jax.Array | np.ndarray  # [C, S, L] int32; with `asked` see `fixed_rows`
     row: jax.Array | np.ndarray  # [C, S] int32, ascending within a chunk
     length: jax.Array | np.ndarray  # [C, S] int32: number of entries of the segment
     value: jax.Array | np.ndarray | None  # [C, S, L] float32; None if every value is 1
+    # [C, d, P] int32: rows of a device's part of a split table that each device asks of it for its
+    # own chunk of the same number; None if `index` has places in the whole table.
+    asked: jax.Array | np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -300,15 +304,18 @@ def make_layout(counts: np.ndarray, chunking: Chunking, devices: int = 1) -> Lay
     chunks = -(-chunks // devices) * devices
     chunk_of = np.full(len(counts), chunks)
     slot = np.zeros(len(counts), np.int64)
-    slot[long] = np.arange(len(long))
-    chunk_of[short], slot[short], load = _deal(need[short], chunks)
+    # Rows of neighbouring ids and of like counts are on different devices: then a chunk needs about
+    # as many rows of each device.
+    local_chunks, local_long = chunks // devices, -(-len(long) // devices)
+    slot[long] = dealt.place(np.arange(len(long)), devices, local_long)
+    chunk, slot[short], load = _deal(need[short], chunks)
+    chunk_of[short] = dealt.place(chunk, devices, local_chunks)
     chunk_rows = int(slot[short].max(initial=0)) + 1  # one, if all rows are long
 
-    local_chunks, local_long = chunks // devices, -(-len(long) // devices)
     local_rows = local_long + local_chunks * chunk_rows
     device, nth = np.divmod(chunk_of, local_chunks)
     position = device * local_rows + local_long + nth * chunk_rows + slot
-    device, nth = np.divmod(np.arange(len(long)), max(1, local_long))
+    device, nth = np.divmod(slot[long], max(1, local_long))
     position[long] = device * local_rows + nth
     check_places(local_rows * devices)
     return Layout(

@@ -7,7 +7,7 @@ array, which is split evenly over the devices.
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from cadc_jax import sharding
 from cadc_jax.tables.packed import AnyTable
 
 AnyMesh = Mesh | AbstractMesh
+Ids = TypeVar("Ids", jax.Array, np.ndarray)
 
 
 @struct.dataclass
@@ -56,7 +57,7 @@ class Dealt:
         return len(self.rows)
 
 
-def place(ids: jax.Array, parts: int, size: int) -> jax.Array:
+def place(ids: Ids, parts: int, size: int) -> Ids:
     """Places of ids >= 0 among `parts` parts of `size` rows."""
     return ids % parts * size + ids // parts
 

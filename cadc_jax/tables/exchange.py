@@ -63,40 +63,40 @@ def lookup(part: AnyTable, ids: jax.Array, capacity: Capacity) -> jax.Array:
     """
     devices, size, width = lax.axis_size(sharding.EVERYWHERE), len(part), part.shape[1]
     wants = rounds.sort_ids(ids, devices, size)
-    words = _words(width, part.dtype)
+    words = words_of(width, part.dtype)
 
     def fetch(turn: Round, rows: jax.Array) -> jax.Array:
         trip = trips.ask(wants, turn, capacity, size, words)
-        found = trip.to_askers(lambda rows: _as_words(packed.read(part, rows)))
+        found = trip.to_askers(lambda rows: as_words(packed.read(part, rows)))
         slot = trips.slot_by_id(wants, turn, trip, ids % devices)
         own = found.at[jnp.maximum(slot, 0)].get(mode="clip")
         return jnp.where((slot >= 0)[:, None], own, rows)
 
     none = jnp.zeros((len(ids), words), jnp.uint32)
     rows = rounds.in_rounds(wants, capacity, size, fetch, none)
-    return _numbers(rows, width, part.dtype)
+    return numbers(rows, width, part.dtype)
 
 
 # Rows travel as words of 32 bits. For products that round their inputs a TPU's compiler rounds what
 # enters the loop of rounds, which is the whole table; and a TPU moves 16 bits at the price of 32.
 
 
-def _words(width: int, dtype: Any) -> int:
-    """Words of a row."""
+def words_of(width: int, dtype: Any) -> int:
+    """Words of a row of numbers of 32 or 16 bits."""
     return -(-width * jnp.dtype(dtype).itemsize // 4)
 
 
-def _as_words(rows: jax.Array) -> jax.Array:
+def as_words(rows: jax.Array) -> jax.Array:
     """Rows [n, D] of numbers of 32 or 16 bits as words [n, W]."""
     if rows.dtype.itemsize == 4:
         return lax.bitcast_convert_type(rows, jnp.uint32)
     bits = lax.bitcast_convert_type(rows, jnp.uint16).astype(jnp.uint32)
-    half = _words(rows.shape[1], rows.dtype)
+    half = words_of(rows.shape[1], rows.dtype)
     return bits[:, :half] | jnp.pad(bits[:, half:] << 16, ((0, 0), (0, rows.shape[1] % 2)))
 
 
-def _numbers(words: jax.Array, width: int, dtype: Any) -> jax.Array:
-    """The inverse of `_as_words`."""
+def numbers(words: jax.Array, width: int, dtype: Any) -> jax.Array:
+    """Rows [n, D] of words [n, W]: the inverse of `as_words`."""
     if jnp.dtype(dtype).itemsize == 4:
         return lax.bitcast_convert_type(words, dtype)
     bits = jnp.concatenate([words, words >> 16], axis=1)[:, :width].astype(jnp.uint16)

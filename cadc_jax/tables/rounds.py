@@ -20,7 +20,7 @@ from jax import lax
 from cadc_jax import sharding
 from cadc_jax.tables import dealt
 
-_ROUND_UP = 8  # rows of a tile on a TPU
+ROUND_UP = 8  # rows of a tile on a TPU
 _STEPS = 10  # at most one in so many is expected to need a second round
 _UNEVEN = 1 / 32  # of the rows of an owner, for ids that many devices want at once
 
@@ -64,7 +64,7 @@ def capacity(distinct: float, devices: int, rows: int, *, ragged: bool) -> Capac
     """
     mean = distinct / devices
     wanted = math.ceil(mean + _margin(mean, devices**2))
-    wanted += -wanted % _ROUND_UP
+    wanted += -wanted % ROUND_UP
     pair = max(1, min(wanted, math.ceil(distinct), -(-rows // devices)))
     if not ragged:
         return Capacity(pair)

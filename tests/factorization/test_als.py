@@ -419,15 +419,15 @@ def test_explicit_tables_have_a_column_for_the_bias():
 
 
 def test_a_cpu_gathers_what_its_cache_holds_unless_the_size_is_set():
-    assert als.chunking(ALSConfig(factors=64), 1, "cpu").entries * 64 * 4 == 2**19
-    assert als.chunking(ALSConfig(factors=10_000), 1, "cpu").entries == 256
-    assert als.chunking(ALSConfig(chunk=100), 1, "cpu").entries == 100
+    assert als.chunking(ALSConfig(factors=64), "cpu").entries * 64 * 4 == 2**19
+    assert als.chunking(ALSConfig(factors=10_000), "cpu").entries == 256
+    assert als.chunking(ALSConfig(chunk=100), "cpu").entries == 100
 
 
 @pytest.mark.parametrize(("width", "stored"), [(16, 128), (64, 128), (128, 128), (129, 256)])
 def test_the_room_for_gathered_rows_counts_what_fills_up_the_lanes_of_a_tpu(width, stored):
     entries = {
-        platform: als.chunking(ALSConfig(factors=width), 1, platform).entries
+        platform: als.chunking(ALSConfig(factors=width), platform).entries
         for platform in ("gpu", "tpu")
     }
     assert entries == {"gpu": 2**29 // (4 * width), "tpu": 2**29 // (4 * stored)}
@@ -438,7 +438,7 @@ def test_the_room_for_gathered_rows_counts_what_fills_up_the_lanes_of_a_tpu(widt
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
 def test_an_accelerator_has_few_loop_bodies(rank, solver, platform):
     config = ALSConfig(factors=rank, solver=solver)
-    chunking, rng = als.chunking(config, 1, platform), np.random.default_rng(0)
+    chunking, rng = als.chunking(config, platform), np.random.default_rng(0)
     bodies = 0
     for rows in (138_000, 27_000):  # 20 M entries, with the long tail of MovieLens 20M
         counts = np.maximum(1, 20e6 * rng.dirichlet(np.full(rows, 0.5))).astype(np.int64)
@@ -448,16 +448,10 @@ def test_an_accelerator_has_few_loop_bodies(rank, solver, platform):
     assert bodies <= 64
 
 
-def test_with_a_split_fixed_side_all_devices_share_the_room_of_an_accelerator():
-    config = ALSConfig(fixed_side="sharded")
-    one, eight = (als.chunking(config, devices, "tpu").entries for devices in (1, 8))
-    assert one == 8 * eight
-
-
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
 def test_exact_solves_bound_the_matrices_of_a_chunk(platform):
     for factors in (16, 64, 128, 256):
-        chunking = als.chunking(ALSConfig(factors=factors, solver="exact"), 1, platform)
+        chunking = als.chunking(ALSConfig(factors=factors, solver="exact"), platform)
         layout = make_layout(np.full(3_000_000, 2), chunking)
         row, system = (packed.stored_width(n, platform) for n in (factors, factors + 1))
         assert layout.chunk_rows * factors * system <= 2 * chunking.entries * row

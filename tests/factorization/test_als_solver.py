@@ -35,8 +35,7 @@ def solve_users(interactions, config, items, start=None, mean=0.0, mesh=None):
     solved, fixed = als.prepare(interactions, config, mesh)
     table = solved.empty_table() if start is None else solved.table(start)
     static = HalfStepConfig(
-        *(config.feedback, config.solver, config.cg_steps, config.fixed_side),
-        solved.layout.chunk_rows,
+        *(config.feedback, config.solver, config.cg_steps, solved.layout.chunk_rows)
     )
     table, loss = half_step(
         table,

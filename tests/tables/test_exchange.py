@@ -59,6 +59,6 @@ def test_rows_of_any_width_and_type_come_as_they_are(width, dtype, room):
 def test_an_even_row_of_16_bits_takes_half_of_the_words():
     for width, words in ((4, 2), (5, 3), (1, 1)):
         rows = jnp.arange(2 * width, dtype=jnp.bfloat16).reshape(2, width)
-        packed = exchange._as_words(rows)
+        packed = exchange.as_words(rows)
         assert packed.shape == (2, words) and packed.dtype == jnp.uint32
-        np.testing.assert_array_equal(exchange._numbers(packed, width, rows.dtype), rows)
+        np.testing.assert_array_equal(exchange.numbers(packed, width, rows.dtype), rows)

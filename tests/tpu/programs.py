@@ -218,7 +218,7 @@ def half_step(mesh, width, solver):
         user_counts=counts[0],
         item_counts=counts[1],
     )
-    users, items = both_sides(sizes, als.chunking(config, mesh.size, "tpu"), mesh.size)
+    users, items = both_sides(sizes, als.chunking(config, "tpu"), mesh.size)
     assert not users.long_rows  # each row is solved in a single chunk
     cells = (users.chunks, users.segments)
     index = jax.ShapeDtypeStruct((*cells, users.segment), jnp.int32)
@@ -232,7 +232,7 @@ def half_step(mesh, width, solver):
         mesh, (tables[0], SideData(vectors[0], short, none), tables[1], vectors[1]), spread
     )
     scalar = on(mesh, jax.ShapeDtypeStruct((), jnp.float32))
-    static = HalfStepConfig("implicit", solver, config.cg_steps, "gathered", users.chunk_rows)
+    static = HalfStepConfig("implicit", solver, config.cg_steps, users.chunk_rows)
     lowered = als_solver.half_step.lower(
         *(table, side, fixed, fixed_penalty, scalar, scalar, static, mesh)
     )
