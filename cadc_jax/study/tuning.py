@@ -141,21 +141,17 @@ def knobs(config: ConfigDict, arm: Arm, model: str, num_items: int) -> list[Knob
     if arm.frozen and config.rate < 1:
         found.append(Knob.among("factor_rows", "all", "unsampled"))
     if arm.takes_factors and config.factorization == "sgd":
-        found += _penalties(config.sgd)
+        found = [_penalty(config.sgd), *found]  # the first to be tried beside others
     return found
 
 
-def _penalties(config: ConfigDict) -> list[Knob]:
+def _penalty(config: ConfigDict) -> Knob:
     """The penalty of logistic factors: what is best for their own scores, and more of it.
 
-    A network starts with these scores, and then often does better with factors that are less
-    confident, the more so for ids of few rows.
+    A network starts with these scores, and often does better with factors that are less confident.
     """
-    penalty, exponent = config.regularization, config.frequency_exponent
-    return [
-        Knob.among("sgd.regularization", penalty, 1.6 * penalty),
-        Knob.among("sgd.frequency_exponent", exponent, max(0.0, exponent - 0.25)),
-    ]
+    own = config.regularization
+    return Knob(Axis("sgd.regularization", (own,), 1.6, own / 8, own * 8, (own, 2 * own)))
 
 
 def changed(searched: Sequence[Knob], trial: Trial) -> dict[str, Any]:
