@@ -95,7 +95,9 @@ def test_without_a_url_nothing_is_copied(tmp_path):
     own = Mirror(tmp_path)
     own.push(tmp_path)
     own.push_files([tmp_path / "x"])
-    own.pull_file(tmp_path / "x")
+    own.pull_files([tmp_path / "x"])
+    own.pull_rest(tmp_path)
+    own.put(tmp_path, tmp_path / "y")
     own.remove(tmp_path / "x")
     assert own.names(tmp_path) == set() and not own.pull(tmp_path / "x")
     assert own.shown(tmp_path / "x") == tmp_path / "x"
