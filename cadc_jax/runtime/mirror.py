@@ -306,6 +306,8 @@ def _download(place: Remote, folder: pathlib.Path, check: Check) -> None:
             text = text.removesuffix(f"; {manifest.ADVICE}")
             raise ArtifactError(f"{place}: {text}; {manifest.ADVICE}") from None
         if folder.exists():
+            if _manifest_here(folder) == _manifest_here(temporary):
+                return  # another process was faster, and may be reading
             shutil.rmtree(folder)
         durable.publish(temporary, folder)
     finally:

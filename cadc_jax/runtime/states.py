@@ -82,7 +82,7 @@ def save(path: pathlib.Path, state: Any, mirror: Mirror) -> None:
       state: pytree of arrays.
       mirror: leads to the store through which processes that are `apart` tell their shards.
     """
-    own = own_folder(path.parent)
+    own = own_folder(path) if distributed.apart() else path.parent
     durable.make_folder(own)
     checkpointers = Checkpointers()
     try:
