@@ -283,7 +283,7 @@ def test_two_machines_that_share_no_disk_resume_with_empty_disks(tmp_path):
     config = runpy.run_path(str(config))["get_config"]()
     again = run(place, tmp_path / "third", config)  # one machine, with one process
     assert not [line for line in again if ": done in" in line]
-    experiment.run(experiment.Run(config, tmp_path / "alone", say=quiet))
+    experiment.run(experiment.Run(config, tmp_path / "alone", say=quiet), "train")
     (table,), (same,) = (artifacts_in(x, "prepare") for x in (tmp_path / "alone", place))
     assert table["files"] == same["files"]
     for stage, name in (("factorize", "losses"), ("train", "history")):

@@ -243,15 +243,18 @@ class Checkpoints:
         try:
             if save.fault is None:
                 self._orbax.writer.wait_until_finished()
-            if distributed.apart():
-                self._gather(save, path)
-            elif distributed.is_first() and save.fault is None:
-                self._finish(save, path)
-        except (CadcError, *_SAVE_FAULTS) as error:
+                if distributed.is_first() and not distributed.apart():
+                    self._finish(save, path)
+        except _SAVE_FAULTS as error:
             save.fault = error
+        if distributed.apart():
+            self._gather(save, path)
 
     def _gather(self, save: "_Save", path: pathlib.Path) -> None:
-        """Copies the files of all processes to the store; the first one adds the manifest."""
+        """Copies the files of all processes to the store; the first one adds the manifest.
+
+        A process that has failed tells so, as the first one waits for all.
+        """
         own, files = states.own_folder(path), None
         try:
             if save.fault is None:
@@ -259,16 +262,18 @@ class Checkpoints:
                 files = checksums(own)
         except (CadcError, *_SAVE_FAULTS) as error:
             save.fault = error
-        finally:
-            shutil.rmtree(own, ignore_errors=True)
-        told = distributed.to_first(f"{self._folder.name}/{save.step}", files)
-        if distributed.is_first() and None not in told:
-            save.manifest["files"] = {name: x for files in told for name, x in files.items()}
-            durable.make_folder(path)
-            _write_manifest(path, save.manifest)
-            self._mirror.push_files([path / MANIFEST])
-            shutil.rmtree(path)
-            self._remove_old()
+        shutil.rmtree(own, ignore_errors=True)
+        try:
+            told = distributed.to_first(f"{self._folder.name}/{save.step}", files)
+            if distributed.is_first() and None not in told:
+                save.manifest["files"] = {name: x for files in told for name, x in files.items()}
+                durable.make_folder(path)
+                _write_manifest(path, save.manifest)
+                self._mirror.push_files([path / MANIFEST])
+                shutil.rmtree(path)
+                self._remove_old()
+        except (CadcError, *_SAVE_FAULTS) as error:
+            save.fault = error
 
     def _finish(self, save: "_Save", path: pathlib.Path) -> None:
         """Writes the manifest, copies the checkpoint to the store, and deletes old ones."""

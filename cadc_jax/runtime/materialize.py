@@ -52,7 +52,7 @@ def materialize(
     path = pathlib.Path(workdir) / stage / artifacts.fingerprint(stage, settings)
     settings = {"stage": stage, "format": FORMAT, **settings}
     first = distributed.is_first()
-    if pull_first(mirror, path):
+    if _pull_first(mirror, path):
         artifact = _reused(path, settings, verify) if first else None
         distributed.on_first(lambda: mirror.push(path))  # an earlier run may not have come to it
         _give_to_all(mirror, path)
@@ -86,12 +86,12 @@ def pull(mirror: Mirror, path: pathlib.Path) -> None:
 
     All processes have to call it.
     """
-    if pull_first(mirror, path):
+    if _pull_first(mirror, path):
         distributed.on_first(lambda: mirror.push(path))
         _give_to_all(mirror, path)
 
 
-def pull_first(mirror: Mirror, path: pathlib.Path) -> bool:
+def _pull_first(mirror: Mirror, path: pathlib.Path) -> bool:
     """Copies an artefact from the store to the first process; returns whether there is one."""
     found: bool = distributed.on_first(lambda: mirror.pull(path, same=distributed.apart()))
     return found
@@ -111,11 +111,13 @@ def _leads_others() -> bool:
 
 
 def _remove_temporary(path: pathlib.Path) -> None:
+    """Removes the folders in which a local work folder's processes wrote their part of `path`."""
     for folder in path.parent.glob(f".{path.name}.*.tmp"):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _reused(path: pathlib.Path, settings: Mapping[str, Any], verify: bool) -> Artifact:
+    """Opens an artefact that was there, and checks that it is the one that was asked for."""
     artifact = artifacts.open_artifact(path, verify)
     if artifact.settings != artifacts.plain(settings):
         raise ArtifactError(
