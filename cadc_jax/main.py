@@ -11,7 +11,8 @@ Without a command it is 'cadc run'. SIGTERM and Ctrl-C save the work that is und
 command then resumes it, as it does after a crash.
 
 On several hosts, or in several processes, start the same command everywhere, with a --workdir
-that all of them share and with --distributed (on Cloud TPU, GKE, Slurm or Open MPI) or
+on a URL (gs://bucket/run) or in a folder that all of them share, and with --distributed (on Cloud
+TPU, GKE, Slurm or Open MPI) or
 
     --coordinator=HOST:PORT --num_processes=N --process_id=K     (K from 0; process 0 is on HOST)
 """

@@ -12,6 +12,8 @@ import threading
 
 import pytest
 
+_AT_ONCE = 128  # connections that may wait; of more some would be lost, and with them requests
+
 
 @contextlib.contextmanager
 def emulator(*buckets):
@@ -20,7 +22,9 @@ def emulator(*buckets):
     pytest.importorskip("gcsfs")
     server = server_of.create_server("localhost", 0, in_memory=True)
     server.start()
-    port = server._api._httpd.server_address[1]  # the emulator does not tell it otherwise
+    httpd = server._api._httpd  # the emulator does not tell its port otherwise
+    httpd.socket.listen(_AT_ONCE)
+    port = httpd.server_address[1]
     try:
         for bucket in buckets:
             body = json.dumps({"name": bucket}).encode()
@@ -65,6 +69,7 @@ class Proxy:
                 pass
 
         self._server = http.server.ThreadingHTTPServer(("localhost", 0), Handler)
+        self._server.socket.listen(_AT_ONCE)
         self._server.daemon_threads = True
         self._server.handle_error = lambda *arguments: None
         threading.Thread(target=self._server.serve_forever, daemon=True).start()

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import pathlib
+import runpy
 import shutil
 import signal
 import socket
@@ -199,15 +200,98 @@ def free_port():
         return found.getsockname()[1]
 
 
-def test_two_processes_of_one_machine(tmp_path):
-    place, coordinator = BUCKET / "two", f"--coordinator=localhost:{free_port()}"
-    both = [
-        program(place, coordinator, "--num_processes=2", f"--process_id={number}")
-        for number in range(2)
+RANKING = """
+from cadc_jax.configuration import default_config
+
+
+def get_config():
+    config = default_config()
+    config.data.path = {path!r}
+    config.data.train_file = "log.csv"
+    config.data.num_negatives = 20
+    config.data.block_bytes = 1 << 10
+    config.rate = 0.3
+    config.arms = ("full",)
+    config.als.factors = 8
+    config.als.iterations = 3
+    config.als.alpha = 16.0
+    config.als.regularization = 1.0
+    config.als.fixed_side = "sharded"
+    config.checkpoints.seconds = 0
+    config.train.negatives = 2
+    config.train.batch_rows = 128
+    config.train.steps_per_call = 40
+    config.train.max_evaluations = 2
+    config.train.table_learning_rate = 0.01
+    return config
+"""
+
+
+def ranking(folder):
+    """The file of a configuration with a log of 90 users and 41 items."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    taste = random.normal(size=(90, 3)) @ random.normal(size=(3, 41))
+    pairs = random.permutation(np.argwhere(taste + random.normal(size=taste.shape) > 1.2))
+    lines = [f"u{user},i{item},{time}" for time, (user, item) in enumerate(pairs)]
+    (folder / "log.csv").write_text("\n".join(["user_id,item_id,timestamp", *lines]))
+    (folder / "config.py").write_text(RANKING.format(path=str(folder)))
+    return folder / "config.py"
+
+
+def on_two_machines(config, place, scratch):
+    """Starts a run of two processes, each with a local folder of its own, and with split tables."""
+    command = [sys.executable, "-m", "cadc_jax.main", f"--config={config}", f"--workdir={place}"]
+    command += ["--config.devices.table_bytes=13000", "--num_processes=2"]
+    command += [f"--coordinator=localhost:{free_port()}"]
+    flags = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
+    return [
+        subprocess.Popen(
+            [*command, f"--process_id={k}", f"--scratch={scratch / str(k)}"],
+            cwd=ROOT,
+            env={**os.environ, "XLA_FLAGS": flags},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for k in range(2)
     ]
-    said = [process.communicate(timeout=400)[0] for process in both]
+
+
+def artifacts_in(place, stage):
+    return [json.loads(file.read_bytes()) for file in place.glob(f"{stage}/*/{MANIFEST}")]
+
+
+def test_two_machines_that_share_no_disk_resume_with_empty_disks(tmp_path):
+    place, config = BUCKET / "apart", ranking(tmp_path / "log")
+
+    def in_training():
+        names = place.files() if place.exists() else {}
+        return any(x.startswith("checkpoints/train/") and x.endswith(MANIFEST) for x in names)
+
+    both = on_two_machines(config, place, tmp_path / "before")
+    wait_for(in_training, both[0])
+    for process in both:
+        process.kill()
+        process.communicate()
+    both = on_two_machines(config, place, tmp_path / "after")
+    said = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
-    assert json.loads((place / "results.json").read_bytes())["rows"]
+    assert "Resuming from step" in said[0] and said[0].count("reused, made in") >= 3
+    assert not [x for x in place.files() if x.startswith(("checkpoints/", "prepare/.", "train/."))]
+
+    config = runpy.run_path(str(config))["get_config"]()
+    again = run(place, tmp_path / "third", config)  # one machine, with one process
+    assert not [line for line in again if ": done in" in line]
+    experiment.run(experiment.Run(config, tmp_path / "alone", say=quiet), "train")
+    (table,), (same,) = (artifacts_in(x, "prepare") for x in (tmp_path / "alone", place))
+    assert table["files"] == same["files"]
+    for stage, name in (("factorize", "losses"), ("train", "history")):
+        (alone,), (made,) = (artifacts_in(x, stage) for x in (tmp_path / "alone", place))
+        alone, made = alone["facts"][name], made["facts"][name]
+        if stage == "train":
+            alone, made = ([entry.get("loss", 0) for entry in x] for x in (alone, made))
+        np.testing.assert_allclose(made, alone, rtol=2e-3)
 
 
 def test_compressed_in_one_bucket_and_trained_from_in_another(tmp_path):

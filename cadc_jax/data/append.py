@@ -174,7 +174,8 @@ def _merge(
     """Merges repeats among the new rows, as `prepare` does; None for clicks."""
     if config.task == "click":
         return None
-    keys = splits.merge_repeats(prepare.read_keys(chunks, report, config))
+    keys = prepare.keys_of([prepare.read_keys(chunks, config)], report, config)
+    keys = splits.merge_repeats(keys)
     places = keys.categorical["place"]
     kept, value = np.zeros(report.rows, bool), np.ones(report.rows, np.float32)
     kept[places] = True

@@ -2,7 +2,8 @@
 
 The hosts share a folder on a common file system. Each host takes a contiguous share of the source,
 and writes contiguous rows of the table. Results that the other hosts need go through files in the
-folder. `Hosts.wait` is the barrier after which these files are complete.
+folder. `Hosts.wait` is the barrier after which these files are complete. Hosts that share no folder
+have a `Carrier`, which copies these files; the rows of a host are then files of their own.
 
 A file of another host is only data. Its first line is JSON, Arrow tables in the IPC stream format
 follow, and a line feed ends it. What it has to hold is checked before it is used.
@@ -12,7 +13,7 @@ import dataclasses
 import json
 import pathlib
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, BinaryIO, Generic, NamedTuple, TypeVar
 
@@ -31,6 +32,18 @@ _ERRORS = (ConfigError, DataError, ArtifactError, TrainingError, MemoryError)
 T = TypeVar("T")
 
 
+class Carrier(NamedTuple):
+    """Copies files between hosts with a folder each.
+
+    Attributes:
+      give: copies files of this host to where the others can get them.
+      take: copies files of other hosts here, unless they are here.
+    """
+
+    give: Callable[[Iterable[pathlib.Path]], None]
+    take: Callable[[Iterable[pathlib.Path]], None]
+
+
 @dataclasses.dataclass(frozen=True)
 class Hosts:
     """One host among those that work together.
@@ -40,11 +53,23 @@ class Hosts:
       count: number of hosts.
       wait: a barrier. All hosts call it with the same names in the same order; it returns once all
         have called it, and raises if one does not. The caller decides how long it waits.
+      carrier: copies files, if the hosts share no folder.
     """
 
     index: int = 0
     count: int = 1
     wait: Callable[[str], None] = lambda name: None
+    carrier: Carrier | None = None
+
+    def give(self, files: Iterable[pathlib.Path]) -> None:
+        """Makes files of this host seen by the others, after the next `wait`."""
+        if self.carrier is not None:
+            self.carrier.give(files)
+
+    def take(self, files: Iterable[pathlib.Path]) -> None:
+        """Makes files that other hosts have given seen here."""
+        if self.carrier is not None:
+            self.carrier.take(files)
 
 
 SINGLE_HOST = Hosts()
@@ -124,7 +149,7 @@ def exchange(
 
     Args:
       hosts: all of them call this with the same name.
-      folder: the shared folder.
+      folder: the folder of the files; shared, or that of this host.
       name: name of the files and of the barrier; used only once.
       work: called at once. Results of other hosts are read one at a time, when the iterator reaches
         them.
@@ -139,7 +164,9 @@ def exchange(
         return iter([work()])
     files = [folder / f"{name}.{index}" for index in range(hosts.count)]
     own = _tell(files[hosts.index], work, form)
+    hosts.give([files[hosts.index]])
     hosts.wait(f"prepare/{name}")
+    hosts.take(files)
     for index, path in enumerate(files):
         failure = own.exception() if index == hosts.index else _read(path, _failure)
         if failure is not None:

@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,9 +66,11 @@ from cadc_jax.errors import (
     check_below_one,
     check_choice,
 )
-from cadc_jax.runtime import durable, manifest
+from cadc_jax.runtime import durable, manifest, parts
 
 TASKS = ("click", "ranking")
+_ANY_COLUMN = pathlib.Path("*.npy")
+_KEYS = {"user", "item", "value", "timestamp", "fold"}  # columns that a split may depend on
 DROPPED = -1  # the fold of a repeated row that was merged into another one
 
 
@@ -172,7 +174,8 @@ def write_table(
     facts or raise the same error.
 
     Args:
-      path: an existing folder; several hosts share it.
+      path: an existing folder. Several hosts share it, or each has one with a `Hosts.carrier`, and
+        that of the first host gets the table.
       source: the raw rows; the same for every host.
       config: the settings; the same for every host.
       hosts: the hosts that call this together.
@@ -198,13 +201,14 @@ def write_table(
     if config.cuts:
         chunks, left_out = core.cut(folder, chunks, config.min_user_rows, config.min_item_rows)
         report = dataclasses.replace(report, rows=sum(chunk.rows for chunk in chunks))
-    assignment = _assign(chunks, report, source.negatives, config)
     own = [chunk for chunk in chunks if chunk.host == hosts.index]
+    of_all = functools.partial(exchange, hosts, folder)
+    assignment = _assign(own, report, source.negatives, config, of_all)
 
     def count() -> counting.Counts:
         return counting.count_chunks(own, assignment.fold_of, config.max_vocabulary, config.flag)
 
-    totals = counting.total(exchange(hosts, folder, "count", count, counting.COUNTS))
+    totals = counting.total(of_all("count", count, counting.COUNTS))
     counted = of_totals(totals, report, assignment, config)
     own_extents = extents(counted.part_rows, totals.rows_by_host, hosts)
 
@@ -213,22 +217,34 @@ def write_table(
             return _encode_chunk(chunk, assignment, counted.encoder)
 
         encoded = staging.map_chunks("prepare: encode", encode_chunk, own)
-        return write_rows(path, encoded, counted, own_extents)
+        item_counts = write_rows(path, encoded, counted, own_extents)
+        hosts.give(path.glob(f"*/{parts.part_of(_ANY_COLUMN, hosts.index)}"))
+        return item_counts
 
     items = _item_counts_form(counted.encoder.item.size, clicks=assignment.value is None)
-    item_counts = exchange(hosts, folder, "encode", encode, items)
+    item_counts = of_all("encode", encode, items)
 
     def finish() -> Mapping[str, Any]:
         if hosts.index:
             return {}  # all hosts return the facts of the first one
+        _join_columns(path, hosts)
         facts = write_rest(path, source, counted, _sum(item_counts), config)
         return facts if left_out is None else {**facts, "core": left_out._asdict()}
 
-    facts = next(exchange(hosts, folder, "finish", finish, _FACTS_FORM))
+    facts = next(of_all("finish", finish, _FACTS_FORM))
     hosts.wait("prepare/end")
     if hosts.index == 0:
         shutil.rmtree(folder)
     return facts
+
+
+def _join_columns(path: pathlib.Path, hosts: Hosts) -> None:
+    """Joins the columns that are in parts, one of each host."""
+    for first in sorted(path.glob(f"*/{parts.part_of(_ANY_COLUMN, 0)}")):
+        column = first.with_suffix("")
+        files = [parts.part_of(column, index) for index in range(hosts.count)]
+        hosts.take(files)
+        parts.join(files, column)
 
 
 class Counted(NamedTuple):
@@ -284,6 +300,26 @@ def _unpack_facts(message: Message) -> Mapping[str, Any]:
 
 
 _FACTS_FORM: Form[Mapping[str, Any]] = Form(Message, _unpack_facts)
+
+
+def _unpack_validates(message: Message) -> bool:
+    manifest.check(message.plain, bool, "whether rows validate")
+    return bool(message.plain)
+
+
+_VALIDATES_FORM: Form[bool] = Form(Message, _unpack_validates)
+
+
+def _unpack_keys(message: Message) -> pa.Table:
+    table = message.tables.get("keys")
+    if table is None or not {*table.column_names} <= _KEYS:
+        raise ValueError(f"no table 'keys' of columns among {', '.join(sorted(_KEYS))}")
+    if any(column.null_count for column in table.columns):
+        raise ValueError("table 'keys' has missing values")
+    return table
+
+
+_KEYS_FORM: Form[pa.Table] = Form(lambda table: Message(tables={"keys": table}), _unpack_keys)
 
 
 def _item_counts_form(size: int, clicks: bool) -> Form[Mapping[str, np.ndarray]]:
@@ -352,16 +388,30 @@ class Assignment(NamedTuple):
 
 
 def _assign(
-    chunks: Sequence[StagedChunk],
+    own: Sequence[StagedChunk],
     report: ReadReport,
     given_negatives: raw.Negatives | None,
     config: PrepareConfig,
+    of_all: Callable[..., Iterator[Any]],
 ) -> Assignment:
-    """Assigns rows to splits, chunk by chunk if the split allows that."""
-    apart = assign_apart(report.rows, config, lambda: _has_validation(chunks))
+    """Assigns rows to splits, chunk by chunk if the split allows that.
+
+    Args:
+      own: the chunks of this host.
+      report: on the whole source.
+      given_negatives: `raw.RawData.negatives`.
+      config: the settings.
+      of_all: `exchange` of a name, work and a form with the other hosts.
+    """
+
+    def any_validates() -> bool:
+        return any(of_all("validates", lambda: _has_validation(own), _VALIDATES_FORM))
+
+    apart = assign_apart(report.rows, config, any_validates)
     if apart is not None:
         return apart
-    keys = read_keys(chunks, report, config)
+    tables = of_all("keys", lambda: read_keys(own, config), _KEYS_FORM)
+    keys = keys_of(tables, report, config)
     return _assign_all(dataclasses.replace(keys, negatives=given_negatives), config)
 
 
@@ -404,16 +454,25 @@ def _has_validation(chunks: Sequence[StagedChunk]) -> bool:
     return any(validates(chunk.read(["fold"])) for chunk in chunks)
 
 
-def read_keys(chunks: Sequence[StagedChunk], report: ReadReport, config: PrepareConfig) -> RawTable:
-    """The columns of all rows that a split may depend on.
+def read_keys(chunks: Sequence[StagedChunk], config: PrepareConfig) -> pa.Table:
+    """The columns of chunks that a split may depend on."""
+    names = _KEYS if config.task == "ranking" else _KEYS - {"item", "value"}
+    return _joined(chunk.read(names) for chunk in chunks)
+
+
+def _joined(tables: Iterable[pa.Table]) -> pa.Table:
+    """Tables end to end; those without columns have no rows."""
+    found = [table for table in tables if table.num_columns]
+    return pa.concat_tables(found).unify_dictionaries() if found else pa.table({})
+
+
+def keys_of(tables: Iterable[pa.Table], report: ReadReport, config: PrepareConfig) -> RawTable:
+    """The columns of all rows that a split may depend on, from the `read_keys` of all hosts.
 
     Users and items are numbers; if a draw depends on them, in the order of their values. The
     feature `place` is the place among all rows.
     """
-    names = ["user", "timestamp", "fold"]
-    if config.task == "ranking":
-        names += ["item", "value"]
-    table = pa.concat_tables([chunk.read(names) for chunk in chunks]).unify_dictionaries()
+    table = _joined(tables)
     columns = {}
     for name in table.column_names:
         column = table[name]
@@ -498,10 +557,12 @@ class Extent(NamedTuple):
     Attributes:
       rows: rows of the part, of all hosts.
       own: [from, to) of this host's rows, or None if it writes all of them.
+      part: number of the part of each file that they are, if hosts do not write to the same file.
     """
 
     rows: int
     own: tuple[int, int] | None
+    part: int | None = None
 
 
 def extents(
@@ -513,7 +574,8 @@ def extents(
     ends = rows_by_host.cumsum(axis=0)[hosts.index]
     own = zip((ends - rows_by_host[hosts.index]).tolist(), ends.tolist(), strict=True)
     of_part = dict(zip(PARTS, own, strict=True))
-    return {name: Extent(rows, of_part[name]) for name, rows in part_rows.items()}
+    part = None if hosts.carrier is None else hosts.index
+    return {name: Extent(rows, of_part[name], part) for name, rows in part_rows.items()}
 
 
 # name of a part -> name of a column -> the rows of a chunk that belong there
@@ -569,7 +631,9 @@ def _open_writers(
     }
     folder.mkdir(exist_ok=True)
     return {
-        name: ColumnWriter(folder / f"{name}.npy", dtype, (extent.rows, *shape), extent.own)
+        name: ColumnWriter(
+            folder / f"{name}.npy", dtype, (extent.rows, *shape), extent.own, extent.part
+        )
         for name, (dtype, shape) in layout.items()
     }
 

@@ -33,7 +33,7 @@ from numpy.typing import DTypeLike
 from cadc_jax.data.columns import ColumnKind, check_columns, open_array
 from cadc_jax.data.raw import PARTS, TEST, TRAIN, VALIDATION
 from cadc_jax.errors import ArtifactError
-from cadc_jax.runtime import durable
+from cadc_jax.runtime import durable, parts
 from cadc_jax.runtime.manifest import ADVICE, check, read_json
 
 Columns = Mapping[str, np.ndarray]
@@ -456,9 +456,10 @@ class ColumnWriter:
         dtype: DTypeLike,
         shape: tuple[int, ...],
         rows: tuple[int, int] | None = None,
+        part: int | None = None,
         grows: bool = False,
     ):
-        """Opens the file, and writes its header if the rows begin at 0.
+        """Opens the file, and writes its header if the rows begin at 0, or in part 0.
 
         Args:
           file: path of the file.
@@ -466,13 +467,19 @@ class ColumnWriter:
           shape: shape of the whole array.
           rows: [from, to) that this writer writes while other writers write the rest of the same
             file; None for all rows.
+          part: number of the part of the file (see `runtime.parts`) that these rows are; None if
+            all writers write to the file itself.
           grows: whether `shape` is that of an array without rows, to which rows are appended.
         """
         first, last = (0, shape[0]) if rows is None else rows
         self.missing = last - first  # rows still to be written; below 0 if it grows
         self.dtype, self.row, self.grows = np.dtype(dtype), shape[1:], grows
-        self.file = open(file, "wb", opener=None if rows is None else _open_shared)
         header = self._header(shape[0])
+        if part is not None:
+            self.file = open(parts.part_of(file, part), "wb")
+            self.file.write(b"" if part else header)
+            return
+        self.file = open(file, "wb", opener=None if rows is None else _open_shared)
         if first:
             row_bytes = self.dtype.itemsize * math.prod(self.row)
             self.file.seek(len(header) + first * row_bytes)

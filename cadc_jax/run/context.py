@@ -108,7 +108,7 @@ def begin(run: Run) -> Iterator[None]:
       ConfigError: if a setting is wrong, or another run is using the work folder.
     """
     configuration.validate(run.config)
-    distributed.check_shared(run.workdir)
+    distributed.find_folders(run.workdir, shared=run.remote is None)
     with contextlib.ExitStack() as held:
         if distributed.is_first():
             held.enter_context(durable.lock(run.workdir))
@@ -188,13 +188,15 @@ def make_long_stage(
 
     with run.stop.deferred():
         made = make_stage(run, stage, settings, resume, label, together=True)
-        if distributed.is_first():
-            remove_checkpoints(run, folder)
+        remove_checkpoints(run, folder)
         return made
 
 
 def remove_checkpoints(run: Run, folder: pathlib.Path) -> None:
-    """Removes the checkpoints of a finished stage, here and in the store."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Removes the checkpoints of a finished stage, here and in the store; all processes call it."""
+    if distributed.leads():
+        shutil.rmtree(folder, ignore_errors=True)
+    if not distributed.is_first():
+        return
     with contextlib.suppress(StorageError):  # some too many do no harm
         run.mirror.remove(folder)

@@ -4,7 +4,6 @@ Their settings are those of an ordinary artefact, and the fingerprint of the ear
 UPDATED. A prepared table has also the new `files`, factors the `passes` that follow new rows.
 """
 
-import functools
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,7 +12,7 @@ from cadc_jax.data.readers import files
 from cadc_jax.errors import ArtifactError
 from cadc_jax.run.context import Run
 from cadc_jax.run.formats import open_stage
-from cadc_jax.runtime import artifacts, distributed
+from cadc_jax.runtime import artifacts, distributed, materialize
 from cadc_jax.runtime.artifacts import Artifact
 
 UPDATED = "updated"
@@ -27,13 +26,21 @@ def find_updated(run: Run, stage: str, settings: Mapping[str, Any]) -> Artifact 
       ArtifactError: if it is damaged.
     """
     wanted = artifacts.plain(settings)
-    for folder, found in updates_in(run, stage):
-        if {name: x for name, x in found.items() if name not in _OWN} == wanted:
-            distributed.on_first(functools.partial(run.mirror.pull, folder))
-            made = open_stage(folder, run.verify and distributed.is_first())
-            run.say(f"[{stage:>9}] {stage}: updated, made in {made.seconds:.1f} s -> {folder}")
-            return made
-    return None
+
+    def find() -> str | None:
+        for folder, found in updates_in(run, stage):
+            if {name: x for name, x in found.items() if name not in _OWN} == wanted:
+                return folder.name
+        return None
+
+    name = distributed.on_first(find)
+    if name is None:
+        return None
+    folder = run.workdir / stage / name
+    materialize.pull(run.mirror, folder)
+    made = open_stage(folder, run.verify and distributed.leads())
+    run.say(f"[{stage:>9}] {stage}: updated, made in {made.seconds:.1f} s -> {folder}")
+    return made
 
 
 def updates_in(run: Run, stage: str) -> Iterator[tuple[pathlib.Path, Mapping[str, Any]]]:

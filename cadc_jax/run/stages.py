@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from cadc_jax import configuration
 from cadc_jax.data import pipeline, prepare
 from cadc_jax.data.facts import describe_rows
-from cadc_jax.data.hosts import Hosts
+from cadc_jax.data.hosts import Carrier, Hosts
 from cadc_jax.data.raw import RawData
 from cadc_jax.data.readers import registry, synthetic
 from cadc_jax.data.table import (
@@ -46,7 +46,7 @@ from cadc_jax.run.context import (
     make_stage,
     training_mesh,
 )
-from cadc_jax.runtime import artifacts, distributed
+from cadc_jax.runtime import artifacts, distributed, states
 from cadc_jax.runtime.artifacts import Artifact
 from cadc_jax.runtime.checkpoints import Checkpoints, quiet_orbax
 from cadc_jax.runtime.manifest import ADVICE
@@ -111,16 +111,22 @@ def _cut_into_days(log: pathlib.Path, folder: pathlib.Path, names: Sequence[str]
 Engine = Callable[[pathlib.Path, Callable[[], RawData], prepare.PrepareConfig], Mapping[str, Any]]
 
 
-def _write_together(
-    folder: pathlib.Path, open_source: Callable[[], RawData], config: prepare.PrepareConfig
-) -> Mapping[str, Any]:
+def _together(run: Run) -> Engine:
     """The engine of all processes of the run."""
-    hosts = Hosts(distributed.index(), distributed.count(), distributed.barrier)
-    return prepare.write_table(folder, open_source(), config, hosts)
+    mirror = run.mirror
+    carrier = Carrier(mirror.push_files, mirror.pull_files) if distributed.apart() else None
+    hosts = Hosts(distributed.index(), distributed.count(), distributed.barrier, carrier)
+    return lambda folder, source, config: prepare.write_table(folder, source(), config, hosts)
 
 
-def prepare_stage(run: Run, raw: AnyPath, engine: Engine = _write_together) -> Artifact:
-    """Turns raw rows into the prepared table, which does not depend on the engine."""
+def prepare_stage(run: Run, raw: AnyPath, engine: Engine | None = None) -> Artifact:
+    """Turns raw rows into the prepared table, which does not depend on the engine.
+
+    Args:
+      run: what the stages share.
+      raw: the raw file or folder.
+      engine: what does it; None for the processes of the run.
+    """
     data = run.config.data.to_dict()
     _check_row_features(data)
 
@@ -131,7 +137,8 @@ def prepare_stage(run: Run, raw: AnyPath, engine: Engine = _write_together) -> A
 
     def write(folder: pathlib.Path) -> Mapping[str, Any]:
         open_source = functools.partial(registry.open_raw_data, data["source"], raw, data)
-        return engine(folder, open_source, configuration.prepare_config(run.config))
+        prepare_table = engine or _together(run)
+        return prepare_table(folder, open_source, configuration.prepare_config(run.config))
 
     made = make_stage(run, "prepare", settings, write, together=True)
     facts = made.facts
@@ -253,9 +260,9 @@ def train_stage(run: Run, inputs: Inputs, model_name: str, arm: Arm) -> Artifact
         fitted = _fit(run, table, data, start, model_name, arm, saved)
         saved.wait()
         trained = {name: x for name, x in fitted.tables.items() if name not in arm.frozen}
-        with quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
-            path = (folder / "state").resolve()
-            checkpointer.save(path, {"params": fitted.params, "tables": trained})
+        with quiet_orbax():
+            state = {"params": fitted.params, "tables": trained}
+            states.save(folder / "state", state, run.mirror)
         return {
             "arm": arm.name,
             "model": model_name,

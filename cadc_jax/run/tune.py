@@ -149,7 +149,7 @@ def stage(run: Run, prepared: Artifact, method: str, plan: Plan) -> Artifact:
 
     def write(folder: pathlib.Path) -> Mapping[str, Any]:
         trials = unfinished / TRIALS_FILE
-        distributed.on_first(lambda: run.mirror.pull_file(trials))
+        distributed.on_first(lambda: run.mirror.pull_files([trials]))
         log = Log(names, trials, lambda: _copy(run, trials))
         before = sum(result.seconds for result in log.results)
         search = _Search(run, _part(open_table(prepared.path), config, plan), method, names, plan)
@@ -160,8 +160,7 @@ def stage(run: Run, prepared: Artifact, method: str, plan: Plan) -> Artifact:
 
     with run.stop.deferred():
         made = make_stage(run, "tune", settings, write, method, together=True)
-        if distributed.is_first():
-            remove_checkpoints(run, unfinished)
+        remove_checkpoints(run, unfinished)
     run.say(f"         {tune_text.describe(method, made.facts)}")
     if warning := tune_text.loud(method, made.facts):
         run.say(warning)

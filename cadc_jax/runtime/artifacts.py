@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import socket
 import time
@@ -22,6 +23,7 @@ from cadc_jax.runtime import durable, manifest, storage
 from cadc_jax.runtime.manifest import FORMAT
 from cadc_jax.runtime.storage import AnyPath, Remote
 
+_TEMPORARY = re.compile(r"\.(\w+)\..+\.tmp")  # see `temporary_folder`
 _SAMPLE_BYTES = 1 << 16  # read at three places of a raw file
 
 
@@ -100,6 +102,11 @@ def temporary_folder(path: pathlib.Path) -> pathlib.Path:
         if process == os.getpid() or not durable.is_running(process):
             shutil.rmtree(folder, ignore_errors=True)
     return path.with_name(f"{prefix}{os.getpid()}.tmp")
+
+
+def finished(path: pathlib.Path) -> pathlib.Path:
+    """The path once the temporary folder that it leads through, if any, has its final name."""
+    return pathlib.Path(*(_TEMPORARY.sub(r"\1", part) for part in path.parts))
 
 
 def open_artifact(path: pathlib.Path, verify: bool = False) -> Artifact:

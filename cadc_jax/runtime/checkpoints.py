@@ -5,7 +5,9 @@ by whatever protocol it has for the file system. When it is done, `<step>/manife
 with the facts that are not arrays and the checksums of all files. Without one the checkpoint is not
 there. Restoring compares the checksums first and takes the newest checkpoint without damage.
 
-If the work folder is a URL, a whole checkpoint is copied there as well, its manifest last.
+If the work folder is a URL, a whole checkpoint is copied there as well, its manifest last. If not
+all processes see the local folder (`distributed.apart`), it is there alone: each process copies the
+files that it wrote, and to restore each machine copies all (see `runtime.states`).
 
     with Checkpoints(folder) as checkpoints:
         factors, losses = als.fit(interactions, config, key, saved=checkpoints)
@@ -13,7 +15,6 @@ If the work folder is a URL, a whole checkpoint is copied there as well, its man
 
 import contextlib
 import dataclasses
-import functools
 import json
 import logging as python_logging
 import pathlib
@@ -25,14 +26,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
-import orbax.checkpoint as ocp
 
 from cadc_jax.errors import CadcError, check_at_least
-from cadc_jax.runtime import artifacts, distributed, durable
+from cadc_jax.runtime import artifacts, distributed, durable, states
 from cadc_jax.runtime.interrupts import Stopped
 from cadc_jax.runtime.manifest import NAME as MANIFEST
 from cadc_jax.runtime.manifest import checksums
 from cadc_jax.runtime.mirror import Mirror
+from cadc_jax.runtime.states import Checkpointers
 from cadc_jax.runtime.text import one_line
 
 FORMAT = 3  # raise it when what a stage saves changes
@@ -110,7 +111,7 @@ class Checkpoints:
         self._opened = self._saved = time.monotonic()
         self._pending: _Save | None = None  # the save under way
         self._mirror = mirror or Mirror(self._folder)
-        self._writer = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
+        self._orbax = Checkpointers()
 
     def __enter__(self) -> "Checkpoints":
         self._quiet.enter_context(quiet_orbax())
@@ -118,7 +119,7 @@ class Checkpoints:
 
     def __exit__(self, *error: object) -> None:
         self._wait(alone=True)  # after an error the other processes may not come here
-        self._writer.close()
+        self._orbax.close()
         self._quiet.close()
 
     def restore(self, target: Any) -> tuple[Any, Facts] | None:
@@ -132,21 +133,22 @@ class Checkpoints:
         Returns:
           (state, facts) as they were saved, or None if there is no usable checkpoint.
         """
-        if distributed.is_first():
+        if distributed.leads():
             self._remove_half_written()
         steps = distributed.on_first(self._steps)
         for step in reversed(steps):
             path = self._folder / str(step)
             try:
-                if fault := distributed.on_first(functools.partial(self._fetch, path)):
-                    raise _Unusable(fault)
+                _in_all_processes(self._fetch, path)
                 manifest = _in_all_processes(_read_manifest, path)
-                state = _in_all_processes(self._read_state, path, target)
+                state = _in_all_processes(self._orbax.restore, path / _STATE, target)
             except _Unusable as error:
                 self._say(f"*** CHECKPOINT SKIPPED: {path} is not usable: {error} ***")
                 if distributed.is_first():
                     self._remove(step)
                 continue
+            if distributed.apart() and distributed.leads():
+                shutil.rmtree(path, ignore_errors=True)
             self.newest, self.seconds_before = step, manifest["seconds"]
             self._say(f"         Resuming from step {step} ({path})")
             return state, manifest["facts"]
@@ -202,13 +204,10 @@ class Checkpoints:
             self._say(f"*** CHECKPOINTS NOT LOOKED FOR: {_one_line(error)} ***")
             return set()
 
-    def _fetch(self, path: pathlib.Path) -> str:
-        """Copies a checkpoint from the store, unless it is here; returns what is wrong, or ''."""
-        try:
+    def _fetch(self, path: pathlib.Path) -> None:
+        """Copies a checkpoint from the store, unless it is here."""
+        if distributed.leads():
             self._mirror.pull(path, _read_manifest)
-        except (CadcError, *_RESTORE_FAULTS) as error:
-            return _one_line(error)
-        return ""
 
     def _remove(self, step: int) -> None:
         """Removes a checkpoint, here and in the store; its manifest first."""
@@ -222,12 +221,8 @@ class Checkpoints:
         """Removes what killed runs have left."""
         if self._folder.is_dir():
             for path in self._folder.iterdir():
-                if not (path / MANIFEST).exists():
+                if distributed.apart() or not (path / MANIFEST).exists():
                     shutil.rmtree(path, ignore_errors=True)
-
-    def _read_state(self, path: pathlib.Path, target: Any) -> Any:
-        arguments = ocp.args.StandardRestore(target, strict=False)
-        return self._writer.restore(path / _STATE, args=arguments)
 
     def _save(self, step: int, state: Any, facts: Facts) -> None:
         """Starts a save in the background."""
@@ -235,11 +230,15 @@ class Checkpoints:
         facts = artifacts.plain(facts)  # a copy, as the work may change its own meanwhile
         self._pending = save = _Save(step, {"format": FORMAT, "seconds": seconds, "facts": facts})
         path = self._folder / str(step)
+        own = states.own_folder(path)
         try:
             if distributed.is_first():
                 self._remove(step)  # another run of the same work may have left it
-                durable.make_folder(path)
-            self._writer.save(path / _STATE, args=ocp.args.StandardSave(state), force=True)
+            if distributed.apart():
+                distributed.barrier("save")
+            if distributed.is_first() or distributed.apart():
+                durable.make_folder(own)
+            self._orbax.save(own / _STATE, state)
         except _SAVE_FAULTS as error:
             save.fault = error
         save.thread = threading.Thread(target=self._complete, args=(save,))
@@ -248,21 +247,47 @@ class Checkpoints:
 
     def _complete(self, save: "_Save") -> None:
         """Waits until Orbax is done; the first process then makes the checkpoint whole."""
+        path = self._folder / str(save.step)
         try:
             if save.fault is None:
-                self._writer.wait_until_finished()
-                if distributed.is_first():
-                    self._finish(save)
+                self._orbax.writer.wait_until_finished()
+                if distributed.is_first() and not distributed.apart():
+                    self._finish(save, path)
         except _SAVE_FAULTS as error:
             save.fault = error
+        if distributed.apart():
+            self._gather(save, path)
 
-    def _finish(self, save: "_Save") -> None:
+    def _gather(self, save: "_Save", path: pathlib.Path) -> None:
+        """Copies the files of all processes to the store; the first one adds the manifest.
+
+        A process that has failed tells so, as the first one waits for all.
+        """
+        own, files = states.own_folder(path), None
+        try:
+            if save.fault is None:
+                states.put_own(own, path, self._mirror)
+                files = checksums(own)
+        except (CadcError, *_SAVE_FAULTS) as error:
+            save.fault = error
+        shutil.rmtree(own, ignore_errors=True)
+        try:
+            told = distributed.to_first(f"{self._folder.name}/{save.step}", files)
+            if distributed.is_first() and None not in told:
+                save.manifest["files"] = {name: x for files in told for name, x in files.items()}
+                durable.make_folder(path)
+                _write_manifest(path, save.manifest)
+                self._mirror.push_files([path / MANIFEST])
+                shutil.rmtree(path)
+                self._remove_old()
+        except (CadcError, *_SAVE_FAULTS) as error:
+            save.fault = error
+
+    def _finish(self, save: "_Save", path: pathlib.Path) -> None:
         """Writes the manifest, copies the checkpoint to the store, and deletes old ones."""
-        path = self._folder / str(save.step)
-        manifest = {**save.manifest, "files": checksums(path)}
-        manifest["hash"] = artifacts.hash_of(manifest)
+        save.manifest["files"] = checksums(path)
         durable.sync_tree(path)
-        durable.write_json(path / MANIFEST, manifest)
+        _write_manifest(path, save.manifest)
         durable.sync(self._folder)
         try:
             self._mirror.push(path)
@@ -271,6 +296,9 @@ class Checkpoints:
                 f"*** CHECKPOINT OF STEP {save.step} NOT COPIED: {_one_line(error)}; work "
                 f"continues, it is kept in {path} ***"
             )
+        self._remove_old()
+
+    def _remove_old(self) -> None:
         for old in self._steps()[: -self._config.keep]:
             self._remove(old)
 
@@ -365,11 +393,16 @@ def _in_all_processes(read: Callable[..., T], *arguments: Any) -> T:
     fault = ""
     try:
         value = read(*arguments)
-    except _RESTORE_FAULTS as error:
+    except (CadcError, *_RESTORE_FAULTS) as error:
         fault = _one_line(error)
     if distributed.in_any(bool(fault)):
         raise _Unusable(fault or "another process cannot read it")
     return value
+
+
+def _write_manifest(path: pathlib.Path, manifest: Mapping[str, Any]) -> None:
+    """Writes the manifest of a checkpoint, with its hash."""
+    durable.write_json(path / MANIFEST, {**manifest, "hash": artifacts.hash_of(manifest)})
 
 
 def _read_manifest(path: pathlib.Path) -> Mapping[str, Any]:

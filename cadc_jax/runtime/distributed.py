@@ -5,6 +5,9 @@ computations in the same order. The first process (index 0) decides everything e
 exist, which are written, what is printed. The others get its decisions from the key-value store of
 JAX's coordination service, where they can wait without a time limit.
 
+All processes see one work folder, or, if that is on a URL, those of each machine see a local one of
+their own (`apart`). Then the first process of each machine keeps it up to date (`leads`).
+
 When one process fails, all end:
 
   an error that Python sees      the process reports it in the store, where the others look every
@@ -39,6 +42,8 @@ _FAILURE = "cadc/failure"
 _KEPT_VALUES = 10_000  # in the store; the processes are never that many calls apart
 _LAST_WORDS = pathlib.Path(__file__).with_name("last_words.py")
 
+_apart = False  # whether there are several local work folders
+_leads = True  # whether this process is the first one in its local work folder
 _stopped = threading.Event()
 _calls = itertools.count()  # numbers the keys in the store; the same in all processes
 
@@ -260,8 +265,33 @@ def in_any(holds: bool) -> bool:
         return holds
     key = f"cadc/{next(_calls)}"
     _store().key_value_set(f"{key}/{index()}", json.dumps(holds))
-    answers = [_store().blocking_key_value_get(f"{key}/{k}", _FOREVER_MS) for k in range(count())]
-    return any(map(json.loads, answers))
+    return any(_told(key))
+
+
+def to_first(key: str, value: Any) -> list[Any]:
+    """The values (JSON-able) of all processes, by index, in the first one; none in the others.
+
+    All processes have to call it, in any thread.
+
+    Args:
+      key: the same in all processes; used again only once the first process has returned.
+      value: of this process.
+    """
+    if count() == 1:
+        return [value]
+    key = f"cadc/to_first/{key}"
+    _store().key_value_set(f"{key}/{index()}", json.dumps(value))
+    if not is_first():
+        return []
+    values = _told(key)
+    _store().key_value_delete(key)
+    return values
+
+
+def _told(key: str) -> list[Any]:
+    """What each process has set under a key; waits for all."""
+    told = [_store().blocking_key_value_get(f"{key}/{k}", _FOREVER_MS) for k in range(count())]
+    return list(map(json.loads, told))
 
 
 def reported_by_any(event: str, happened: bool) -> bool:
@@ -296,25 +326,62 @@ def leave(code: int) -> NoReturn:
     _end(code)
 
 
-def check_shared(folder: pathlib.Path) -> None:
-    """Makes `folder` if needed, and checks that all processes see what the first one writes there.
+def apart() -> bool:
+    """Whether some processes have a local work folder that others do not see."""
+    return _apart
+
+
+def leads() -> bool:
+    """Whether this process is the one that keeps its local work folder up to date.
+
+    It is one of those that see the folder: of all processes the first one, unless they are `apart`.
+    """
+    return _leads if _apart else is_first()
+
+
+def find_folders(folder: pathlib.Path, shared: bool) -> None:
+    """Makes the work folder if needed, and finds out which processes see the same one.
+
+    All processes have to call it. `apart` and `leads` tell what it has found.
+
+    Args:
+      folder: the path, on this machine.
+      shared: whether all processes have to see the same folder.
 
     Raises:
-      DistributedError: in a process that does not see it.
+      DistributedError: in a process that does not, though it has to.
     """
+    global _apart, _leads
     if count() == 1:
         return
-    mark = folder / f".shared-{os.getpid()}-{time.time_ns()}"
-
-    def write() -> str:
-        folder.mkdir(parents=True, exist_ok=True)
-        mark.touch()
-        return mark.name
-
-    wait_until_seen(folder / on_first(write))
-    barrier("shared")
+    mark = folder / of_first(f".shared-{os.getpid()}-{time.time_ns()}")
+    folder.mkdir(parents=True, exist_ok=True)
     if is_first():
-        mark.unlink()
+        mark.mkdir()
+    barrier("mark")
+    _leads = is_first() or _is_made(mark)
+    if _leads and not is_first() and shared:
+        mark.rmdir()
+        raise _not_shared(folder)
+    _apart = in_any(_leads and not is_first())
+    if _leads:
+        mark.rmdir()
+
+
+def _is_made(folder: pathlib.Path) -> bool:
+    """Makes a folder; False if it is there. A network file system's cache has no say in this."""
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        return False
+    return True
+
+
+def _not_shared(path: pathlib.Path) -> DistributedError:
+    return DistributedError(
+        f"{path.absolute()}: not the same here as in the first process: --workdir must be a URL "
+        "such as gs://bucket/run, or a folder on a file system that all processes share"
+    )
 
 
 def wait_until_seen(path: pathlib.Path) -> None:
@@ -326,11 +393,7 @@ def wait_until_seen(path: pathlib.Path) -> None:
     deadline = time.monotonic() + _SHARED_SECONDS
     while not path.exists():
         if time.monotonic() > deadline:
-            raise DistributedError(
-                f"{path.absolute()}: not seen here, though the first process wrote it: --workdir "
-                "(or, if that is a URL, --scratch) must be a folder on a file system that all "
-                "processes share"
-            )
+            raise _not_shared(path)
         time.sleep(0.2)
         with contextlib.suppress(OSError):
             os.listdir(path.parent)  # makes NFS look again

@@ -8,6 +8,10 @@ and gets its local name only when it is whole.
     mirror.pull(scratch / "prepare" / "0123456789ab")   # if it is in the store, and not here
     mirror.push(scratch / "prepare" / "0123456789ab")   # if it is here, and not in the store
 
+Processes that do not see the same local folder write into their own, and copy their files to where
+the finished folder will be (`put`, `push_files`), some of them in parts (see `runtime.parts`). The
+first process copies the rest, and the manifest.
+
 Without a URL (`remote` is None) all of it does nothing.
 """
 
@@ -21,7 +25,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 
 from cadc_jax.errors import ArtifactError, ConfigError, StorageError
-from cadc_jax.runtime import artifacts, durable, manifest, storage
+from cadc_jax.runtime import artifacts, durable, manifest, parts, storage
 from cadc_jax.runtime.storage import AnyPath, Remote
 
 _AT_ONCE = 8  # files that are copied at the same time
@@ -81,12 +85,13 @@ class Mirror:
             (pathlib.Path(name) / manifest.NAME).write_bytes(data)
             return manifest.read(pathlib.Path(name))
 
-    def pull(self, folder: pathlib.Path, check: Check = check_artifact) -> bool:
+    def pull(self, folder: pathlib.Path, check: Check = check_artifact, same: bool = False) -> bool:
         """Copies a folder from the store, unless it is here.
 
         Args:
           folder: below the local one.
           check: of the copied files.
+          same: whether one that is here is replaced if its manifest is not that in the store.
 
         Returns:
           Whether the folder is here.
@@ -95,15 +100,21 @@ class Mirror:
           ArtifactError: if the copy in the store is damaged.
           StorageError: if the store cannot be read.
         """
-        if self.remote is None or folder.exists():
-            return folder.exists()
-        if self.manifest_of(folder) is None:
-            return False
+        here = folder.exists()
+        if self.remote is None or (here and not same):
+            return here
+        data = self.manifest_of(folder)
+        if data is None or (here and _manifest_here(folder) == data):
+            return here
         _download(self._of(folder), folder, check)
         return True
 
-    def push(self, folder: pathlib.Path) -> None:
+    def push(self, folder: pathlib.Path, rest: bool = False) -> None:
         """Copies a whole folder to the store, unless it is there.
+
+        Args:
+          folder: below the local one.
+          rest: whether other processes have copied some of its files, which stay as they are.
 
         Raises:
           StorageError: if the store cannot be written.
@@ -111,8 +122,17 @@ class Mirror:
         if self.remote is None or (place := self._of(folder)) in _pushed:
             return
         if self.manifest_of(folder) is None:
-            upload(folder, place)
+            upload(folder, place, rest)
         _pushed.add(place)
+
+    def put(self, folder: pathlib.Path, other: pathlib.Path) -> None:
+        """Copies the files of a folder to where those of another one are copied to.
+
+        Raises:
+          StorageError: if the store cannot be written.
+        """
+        if self.remote is not None:
+            upload(folder, self._of(other))
 
     def push_files(self, files: Iterable[pathlib.Path]) -> None:
         """Copies single files, and replaces the ones that are in the store.
@@ -123,14 +143,29 @@ class Mirror:
         if self.remote is not None:
             _in_parallel([(self._of(file).upload, file) for file in files if file.is_file()])
 
-    def pull_file(self, file: pathlib.Path) -> None:
-        """Copies a single file from the store, if it is there and not here."""
-        if self.remote is None or file.exists():
-            return
-        if (data := self._of(file).read_bytes()) is not None:
+    def pull_files(self, files: Iterable[pathlib.Path]) -> None:
+        """Copies single files from the store, if they are there and not here.
+
+        Raises:
+          StorageError: if the store cannot be read.
+        """
+        if self.remote is not None:
+            _in_parallel([(self._pull_file, file) for file in files if not file.exists()])
+
+    def _pull_file(self, file: pathlib.Path) -> None:
+        if (place := self._of(file)).is_file():
             durable.make_folder(file.parent)
             with durable.replacing(file) as temporary:
-                temporary.write_bytes(data)
+                place.download(temporary)
+
+    def pull_rest(self, folder: pathlib.Path) -> None:
+        """Copies all files of a folder that are in the store and not here.
+
+        Raises:
+          StorageError: if the store cannot be read.
+        """
+        if self.remote is not None:
+            self.pull_files(folder / name for name in self._of(folder).files())
 
     def remove(self, folder: pathlib.Path) -> None:
         """Deletes the copy of a folder, its manifest first, so that no rest passes for whole."""
@@ -143,24 +178,36 @@ class Mirror:
     def _of(self, path: pathlib.Path) -> Remote:
         assert self.remote is not None
         relative = path.resolve().relative_to(self.local.resolve())  # either may be a link
+        relative = artifacts.finished(relative)
         return self.remote / relative if relative.parts else self.remote
 
 
-def upload(folder: pathlib.Path, place: Remote) -> None:
+def upload(folder: pathlib.Path, place: Remote, rest: bool = False) -> None:
     """Copies a folder to a store, its manifest last, and compares the sizes.
+
+    Args:
+      folder: the folder.
+      place: where to.
+      rest: whether files that are there in the same size stay, and others are deleted.
 
     Raises:
       StorageError: if the store cannot be written.
     """
     files = {x.relative_to(folder).as_posix(): x for x in folder.rglob("*") if x.is_file()}
     last = files.pop(manifest.NAME, None)
-    _in_parallel([((place / name).upload, file) for name, file in files.items()])
-    there = place.files()
-    for name, file in files.items():
-        if there.get(name) != file.stat().st_size:
+    sizes = {name: file.stat().st_size for name, file in files.items()}
+    before = parts.by_file(place.files()) if rest else {}
+    kept = {name for name, there in before.items() if sum(there.values()) == sizes.get(name)}
+    gone = [part for name, there in before.items() if name not in kept for part in there]
+    _in_parallel([((place / name).delete,) for name in gone])
+    _in_parallel([((place / name).upload, files[name]) for name in files if name not in kept])
+    there = parts.by_file(place.files())
+    for name, size in sizes.items():
+        found = sum(there[name].values()) if name in there else "no"
+        if found != size:
             raise StorageError(
-                f"{place / name}: {there.get(name, 'no')} bytes arrived of "
-                f"{file.stat().st_size}; does another run write there? Run the same command again"
+                f"{place / name}: {found} bytes arrived of {size}; does another run write there? "
+                "Run the same command again"
             )
     if last is not None:
         (place / manifest.NAME).upload(last)
@@ -226,12 +273,16 @@ def destination(place: AnyPath, kind: str = "folder", flag: str = "out") -> Iter
 
 def _refresh(place: Remote, folder: pathlib.Path) -> None:
     """Copies an artefact from a store, unless the same one is here."""
+    there = (place / manifest.NAME).read_bytes()
+    if there is None or _manifest_here(folder) != there:
+        _download(place, folder, check_artifact)
+
+
+def _manifest_here(folder: pathlib.Path) -> bytes | None:
     try:
-        if (folder / manifest.NAME).read_bytes() == (place / manifest.NAME).read_bytes():
-            return
+        return (folder / manifest.NAME).read_bytes()
     except OSError:
-        pass
-    _download(place, folder, check_artifact)
+        return None
 
 
 def _download(place: Remote, folder: pathlib.Path, check: Check) -> None:
@@ -240,10 +291,14 @@ def _download(place: Remote, folder: pathlib.Path, check: Check) -> None:
     temporary = artifacts.temporary_folder(folder)
     temporary.mkdir()
     try:
-        names = _listed(place)
+        files = _listed(place)
+        names = [part for there in files.values() for part in there]
         for name in names:
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
         _in_parallel([((place / name).download, temporary / name) for name in names])
+        for name, there in files.items():
+            if list(there) != [name]:
+                parts.join([temporary / part for part in there], temporary / name)
         try:
             check(temporary)
         except (ArtifactError, ValueError) as error:
@@ -251,21 +306,23 @@ def _download(place: Remote, folder: pathlib.Path, check: Check) -> None:
             text = text.removesuffix(f"; {manifest.ADVICE}")
             raise ArtifactError(f"{place}: {text}; {manifest.ADVICE}") from None
         if folder.exists():
+            if _manifest_here(folder) == _manifest_here(temporary):
+                return  # another process was faster, and may be reading
             shutil.rmtree(folder)
         durable.publish(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _listed(place: Remote) -> list[str]:
-    """Names of the files in the store that the manifest there lists, and its own.
+def _listed(place: Remote) -> dict[str, dict[str, int]]:
+    """Files in the store that the manifest there lists, and itself, with their parts.
 
     Others are of an upload that was cut off.
     """
-    names, listed = list(place.files()), None
+    found, listed = parts.by_file(place.files()), None
     with contextlib.suppress(ValueError, TypeError, KeyError):  # the check tells what is wrong
-        listed = set(json.loads((place / manifest.NAME).read_bytes() or b"")["files"])
-    return [name for name in names if listed is None or name in listed or name == manifest.NAME]
+        listed = {*json.loads((place / manifest.NAME).read_bytes() or b"")["files"], manifest.NAME}
+    return {name: there for name, there in found.items() if listed is None or name in listed}
 
 
 def _in_parallel(calls: Iterable[tuple]) -> None:

@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import gzip
+import shutil
 import threading
 
 import numpy as np
@@ -12,9 +13,9 @@ import pyarrow.parquet
 import pytest
 
 from cadc_jax.data import prepare
-from cadc_jax.data.hosts import SINGLE_HOST, Hosts
+from cadc_jax.data.hosts import SINGLE_HOST, Carrier, Hosts
 from cadc_jax.data.prepare import PrepareConfig
-from cadc_jax.data.raw import Task
+from cadc_jax.data.raw import PARTS, Task
 from cadc_jax.data.readers import criteo, synthetic, tabular
 from cadc_jax.errors import CadcError, DataError
 
@@ -142,6 +143,34 @@ def prepare_together(sources, path, config):
         return [future.result(timeout=100) for future in futures]
 
 
+def prepare_apart(sources, path, config):
+    """The same with a folder for each host, and one from which they copy files of the others."""
+    common = path / "common"
+    barrier = threading.Barrier(len(sources))
+
+    def run(index, source):
+        own = path / str(index)
+        own.mkdir(parents=True)
+
+        def give(files):
+            for file in files:
+                (common / file.relative_to(own)).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, common / file.relative_to(own))
+
+        def take(files):
+            for file in files:
+                if not file.exists():
+                    shutil.copy(common / file.relative_to(own), file)
+
+        wait = lambda name: barrier.wait(60)  # noqa: E731
+        hosts = Hosts(index, len(sources), wait, Carrier(give, take))
+        return prepare_on(source, own, config, hosts)[0]
+
+    with concurrent.futures.ThreadPoolExecutor(len(sources)) as pool:
+        futures = [pool.submit(run, index, source) for index, source in enumerate(sources)]
+        return [future.result(timeout=100) for future in futures]
+
+
 def contents(path):
     return {str(x.relative_to(path)): x.read_bytes() for x in path.rglob("*") if x.is_file()}
 
@@ -160,6 +189,21 @@ def test_several_hosts_write_the_same_bytes_as_one(raw, tmp_path, case):
         assert sorted(found) == sorted(expected)
         assert [name for name in expected if found[name] != expected[name]] == []
         assert all(decoded for _, decoded in results)  # each host has done a part
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_hosts_that_share_no_folder_write_the_same_bytes(raw, tmp_path, case):
+    make, config = CASES[case]
+    facts, _ = prepare_on(make(raw), tmp_path / "one", config)
+    expected = contents(tmp_path / "one")
+    results = prepare_apart([make(raw) for _ in range(3)], tmp_path / "apart", config)
+    assert results == [facts] * 3
+    found = contents(tmp_path / "apart" / "0")
+    assert sorted(found) == sorted(expected)
+    assert [name for name in expected if found[name] != expected[name]] == []
+    columns = [name for name in expected if name.startswith(PARTS)]
+    own = {f"{name}.part1" for name in columns if "negatives" not in name}
+    assert own == {name for name in contents(tmp_path / "apart" / "1") if "staging" not in name}
 
 
 @pytest.mark.parametrize("case", FAULTS)

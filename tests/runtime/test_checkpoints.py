@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from cadc_jax import sharding
 from cadc_jax.errors import ConfigError
-from cadc_jax.runtime import checkpoints
+from cadc_jax.runtime import checkpoints, states
 from cadc_jax.runtime.checkpoints import CheckpointConfig, Checkpoints
 from cadc_jax.runtime.interrupts import Stopped
 
@@ -192,7 +192,7 @@ def test_orbax_may_write_in_place_with_a_commit_file(tmp_path, monkeypatch):
     """As it does on file systems without renames."""
     options = ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.COMMIT_FILE)
     make = functools.partial(ocp.AsyncCheckpointer, atomicity_options=options)
-    monkeypatch.setattr(checkpoints.ocp, "AsyncCheckpointer", make)
+    monkeypatch.setattr(states.ocp, "AsyncCheckpointer", make)
     assert save(tmp_path, 1, 2, 3) == []
     assert list((tmp_path / "3").rglob("commit_success.txt"))
     assert_is(restore(tmp_path)[0], 3)

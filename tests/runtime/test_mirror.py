@@ -95,7 +95,9 @@ def test_without_a_url_nothing_is_copied(tmp_path):
     own = Mirror(tmp_path)
     own.push(tmp_path)
     own.push_files([tmp_path / "x"])
-    own.pull_file(tmp_path / "x")
+    own.pull_files([tmp_path / "x"])
+    own.pull_rest(tmp_path)
+    own.put(tmp_path, tmp_path / "y")
     own.remove(tmp_path / "x")
     assert own.names(tmp_path) == set() and not own.pull(tmp_path / "x")
     assert own.shown(tmp_path / "x") == tmp_path / "x"
@@ -146,3 +148,40 @@ def test_a_folder_that_is_made_again_is_copied_again(memory_store, tmp_path, cac
 def test_a_url_without_objects_is_an_error(memory_store):
     with pytest.raises(ConfigError, match="--from=memory://.*/none: no such folder"):
         mirror.local_copy(memory_store / "none")
+
+
+def test_files_in_parts_come_back_whole(memory_store, tmp_path):
+    made = make(tmp_path / "a", None)
+    place = memory_store / "stage" / made.fingerprint
+    for name, data in (("numbers.part0", b"1"), ("numbers.part1", b"23"), ("numbers.part", b"x")):
+        (place / "part" / name).write_bytes(data)
+    (place / "staging").write_bytes(b"x")
+    Mirror(tmp_path / "a", memory_store).push(made.path, rest=True)
+    assert set(place.files()) == {
+        "empty",
+        manifest.NAME,
+        "part/numbers.part0",
+        "part/numbers.part1",
+    }
+    found = make(tmp_path / "b", memory_store, write=lambda folder: pytest.fail("made again"))
+    assert (found.path / "part" / "numbers").read_bytes() == b"123"
+
+
+def test_a_folder_can_be_replaced_by_the_one_in_the_store(memory_store, tmp_path):
+    first, second = (make(tmp_path / name, None) for name in "ab")
+    (second.path / manifest.NAME).write_text((first.path / manifest.NAME).read_text() + "\n")
+    Mirror(tmp_path / "a", memory_store).push(first.path)
+    own = Mirror(tmp_path / "b", memory_store)
+    assert own.pull(second.path) and own.pull(second.path, same=True)
+    assert (second.path / manifest.NAME).read_bytes() == (first.path / manifest.NAME).read_bytes()
+
+
+def test_files_of_a_temporary_folder_go_to_where_the_finished_one_will_be(memory_store, tmp_path):
+    temporary = artifacts.temporary_folder(tmp_path / "a" / "stage" / "0123")
+    temporary.mkdir(parents=True)
+    (temporary / "x").write_bytes(b"1")
+    Mirror(tmp_path / "a", memory_store).push_files([temporary / "x"])
+    assert list((memory_store / "stage" / "0123").files()) == ["x"]
+    (tmp_path / "b").mkdir()
+    Mirror(tmp_path / "b", memory_store).pull_rest(tmp_path / "b" / "stage" / "0123")
+    assert (tmp_path / "b" / "stage" / "0123" / "x").read_bytes() == b"1"
