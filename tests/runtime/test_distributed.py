@@ -39,6 +39,7 @@ CRITEO = (
     "--config.checkpoints.seconds=0",  # after each block of the factorisation
     "--config.train.batch_rows=256",
     "--config.train.max_evaluations=2",
+    "--config.arms=('full', 'cadc_frozen')",
     "--config.dlrm.bottom=(16,)",
     "--config.dlrm.top=(8,)",
 )
