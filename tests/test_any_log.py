@@ -33,7 +33,7 @@ FILES = {TRAIN: "train.csv", VALIDATION: "validation.csv", TEST: "test.csv"}
 FEW_EXAMPLES = hypothesis.settings(
     max_examples=8, deadline=None, derandomize=True, database=None, phases=["generate"]
 )
-MANY_EXAMPLES = hypothesis.settings(FEW_EXAMPLES, max_examples=40)
+MANY_EXAMPLES = hypothesis.settings(FEW_EXAMPLES, max_examples=16)
 
 
 @dataclasses.dataclass(frozen=True)

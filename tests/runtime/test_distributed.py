@@ -39,10 +39,10 @@ CRITEO = (
     "--config.checkpoints.seconds=0",  # after each block of the factorisation
     "--config.train.batch_rows=256",
     "--config.train.max_evaluations=2",
-    "--config.arms=('full', 'cadc_frozen')",
     "--config.dlrm.bottom=(16,)",
     "--config.dlrm.top=(8,)",
 )
+TWO_ARMS = "--config.arms=('full', 'cadc_frozen')"
 RANKING = """
 from cadc_jax.configuration import default_config
 
@@ -137,7 +137,7 @@ def runs(tmp_path_factory, ranking_config):
     }
     folders = {name: tmp_path_factory.mktemp(name) for name in commands}
     for name, run in commands.items():
-        config = CRITEO if name.startswith("criteo") else (ranking_config,)
+        config = (*CRITEO, TWO_ARMS) if name.startswith("criteo") else (ranking_config,)
         code, out, err = finished(run(*config, f"--workdir={folders[name]}"))
         assert code == 0, err
         (folders[name] / "stdout").write_text(out)
@@ -194,7 +194,7 @@ def test_only_the_first_process_prints_and_each_stage_once(pair):
 
 
 def test_a_run_of_one_process_reuses_the_artefacts_of_several(runs):
-    code, out, err = finished(cadc(*CRITEO, f"--workdir={runs['criteo-2']}"))
+    code, out, err = finished(cadc(*CRITEO, TWO_ARMS, f"--workdir={runs['criteo-2']}"))
     assert code == 0, err
     stages = [line for line in out.splitlines() if line.startswith("[")]
     assert all("reused" in line for line in stages)
