@@ -290,8 +290,7 @@ def train(
     rows, validation = _whole(rows), _whole(validation)
     if not len(validation["user"]):
         raise ConfigError("validation: has no row; it decides when training ends")
-    start = _embedding_start(embeddings, factors, embedding_dim)
-    start = dataclasses.replace(start, logits=logits)
+    start = _embedding_start(embeddings, factors, logits, embedding_dim)
     sampler = None
     if not clicks:
         sampler = assemble.negatives_of(config, rows, num_items, rate, start.factors)
@@ -307,12 +306,14 @@ def train(
     return Model(network, *made, frozen)
 
 
-def _embedding_start(embeddings: str, factors: Factors | None, width: int) -> EmbeddingStart:
+def _embedding_start(
+    embeddings: str, factors: Factors | None, logits: bool, width: int
+) -> EmbeddingStart:
     if embeddings == "random" or factors is None:
         return EmbeddingStart(width, width)
     user, item = map(np.asarray, dot_tables(factors))
     frozen = FACTOR_TABLES if embeddings == "frozen" else frozenset()
-    return EmbeddingStart(user.shape[1], width, (user, item), frozen)
+    return EmbeddingStart(user.shape[1], width, (user, item), frozen, logits=logits)
 
 
 def score(model: Model, rows: Columns) -> np.ndarray:

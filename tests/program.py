@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -18,6 +19,12 @@ def cadc(*arguments, data_dir="/nowhere", cwd=ROOT):
         text=True,
         timeout=300,
     )
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return free.getsockname()[1]
 
 
 def assert_one_line(done, message):

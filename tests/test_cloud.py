@@ -7,7 +7,6 @@ import pathlib
 import runpy
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,7 +25,8 @@ from cadc_jax.run import compressed
 from cadc_jax.runtime import artifacts, mirror
 from cadc_jax.runtime.manifest import NAME as MANIFEST
 from cadc_jax.runtime.storage import Remote
-from tests.program import ROOT, assert_one_line, cadc
+from tests import ranking_log
+from tests.program import ROOT, assert_one_line, cadc, free_port
 from tests.small_runs import click_config, quiet
 from tests.stores import Proxy, emulator
 
@@ -194,49 +194,14 @@ def test_killed_and_resumed_on_another_machine(tmp_path):
     assert not [name for name in place.files() if name.startswith("checkpoints/")]
 
 
-def free_port():
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
-
-
-RANKING = """
-from cadc_jax.configuration import default_config
-
-
-def get_config():
-    config = default_config()
-    config.data.path = {path!r}
-    config.data.train_file = "log.csv"
-    config.data.num_negatives = 20
-    config.data.block_bytes = 1 << 10
-    config.rate = 0.3
-    config.arms = ("full",)
-    config.als.factors = 8
-    config.als.iterations = 3
-    config.als.alpha = 16.0
-    config.als.regularization = 1.0
-    config.als.fixed_side = "sharded"
-    config.checkpoints.seconds = 0
-    config.train.negatives = 2
-    config.train.batch_rows = 128
-    config.train.steps_per_call = 40
-    config.train.max_evaluations = 2
-    config.train.table_learning_rate = 0.01
-    return config
-"""
-
-
-def ranking(folder):
-    """The file of a configuration with a log of 90 users and 41 items."""
-    folder.mkdir()
-    random = np.random.default_rng(0)
-    taste = random.normal(size=(90, 3)) @ random.normal(size=(3, 41))
-    pairs = random.permutation(np.argwhere(taste + random.normal(size=taste.shape) > 1.2))
-    lines = [f"u{user},i{item},{time}" for time, (user, item) in enumerate(pairs)]
-    (folder / "log.csv").write_text("\n".join(["user_id,item_id,timestamp", *lines]))
-    (folder / "config.py").write_text(RANKING.format(path=str(folder)))
-    return folder / "config.py"
+APART = {
+    "arms": ("full",),
+    "data.block_bytes": 1 << 10,
+    "als.alpha": 16.0,
+    "checkpoints.seconds": 0,
+    "train.batch_rows": 128,
+    "train.steps_per_call": 40,
+}
 
 
 def on_two_machines(config, place, scratch):
@@ -263,7 +228,8 @@ def artifacts_in(place, stage):
 
 
 def test_two_machines_that_share_no_disk_resume_with_empty_disks(tmp_path):
-    place, config = BUCKET / "apart", ranking(tmp_path / "log")
+    (tmp_path / "log").mkdir()
+    place, config = BUCKET / "apart", ranking_log.write(tmp_path / "log", APART)
 
     def in_training():
         names = place.files() if place.exists() else {}

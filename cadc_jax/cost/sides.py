@@ -27,9 +27,10 @@ class Filling(NamedTuple):
 class Side(NamedTuple):
     """Sizes of the `Layout` and the chunks of users or items, on all devices.
 
-    Attributes, beside those of `Layout`:
+    Attributes (the others are as in `Layout`):
       long_chunks: chunks of long rows.
-      in_short, in_long: what the fullest chunk of short rows and one of long rows hold.
+      in_short: what the fullest chunk of short rows holds.
+      in_long: what a chunk of long rows holds.
       sizes: [k] distinct numbers of entries of a row.
       owned: [d, k] how many rows of each such number a device has; [1, k] if all have the same.
     """

@@ -115,8 +115,8 @@ def chunking(config: ALSConfig, platform: str) -> Chunking:
 
     An accelerator runs one chunk after another, so there should be few. What bounds them is memory:
     the gathered factors, and with exact solves the matrices of the rows. Both are counted as they
-    are stored, with what fills up the lanes of a TPU. With a split fixed side a chunk also holds
-    the distinct rows among the factors twice, as they are sent and as they come: no more than the
+    are stored, with what fills up the lanes of a TPU. With a split fixed side a device also
+    holds the distinct rows of a chunk twice, those it sends and those it receives: no more than the
     factors once weighted and once not, on any number of devices.
 
     Args:

@@ -27,7 +27,7 @@ def place(chunks: Chunks, fixed: Layout, mesh: Mesh) -> Chunks:
     """Puts the chunks of this process on its devices, with what they ask for; all processes call.
 
     Args:
-      chunks: those of `interactions.pack` for this process, on the host.
+      chunks: of this process, on the host, as `interactions.pack` makes them.
       fixed: layout of the fixed side, over all devices.
       mesh: the devices.
 

@@ -118,7 +118,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._wait(alone=True)  # after an error the other processes may not come here
+        self.wait(alone=True)  # after an error the other processes may not come here
         self._orbax.close()
         self._quiet.close()
 
@@ -175,21 +175,13 @@ class Checkpoints:
         late, stop = distributed.of_first([late, stop])
         if not (late or stop):
             return
-        self._wait()
+        self.wait()
         if step != self.newest:  # something was done since the newest checkpoint
             self._save(step, *make())
         if stop:
-            self._wait()
+            self.wait()
             kept = "nothing of this stage" if self.newest is None else f"step {self.newest}"
             raise Stopped(f"{kept} is saved")
-
-    def wait(self) -> None:
-        """Waits until the save under way, if any, is over. All processes have to call it.
-
-        Orbax matches what several processes write by its order, so nothing else may be written by
-        Orbax during a save.
-        """
-        self._wait()
 
     def _steps(self) -> list[int]:
         """Steps that have a checkpoint, here or in the store, in order."""
@@ -302,8 +294,11 @@ class Checkpoints:
         for old in self._steps()[: -self._config.keep]:
             self._remove(old)
 
-    def _wait(self, alone: bool = False) -> None:
-        """Waits until the save under way, if any, is over.
+    def wait(self, alone: bool = False) -> None:
+        """Waits until the save under way, if any, is over. All processes call it, unless `alone`.
+
+        Orbax matches what several processes write by its order, so nothing else may be written by
+        Orbax during a save.
 
         Args:
           alone: whether this process decides by itself whether it has succeeded.

@@ -5,8 +5,8 @@ computations in the same order. The first process (index 0) decides everything e
 exist, which are written, what is printed. The others get its decisions from the key-value store of
 JAX's coordination service, where they can wait without a time limit.
 
-All processes see one work folder, or, if that is on a URL, those of each machine see a local one of
-their own (`apart`). Then the first process of each machine keeps it up to date (`leads`).
+All processes share one work folder. If it is on a URL, each machine may have a local one of its own
+(`apart`). The first process of each machine then keeps that up to date (`leads`).
 
 When one process fails, all end:
 

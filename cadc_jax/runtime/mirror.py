@@ -126,7 +126,7 @@ class Mirror:
         _pushed.add(place)
 
     def put(self, folder: pathlib.Path, other: pathlib.Path) -> None:
-        """Copies the files of a folder to where those of another one are copied to.
+        """Copies the files of a folder to the place of another folder in the store.
 
         Raises:
           StorageError: if the store cannot be written.

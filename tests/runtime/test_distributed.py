@@ -18,6 +18,8 @@ import pytest
 
 from cadc_jax.errors import ConfigError
 from cadc_jax.runtime import distributed
+from tests import ranking_log
+from tests.program import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -43,28 +45,11 @@ CRITEO = (
     "--config.dlrm.top=(8,)",
 )
 TWO_ARMS = "--config.arms=('full', 'cadc_frozen')"
-RANKING = """
-from cadc_jax.configuration import default_config
-
-
-def get_config():
-    config = default_config()
-    config.data.path = {path!r}
-    config.data.train_file = "log.csv"
-    config.data.num_negatives = 20
-    config.rate = 0.3
-    config.arms = ("sample", "cadc_frozen")
-    config.als.factors = 8
-    config.als.iterations = 3
-    config.als.regularization = 1.0
-    config.als.fixed_side = "sharded"
-    config.train.negatives = 2
-    config.train.batch_rows = 64
-    config.train.steps_per_call = 7
-    config.train.max_evaluations = 2
-    config.train.table_learning_rate = 0.01
-    return config
-"""
+RANKING = {
+    "arms": ("sample", "cadc_frozen"),
+    "train.batch_rows": 64,
+    "train.steps_per_call": 7,
+}
 
 
 def start(command, **settings):
@@ -81,12 +66,6 @@ def start(command, **settings):
 
 def cadc(*arguments):
     return start([sys.executable, "-m", "cadc_jax.main", *arguments])
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("", 0))
-        return free.getsockname()[1]
 
 
 def processes_of(arguments, workdirs):
@@ -113,16 +92,7 @@ def errors(text):
 
 @pytest.fixture(scope="module")
 def ranking_config(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranking")
-    random = np.random.default_rng(0)
-    taste = random.normal(size=(90, 3)) @ random.normal(size=(3, 41))
-    user, item = np.nonzero(taste + random.normal(size=taste.shape) > 1.2)
-    order = random.permutation(len(user))
-    pairs = zip(user[order], item[order], strict=True)
-    lines = [f"u{u},i{i},{t}" for t, (u, i) in enumerate(pairs)]
-    (folder / "log.csv").write_text("\n".join(["user_id,item_id,timestamp", *lines]))
-    (folder / "config.py").write_text(RANKING.format(path=str(folder)))
-    return f"--config={folder / 'config.py'}"
+    return f"--config={ranking_log.write(tmp_path_factory.mktemp('ranking'), RANKING)}"
 
 
 @pytest.fixture(scope="module")
